@@ -1,0 +1,99 @@
+"""Capture: from a model and one call of it to a graph of ATen operators.
+
+`torch.export` in non-strict mode runs the model once with fake tensors and records every
+operator, exactly and without code for any particular model. Parameters are shared with the
+model, which stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from .errors import CaptureError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A model as a graph.
+
+    Attributes:
+        gm: Maps the flat leaves of a call to a flat tuple; every node carries a fake tensor,
+            its module path and its source line.
+        out_spec: How the flat outputs become what the model returns.
+    """
+
+    gm: fx.GraphModule
+    out_spec: pytree.TreeSpec
+
+
+def fork_model(model: nn.Module) -> nn.Module:
+    """A copy that shares every parameter's and buffer's storage, in evaluation mode.
+
+    Moving or converting the copy leaves the original where it is. Parameters of the copy
+    need no gradients, which some models cannot be exported with.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        shared = nn.Parameter(parameter.detach(), requires_grad=False)
+        memo[id(parameter)] = shared
+    memo.update({id(buffer): buffer.detach() for buffer in model.buffers()})
+    return copy.deepcopy(model, memo).eval()
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+    """Record one call of a model as a graph.
+
+    Raises:
+        CaptureError: The model's forward cannot be exported for these inputs.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of export's internals; failures raise
+            exported = torch.export.export(model, args, kwargs, strict=False)
+            exported = without_mutation(exported)
+            module = exported.module(check_guards=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured as one graph. torch.export said: "
+            f"{type(error).__name__}: {reason[0] if reason else 'nothing'}. Expected a forward "
+            "without data-dependent control flow that accepts these inputs; found inputs "
+            f"{describe_inputs(args, kwargs)}. Try torch.export.export(model, args, kwargs, "
+            "strict=False) on its own for the whole report"
+        ) from error
+    assert isinstance(module, fx.GraphModule)
+    module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs
+    plain = fx.GraphModule(module, module.graph)  # without the input checks in hooks
+    return Capture(plain, exported.call_spec.out_spec)
+
+
+def without_mutation(exported: ExportedProgram) -> ExportedProgram:
+    """The same program in functional form, if it writes to tensors in place."""
+    targets = (node.target for node in exported.graph.nodes if node.op == "call_function")
+    writes = any(
+        isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+        for target in targets
+    )
+    return exported.run_decompositions({}) if writes else exported
+
+
+def describe_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Shapes and dtypes of a call's inputs, by position or name."""
+
+    def describe(value: object) -> str:
+        if isinstance(value, torch.Tensor):
+            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        return repr(value)
+
+    named = [(str(i), v) for i, v in enumerate(args)] + list(kwargs.items())
+    return ", ".join(f"{name}={describe(value)}" for name, value in named)

@@ -1,0 +1,292 @@
+"""The transformed model: the original's forward, with a program behind it."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .capture import fork_model
+from .errors import DqarError, StepError
+from .inputs import Roles, signature_of
+from .lowering import CompileOptions
+from .steps import Context, StepTracker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+
+    from torch import fx
+
+    from .explanation import Explanation
+    from .program import Program
+    from .steps import Position
+    from .table import BranchTable
+
+    Builder = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], CompileOptions], Program]
+
+MAX_PROGRAMS = 8
+"""Input signatures that are kept; the least recently used one goes first."""
+
+
+class Denoiser(nn.Module):
+    """A denoiser that reuses attention; put it where the original model was.
+
+    Made by `dqar_fx.transform`. It has the original's forward signature, ``config``,
+    ``dtype``, ``device`` and ``return_dict`` behaviour, and it owns parameters that share
+    their storage with the original's. Inference only: nothing it returns has a gradient.
+
+    Args:
+        model: The original; it is not modified.
+        builder: Makes a program for the inputs of a call.
+        options: How to lower.
+    """
+
+    def __init__(self, model: nn.Module, builder: Builder, options: CompileOptions) -> None:
+        super().__init__()
+        original = getattr(model, "_orig_mod", model)  # of a module that torch.compile wraps
+        self.model = fork_model(original)
+        self._builder = builder
+        self._options = options
+        self._signature = inspect.signature(original.forward)
+        self._tracker = StepTracker()
+        self._programs: OrderedDict[Hashable, tuple[Program, Roles]] = OrderedDict()
+        self._latest: Program | None = None
+
+    # ---- the original's face -------------------------------------------------------------
+
+    @property
+    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
+        """One step of one stream; signature and result are the original's."""
+        call = partial(self._forward)
+        call.__signature__ = self._signature  # type: ignore[attr-defined]
+        return call
+
+    @property
+    def config(self) -> Any:
+        """The original's configuration."""
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters, as the original tells it."""
+        own = getattr(self.model, "dtype", None)
+        return own if isinstance(own, torch.dtype) else next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.model.parameters()).device
+
+    def __getattr__(self, name: str) -> Any:
+        """Plain attributes of the original; not its methods, which know nothing of this one."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_modules", {}).get("model")
+            value = getattr(model, name, None) if not name.startswith("_") else None
+            if value is None or callable(value):
+                raise AttributeError(
+                    f"{type(self).__name__} has no attribute {name!r}; to change the model, "
+                    "call its methods before dqar_fx.transform"
+                ) from None
+            return value
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Denoiser:
+        """Move or convert the parameters; graphs are captured anew where that changed them."""
+        before = (self.device, self.dtype)
+        super()._apply(fn, recurse)
+        if before != (self.device, self.dtype):
+            self._forget_programs()
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load parameters; whatever was computed from the old ones is forgotten."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.reset()
+        return result
+
+    # ---- where the loop is ---------------------------------------------------------------
+
+    @contextmanager
+    def cache_context(
+        self, name: str, step_index: int | None = None, **_: Any
+    ) -> Iterator[None]:
+        """Name the stream of the calls inside, and their step where it is known.
+
+        Other keywords that diffusers pipelines give (``num_inference_steps``, ``timestep``,
+        ``sigma``) are accepted; the branch table does not need them.
+        """
+        outer = self._tracker.context
+        self._tracker.context = Context(name, step_index)
+        try:
+            yield
+        finally:
+            self._tracker.context = outer
+
+    def attach_scheduler(self, scheduler: Any) -> Denoiser:
+        """Take the step from a diffusers scheduler's ``step_index``; None detaches."""
+        self._tracker.scheduler = scheduler
+        self.reset()
+        return self
+
+    def reset(self) -> None:
+        """Start anew: no kept output and no conditioning is used again."""
+        self._tracker.reset()
+        for program, _ in self._programs.values():
+            program.reset()
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        """What diffusers calls at the end of a pipeline."""
+        del recurse
+        self.reset()
+
+    # ---- lowering ------------------------------------------------------------------------
+
+    def compile(self, *args: Any, unit: str = "regional", **keywords: Any) -> None:  # type: ignore[override]
+        """Compile from the next call on.
+
+        Args:
+            *args: The backend, if given by position.
+            unit: ``"regional"`` or ``"whole"``.
+            **keywords: Those of ``torch.compile``.
+
+        Raises:
+            FormatError: An unknown unit.
+        """
+        backend = {"backend": args[0]} if args else {}
+        self._options = CompileOptions.of({"unit": unit, **backend, **keywords})
+        self._forget_programs()
+
+    def compile_repeated_blocks(self, *args: Any, **keywords: Any) -> None:
+        """Compile regionally, under the name that diffusers has for it."""
+        self.compile(*args, unit="regional", **keywords)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Program:
+        """Capture the signature of a call without running it.
+
+        Raises:
+            CaptureError: The model cannot be captured for these inputs.
+            SiteError: No attention is found, or a pattern selects none.
+            ScheduleError: The schedule does not fit the sites.
+        """
+        args, kwargs, _ = self._bind_call(args, kwargs)
+        return self._find_program(args, kwargs, pytree.tree_leaves((args, kwargs)))[0]
+
+    # ---- a call --------------------------------------------------------------------------
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs, as_tuple = self._bind_call(args, kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        refuse_gradients(leaves)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            program, roles = self._find_program(args, kwargs, leaves)
+            position = self._locate(program.table, roles, leaves)
+            outputs = program.run(leaves, position)
+        result = pytree.tree_unflatten(outputs, program.captured.out_spec)
+        return result.to_tuple() if as_tuple else result
+
+    def _bind_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+        """Arguments in the signature's order, and whether a tuple is asked for.
+
+        The graph always gives the model's output object: ``return_dict=False`` is answered
+        from it, not by a second graph.
+        """
+        bound = self._signature.bind(*args, **kwargs)
+        as_tuple = not bound.arguments.get("return_dict", True)
+        if as_tuple:
+            bound.arguments["return_dict"] = True
+        return bound.args, bound.kwargs, as_tuple
+
+    def _find_program(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: Sequence[Any]
+    ) -> tuple[Program, Roles]:
+        """The program for these inputs; built if there is none."""
+        key = signature_of(leaves)
+        if key in self._programs:
+            self._programs.move_to_end(key)
+        else:
+            program = self._builder(self.model, args, kwargs, self._options)
+            self._programs[key] = program, Roles.of(program.captured.gm)
+            if len(self._programs) > MAX_PROGRAMS:
+                self._programs.popitem(last=False)
+        self._latest = self._programs[key][0]
+        return self._programs[key]
+
+    def _locate(self, table: BranchTable, roles: Roles, leaves: Sequence[Any]) -> Position:
+        """Which step this is.
+
+        Raises:
+            StepError: It is unknown, or the table has no such step.
+        """
+        position = self._tracker.locate(
+            None if roles.timestep is None else leaves[roles.timestep],
+            leaves[roles.latent],
+            [leaves[i] for i in roles.conditioning],
+        )
+        length = position.length or position.step + 1
+        if position.step >= table.num_steps or length > table.num_steps + 1:
+            self.reset()
+            raise StepError(
+                f"the trajectory is longer than the branch table: step {position.step} of "
+                f"{'at least ' if position.length is None else ''}{length} steps, but the "
+                f"table has {table.num_steps}. Transform with a schedule of as many steps as "
+                "the pipeline takes (num_inference_steps)"
+            )
+        return position
+
+    def _forget_programs(self) -> None:
+        self._programs.clear()
+        self._latest = None
+        self._tracker.reset()
+
+    # ---- inspection ----------------------------------------------------------------------
+
+    @property
+    def program(self) -> Program:
+        """The program of the latest call or `prepare`.
+
+        Raises:
+            DqarError: Nothing has been captured yet.
+        """
+        if self._latest is None:
+            raise DqarError(
+                "nothing has been captured yet: call the denoiser once, or prepare(...) it"
+            )
+        return self._latest
+
+    @property
+    def table(self) -> BranchTable:
+        """The branch table of the latest captured signature."""
+        return self.program.table
+
+    @property
+    def cache_bytes(self) -> int:
+        """Slot bytes of one stream of the latest captured signature."""
+        return self.program.cache_bytes
+
+    def explain(self) -> Explanation:
+        """Sites, near misses and what each pass did, for the latest captured signature."""
+        return self.program.explanation
+
+    def row_graph(self, step: int) -> fx.GraphModule:
+        """The whole step's graph at a step of the table, guards resolved and dead code gone."""
+        return self.program.row_graph(step)
+
+
+def refuse_gradients(leaves: Sequence[Any]) -> None:
+    """Raise if a gradient is expected through the call."""
+    if torch.is_grad_enabled() and any(
+        isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves
+    ):
+        raise DqarError(
+            "an input requires a gradient, but a transformed denoiser is for inference only. "
+            "Detach the input, or call the original model"
+        )

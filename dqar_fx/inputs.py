@@ -1,0 +1,56 @@
+"""What a call passes: flat leaves, their signature, and which of them plays which part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dqar_fx.passes.hoist_conditioning import find_latent
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from torch import fx
+
+TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Positions among the leaves of a call.
+
+    Attributes:
+        timestep: The timestep, or None for a model that has none.
+        latent: The tensor that is denoised.
+        conditioning: All other tensors.
+    """
+
+    timestep: int | None
+    latent: int
+    conditioning: tuple[int, ...]
+
+    @classmethod
+    def of(cls, gm: fx.GraphModule) -> Roles:
+        """Read the roles off the names of a captured graph's inputs."""
+        inputs = gm.graph.find_nodes(op="placeholder")
+        names = [str(node.target) for node in inputs]
+        timestep = next((names.index(n) for n in TIMESTEP_NAMES if n in names), None)
+        found = find_latent(gm)
+        latent = 0 if found is None else inputs.index(found)
+        tensors = [
+            i for i, n in enumerate(inputs) if isinstance(n.meta.get("val"), torch.Tensor)
+        ]
+        others = tuple(i for i in tensors if i not in (timestep, latent))
+        return cls(timestep, latent, others)
+
+
+def signature_of(leaves: Sequence[Any]) -> Hashable:
+    """What a captured graph is good for: shapes, dtypes, devices, and plain values."""
+    return tuple(
+        (leaf.shape, leaf.dtype, leaf.device)
+        if isinstance(leaf, torch.Tensor)
+        else (type(leaf), repr(leaf))
+        for leaf in leaves
+    )

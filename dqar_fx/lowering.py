@@ -1,0 +1,119 @@
+"""Lowering: from a region's graph to what runs it.
+
+Each distinct variant of a region (actions resolved, dead code gone) is lowered once and
+shared by all blocks and rows that have its structure. ``regional`` compiles the variants of
+blocks and of what lies between; ``whole`` has a single region, the step; ``None`` runs the
+variants' graphs as they are, on any device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dqar_fx.passes import specialise
+from dqar_fx.passes.graphs import structure_of
+
+from .errors import FormatError
+from .plan import Variant
+from .runner import fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import fx
+
+    from dqar_fx.passes import Action
+
+UNITS = ("regional", "whole")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How to lower.
+
+    Attributes:
+        unit: ``"regional"``, ``"whole"``, or None for eager.
+        keywords: Passed on to ``torch.compile``.
+    """
+
+    unit: str | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, compile: str | Mapping[str, Any] | None) -> CompileOptions:
+        """Read the ``compile`` argument of ``transform``.
+
+        Raises:
+            FormatError: An unknown unit, or no unit at all.
+        """
+        if compile is None or isinstance(compile, str):
+            unit, keywords = compile, dict[str, Any]()
+        elif isinstance(compile, dict):
+            keywords = dict(compile)
+            unit = keywords.pop("unit", "regional")
+        else:
+            raise FormatError(
+                f"compile={compile!r}: expected None, 'regional', 'whole', or a dict of "
+                "torch.compile keywords with an optional 'unit'"
+            )
+        if unit is not None and unit not in UNITS:
+            raise FormatError(f"compile={unit!r} is unknown; known are None, {UNITS}")
+        return cls(unit, keywords)
+
+
+class Lowering:
+    """Specialises and lowers regions, each distinct one once.
+
+    Attributes:
+        variants: The lowered variants by structure.
+    """
+
+    def __init__(self, options: CompileOptions) -> None:
+        self.options = options
+        self.variants: dict[str, Variant] = {}
+        self._known: dict[tuple[fx.GraphModule, object, object], Variant] = {}
+
+    def variant(
+        self, region: fx.GraphModule, actions: tuple[Action, ...], live: tuple[bool, ...]
+    ) -> Variant:
+        """The lowered variant of a region for actions and live outputs."""
+        key = (region, actions, live)
+        if key not in self._known:
+            gm, kept = specialise_region(region, actions, live)
+            structure = structure_of(gm)
+            if structure not in self.variants:
+                function = self.lower(gm)
+                self.variants[structure] = Variant(gm, function, kept, structure)
+            shared = self.variants[structure]
+            self._known[key] = Variant(shared.gm, shared.function, kept, structure)
+        return self._known[key]
+
+    def lower(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
+        """What runs a graph."""
+        if self.options.unit is None:
+            return gm.forward
+        keywords = {"fullgraph": True, **self.options.keywords}
+        return torch.compile(gm.forward, **keywords)
+
+
+def specialise_region(
+    region: fx.GraphModule, actions: Sequence[Action], live: Sequence[bool]
+) -> tuple[fx.GraphModule, tuple[int, ...]]:
+    """A region's graph for actions, giving live outputs only.
+
+    Returns:
+        The graph, and the positions of the region's inputs that it still takes.
+    """
+    gm = fork(region)
+    output = gm.graph.output_node()
+    outputs = output.args[0]
+    output.args = (tuple(n for n, alive in zip(outputs, live, strict=True) if alive),)
+    before = [node.name for node in gm.graph.find_nodes(op="placeholder")]
+    specialise(gm, actions)
+    gm.graph.lint()
+    gm.recompile()
+    after = {node.name for node in gm.graph.find_nodes(op="placeholder")}
+    return gm, tuple(i for i, name in enumerate(before) if name in after)

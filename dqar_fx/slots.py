@@ -1,0 +1,89 @@
+"""Slots: the preallocated buffers of one stream, and what each of them holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dqar_fx.passes import Action, TensorSpec
+
+from .table import NEVER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from numpy.typing import NDArray
+    from torch import fx
+
+    from .table import BranchTable
+
+SlotKey = tuple[int, int, int]
+"""Column of the branch table, output of the site, buffer of the cache format."""
+
+
+class Slots:
+    """The buffers of one stream: allocated once, written in place, never handed out.
+
+    Attributes:
+        buffers: One tensor per slot, at an address that does not change.
+        stored_at: int64 ``[sites]``: the step of this trajectory whose output a site's
+            buffers hold, or `NEVER`.
+    """
+
+    def __init__(self, specs: Mapping[SlotKey, TensorSpec], num_sites: int) -> None:
+        self.buffers: dict[SlotKey, torch.Tensor] = {
+            key: spec.allocate() for key, spec in specs.items()
+        }
+        self.stored_at: NDArray[np.int64] = np.full(num_sites, NEVER)
+        self._trajectory: object = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storages that are held."""
+        return sum(buffer.untyped_storage().nbytes() for buffer in self.buffers.values())
+
+    def enter(self, trajectory: object) -> None:
+        """Forget what an earlier trajectory left."""
+        if trajectory is not self._trajectory:
+            self.stored_at[:] = NEVER
+            self._trajectory = trajectory
+
+    def forget(self) -> None:
+        """Let nothing be read that is in the buffers now."""
+        self._trajectory = None
+
+    def actions_for(self, table: BranchTable, step: int) -> tuple[NDArray[np.int8], int]:
+        """The table's row with each REUSE of what is not there made a STORE.
+
+        A kept output is there if it is of this trajectory and at least as new as the table
+        says. Returns the row and the number of sites that start cold.
+        """
+        cold = self.stored_at < table.sources[step]
+        if not cold.any():
+            return table.actions[step], 0
+        return np.where(cold, Action.STORE, table.actions[step]).astype(np.int8), int(
+            cold.sum()
+        )
+
+    def note(self, actions: NDArray[np.int8], step: int) -> None:
+        """Record what a step has stored."""
+        self.stored_at[actions == Action.STORE] = step
+
+
+def slots_of(guarded: fx.GraphModule) -> dict[SlotKey, TensorSpec]:
+    """The slots that a guarded graph has inputs for."""
+    return {
+        node.meta["slot"]: TensorSpec.of(node.meta["val"])
+        for node in guarded.graph.find_nodes(op="placeholder")
+        if "slot" in node.meta
+    }
+
+
+def plan_slots(
+    specs: Mapping[SlotKey, TensorSpec], table: BranchTable
+) -> dict[SlotKey, TensorSpec]:
+    """Slots of those sites that the table ever stores; the others need none."""
+    stored = set(np.nonzero((table.actions == Action.STORE).any(axis=0))[0].tolist())
+    return {key: spec for key, spec in specs.items() if key[0] in stored}

@@ -1,0 +1,138 @@
+"""The branch table: what every site does at every step, verified before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dqar_fx.passes import Action
+
+from .errors import ScheduleError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NEVER = -1
+"""In `BranchTable.sources`: nothing is read."""
+
+
+@dataclass(frozen=True, eq=False)
+class BranchTable:
+    """A schedule resolved against the sites of a model.
+
+    Attributes:
+        actions: int8 ``[steps, sites]`` of `Action`; read-only.
+        sites: Module path per column.
+        max_age: Steps a kept output may live, or None.
+
+    Raises:
+        ScheduleError: A REUSE that no STORE reaches, a STORE that nothing reads, an output
+            older than ``max_age``, an unknown action, or a wrong number of columns.
+    """
+
+    actions: NDArray[np.int8]
+    sites: tuple[str, ...]
+    max_age: int | None = None
+
+    def __post_init__(self) -> None:
+        actions = np.array(self.actions)
+        if actions.ndim != 2 or actions.shape[1] != len(self.sites):
+            raise ScheduleError(
+                f"a branch table needs shape [steps, {len(self.sites)}], one column per site, "
+                f"but has shape {list(actions.shape)}"
+            )
+        unknown = np.argwhere(~np.isin(actions, list(Action)))
+        if len(unknown):
+            step, site = map(int, unknown[0])
+            raise ScheduleError(
+                f"{self.where(step, site)}: unknown action {actions[step, site]!r}; "
+                f"known are {', '.join(f'{a.name} {a.value}' for a in Action)}"
+            )
+        actions = actions.astype(np.int8)
+        actions.flags.writeable = False
+        object.__setattr__(self, "actions", actions)
+        self._verify()
+
+    def _verify(self) -> None:
+        reused = self.actions == Action.REUSE
+        self._reject(reused & (self.sources == NEVER), "REUSE, but no STORE comes before it")
+        if self.max_age is not None:
+            age = np.arange(self.num_steps)[:, None] - self.sources
+            self._reject(
+                reused & (age > self.max_age),
+                f"REUSE of an output older than max_age={self.max_age} steps",
+            )
+        self._reject(self._dead_stores(), "STORE, but no REUSE reads it")
+
+    def _dead_stores(self) -> NDArray[np.bool_]:
+        read = np.zeros_like(self.actions, dtype=bool)
+        steps, columns = np.nonzero(self.actions == Action.REUSE)
+        read[self.sources[steps, columns], columns] = True
+        return (self.actions == Action.STORE) & ~read
+
+    def _reject(self, broken: NDArray[np.bool_], rule: str) -> None:
+        if not broken.any():
+            return
+        step, site = map(int, np.argwhere(broken)[0])
+        row = "".join(Action(a).letter for a in self.actions[:, site])
+        raise ScheduleError(
+            f"{self.where(step, site)}: {rule}. Its actions are {row}; "
+            f"{int(broken.sum())} cells of the table break this rule"
+        )
+
+    def where(self, step: int, site: int) -> str:
+        """A cell in words."""
+        return f"step {step}, site {site} ({self.sites[site]})"
+
+    @cached_property
+    def sources(self) -> NDArray[np.int64]:
+        """int64 ``[steps, sites]``: the step whose output a REUSE reads, else `NEVER`."""
+        stored = np.where(
+            self.actions == Action.STORE, np.arange(self.num_steps)[:, None], NEVER
+        )
+        latest = np.maximum.accumulate(stored, axis=0)
+        return np.where(self.actions == Action.REUSE, latest, NEVER)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the trajectory that the table is for."""
+        return int(self.actions.shape[0])
+
+    @cached_property
+    def rows(self) -> tuple[tuple[Action, ...], ...]:
+        """The distinct rows, in order of first appearance."""
+        return tuple(dict.fromkeys(self.row(step) for step in range(self.num_steps)))
+
+    def row(self, step: int) -> tuple[Action, ...]:
+        """What every site does at a step."""
+        return tuple(Action(a) for a in self.actions[step])
+
+    @property
+    def reuse_ratio(self) -> float:
+        """Share of cells that are REUSE, in [0, 1]."""
+        return float((self.actions == Action.REUSE).mean())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BranchTable):
+            return NotImplemented
+        same = self.sites == other.sites and self.max_age == other.max_age
+        return same and np.array_equal(self.actions, other.actions)
+
+    def __hash__(self) -> int:
+        return hash((self.sites, self.max_age, self.actions.tobytes()))
+
+    def __str__(self) -> str:
+        """The report's diagram: time to the right, shallow sites above deep ones."""
+        width = max((len(path) for path in self.sites), default=0)
+        ruler = "".join(f"{step:<10d}" for step in range(0, self.num_steps, 10))
+        lines = [
+            f"{self.num_steps} steps x {len(self.sites)} sites, {len(self.rows)} distinct rows, "
+            f"reuse ratio {self.reuse_ratio:.3f}   (C compute, S compute and store, R reuse)",
+            f"{'step':>{width}}  {ruler[: self.num_steps]}".rstrip(),
+        ]
+        for path, column in zip(self.sites, self.actions.T, strict=True):
+            lines.append(f"{path:>{width}}  {''.join(Action(a).letter for a in column)}")
+        return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""The call that does it all, and the way of the data from a model to a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dqar_fx.passes import (
+    FORMATS,
+    CacheFormat,
+    find_attention,
+    hoist_conditioning,
+    insert_guards,
+    merge_duplicates,
+    normalise,
+    outline_regions,
+    unify_layouts,
+)
+from dqar_fx.passes.blocks import find_blocks
+
+from .capture import capture
+from .denoiser import Denoiser
+from .errors import FormatError
+from .explanation import Explanation
+from .lowering import CompileOptions, Lowering
+from .plan import make_plan
+from .program import Program
+from .runner import fork, run_passes
+from .sites import choose_sites
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import fx, nn
+
+    from .schedule import Schedule
+
+
+def transform(
+    model: nn.Module,
+    schedule: Schedule,
+    *,
+    sites: str | Sequence[str] = "attention",
+    example_inputs: Mapping[str, Any] | None = None,
+    cache: str = "same",
+    compile: str | Mapping[str, Any] | None = None,
+) -> Denoiser:
+    """Compile a denoiser so that it reuses attention as a schedule says.
+
+    Args:
+        model: A diffusers transformer, or any module whose forward can be exported. It is
+            not modified; parameters are shared with it.
+        schedule: Which site reuses its output at which step.
+        sites: ``"attention"`` for all sites, a kind (``"self"``, ``"cross"``, ``"joint"``),
+            or path patterns such as ``"transformer_blocks.*.attn1"``.
+        example_inputs: Keyword arguments of one call, to capture right away; without them
+            the first call is captured.
+        cache: How outputs are kept: ``"same"`` (the site's own dtype), ``"fp16"``, ``"bf16"``.
+        compile: None to run eagerly on any device; ``"regional"`` to compile each distinct
+            block once; ``"whole"`` to compile one graph per distinct row; or a dict of
+            ``torch.compile`` keywords with an optional ``"unit"`` of these.
+
+    Returns:
+        A module with the model's forward signature, to be used in its place.
+
+    Raises:
+        CaptureError: The model cannot be captured (now, if ``example_inputs`` are given).
+        SiteError: No attention is found, or a pattern selects none.
+        ScheduleError: The schedule does not fit the sites.
+        FormatError: An unknown ``cache`` or ``compile``.
+
+    Source:
+        DQAR report, sections "Phase 2: attention output caching" and "Layer scheduling".
+    """
+    if cache not in FORMATS:
+        raise FormatError(f"cache={cache!r} is unknown; known are {', '.join(FORMATS)}")
+    builder = Builder(schedule, sites, FORMATS[cache])
+    denoiser = Denoiser(model, builder, CompileOptions.of(compile))
+    if example_inputs is not None:
+        denoiser.prepare(**example_inputs)
+    return denoiser
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds a program for each input signature of a denoiser."""
+
+    schedule: Schedule
+    sites: str | Sequence[str]
+    cache: CacheFormat
+
+    def __call__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CompileOptions,
+    ) -> Program:
+        """The way of the data, from a model and the inputs of one call."""
+        captured = capture(model, args, kwargs)
+        blocks = find_blocks(captured.gm.graph.nodes)
+
+        graph = fork(captured.gm)
+        reports = run_passes(graph, exact_passes(options, blocks))
+        matches, near_misses = find_attention(graph)
+        chosen = choose_sites(matches, near_misses, self.sites)
+        table = self.schedule.resolve([match.site.path for match in chosen])
+
+        guarded = graph
+        reports += run_passes(
+            guarded, [partial(insert_guards, matches=chosen, cache=self.cache)]
+        )
+        outlined = fork(guarded)
+        reports += outline(outlined, () if options.unit == "whole" else blocks)
+        return Program(
+            captured=captured,
+            guarded=guarded,
+            plan=make_plan(outlined),
+            table=table,
+            lowering=Lowering(options),
+            explanation=Explanation(
+                sites=tuple(match.site for match in chosen),
+                left_out=tuple(m.site for m in matches if m.site.path not in table.sites),
+                near_misses=tuple(near_misses),
+                reports=tuple(reports),
+            ),
+        )
+
+
+def exact_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
+    """Passes that keep every value, in order."""
+    passes: list[Any] = [
+        normalise,  # first: the matchers below need not know what does nothing
+        hoist_conditioning,  # before matching: what is hoisted is no site's to compute
+    ]
+    if options.unit is not None:
+        passes.append(partial(unify_layouts, blocks=blocks))  # last: for compilers only
+    return passes
+
+
+def outline(gm: fx.GraphModule, blocks: Sequence[str]) -> list[Any]:
+    """Outline the conditioning's stages, each inside, then the step."""
+    reports = []
+    for call in gm.graph.find_nodes(op="call_module", sort=True):
+        stage = fork(gm.get_submodule(str(call.target)))  # type: ignore[arg-type]
+        setattr(gm, str(call.target), stage)
+        passes = [merge_duplicates, partial(outline_regions, blocks=blocks)]
+        reports += run_passes(stage, passes, graph=str(call.target))
+    return reports + run_passes(gm, [partial(outline_regions, blocks=blocks)])

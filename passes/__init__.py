@@ -1,0 +1,34 @@
+"""Graph passes: each edits an fx graph in place and returns its number of rewrites.
+
+`EXACT` passes keep every value, bit for bit in eager mode. `insert_guards` and `specialise`
+are what makes reuse possible: with all actions COMPUTE they are exact as well.
+"""
+
+from .find_attention import find_attention
+from .formats import FORMATS, CacheFormat
+from .hoist_conditioning import hoist_conditioning
+from .insert_guards import compute_or_reuse, insert_guards
+from .merge_duplicates import merge_duplicates
+from .normalise import normalise
+from .outline_regions import outline_regions
+from .specialise import specialise
+from .unify_layouts import unify_layouts
+from .vocabulary import Action, NoMatch, Site, TensorSpec
+
+__all__ = [
+    "FORMATS",
+    "Action",
+    "CacheFormat",
+    "NoMatch",
+    "Site",
+    "TensorSpec",
+    "compute_or_reuse",
+    "find_attention",
+    "hoist_conditioning",
+    "insert_guards",
+    "merge_duplicates",
+    "normalise",
+    "outline_regions",
+    "specialise",
+    "unify_layouts",
+]

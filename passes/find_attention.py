@@ -1,0 +1,233 @@
+"""Find attention sites in a graph: from the attention operator out to the module that owns it.
+
+What: a site is what the innermost module around an attention operator computes between its
+inputs and those outputs that descend from the attention:
+
+    %linear_3 = linear(%x, to_q) ...   %sdpa = scaled_dot_product_attention(%q, %k, %v)
+    %div_1    = linear(%reshape, to_out)          # used outside: an output of the site
+    transformer_blocks.0.attn1  self, fused, keeps [2, 36, 60]
+
+Legal because every path from the operator to the rest of the graph leads through the
+outputs, so that replacing them replaces the attention. Values that the module passes on but
+that do not descend from the attention are left outside of the site: they stay computed.
+
+Leaves alone: attention in the root module, attention with active dropout, outputs that are
+not tensors. Each is reported with its reason, and so is a softmax that is no attention.
+
+Source: Vaswani et al. 2017 (attention); design by operator rather than by class name because
+class names differ per model and operators do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from .attention_kind import kind_of
+from .graphs import (
+    graph_inputs,
+    is_computing,
+    module_stack,
+    source_line,
+    tensor_value,
+    used_by_others,
+)
+from .vocabulary import NoMatch, Site, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+aten = torch.ops.aten
+
+FUSED = {
+    aten.scaled_dot_product_attention.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+}
+SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+MATMUL = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default}
+DROPOUT_ARG = 4
+"""Position of ``dropout_p`` in ``scaled_dot_product_attention(q, k, v, mask, dropout_p)``."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An attention operator: the node of its result, its queries, its keys, its spelling."""
+
+    result: fx.Node
+    query: fx.Node
+    key: fx.Node
+    variant: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """A site and its nodes: what it reads, what it computes, what it gives to the rest."""
+
+    site: Site
+    inputs: tuple[fx.Node, ...]
+    body: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
+    """All attention sites in execution order, and a reason for each candidate that is none."""
+    owned: dict[str, list[Operator]] = {}
+    near_misses: list[NoMatch] = []
+    for node in gm.graph.nodes:
+        try:
+            operator = match_operator(node)
+            if operator is not None:
+                owned.setdefault(owner_of(node), []).append(operator)
+        except NoMatch as miss:
+            near_misses.append(miss)
+    members = group_by_call(gm.graph.nodes, owned)
+    matches: list[Match] = []
+    for key, operators in owned.items():
+        try:
+            matches.append(match_site(len(matches), key, members[key], operators))
+        except NoMatch as miss:
+            near_misses.append(miss)
+    return matches, near_misses
+
+
+def is_candidate(node: fx.Node) -> bool:
+    """Whether the node's target is an attention operator or the softmax of one."""
+    return node.target in FUSED or node.target in SOFTMAX
+
+
+def match_operator(node: fx.Node) -> Operator | None:
+    """The attention operator at a node; None for a node that is not a candidate.
+
+    Raises:
+        NoMatch: The node is a candidate but not an attention that can be kept.
+    """
+    if node.target in FUSED:
+        if node.target is aten.scaled_dot_product_attention.default and dropout_of(node):
+            raise NoMatch(
+                "attention with active dropout is random: reuse would freeze it", node
+            )
+        return Operator(node, node.args[0], node.args[1], "fused")  # type: ignore[arg-type]
+    if node.target in SOFTMAX:
+        return match_unfused(node)
+    return None
+
+
+def match_unfused(softmax: fx.Node) -> Operator:
+    """``matmul -> (scale, mask, cast) -> softmax -> (cast) -> matmul``, or the reason not."""
+    scores = first_matmul(softmax, upwards=True)
+    if scores is None:
+        raise NoMatch(
+            "softmax of something that is not a product of queries and keys", softmax
+        )
+    values = first_matmul(softmax, upwards=False)
+    if values is None:
+        raise NoMatch("softmax whose weights are not multiplied with values", softmax)
+    operands = [n for n in scores.all_input_nodes if tensor_value(n) is not None][-2:]
+    if len(operands) != 2:
+        raise NoMatch("scores that are a product of a tensor with itself", scores)
+    return Operator(values, operands[0], operands[1], "matmul_softmax")
+
+
+def first_matmul(node: fx.Node, *, upwards: bool) -> fx.Node | None:
+    """The nearest matmul above or below a node, within the node's own module."""
+    home, seen, front = owner_of(node), {node}, [node]
+    while front:
+        current = front.pop(0)
+        for near in current.all_input_nodes if upwards else current.users:
+            if near in seen or not belongs_to(near, home):
+                continue
+            if near.target in MATMUL:
+                return near
+            seen.add(near)
+            front.append(near)
+    return None
+
+
+def match_site(
+    index: int, key: str, members: list[fx.Node], operators: list[Operator]
+) -> Match:
+    """The site that a module call makes of its attention operators.
+
+    Raises:
+        NoMatch: With the reason why the module's output cannot be kept.
+    """
+    anchor = operators[0].result
+    path = dict(module_stack(anchor))[key]
+    if not path:
+        raise NoMatch("attention belongs to the root module: nothing smaller to keep", anchor)
+    inside = set(members)
+    descending = reachable([o.result for o in operators], inside)
+    outputs = [n for n in members if n in descending and used_by_others(n, inside)]
+    for node in outputs:
+        if tensor_value(node) is None:
+            raise NoMatch(f"output of {path} is not a tensor", node)
+    if not outputs:
+        raise NoMatch(f"nothing outside of {path} reads its attention", anchor)
+    passed_on = [n for n in members if n not in descending and used_by_others(n, inside)]
+    needed = ancestors(outputs, inside) - ancestors(passed_on, inside)
+    body = [n for n in members if n in needed]
+    call = key.rsplit("@", 1)
+    site = Site(
+        index=index,
+        path=path if len(call) == 1 else f"{path}@{call[1]}",
+        kind=kind_of(operators[0].query, operators[0].key, outputs, needed),
+        variant=operators[0].variant,
+        outputs=tuple(TensorSpec.of(n.meta["val"]) for n in outputs),
+        source=source_line(anchor),
+    )
+    return Match(site, tuple(graph_inputs(body)), tuple(body), tuple(outputs))
+
+
+def dropout_of(sdpa: fx.Node) -> float:
+    """The dropout probability of an SDPA node."""
+    positional = sdpa.args[DROPOUT_ARG] if len(sdpa.args) > DROPOUT_ARG else 0.0
+    return float(sdpa.kwargs.get("dropout_p", positional))  # type: ignore[arg-type]
+
+
+def owner_of(node: fx.Node) -> str:
+    """Call key of the innermost module around a node."""
+    stack = module_stack(node)
+    return stack[-1][0] if stack else ""
+
+
+def belongs_to(node: fx.Node, key: str) -> bool:
+    """Whether a node was made during the module call ``key``."""
+    return is_computing(node) and key in (node.meta.get("nn_module_stack") or ())
+
+
+def group_by_call(nodes: Iterable[fx.Node], keys: Iterable[str]) -> dict[str, list[fx.Node]]:
+    """The nodes of each module call, in order."""
+    groups: dict[str, list[fx.Node]] = {key: [] for key in keys}
+    for node in nodes:
+        for key in node.meta.get("nn_module_stack") or ():
+            if key in groups and is_computing(node):
+                groups[key].append(node)
+    return groups
+
+
+def reachable(start: Iterable[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
+    """``start`` and all that descends from it within a set."""
+    found, front = set[fx.Node](), list(start)
+    while front:
+        node = front.pop()
+        if node in inside and node not in found:
+            found.add(node)
+            front.extend(node.users)
+    return found
+
+
+def ancestors(start: Iterable[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
+    """``start`` and all that it descends from within a set."""
+    found, front = set[fx.Node](), list(start)
+    while front:
+        node = front.pop()
+        if node in inside and node not in found:
+            found.add(node)
+            front.extend(node.all_input_nodes)
+    return found

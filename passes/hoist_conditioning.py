@@ -1,0 +1,132 @@
+"""Split off what does not depend on the latent, so that it runs only when its inputs change.
+
+Legal because the nodes are pure and read neither the latent nor anything computed from it:
+
+    %silu  = silu(%timestep_embedding)          %conditioning_2 = call_module(%getitem, ...)
+    %shift, %scale, ... = chunk(linear(%silu))  ->  %shift, %scale, ... = getitem(...)
+    %x = add(mul(layer_norm(%latent), %scale), %shift)    (reads them as before)
+
+Nodes that read the same set of the denoiser's inputs form one stage: constants, what reads
+the timestep, what reads the labels or the text, what reads both. A stage runs again only if
+one of its own inputs changed, so that text projections run once per trajectory.
+
+Leaves alone: a node inside a repeated block whose counterpart in an equal block depends on
+the latent. In joint attention the text stream of the first block does not depend on the
+latent and that of every later block does; hoisting the first would make it a block of its
+own kind, compiled apart, for work that each step needs anyway.
+
+Source: partial evaluation (Jones, Gomard, Sestoft 1993); DQAR report, future work.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from .blocks import find_blocks, find_runs, find_siblings
+from .graphs import outline, parameter_path, tensor_value, used_by_others
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from torch import fx
+
+LATENT_NAMES = ("hidden_states", "sample", "latents", "x")
+"""Names of the latent argument in the field; else the first floating-point tensor."""
+
+
+def hoist_conditioning(gm: fx.GraphModule) -> int:
+    """Move latent-independent nodes into stages; the number of nodes moved."""
+    nodes = [n for n in gm.graph.nodes if n.op == "call_function"]
+    latent = find_latent(gm)
+    if latent is None:
+        return 0
+    hoisted = choose_nodes(nodes, latent, find_runs(nodes, find_blocks(nodes)))
+    if not hoisted:
+        return 0
+    first = first_of_step(gm, frozenset(hoisted))
+    for number, stage in enumerate(group_by_inputs(hoisted)):
+        inside = frozenset(stage)
+        outputs = [n for n in stage if used_by_others(n, inside)]
+        call = outline(gm, stage, outputs, f"conditioning_{number}", before=first)
+        call.meta["stage"] = number
+    return len(hoisted)
+
+
+def first_of_step(gm: fx.GraphModule, hoisted: Collection[fx.Node]) -> fx.Node:
+    """The first node that stays in the step: stages go before it."""
+    return next(
+        n
+        for n in gm.graph.nodes
+        if n.op not in ("placeholder", "get_attr") and n not in hoisted
+    )
+
+
+def find_latent(gm: fx.GraphModule) -> fx.Node | None:
+    """The placeholder of the latent; None where no input is a floating-point tensor."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    for name in LATENT_NAMES:
+        for node in inputs:
+            if node.target == name and tensor_value(node) is not None:
+                return node
+    values = ((node, tensor_value(node)) for node in inputs)
+    return next((n for n, v in values if v is not None and v.is_floating_point()), None)
+
+
+def choose_nodes(
+    nodes: Sequence[fx.Node], latent: fx.Node, runs: list[tuple[str, list[fx.Node]]]
+) -> list[fx.Node]:
+    """Nodes that may leave the step: latent-independent in every sibling of their block."""
+    pinned: set[fx.Node] = set()
+    while True:
+        free = independent_nodes(nodes, {latent} | pinned)
+        irregular = counterparts_of_dependent(free, runs)
+        if not irregular:
+            break
+        pinned |= irregular
+    return [n for n in nodes if n in free and not is_wasted(n)]
+
+
+def independent_nodes(nodes: Iterable[fx.Node], dependent: set[fx.Node]) -> set[fx.Node]:
+    """Nodes that neither are in ``dependent`` nor descend from it."""
+    bound = set(dependent)
+    for node in nodes:
+        if node in bound or any(source in bound for source in node.all_input_nodes):
+            bound.add(node)
+    return {n for n in nodes if n not in bound}
+
+
+def counterparts_of_dependent(
+    free: Collection[fx.Node], runs: Iterable[tuple[str, list[fx.Node]]]
+) -> set[fx.Node]:
+    """Free nodes that stand where an equal block has a node that is not free."""
+    return {
+        node
+        for group in find_siblings(runs)
+        for counterparts in zip(*group, strict=True)
+        if not all(n in free for n in counterparts)
+        for node in counterparts
+        if node in free
+    }
+
+
+def is_wasted(node: fx.Node) -> bool:
+    """Whether nothing reads the node."""
+    return not node.users
+
+
+def group_by_inputs(hoisted: Sequence[fx.Node]) -> list[list[fx.Node]]:
+    """Stages of nodes that depend on the same graph inputs, in an order that can run."""
+    reads: dict[fx.Node, frozenset[str]] = {}
+    stages = defaultdict(list)
+    for node in hoisted:
+        reads[node] = frozenset().union(*(inputs_of(n, reads) for n in node.all_input_nodes))
+        stages[reads[node]].append(node)
+    return [stages[key] for key in sorted(stages, key=lambda key: (len(key), sorted(key)))]
+
+
+def inputs_of(node: fx.Node, known: dict[fx.Node, frozenset[str]]) -> frozenset[str]:
+    """Names of the graph inputs that a source node carries."""
+    if node in known:
+        return known[node]
+    return frozenset() if parameter_path(node) else frozenset({str(node.target)})

@@ -1,0 +1,54 @@
+"""Compute equal expressions once.
+
+Legal because the operators are pure: equal operator, equal arguments, equal value:
+
+    %sin   = sin(%t)   ; block 0
+    %sin_1 = sin(%t)   ; block 1      ->  users of %sin_1 read %sin
+
+In class-conditional DiT every block owns a timestep embedder; the sinusoids in front of them
+are the same for all.
+
+Leaves alone: random operators, operators that write, and calls of submodules.
+
+Source: any compiler textbook (common subexpression elimination).
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+
+def merge_duplicates(gm: fx.GraphModule) -> int:
+    """Let each node read the first one that computes its value; the number merged."""
+    first: dict[Hashable, fx.Node] = {}
+    rewrites = 0
+    for node in list(gm.graph.nodes):
+        if not is_pure(node):
+            continue
+        key = (node.op, str(node.target), repr((node.args, node.kwargs)))
+        if key in first:
+            node.replace_all_uses_with(first[key])
+            gm.graph.erase_node(node)
+            rewrites += 1
+        else:
+            first[key] = node
+    return rewrites
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether the node's value depends on nothing but its arguments."""
+    if node.op == "get_attr":
+        return not node.meta.get("is_graph")
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    random = torch.Tag.nondeterministic_seeded in node.target.tags
+    return not random and not node.target._schema.is_mutable

@@ -1,0 +1,93 @@
+"""Drop what does nothing at inference.
+
+Legal because each dropped node returns its input unchanged, value for value and bit for
+bit, for the shapes, dtypes and devices that the graph was captured with:
+
+    %to      : f32[2, 36, 60] = aten.to.dtype(%add, torch.float32)     # %add is float32
+    %dropout : f32[2, 36, 60] = aten.dropout.default(%linear, 0.0, False)
+    %div     : f32[2, 36, 60] = aten.div.Tensor(%dropout, 1.0)
+->  (users read %add and %linear)
+
+Input checks (``_guards_fn``, ``_assert_*``) go too: the denoiser captures anew for other
+inputs, so they cannot fail. So does dead code. ``add 0`` stays (it turns -0.0 into 0.0), and so do copies.
+
+Source: torch.export documentation (non-strict export inserts the checks).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .graphs import tensor_value
+
+if TYPE_CHECKING:
+    from torch import fx
+
+aten = torch.ops.aten
+
+CHECKS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default}
+ALIASES = {aten.alias.default, aten.detach.default}
+CONVERSIONS = {
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten._to_copy.default,
+    aten.contiguous.default,
+}
+SCALINGS = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
+
+
+def normalise(gm: fx.GraphModule) -> int:
+    """Remove input checks, nodes that return their input, dead nodes; the number removed."""
+    before = len(gm.graph.nodes)
+    for node in list(gm.graph.nodes):
+        if is_check(node):
+            gm.graph.erase_node(node)
+        elif is_identity(node):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+    return before - len(gm.graph.nodes)
+
+
+def is_check(node: fx.Node) -> bool:
+    """Whether the node only checks its inputs."""
+    return node.target in CHECKS or (node.op == "call_module" and node.target == "_guards_fn")
+
+
+def is_identity(node: fx.Node) -> bool:
+    """Whether the node returns its first argument unchanged."""
+    if node.op != "call_function":
+        return False
+    if node.target in ALIASES:
+        return True
+    if node.target in CONVERSIONS:
+        return keeps_everything(node)
+    if node.target is aten.dropout.default:
+        return node.args[2] is False or node.args[1] == 0.0
+    if node.target in SCALINGS:
+        return is_one(node.args[1]) and keeps_everything(node)
+    return False
+
+
+def is_one(value: object) -> bool:
+    """Whether a scalar argument is 1; tensors never are."""
+    return isinstance(value, int | float) and value == 1
+
+
+def keeps_everything(node: fx.Node) -> bool:
+    """Whether shape, strides, dtype and device are those of the first argument."""
+    source = node.args[0]
+    before = tensor_value(source) if hasattr(source, "meta") else None
+    after = tensor_value(node)
+    if before is None or after is None:
+        return False
+    return (before.shape, before.stride(), before.dtype, before.device) == (
+        after.shape,
+        after.stride(),
+        after.dtype,
+        after.device,
+    )

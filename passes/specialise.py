@@ -1,0 +1,136 @@
+"""Resolve the guards of a graph for given actions, and drop what is then dead.
+
+Legal because an action is fixed for the whole step:
+
+    REUSE    %out = slot                     ; the site, and the norm and modulation before it,
+                                               have no reader left and go
+    STORE    %out = (body inlined) ; copy_(%slot, %out)
+    COMPUTE  %out = (body inlined)           ; the slot is not even an input
+
+A slot that would leave the graph as an output is copied first: its storage is overwritten by
+a later step, and Inductor forbids outputs that alias inputs.
+
+Leaves alone: everything that a live output needs.
+
+Source: partial evaluation; PyTorch ``torch._inductor`` notes on input/output aliasing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .formats import FORMATS
+from .graphs import copy_meta, drop_unused_inputs
+from .insert_guards import compute_or_reuse
+from .vocabulary import Action
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .formats import CacheFormat
+
+aten = torch.ops.aten
+
+
+def specialise(gm: fx.GraphModule, actions: Sequence[Action]) -> int:
+    """Resolve guard after guard, in graph order; the number of guards resolved.
+
+    Raises:
+        ValueError: ``actions`` has not one entry per guard.
+    """
+    guards = gm.graph.find_nodes(op="call_function", target=compute_or_reuse)
+    if len(guards) != len(actions):
+        raise ValueError(f"the graph has {len(guards)} guards but {len(actions)} actions came")
+    for guard, action in zip(guards, actions, strict=True):
+        resolve_guard(gm, guard, action)
+    copy_slots_out(gm.graph)
+    gm.graph.eliminate_dead_code()
+    drop_unused_inputs(gm)
+    return len(guards)
+
+
+def resolve_guard(gm: fx.GraphModule, guard: fx.Node, action: Action) -> None:
+    """Put the branch that ``action`` takes in the place of a guard."""
+    _, slots, body, cache_format, dtypes, inputs = guard.args
+    kept_as = FORMATS[cast("str", cache_format)]
+    kept = cast("list[list[fx.Node]]", slots)
+    with gm.graph.inserting_before(guard):
+        if action == Action.REUSE:
+            values = [
+                read_slot(gm.graph, buffers, dtype, kept_as)
+                for buffers, dtype in zip(kept, cast("list[torch.dtype]", dtypes), strict=True)
+            ]
+        else:
+            graph = gm.get_submodule(str(cast("fx.Node", body).target))
+            sources = cast("list[fx.Node]", inputs)
+            values = inline(gm.graph, cast("fx.GraphModule", graph), sources)
+        if action == Action.STORE:
+            for buffers, value in zip(kept, values, strict=True):
+                write_slot(gm.graph, buffers, value, kept_as)
+    for item in list(guard.users):
+        item.replace_all_uses_with(values[cast("int", item.args[1])])
+        gm.graph.erase_node(item)
+    gm.graph.erase_node(guard)
+
+
+def read_slot(
+    graph: fx.Graph, buffers: Sequence[fx.Node], dtype: torch.dtype, kept_as: CacheFormat
+) -> fx.Node:
+    """Nodes that decode a kept value."""
+    return emit(graph, lambda *kept: (kept_as.decode(kept, dtype),), buffers)[0]
+
+
+def write_slot(
+    graph: fx.Graph, buffers: Sequence[fx.Node], value: fx.Node, kept_as: CacheFormat
+) -> None:
+    """Nodes that encode a value and write it in place."""
+    for buffer, part in zip(
+        buffers, emit(graph, lambda v: kept_as.encode(v), [value]), strict=True
+    ):
+        graph.call_function(aten.copy_.default, (buffer, part))
+
+
+def emit(
+    graph: fx.Graph,
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    inputs: Sequence[fx.Node],
+) -> list[fx.Node]:
+    """Trace a tensor function on the inputs' fake values and put its nodes here."""
+    traced = make_fx(function)(*(node.meta["val"] for node in inputs))
+    return inline(graph, traced, inputs)
+
+
+def inline(graph: fx.Graph, inner: fx.GraphModule, inputs: Sequence[fx.Node]) -> list[fx.Node]:
+    """Copy the nodes of ``inner`` here, reading ``inputs``; its outputs."""
+    copies = dict(zip(inner.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    for node in inner.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+        copies[node].meta = copy_meta(node)
+    return [copies[node] for node in inner.graph.output_node().args[0]]
+
+
+def copy_slots_out(graph: fx.Graph) -> None:
+    """Copy each output that is a slot, or a view of one."""
+    output = graph.output_node()
+    for node in dict.fromkeys(output.all_input_nodes):
+        if "slot" in viewed(node).meta:
+            with graph.inserting_before(output):
+                copied = graph.call_function(aten.clone.default, (node,))
+            copied.meta = copy_meta(node)
+            output.replace_input_with(node, copied)
+
+
+def viewed(node: fx.Node) -> fx.Node:
+    """The node whose storage this one shows, through any number of views."""
+    while isinstance(node.target, torch._ops.OpOverload):
+        returns = node.target._schema.returns
+        if not returns or returns[0].alias_info is None:
+            break
+        node = node.all_input_nodes[0]
+    return node

@@ -1,0 +1,93 @@
+"""The words that passes and the rest of the package share: action, tensor spec, site.
+
+Nothing here touches a graph; `graphs.py` beside it does.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import fx
+
+
+class Action(enum.IntEnum):
+    """What a site does at one step."""
+
+    COMPUTE = 0
+    """Compute, keep nothing."""
+    STORE = 1
+    """Compute and keep the output in the site's slot."""
+    REUSE = 2
+    """Read the slot; nothing of the site is computed."""
+
+    @property
+    def letter(self) -> str:
+        """One letter for written-out rows: C, S or R."""
+        return self.name[0]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape, strides (in elements), dtype and device of a tensor that does not exist yet."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorSpec:
+        """The spec of a tensor, fake or real."""
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storage that `allocate` makes."""
+        extent = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        return self.dtype.itemsize * (extent if 0 not in self.shape else 0)
+
+    def allocate(self) -> torch.Tensor:
+        """A new uninitialised tensor of this spec."""
+        return torch.empty_strided(
+            self.shape, self.stride, dtype=self.dtype, device=self.device
+        )
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention whose output may be kept.
+
+    Attributes:
+        index: Position in execution order; the column of the branch table.
+        path: Module path, such as ``transformer_blocks.3.attn1``. A module called twice
+            gives two sites; the second path ends in ``@1``.
+        kind: ``"self"``, ``"cross"`` or ``"joint"``.
+        variant: How the graph spells it, ``"fused"`` or ``"matmul_softmax"``.
+        outputs: What is kept, one spec per output (joint attention has two).
+        source: ``file:line`` of the attention call.
+    """
+
+    index: int
+    path: str
+    kind: str
+    variant: str
+    outputs: tuple[TensorSpec, ...]
+    source: str
+
+    def __str__(self) -> str:
+        shapes = ", ".join(str(list(o.shape)) for o in self.outputs)
+        return f"{self.index:3d}  {self.path}  {self.kind}, {self.variant}, keeps {shapes}"
+
+
+class NoMatch(Exception):
+    """A candidate that is not a site: the reason, and the node it was found at."""
+
+    def __init__(self, reason: str, node: fx.Node) -> None:
+        super().__init__(f"{reason} (at %{node.name})")
+        self.reason = reason
+        self.node = node
