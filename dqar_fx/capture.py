@@ -66,10 +66,10 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         reason = str(error).strip().splitlines()
         raise CaptureError(
             f"{type(model).__name__} cannot be captured as one graph. torch.export said: "
-            f"{type(error).__name__}: {reason[0] if reason else 'nothing'}. Expected a forward "
-            "without data-dependent control flow that accepts these inputs; found inputs "
-            f"{describe_inputs(args, kwargs)}. Try torch.export.export(model, args, kwargs, "
-            "strict=False) on its own for the whole report"
+            f"{type(error).__name__}: {reason[0] if reason else 'nothing'}. Expected a "
+            "forward without data-dependent control flow that accepts these inputs; found "
+            f"inputs {describe_inputs(args, kwargs)}. Try torch.export.export(model, args, "
+            "kwargs, strict=False) on its own for the whole report"
         ) from error
     assert isinstance(module, fx.GraphModule)
     module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs

@@ -84,7 +84,7 @@ class Denoiser(nn.Module):
         return next(self.model.parameters()).device
 
     def __getattr__(self, name: str) -> Any:
-        """Plain attributes of the original; not its methods, which know nothing of this one."""
+        """Plain attributes of the original; not its methods, which know nothing of this."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -277,7 +277,7 @@ class Denoiser(nn.Module):
         return self.program.explanation
 
     def row_graph(self, step: int) -> fx.GraphModule:
-        """The whole step's graph at a step of the table, guards resolved and dead code gone."""
+        """The whole step's graph at a step of the table: guards resolved, dead code gone."""
         return self.program.row_graph(step)
 
 

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.passes.hoist_conditioning import find_latent
+from dqar_fx.passes.hoist_conditioning import TIMESTEP_NAMES, find_latent
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from torch import fx
-
-TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step")
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ class Roles:
 
 
 def signature_of(leaves: Sequence[Any]) -> Hashable:
-    """What a captured graph is good for: shapes, dtypes, devices, and plain values."""
+    """What a captured graph is good for: tensors' layouts and dtypes, and plain values."""
     return tuple(
-        (leaf.shape, leaf.dtype, leaf.device)
+        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
         if isinstance(leaf, torch.Tensor)
         else (type(leaf), repr(leaf))
         for leaf in leaves

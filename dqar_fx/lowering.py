@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.passes import specialise
+from dqar_fx.passes import specialise, turn_skinny_linears
 from dqar_fx.passes.graphs import structure_of
 
 from .errors import FormatError
 from .plan import Variant
-from .runner import fork
+from .runner import fork, run_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dqar_fx.passes import Action
 
 UNITS = ("regional", "whole")
+COMPILED = (turn_skinny_linears,)
+"""Passes that may change the order of sums: for compilers, which do so themselves."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Lowering:
         """What runs a graph."""
         if self.options.unit is None:
             return gm.forward
+        run_passes(gm, COMPILED, graph="region")
         keywords = {"fullgraph": True, **self.options.keywords}
         return torch.compile(gm.forward, **keywords)
 

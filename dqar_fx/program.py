@@ -192,10 +192,10 @@ class Program:
     def _warn_cold(self, cold: int, position: Position) -> None:
         self._warned = True
         warnings.warn(
-            f"step {position.step} starts cold: {cold} of {len(self.table.sites)} sites should "
-            "reuse an output that this trajectory has not kept, and are computed instead. The "
-            "trajectory did not begin at step 0, skipped a step, or could not be recognised "
-            "(see Denoiser.cache_context and Denoiser.attach_scheduler)",
+            f"step {position.step} starts cold: {cold} of {len(self.table.sites)} sites "
+            "should reuse an output that this trajectory has not kept, and are computed "
+            "instead. The trajectory did not begin at step 0, skipped a step, or could not "
+            "be recognised (see Denoiser.cache_context and Denoiser.attach_scheduler)",
             stacklevel=6,
         )
 

@@ -41,8 +41,8 @@ def choose_sites(
     for pattern in patterns:
         if not any(selects(pattern, match) for match in matches):
             raise SiteError(
-                f"sites={pattern!r} selects no site. Use {ALL!r}, one of the kinds {KINDS}, or "
-                f"a path pattern; the sites are:{listing([m.site for m in matches])}"
+                f"sites={pattern!r} selects no site. Use {ALL!r}, one of the kinds {KINDS}, "
+                f"or a path pattern; the sites are:{listing([m.site for m in matches])}"
             )
     chosen = [m for m in matches if any(selects(pattern, m) for pattern in patterns)]
     return [replace(m, site=replace(m.site, index=i)) for i, m in enumerate(chosen)]

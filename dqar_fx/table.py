@@ -129,8 +129,9 @@ class BranchTable:
         width = max((len(path) for path in self.sites), default=0)
         ruler = "".join(f"{step:<10d}" for step in range(0, self.num_steps, 10))
         lines = [
-            f"{self.num_steps} steps x {len(self.sites)} sites, {len(self.rows)} distinct rows, "
-            f"reuse ratio {self.reuse_ratio:.3f}   (C compute, S compute and store, R reuse)",
+            f"{self.num_steps} steps x {len(self.sites)} sites, {len(self.rows)} distinct "
+            f"rows, reuse ratio {self.reuse_ratio:.3f}",
+            "C compute, S compute and store, R reuse",
             f"{'step':>{width}}  {ruler[: self.num_steps]}".rstrip(),
         ]
         for path, column in zip(self.sites, self.actions.T, strict=True):

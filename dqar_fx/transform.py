@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from torch import fx, nn
 
+    from .runner import PassReport
     from .schedule import Schedule
 
 
@@ -139,12 +140,12 @@ def exact_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
     return passes
 
 
-def outline(gm: fx.GraphModule, blocks: Sequence[str]) -> list[Any]:
+def outline(gm: fx.GraphModule, blocks: Sequence[str]) -> list[PassReport]:
     """Outline the conditioning's stages, each inside, then the step."""
-    reports = []
+    cut = partial(outline_regions, blocks=blocks)
+    reports: list[PassReport] = []
     for call in gm.graph.find_nodes(op="call_module", sort=True):
         stage = fork(gm.get_submodule(str(call.target)))  # type: ignore[arg-type]
         setattr(gm, str(call.target), stage)
-        passes = [merge_duplicates, partial(outline_regions, blocks=blocks)]
-        reports += run_passes(stage, passes, graph=str(call.target))
-    return reports + run_passes(gm, [partial(outline_regions, blocks=blocks)])
+        reports += run_passes(stage, [merge_duplicates, cut], graph=str(call.target))
+    return reports + run_passes(gm, [cut])

@@ -12,6 +12,7 @@ from .merge_duplicates import merge_duplicates
 from .normalise import normalise
 from .outline_regions import outline_regions
 from .specialise import specialise
+from .turn_skinny_linears import turn_skinny_linears
 from .unify_layouts import unify_layouts
 from .vocabulary import Action, NoMatch, Site, TensorSpec
 
@@ -30,5 +31,6 @@ __all__ = [
     "normalise",
     "outline_regions",
     "specialise",
+    "turn_skinny_linears",
     "unify_layouts",
 ]

@@ -64,8 +64,8 @@ def joins_streams(
         if node in seen or node not in body:
             continue
         seen.add(node)
-        if node.target in JOINS:
-            if len({origins_of(operand, body, known) for operand in node.all_input_nodes}) > 1:
-                return True
+        origins = {origins_of(operand, body, known) for operand in node.all_input_nodes}
+        if node.target in JOINS and len(origins) > 1:
+            return True
         front.extend(node.all_input_nodes)
     return False

@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence, Set
+    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
 
 
 def module_stack(node: fx.Node) -> list[tuple[str, str]]:
@@ -84,7 +85,7 @@ def is_computing(node: fx.Node) -> bool:
     return node.op == "call_function" and not is_call_output(node)
 
 
-def used_by_others(node: fx.Node, group: Set[fx.Node]) -> bool:
+def used_by_others(node: fx.Node, group: AbstractSet[fx.Node]) -> bool:
     """Whether a node has a user that is not in ``group``."""
     return any(user not in group for user in node.users)
 

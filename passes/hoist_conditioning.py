@@ -7,8 +7,9 @@ Legal because the nodes are pure and read neither the latent nor anything comput
     %x = add(mul(layer_norm(%latent), %scale), %shift)    (reads them as before)
 
 Nodes that read the same set of the denoiser's inputs form one stage: constants, what reads
-the timestep, what reads the labels or the text, what reads both. A stage runs again only if
-one of its own inputs changed, so that text projections run once per trajectory.
+the labels, what reads the text; all that reads the timestep, alone or with others, forms the
+last, since it changes at every step. A stage runs again only if one of its own inputs
+changed, so that text projections run once per trajectory.
 
 Leaves alone: a node inside a repeated block whose counterpart in an equal block depends on
 the latent. In joint attention the text stream of the first block does not depend on the
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 LATENT_NAMES = ("hidden_states", "sample", "latents", "x")
 """Names of the latent argument in the field; else the first floating-point tensor."""
+TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step")
+"""Names of the argument that is another one at every step."""
+EVERY_STEP = frozenset(TIMESTEP_NAMES)
 
 
 def hoist_conditioning(gm: fx.GraphModule) -> int:
@@ -121,8 +125,10 @@ def group_by_inputs(hoisted: Sequence[fx.Node]) -> list[list[fx.Node]]:
     stages = defaultdict(list)
     for node in hoisted:
         reads[node] = frozenset().union(*(inputs_of(n, reads) for n in node.all_input_nodes))
-        stages[reads[node]].append(node)
-    return [stages[key] for key in sorted(stages, key=lambda key: (len(key), sorted(key)))]
+        stages[EVERY_STEP if reads[node] & EVERY_STEP else reads[node]].append(node)
+    last = stages.pop(EVERY_STEP, None)
+    ordered = [stages[key] for key in sorted(stages, key=lambda key: (len(key), sorted(key)))]
+    return ordered if last is None else [*ordered, last]
 
 
 def inputs_of(node: fx.Node, known: dict[fx.Node, frozenset[str]]) -> frozenset[str]:

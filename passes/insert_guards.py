@@ -4,8 +4,8 @@ Legal because a guard whose action is COMPUTE or STORE evaluates the site's own 
 own inputs; only REUSE, which a verified branch table allows, gives another value:
 
     %q = linear(%x, to_q) ... %out = linear(%y, to_out)
-->  %guard_3 = compute_or_reuse(%action_3, ((%slot_3_0_0,),), %body_3, "same", (f32,), (%x, ...))
-    %out     = getitem(%guard_3, 0)
+->  %guard = compute_or_reuse(%action_3, [[%slot_3_0_0]], %body_3, "same", [f32], [%x, ...])
+    %out   = getitem(%guard, 0)
 
 Actions and slots become inputs of the graph: which one is taken is the caller's decision,
 known on the host before the step starts.

@@ -9,7 +9,8 @@ bit, for the shapes, dtypes and devices that the graph was captured with:
 ->  (users read %add and %linear)
 
 Input checks (``_guards_fn``, ``_assert_*``) go too: the denoiser captures anew for other
-inputs, so they cannot fail. So does dead code. ``add 0`` stays (it turns -0.0 into 0.0), and so do copies.
+inputs, so they cannot fail. So does dead code. ``add 0`` stays (it turns -0.0 into 0.0), and
+so do copies.
 
 Source: torch.export documentation (non-strict export inserts the checks).
 """

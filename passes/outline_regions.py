@@ -3,8 +3,8 @@
 Legal because a region is a run of nodes that are contiguous in execution order: whatever it
 reads is computed before it, whatever reads it comes after:
 
-    24 nodes of transformer_blocks.0     %region_1 = call_module[region_1](%x, ..., weights of 0)
-    24 nodes of transformer_blocks.1  -> %region_2 = call_module[region_1](%y, ..., weights of 1)
+    24 nodes of transformer_blocks.0     %run_1 = call_module[region_1](%x, ..., weights of 0)
+    24 nodes of transformer_blocks.1  -> %run_2 = call_module[region_1](%y, ..., weights of 1)
 
 Parameters and slots are inputs of a region, so that blocks of equal structure are calls of
 one graph, which is compiled once. Given no blocks, the whole graph becomes one region.
@@ -41,7 +41,7 @@ def outline_regions(gm: fx.GraphModule, blocks: Collection[str] = ()) -> int:
 
 
 def share(gm: fx.GraphModule, call: fx.Node, shared: dict[str, str]) -> None:
-    """Point a call at the first graph of its structure; ``shared`` knows those by structure."""
+    """Point a call at the first graph of its structure; ``shared`` knows those."""
     name = str(call.target)
     body = gm.get_submodule(name)
     gm.delete_submodule(name)

@@ -1,0 +1,70 @@
+"""Multiply a large weight with few rows the other way round.
+
+Legal because ``x @ W.T`` and ``(W @ x.T).T`` are the same sums; the order in which a kernel
+adds them may differ, so this is done only where a compiler follows, whose own kernels differ
+from eager ones as well:
+
+    %linear : f32[2, 2304] = linear(%x, %weight, %bias)         ; x is f32[2, 384]
+ -> %mm : f32[2304, 2] = mm(%weight, t(%x)) ; %add : f32[2, 2304] = add(t(%mm), %bias)
+
+A product of few rows reads its weight from memory once for very little arithmetic. BLAS on
+CPUs packs the weight, as it would for a large product, unless the weight stands on the left:
+measured on two cores, 2 x 384 by 2304 takes 0.56 ms and 0.13 ms, 16 rows 0.65 and 0.41.
+Modulations of a diffusion transformer are of this kind, one per block and step.
+
+Leaves alone: other devices and dtypes (bfloat16 gains nothing), one row, many rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .graphs import copy_meta, tensor_value
+
+if TYPE_CHECKING:
+    from torch import fx
+
+aten = torch.ops.aten
+FEW_ROWS = range(2, 17)
+
+
+def turn_skinny_linears(gm: fx.GraphModule) -> int:
+    """Turn linears of few rows; the number turned."""
+    linears = gm.graph.find_nodes(op="call_function", target=aten.linear.default)
+    skinny = [node for node in linears if is_skinny(node)]
+    for node in skinny:
+        turn(gm.graph, node)
+    return len(skinny)
+
+
+def is_skinny(node: fx.Node) -> bool:
+    """Whether a linear maps a float32 CPU matrix of few rows."""
+    value = tensor_value(node)
+    return (
+        value is not None
+        and value.dim() == 2
+        and value.shape[0] in FEW_ROWS
+        and value.dtype == torch.float32
+        and value.device.type == "cpu"
+    )
+
+
+def turn(graph: fx.Graph, linear: fx.Node) -> None:
+    """Write one linear as a product from the left."""
+    x, weight, *bias = linear.all_input_nodes
+
+    def call(target: Any, *args: fx.Node) -> fx.Node:
+        node = graph.call_function(target, args)
+        node.meta = copy_meta(linear)
+        node.meta["val"] = target(*(arg.meta["val"] for arg in args))
+        return node
+
+    with graph.inserting_before(linear):
+        product = call(aten.mm.default, weight, call(aten.t.default, x))
+        result = call(aten.t.default, product)
+        if bias:
+            result = call(aten.add.Tensor, result, bias[0])
+    linear.replace_all_uses_with(result)
+    graph.erase_node(linear)
