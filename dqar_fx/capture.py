@@ -8,6 +8,7 @@ model, which stays as it is.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             f"{type(model).__name__} cannot be captured as one graph. torch.export said: "
             f"{type(error).__name__}: {reason[0] if reason else 'nothing'}. Expected a "
             "forward without data-dependent control flow that accepts these inputs; found "
-            f"inputs {describe_inputs(args, kwargs)}. Try torch.export.export(model, args, "
-            "kwargs, strict=False) on its own for the whole report"
+            f"inputs {describe_inputs(model, args, kwargs)}. Try torch.export.export(model, "
+            "args, kwargs, strict=False) on its own for the whole report"
         ) from error
     assert isinstance(module, fx.GraphModule)
     module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs
@@ -87,13 +88,13 @@ def without_mutation(exported: ExportedProgram) -> ExportedProgram:
     return exported.run_decompositions({}) if writes else exported
 
 
-def describe_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Shapes and dtypes of a call's inputs, by position or name."""
+def describe_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Shapes and dtypes of a call's inputs, by name."""
 
     def describe(value: object) -> str:
         if isinstance(value, torch.Tensor):
             return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
         return repr(value)
 
-    named = [(str(i), v) for i, v in enumerate(args)] + list(kwargs.items())
-    return ", ".join(f"{name}={describe(value)}" for name, value in named)
+    named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return ", ".join(f"{name}={describe(value)}" for name, value in named.items())

@@ -6,7 +6,7 @@ import inspect
 from collections import OrderedDict
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -25,10 +25,25 @@ if TYPE_CHECKING:
 
     from .explanation import Explanation
     from .program import Program
+    from .schedule import Schedule
     from .steps import Position
     from .table import BranchTable
 
-    Builder = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], CompileOptions], Program]
+    class Builder(Protocol):
+        """What makes a program for the inputs of a call."""
+
+        def __call__(
+            self,
+            model: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            options: CompileOptions,
+        ) -> Program:
+            """The program."""
+
+        def with_schedule(self, schedule: Schedule) -> Builder:
+            """The same for another schedule."""
+
 
 MAX_PROGRAMS = 8
 """Input signatures that are kept; the least recently used one goes first."""
@@ -54,6 +69,8 @@ class Denoiser(nn.Module):
         self._builder = builder
         self._options = options
         self._signature = inspect.signature(original.forward)
+        asks = self._signature.parameters.get("return_dict")
+        self._gives_objects = asks is not None and asks.default is True
         self._tracker = StepTracker()
         self._programs: OrderedDict[Hashable, tuple[Program, Roles]] = OrderedDict()
         self._latest: Program | None = None
@@ -163,6 +180,21 @@ class Denoiser(nn.Module):
         self._options = CompileOptions.of({"unit": unit, **backend, **keywords})
         self._forget_programs()
 
+    def with_schedule(self, schedule: Schedule) -> Denoiser:
+        """Another denoiser for another schedule: same parameters, graphs, compiled regions.
+
+        Nothing that was captured or compiled is done again; slots and steps are its own.
+
+        Raises:
+            ScheduleError: The schedule does not fit the sites.
+        """
+        twin = Denoiser(self.model, self._builder.with_schedule(schedule), self._options)
+        for key, (program, roles) in self._programs.items():
+            table = schedule.resolve(program.table.sites)
+            twin._programs[key] = program.with_table(table), roles
+            twin._latest = twin._programs[key][0]
+        return twin
+
     def compile_repeated_blocks(self, *args: Any, **keywords: Any) -> None:
         """Compile regionally, under the name that diffusers has for it."""
         self.compile(*args, unit="regional", **keywords)
@@ -200,9 +232,7 @@ class Denoiser(nn.Module):
         from it, not by a second graph.
         """
         bound = self._signature.bind(*args, **kwargs)
-        as_tuple = not bound.arguments.get("return_dict", True)
-        if as_tuple:
-            bound.arguments["return_dict"] = True
+        as_tuple = self._gives_objects and not bound.arguments.pop("return_dict", True)
         return bound.args, bound.kwargs, as_tuple
 
     def _find_program(

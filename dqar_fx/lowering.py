@@ -93,6 +93,10 @@ class Lowering:
             self._known[key] = Variant(shared.gm, shared.function, kept, structure)
         return self._known[key]
 
+    def count_variants(self, region: fx.GraphModule) -> int:
+        """Distinct lowered variants of a region so far."""
+        return len({v.structure for (of, *_), v in self._known.items() if of is region})
+
     def lower(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
         """What runs a graph."""
         if self.options.unit is None:

@@ -85,6 +85,17 @@ class Program:
         self._stage_calls: list[list[BoundCall]] | None = None
         self._warned = False
 
+    def with_table(self, table: BranchTable) -> Program:
+        """Another program over the same graphs and lowered regions, with slots of its own."""
+        return Program(
+            captured=self.captured,
+            guarded=self.guarded,
+            table=table,
+            plan=self.plan,
+            lowering=self.lowering,
+            explanation=self.explanation,
+        )
+
     @property
     def cache_bytes(self) -> int:
         """Slot bytes of one stream, known before anything runs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,10 @@ class Builder:
     schedule: Schedule
     sites: str | Sequence[str]
     cache: CacheFormat
+
+    def with_schedule(self, schedule: Schedule) -> Builder:
+        """The same for another schedule."""
+        return replace(self, schedule=schedule)
 
     def __call__(
         self,

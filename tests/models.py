@@ -1,0 +1,152 @@
+"""Small denoisers with random weights, and inputs for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import (
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+)
+from torch import nn
+
+
+@dataclass
+class Case:
+    """A model, its constant inputs, and how its timestep is written."""
+
+    model: nn.Module
+    latent_shape: tuple[int, ...]
+    given: dict[str, Any]
+    top: float = 900.0
+    fall: float = 10.0
+    dtype: torch.dtype = field(default=torch.float32)
+
+    def inputs(self, step: int, seed: int = 0) -> dict[str, Any]:
+        """Keyword arguments of the call at a step of the trajectory with this seed."""
+        generator = torch.Generator().manual_seed(1000 * seed + step)
+        latent = torch.randn(self.latent_shape, generator=generator).to(self.dtype)
+        timestep = torch.full((self.latent_shape[0],), self.top - self.fall * step)
+        return {"hidden_states": latent, "timestep": timestep, **self.given}
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The case in another dtype."""
+        self.model.to(dtype)
+        self.dtype = dtype
+        self.given = {
+            name: value.to(dtype)
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+            else value
+            for name, value in self.given.items()
+        }
+        return self
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """Evaluation mode, with weights that let every part matter."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.8 / max(parameter.shape[-1], 1) ** 0.5)
+    return model.eval()
+
+
+def make_dit(batch: int = 2, layers: int = 5) -> Case:
+    """Class-conditional DiT of an odd geometry: 3 heads of 20, 12 x 12 latents."""
+    model = DiTTransformer2DModel(
+        num_attention_heads=3,
+        attention_head_dim=20,
+        in_channels=4,
+        out_channels=8,
+        num_layers=layers,
+        sample_size=12,
+        patch_size=2,
+        num_embeds_ada_norm=10,
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+        activation_fn="gelu-approximate",
+        attention_bias=True,
+    )
+    labels = torch.arange(batch) % 10
+    return Case(settled(model), (batch, 4, 12, 12), {"class_labels": labels})
+
+
+def make_pixart(batch: int = 2) -> Case:
+    """PixArt: self and cross attention in each block."""
+    model = PixArtTransformer2DModel(
+        num_attention_heads=3,
+        attention_head_dim=20,
+        in_channels=4,
+        out_channels=8,
+        num_layers=3,
+        cross_attention_dim=60,
+        sample_size=12,
+        patch_size=2,
+        caption_channels=32,
+        use_additional_conditions=False,
+    )
+    given = {
+        "encoder_hidden_states": seeded(batch, 7, 32),
+        "encoder_attention_mask": torch.ones(batch, 7),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+    return Case(settled(model), (batch, 4, 12, 12), given)
+
+
+def make_sd3(batch: int = 2) -> Case:
+    """SD3: joint attention, dual attention in the first block, no text output in the last."""
+    model = SD3Transformer2DModel(
+        sample_size=12,
+        patch_size=2,
+        in_channels=4,
+        num_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=32,
+        caption_projection_dim=48,
+        pooled_projection_dim=24,
+        out_channels=4,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    given = {
+        "encoder_hidden_states": seeded(batch, 7, 32),
+        "pooled_projections": seeded(batch, 24),
+    }
+    return Case(settled(model), (batch, 4, 12, 12), given)
+
+
+def make_flux(batch: int = 2) -> Case:
+    """Flux: joint blocks, then single-stream blocks; rotary embedding, guidance input."""
+    model = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 4, 8),
+    )
+    given = {
+        "encoder_hidden_states": seeded(batch, 7, 32),
+        "pooled_projections": seeded(batch, 32),
+        "img_ids": torch.arange(48.0).reshape(16, 3),
+        "txt_ids": torch.zeros(7, 3),
+        "guidance": torch.full((batch,), 3.5),
+    }
+    return Case(settled(model), (batch, 16, 4), given, top=0.9, fall=0.01)
+
+
+def seeded(*shape: int) -> torch.Tensor:
+    """Random numbers that are the same in every run."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+MAKERS = {"dit": make_dit, "pixart": make_pixart, "sd3": make_sd3, "flux": make_flux}

@@ -1,0 +1,122 @@
+"""Compiled lowerings: counts of graphs, breaks and recompiles; errors against eager."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import dqar_fx
+from dqar_fx import Schedule
+from tests.models import MAKERS, make_dit
+
+STEPS = 50
+
+
+@pytest.fixture(autouse=True)
+def fresh_counters():
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def trajectory(denoiser, case, seed=0, steps=STEPS, labels=None):
+    results = []
+    for step in range(steps):
+        inputs = case.inputs(step, seed)
+        if labels is not None:
+            inputs["class_labels"] = labels
+        results.append(denoiser(**inputs).sample.clone())
+    return results
+
+
+def test_regional_compiles_three_graphs_per_block_structure_whatever_the_rows():
+    case = make_dit(layers=12)
+    denoiser = dqar_fx.transform(
+        case.model,
+        Schedule.linear(STEPS, max_age=7),
+        compile={"backend": "aot_eager"},
+    )
+    trajectory(denoiser, case)
+    assert len(denoiser.table.rows) > 10
+    assert counters["stats"]["unique_graphs"] == len(denoiser.program.variants)
+    plan = denoiser.program.plan
+    guarded = [call for call in plan.calls if call.columns]
+    assert len(guarded) == 12
+    assert len({call.region for call in guarded}) == 1
+    assert denoiser.program.lowering.count_variants(plan.regions[guarded[0].region]) == 3
+    assert not counters["graph_break"]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        trajectory(denoiser, case, seed=1, labels=torch.tensor([4, 9]))
+    assert counters["stats"]["unique_graphs"] == len(denoiser.program.variants)
+
+
+def test_whole_compiles_one_graph_per_distinct_row():
+    case = make_dit(layers=2)
+    denoiser = dqar_fx.transform(
+        case.model,
+        Schedule.linear(8, warmup=2),
+        compile={"unit": "whole", "backend": "aot_eager"},
+    )
+    trajectory(denoiser, case, steps=8)
+    rows = len(denoiser.table.rows)
+    (region,) = denoiser.program.plan.regions.values()
+    assert denoiser.program.lowering.count_variants(region) == rows
+    with torch.compiler.set_stance("fail_on_recompile"):
+        trajectory(denoiser, case, seed=1, steps=8)
+
+
+@pytest.mark.parametrize("unit", ["regional", "whole"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_compiled_equals_eager_within_rounding(name, unit):
+    case = MAKERS[name]()
+    schedule = Schedule.interval(4, 2, warmup=1)
+    eager = dqar_fx.transform(case.model, schedule)
+    compiled = dqar_fx.transform(
+        case.model, schedule, compile={"unit": unit, "backend": "aot_eager"}
+    )
+    for step in range(4):
+        expected = eager(**case.inputs(step)).sample
+        result = compiled(**case.inputs(step)).sample
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cache", ["same", "bf16"])
+def test_inductor_regions_equal_eager_within_rounding(cache):
+    case = make_dit(layers=3)
+    schedule = Schedule.interval(4, 2, warmup=1)
+    eager = dqar_fx.transform(case.model, schedule, cache=cache)
+    compiled = dqar_fx.transform(case.model, schedule, cache=cache, compile="regional")
+    for step in range(4):
+        expected = eager(**case.inputs(step)).sample
+        result = compiled(**case.inputs(step)).sample
+        tolerance = 1e-4 if cache == "same" else 3e-2
+        torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        trajectory(compiled, case, seed=1, steps=4)
+
+
+def test_compile_later_as_diffusers_users_call_it():
+    case = make_dit(layers=2)
+    denoiser = dqar_fx.transform(case.model, Schedule.interval(3, 2))
+    expected = trajectory(denoiser, case, steps=3)
+    denoiser.compile(backend="eager", fullgraph=True)
+    denoiser.reset()
+    for a, b in zip(trajectory(denoiser, case, steps=3), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] > 0
+    denoiser.compile_repeated_blocks(backend="eager")
+    trajectory(denoiser, case, steps=3)
+
+
+def test_another_schedule_compiles_nothing_again():
+    case = make_dit(layers=3)
+    denoiser = dqar_fx.transform(
+        case.model, Schedule.interval(6, 2, warmup=2), compile={"backend": "eager"}
+    )
+    trajectory(denoiser, case, steps=6)
+    graphs = counters["stats"]["unique_graphs"]
+    other = denoiser.with_schedule(Schedule.linear(6, warmup=2))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        trajectory(other, case, steps=6)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert other.table != denoiser.table

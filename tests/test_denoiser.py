@@ -1,0 +1,321 @@
+"""The denoiser's face: signature, outputs, moves, contexts, and errors for wrong use."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import dqar_fx
+from dqar_fx import Schedule
+from tests.models import make_dit, make_pixart
+from tests.oracle import Oracle
+
+
+@pytest.fixture(scope="module")
+def case():
+    return make_dit(layers=2)
+
+
+@pytest.fixture
+def denoiser(case):
+    return dqar_fx.transform(case.model, Schedule.from_actions("SRRR"))
+
+
+def test_denoiser_has_the_face_of_the_original(case, denoiser):
+    assert inspect.signature(denoiser.forward) == inspect.signature(case.model.forward)
+    assert denoiser.config is case.model.config or denoiser.config == case.model.config
+    assert denoiser.dtype == case.model.dtype
+    assert denoiser.device == case.model.device
+    assert denoiser.out_channels == case.model.out_channels
+
+
+def test_denoiser_answers_return_dict_as_the_original(case, denoiser):
+    inputs = case.inputs(0)
+    with torch.no_grad():
+        expected = case.model(**inputs)
+    as_object = denoiser(**inputs)
+    as_tuple = denoiser(**case.inputs(1), return_dict=False)
+    assert type(as_object) is type(expected)
+    assert torch.equal(as_object.sample, expected.sample)
+    assert isinstance(as_tuple, tuple)
+    assert len(as_tuple) == 1
+    assert len(denoiser._programs) == 1
+
+
+def test_denoiser_takes_positional_arguments(case, denoiser):
+    inputs = case.inputs(0)
+    expected = denoiser(**inputs).sample
+    denoiser.reset()
+    result = denoiser(inputs["hidden_states"], inputs["timestep"], inputs["class_labels"])
+    assert torch.equal(result.sample, expected)
+
+
+def test_denoiser_returns_nothing_that_a_later_step_overwrites(case, denoiser):
+    first = denoiser(**case.inputs(0)).sample
+    kept = first.clone()
+    for step in (1, 2):
+        denoiser(**case.inputs(step))
+    assert torch.equal(first, kept)
+
+
+def test_denoiser_of_a_site_that_ends_the_model_hands_out_no_slot():
+    class Tail(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Attention(16)
+
+        def forward(self, x, timestep):
+            return self.attention(x * timestep.reshape(-1, 1, 1)).transpose(0, 1)
+
+    model = Tail().eval()
+    denoiser = dqar_fx.transform(model, Schedule.from_actions("SR"))
+    x = torch.randn(2, 5, 16)
+    denoiser(x, torch.full((2,), 5.0))
+    result = denoiser(x.clone(), torch.full((2,), 4.0))
+    (stream,) = denoiser.program.streams.values()
+    addresses = {b.untyped_storage().data_ptr() for b in stream.slots.buffers.values()}
+    assert result.untyped_storage().data_ptr() not in addresses
+
+
+class Attention(nn.Module):
+    """Self attention of one head."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)
+        return nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1)
+
+
+def test_denoiser_moves_without_the_original(case):
+    denoiser = dqar_fx.transform(
+        case.model, Schedule.compute_all(2), example_inputs=case.inputs(0)
+    )
+    denoiser.to(torch.bfloat16)
+    assert denoiser.dtype == torch.bfloat16
+    assert case.model.dtype == torch.float32
+    inputs = case.inputs(0)
+    inputs["hidden_states"] = inputs["hidden_states"].bfloat16()
+    expected = make_dit(layers=2).model.to(torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(denoiser(**inputs).sample, expected(**inputs).sample)
+
+
+def test_denoiser_moved_to_where_it_is_keeps_its_graphs(case, denoiser):
+    program = denoiser.prepare(**case.inputs(0))
+    assert denoiser.to("cpu").program is program
+
+
+def test_denoiser_loads_weights_and_forgets_what_it_computed_from_the_old(case):
+    model = make_dit(layers=2).model
+    denoiser = dqar_fx.transform(model, Schedule.compute_all(4))
+    before = denoiser(**case.inputs(0)).sample
+    weights = {f"model.{k}": v * 1.5 for k, v in model.state_dict().items()}
+    denoiser.load_state_dict(weights)
+    with torch.no_grad():
+        expected = model(**case.inputs(0)).sample  # shares its storage
+    result = denoiser(**case.inputs(0)).sample
+    assert torch.equal(result, expected)
+    assert not torch.equal(result, before)
+
+
+def test_denoiser_keeps_eight_signatures_least_recently_used_out(case):
+    denoiser = dqar_fx.transform(case.model, Schedule.compute_all(1))
+
+    def prepare(batch):
+        inputs = make_inputs(case, batch)
+        return denoiser.prepare(**inputs)
+
+    first = prepare(1)
+    others = [prepare(batch) for batch in range(2, 9)]
+    assert prepare(1) is first
+    prepare(9)
+    assert prepare(1) is first
+    assert prepare(3) is others[1]
+    assert prepare(2) is not others[0]
+
+
+def make_inputs(case, batch):
+    inputs = case.inputs(0)
+    return {name: value[:1].expand(batch, *value.shape[1:]) for name, value in inputs.items()}
+
+
+def test_denoiser_evaluates_text_once_per_trajectory():
+    case = make_pixart()
+    denoiser = dqar_fx.transform(case.model, Schedule.compute_all(3))
+    denoiser(**case.inputs(0))
+    (stream,) = denoiser.program.streams.values()
+    before = [[id(t) for t in outputs] for outputs in stream.stages]
+    denoiser(**case.inputs(1))
+    after = [[id(t) for t in outputs] for outputs in stream.stages]
+    assert before[:-1] == after[:-1]
+    assert before[-1] != after[-1]
+
+
+def test_denoiser_sees_conditioning_that_is_written_in_place():
+    case = make_pixart()
+    denoiser = dqar_fx.transform(case.model, Schedule.compute_all(3))
+    denoiser(**case.inputs(0))
+    case.given["encoder_hidden_states"].mul_(-1)
+    with torch.no_grad():
+        expected = case.model(**case.inputs(1)).sample
+    assert torch.equal(denoiser(**case.inputs(1)).sample, expected)
+
+
+def test_denoiser_runs_in_inference_mode(case, denoiser):
+    plain = [denoiser(**case.inputs(step)).sample for step in range(3)]
+    denoiser.reset()
+    with torch.inference_mode():
+        inferred = [denoiser(**case.inputs(step)).sample.clone() for step in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(plain, inferred, strict=True))
+
+
+def test_denoiser_named_streams_have_their_own_slots():
+    case = make_dit(layers=2)
+    oracles = {name: Oracle(case.model) for name in ("cond", "uncond")}
+    denoiser = dqar_fx.transform(case.model, Schedule.from_actions("SRSR"))
+    for step in range(4):
+        for shift, name in enumerate(oracles):
+            inputs = case.inputs(step)
+            inputs["class_labels"] = inputs["class_labels"] + shift
+            with denoiser.cache_context(name, step_index=step):
+                result = denoiser(**inputs).sample
+            assert torch.equal(result, oracles[name](denoiser.table.actions[step], **inputs))
+    assert len(denoiser.program.streams) == 2
+
+
+def test_denoiser_unnamed_streams_have_their_own_slots():
+    case = make_dit(layers=2)
+    oracles = [Oracle(case.model), Oracle(case.model)]
+    denoiser = dqar_fx.transform(case.model, Schedule.from_actions("SRSR"))
+    for step in range(4):
+        inputs = case.inputs(step)
+        for shift, oracle in enumerate(oracles):
+            branch = {**inputs, "class_labels": case.given["class_labels"] + shift}
+            result = denoiser(**branch).sample
+            assert torch.equal(result, oracle(denoiser.table.actions[step], **branch))
+
+
+def test_denoiser_cold_start_computes_and_says_so_once(case, denoiser):
+    with torch.no_grad():
+        expected = case.model(**case.inputs(2)).sample
+    with denoiser.cache_context("cond", step_index=2), pytest.warns(UserWarning, match="cold"):
+        assert torch.equal(denoiser(**case.inputs(2)).sample, expected)
+    oracle = Oracle(case.model)
+    oracle([1, 1], **case.inputs(2))
+    with denoiser.cache_context("cond", step_index=3), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(denoiser(**case.inputs(3)).sample, oracle([2, 2], **case.inputs(3)))
+
+
+def test_denoiser_trajectory_longer_than_the_table_names_both_lengths(case, denoiser):
+    for step in range(4):
+        denoiser(**case.inputs(step))
+    with pytest.raises(dqar_fx.StepError, match=r"step 4 of at least 5 steps.* has 4"):
+        denoiser(**case.inputs(4))
+    denoiser(**case.inputs(0))  # starts anew
+
+
+def test_denoiser_without_any_clock_says_how_to_give_one():
+    class Timeless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Attention(16)
+
+        def forward(self, x):
+            return self.attention(x)
+
+    denoiser = dqar_fx.transform(Timeless().eval(), Schedule.from_actions("SR"))
+    with pytest.raises(dqar_fx.StepError, match="attach_scheduler"):
+        denoiser(torch.randn(1, 3, 16))
+    with denoiser.cache_context("only", step_index=0):
+        denoiser(torch.randn(1, 3, 16))
+
+
+def test_denoiser_refuses_a_gradient(case, denoiser):
+    inputs = case.inputs(0)
+    inputs["hidden_states"].requires_grad_()
+    with pytest.raises(dqar_fx.DqarError, match="inference only"):
+        denoiser(**inputs)
+
+
+def test_denoiser_hides_the_methods_of_the_original(denoiser):
+    with pytest.raises(AttributeError, match=r"before dqar_fx\.transform"):
+        denoiser.set_attn_processor({})
+
+
+def test_denoiser_inspected_before_capture_says_what_to_do(denoiser):
+    with pytest.raises(dqar_fx.DqarError, match="prepare"):
+        denoiser.explain()
+
+
+def test_transform_zero_sites_is_an_error_with_near_misses(case):
+    class Mlp(nn.Module):
+        def forward(self, x, timestep):
+            return x.softmax(-1) + timestep.reshape(-1, 1)
+
+    with pytest.raises(dqar_fx.SiteError, match=r"no attention was found(.|\n)*softmax"):
+        dqar_fx.transform(
+            Mlp(),
+            Schedule.compute_all(1),
+            example_inputs={"x": torch.randn(2, 3), "timestep": torch.zeros(2)},
+        )
+
+
+def test_transform_pattern_that_selects_nothing_lists_the_sites(case):
+    with pytest.raises(dqar_fx.SiteError, match=r"transformer_blocks\.1\.attn1"):
+        dqar_fx.transform(
+            case.model,
+            Schedule.compute_all(1),
+            sites="blocks.*",
+            example_inputs=case.inputs(0),
+        )
+
+
+def test_transform_of_chosen_sites_leaves_the_others_computed():
+    case = make_pixart()
+    denoiser = dqar_fx.transform(case.model, Schedule.from_actions("SR"), sites="cross")
+    actions = [[0, 1] * 3, [0, 2] * 3]
+    oracle = Oracle(case.model)
+    for step, row in enumerate(actions):
+        inputs = case.inputs(step)
+        assert torch.equal(denoiser(**inputs).sample, oracle(row, **inputs))
+    assert {site.kind for site in denoiser.explain().sites} == {"cross"}
+    assert len(denoiser.explain().left_out) == 3
+
+
+def test_transform_mask_of_the_wrong_size_names_both(case):
+    with pytest.raises(dqar_fx.ScheduleError, match="has 3 sites but the model has 2"):
+        dqar_fx.transform(
+            case.model,
+            Schedule.from_actions(["SR", "SR", "SR"]),
+            example_inputs=case.inputs(0),
+        )
+
+
+def test_transform_unknown_words_list_the_known(case):
+    with pytest.raises(dqar_fx.FormatError, match="same, fp16, bf16"):
+        dqar_fx.transform(case.model, Schedule.compute_all(1), cache="int3")
+    with pytest.raises(dqar_fx.FormatError, match="regional"):
+        dqar_fx.transform(case.model, Schedule.compute_all(1), compile="partial")
+    with pytest.raises(dqar_fx.FormatError, match="expected None"):
+        dqar_fx.transform(case.model, Schedule.compute_all(1), compile=3)
+
+
+def test_transform_model_that_cannot_be_captured_says_why():
+    class Branching(nn.Module):
+        def forward(self, x, timestep):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(dqar_fx.CaptureError, match=r"Branching cannot .* x=float32\[2, 3\]"):
+        dqar_fx.transform(
+            Branching(),
+            Schedule.compute_all(1),
+            example_inputs={"x": torch.randn(2, 3), "timestep": torch.zeros(2)},
+        )
