@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from .capture import fork_model
 from .errors import DqarError, StepError
-from .inputs import Roles, signature_of
+from .inputs import signature_of
 from .lowering import CompileOptions
 from .steps import Context, StepTracker
 
@@ -72,7 +72,7 @@ class Denoiser(nn.Module):
         asks = self._signature.parameters.get("return_dict")
         self._gives_objects = asks is not None and asks.default is True
         self._tracker = StepTracker()
-        self._programs: OrderedDict[Hashable, tuple[Program, Roles]] = OrderedDict()
+        self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._latest: Program | None = None
 
     # ---- the original's face -------------------------------------------------------------
@@ -117,7 +117,7 @@ class Denoiser(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Denoiser:
         """Move or convert the parameters; graphs are captured anew where that changed them."""
         before = (self.device, self.dtype)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
         if before != (self.device, self.dtype):
             self._forget_programs()
         return self
@@ -155,7 +155,7 @@ class Denoiser(nn.Module):
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
         self._tracker.reset()
-        for program, _ in self._programs.values():
+        for program in self._programs.values():
             program.reset()
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
@@ -165,7 +165,7 @@ class Denoiser(nn.Module):
 
     # ---- lowering ------------------------------------------------------------------------
 
-    def compile(self, *args: Any, unit: str = "regional", **keywords: Any) -> None:  # type: ignore[override]
+    def compile(self, *args: Any, unit: str = "regional", **keywords: Any) -> None:
         """Compile from the next call on.
 
         Args:
@@ -189,10 +189,9 @@ class Denoiser(nn.Module):
             ScheduleError: The schedule does not fit the sites.
         """
         twin = Denoiser(self.model, self._builder.with_schedule(schedule), self._options)
-        for key, (program, roles) in self._programs.items():
+        for key, program in self._programs.items():
             table = schedule.resolve(program.table.sites)
-            twin._programs[key] = program.with_table(table), roles
-            twin._latest = twin._programs[key][0]
+            twin._programs[key] = twin._latest = program.with_table(table)
         return twin
 
     def compile_repeated_blocks(self, *args: Any, **keywords: Any) -> None:
@@ -208,7 +207,7 @@ class Denoiser(nn.Module):
             ScheduleError: The schedule does not fit the sites.
         """
         args, kwargs, _ = self._bind_call(args, kwargs)
-        return self._find_program(args, kwargs, pytree.tree_leaves((args, kwargs)))[0]
+        return self._find_program(args, kwargs, pytree.tree_leaves((args, kwargs)))
 
     # ---- a call --------------------------------------------------------------------------
 
@@ -217,8 +216,8 @@ class Denoiser(nn.Module):
         leaves = pytree.tree_leaves((args, kwargs))
         refuse_gradients(leaves)
         with torch.inference_mode(mode=False), torch.no_grad():
-            program, roles = self._find_program(args, kwargs, leaves)
-            position = self._locate(program.table, roles, leaves)
+            program = self._find_program(args, kwargs, leaves)
+            position = self._locate(program, leaves)
             outputs = program.run(leaves, position)
         result = pytree.tree_unflatten(outputs, program.captured.out_spec)
         return result.to_tuple() if as_tuple else result
@@ -237,37 +236,37 @@ class Denoiser(nn.Module):
 
     def _find_program(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: Sequence[Any]
-    ) -> tuple[Program, Roles]:
+    ) -> Program:
         """The program for these inputs; built if there is none."""
         key = signature_of(leaves)
         if key in self._programs:
             self._programs.move_to_end(key)
         else:
-            program = self._builder(self.model, args, kwargs, self._options)
-            self._programs[key] = program, Roles.of(program.captured.gm)
+            self._programs[key] = self._builder(self.model, args, kwargs, self._options)
             if len(self._programs) > MAX_PROGRAMS:
                 self._programs.popitem(last=False)
-        self._latest = self._programs[key][0]
-        return self._programs[key]
+        self._latest = self._programs[key]
+        return self._latest
 
-    def _locate(self, table: BranchTable, roles: Roles, leaves: Sequence[Any]) -> Position:
+    def _locate(self, program: Program, leaves: Sequence[Any]) -> Position:
         """Which step this is.
 
         Raises:
             StepError: It is unknown, or the table has no such step.
         """
+        roles, num_steps = program.roles, program.table.num_steps
         position = self._tracker.locate(
             None if roles.timestep is None else leaves[roles.timestep],
             leaves[roles.latent],
             [leaves[i] for i in roles.conditioning],
         )
         length = position.length or position.step + 1
-        if position.step >= table.num_steps or length > table.num_steps + 1:
+        if position.step >= num_steps or length > num_steps + 1:
             self.reset()
             raise StepError(
                 f"the trajectory is longer than the branch table: step {position.step} of "
                 f"{'at least ' if position.length is None else ''}{length} steps, but the "
-                f"table has {table.num_steps}. Transform with a schedule of as many steps as "
+                f"table has {num_steps}. Transform with a schedule of as many steps as "
                 "the pipeline takes (num_inference_steps)"
             )
         return position

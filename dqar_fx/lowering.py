@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dqar_fx.passes import specialise, turn_skinny_linears
-from dqar_fx.passes.graphs import structure_of
+from dqar_fx.passes.graphs import graph_outputs, structure_of
 
 from .errors import FormatError
 from .plan import Variant
@@ -115,9 +115,8 @@ def specialise_region(
         The graph, and the positions of the region's inputs that it still takes.
     """
     gm = fork(region)
-    output = gm.graph.output_node()
-    outputs = output.args[0]
-    output.args = (tuple(n for n, alive in zip(outputs, live, strict=True) if alive),)
+    outputs = zip(graph_outputs(gm.graph), live, strict=True)
+    gm.graph.output_node().args = (tuple(node for node, alive in outputs if alive),)
     before = [node.name for node in gm.graph.find_nodes(op="placeholder")]
     specialise(gm, actions)
     gm.graph.lint()

@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import fx
 
 from dqar_fx.passes import Action
-from dqar_fx.passes.graphs import is_static_input, parameter_path
+from dqar_fx.passes.graphs import (
+    graph_outputs,
+    is_static_input,
+    parameter_path,
+    tensor_value,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .slots import SlotKey
+
+    Static = str | SlotKey | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class PlannedCall:
 
     region: str
     inputs: tuple[int, ...]
-    static: tuple[str | SlotKey | None, ...]
+    static: tuple[Static, ...]
     outputs: tuple[int | None, ...]
     columns: tuple[int, ...]
     block: str
@@ -50,16 +57,26 @@ class Stage:
     """A part of the conditioning that depends on one set of the denoiser's inputs.
 
     Attributes:
+        gm: Its graph, before it was cut into regions.
         plan: Its regions.
-        inputs: Numbers, in the step's plan, of what it reads.
+        inputs: Numbers, in the step's plan, of what it reads: the first inputs of ``gm``.
+        static: The other inputs of ``gm``: parameters' paths.
         outputs: Numbers, in the step's plan, of what it gives; None where nothing reads it.
         leaves: Positions of the denoiser's inputs that it depends on.
     """
 
+    gm: fx.GraphModule
     plan: Plan
     inputs: tuple[int, ...]
+    static: tuple[Static, ...]
     outputs: tuple[int | None, ...]
     leaves: frozenset[int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it gives for one step."""
+        values = (tensor_value(node) for node in graph_outputs(self.gm.graph))
+        return sum(value.numel() * value.itemsize for value in values if value is not None)
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ def make_plan(gm: fx.GraphModule) -> Plan:
         stages=plan_stages(gm, [n for n in nodes if "stage" in n.meta], numbers, inputs),
         calls=tuple(calls),
         inputs=tuple(numbers[n] for n in inputs),
-        outputs=tuple(numbers[n] for n in gm.graph.output_node().args[0]),
+        outputs=tuple(numbers[n] for n in graph_outputs(gm.graph)),
         size=len(numbers),
     )
 
@@ -138,7 +155,10 @@ def plan_stages(
         reads, gives = flowing_inputs(node, numbers), call_outputs(node, numbers)
         leaves = frozenset[int]().union(*(depends[number] for number in reads))
         depends.update((number, leaves) for number in gives if number is not None)
-        stages.append(Stage(make_plan(inner), reads, gives, leaves))
+        static = tuple(static_argument(a) for a in node.all_input_nodes if is_static_input(a))
+        stages.append(
+            Stage(node.meta["graph"], make_plan(inner), reads, static, gives, leaves)
+        )
     return tuple(stages)
 
 
@@ -153,7 +173,7 @@ def call_outputs(call: fx.Node, numbers: dict[fx.Node, int]) -> tuple[int | None
     return tuple(items.get(position) for position in range(len(call.meta["val"])))
 
 
-def static_argument(node: fx.Node) -> str | SlotKey | None:
+def static_argument(node: fx.Node) -> Static:
     """What stands for a static input until tensors are bound."""
     slot: SlotKey | None = node.meta.get("slot")
     return parameter_path(node) or slot
@@ -191,7 +211,7 @@ def bind(
     plan: Plan,
     actions: Sequence[int],
     specialised: Callable[[str, tuple[Action, ...], tuple[bool, ...]], Variant],
-    fill: Callable[[str | SlotKey | None], Any],
+    fill: Callable[[Static], Any],
     *,
     keep: Sequence[int] = (),
 ) -> list[BoundCall]:

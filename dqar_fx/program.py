@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from dqar_fx.passes import Action, specialise
 
+from .conditioning import Conditioning, Memo
+from .inputs import Roles
 from .plan import BoundCall, Plan, Variant, bind, execute
 from .runner import fork
-from .slots import SlotKey, Slots, plan_slots, slots_of
-from .steps import Seen
+from .slots import Slots, plan_slots, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import fx
 
     from .capture import Capture
     from .explanation import Explanation
     from .lowering import Lowering
+    from .plan import Static
     from .steps import Position
     from .table import BranchTable
 
@@ -39,14 +42,12 @@ class Stream:
 
     Attributes:
         slots: The kept outputs.
-        stages: Per stage, its outputs when it last ran.
-        seen: Per denoiser input, the tensor that it was then.
+        memo: The conditioning that is known.
         rows: Bound calls by actions.
     """
 
     slots: Slots
-    stages: list[list[torch.Tensor]]
-    seen: dict[int, Seen] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
     rows: dict[bytes, list[BoundCall]] = field(default_factory=dict)
 
 
@@ -56,6 +57,7 @@ class Program:
     Attributes:
         captured: The model as a graph, untouched.
         guarded: The same with conditioning hoisted and every site guarded.
+        roles: Which input plays which part.
         table: What every site does at every step.
         plan: The step's stages and regions.
         slot_specs: The buffers of one stream.
@@ -81,8 +83,14 @@ class Program:
         self.lowering = lowering
         self.explanation = explanation
         self.streams: dict[tuple[str | None, int], Stream] = {}
-        self._tensor_of = tensor_finder(captured.gm)
-        self._stage_calls: list[list[BoundCall]] | None = None
+        self.roles = Roles.of(captured.gm)
+        self._conditioning = Conditioning(
+            plan.stages,
+            self.roles.timestep,
+            ahead=lowering.options.unit is not None,
+            bind=lambda stage: self._bind(stage, (), self._tensor_of),
+            fill=self._tensor_of,
+        )
         self._warned = False
 
     def with_table(self, table: BranchTable) -> Program:
@@ -130,11 +138,11 @@ class Program:
         for number, leaf in zip(self.plan.inputs, leaves, strict=True):
             values[number] = leaf
         try:
-            self._run_stages(stream, leaves, values)
+            self._conditioning.evaluate(stream.memo, leaves, values, position)
             execute(calls, values)
         except BaseException:
             slots.forget()  # some slots may be written and others not
-            stream.seen.clear()
+            stream.memo = Memo()
             raise
         slots.note(actions, position.step)
         return [values[number] for number in self.plan.outputs]
@@ -142,63 +150,36 @@ class Program:
     def _stream(self, key: tuple[str | None, int]) -> Stream:
         if key not in self.streams:
             slots = Slots(self.slot_specs, len(self.table.sites))
-            self.streams[key] = Stream(slots, [[] for _ in self.plan.stages])
+            self.streams[key] = Stream(slots)
         return self.streams[key]
 
     def _bound_row(self, stream: Stream, actions: NDArray[np.int8]) -> list[BoundCall]:
         key = actions.tobytes()
         if key not in stream.rows:
-            stream.rows[key] = self._bind(self.plan, actions, stream.slots)
+            fill = partial(self._tensor_of, slots=stream.slots)
+            stream.rows[key] = self._bind(self.plan, actions.tolist(), fill)
         return stream.rows[key]
 
     def _bind(
-        self, plan: Plan, actions: Sequence[int] | NDArray[np.int8], slots: Slots | None
+        self, plan: Plan, actions: Sequence[int], fill: Callable[[Static], Any]
     ) -> list[BoundCall]:
-        def fill(static: str | SlotKey | None) -> Any:
-            if isinstance(static, tuple):
-                assert slots is not None
-                return slots.buffers[static]
-            assert static is not None, "actions are resolved before binding"
-            return self._tensor_of(static)
-
         def specialised(
             region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
             return self.lowering.variant(plan.regions[region], mine, live)
 
-        return bind(plan, actions, specialised, fill)  # type: ignore[arg-type]
+        return bind(plan, actions, specialised, fill)
 
-    def _run_stages(self, stream: Stream, leaves: Sequence[Any], values: list[Any]) -> None:
-        """Evaluate the stages whose inputs changed; fill in what all of them give."""
-        if self._stage_calls is None:
-            self._stage_calls = [
-                self._bind(stage.plan, (), None) for stage in self.plan.stages
-            ]
-        changed = self._changed_leaves(stream, leaves)
-        for k, (stage, calls) in enumerate(
-            zip(self.plan.stages, self._stage_calls, strict=True)
-        ):
-            if not stream.stages[k] or not changed.isdisjoint(stage.leaves):
-                inner: list[Any] = [None] * stage.plan.size
-                for number, outer in zip(stage.plan.inputs, stage.inputs, strict=True):
-                    inner[number] = values[outer]
-                execute(calls, inner)
-                stream.stages[k] = [inner[number] for number in stage.plan.outputs]
-            for number, value in zip(stage.outputs, stream.stages[k], strict=True):
-                if number is not None:
-                    values[number] = value
-
-    def _changed_leaves(self, stream: Stream, leaves: Sequence[Any]) -> set[int]:
-        """Inputs of the conditioning that are not the tensors they were; none is read."""
-        changed = set[int]()
-        for i in frozenset[int]().union(*(stage.leaves for stage in self.plan.stages)):
-            leaf = leaves[i]
-            if not isinstance(leaf, torch.Tensor):
-                continue
-            if i not in stream.seen or not stream.seen[i].is_same(leaf):
-                stream.seen[i] = Seen.of(leaf)
-                changed.add(i)
-        return changed
+    def _tensor_of(self, static: Static, slots: Slots | None = None) -> torch.Tensor:
+        """The slot of a key; the parameter or buffer of a path, without its gradient."""
+        if isinstance(static, tuple):
+            assert slots is not None, "conditioning has no slots"
+            return slots.buffers[static]
+        assert static is not None, "actions are resolved before binding"
+        owner, _, name = static.rpartition(".")
+        found = getattr(self.captured.gm.get_submodule(owner), name)
+        assert isinstance(found, torch.Tensor)
+        return found.detach()
 
     def _warn_cold(self, cold: int, position: Position) -> None:
         self._warned = True
@@ -209,15 +190,3 @@ class Program:
             "be recognised (see Denoiser.cache_context and Denoiser.attach_scheduler)",
             stacklevel=6,
         )
-
-
-def tensor_finder(gm: fx.GraphModule) -> Callable[[str], torch.Tensor]:
-    """A function from a path to the graph's parameter or buffer, without its gradient."""
-
-    def find(path: str) -> torch.Tensor:
-        owner, _, name = path.rpartition(".")
-        found = getattr(gm.get_submodule(owner), name)
-        assert isinstance(found, torch.Tensor)
-        return found.detach()
-
-    return find

@@ -38,12 +38,15 @@ class Position:
         stream: Name given by ``cache_context`` (or None), and number of the call in its step.
         step: Index of the step in the trajectory.
         length: Steps of the trajectory, where known.
+        timesteps: The timesteps of the trajectory, where the call's timestep is the element
+            ``step`` of them; else None.
     """
 
     trajectory: object
     stream: tuple[str | None, int]
     step: int
-    length: int | None
+    length: int | None = None
+    timesteps: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class StepTracker:
             current.step += 1
             current.clock, current.latent, current.called = clock, Seen.of(latent), set()
         stream = choose_stream(current, conditioning)
-        return Position(current.token, (name, stream), current.step, clock.length)
+        return Position(current.token, (name, stream), current.step, clock.length, clock.ruler)
 
     def _read_clock(self, timestep: object) -> Clock:
         if self.context is not None and self.context.step_index is not None:

@@ -71,7 +71,7 @@ class BranchTable:
         read = np.zeros_like(self.actions, dtype=bool)
         steps, columns = np.nonzero(self.actions == Action.REUSE)
         read[self.sources[steps, columns], columns] = True
-        return (self.actions == Action.STORE) & ~read
+        return np.asarray((self.actions == Action.STORE) & ~read, dtype=np.bool_)
 
     def _reject(self, broken: NDArray[np.bool_], rule: str) -> None:
         if not broken.any():

@@ -203,6 +203,12 @@ def describe_value(value: object) -> str:
     return type(value).__name__
 
 
+def graph_outputs(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that a graph returns as its flat outputs."""
+    outputs: Any = graph.output_node().args[0]
+    return list(outputs)
+
+
 def drop_unused_inputs(gm: fx.GraphModule) -> list[int]:
     """Erase placeholders without users; return the positions of those that stay."""
     kept = []

@@ -59,16 +59,14 @@ def hoist_conditioning(gm: fx.GraphModule) -> int:
 
 def first_of_step(gm: fx.GraphModule, hoisted: Collection[fx.Node]) -> fx.Node:
     """The first node that stays in the step: stages go before it."""
-    return next(
-        n
-        for n in gm.graph.nodes
-        if n.op not in ("placeholder", "get_attr") and n not in hoisted
-    )
+    nodes: Iterable[fx.Node] = gm.graph.nodes
+    given = ("placeholder", "get_attr")
+    return next(n for n in nodes if n.op not in given and n not in hoisted)
 
 
 def find_latent(gm: fx.GraphModule) -> fx.Node | None:
     """The placeholder of the latent; None where no input is a floating-point tensor."""
-    inputs = gm.graph.find_nodes(op="placeholder")
+    inputs: list[fx.Node] = list(gm.graph.find_nodes(op="placeholder"))
     for name in LATENT_NAMES:
         for node in inputs:
             if node.target == name and tensor_value(node) is not None:

@@ -92,7 +92,7 @@ def insert_guard(gm: fx.GraphModule, match: Match, column: int, cache: CacheForm
         owned = gm.graph.get_attr(f"body_{column}")
         owned.meta = {"is_graph": True, "nn_module_stack": stack}
         args = (action, slots, owned, cache.name, dtypes, inputs)
-        node = gm.graph.call_function(compute_or_reuse, args)  # type: ignore[arg-type]
+        node = gm.graph.call_function(compute_or_reuse, args)
         node.meta = {**copy_meta(match.outputs[0]), "site": match.site}
         return node
 

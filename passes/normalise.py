@@ -17,14 +17,10 @@ Source: torch.export documentation (non-strict export inserts the checks).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import fx
 
 from .graphs import tensor_value
-
-if TYPE_CHECKING:
-    from torch import fx
 
 aten = torch.ops.aten
 
@@ -68,7 +64,7 @@ def is_identity(node: fx.Node) -> bool:
     if node.target in CONVERSIONS:
         return keeps_everything(node)
     if node.target is aten.dropout.default:
-        return node.args[2] is False or node.args[1] == 0.0
+        return node.args[2] is False or node.args[1] in (0, 0.0)
     if node.target in SCALINGS:
         return is_one(node.args[1]) and keeps_everything(node)
     return False
@@ -82,7 +78,7 @@ def is_one(value: object) -> bool:
 def keeps_everything(node: fx.Node) -> bool:
     """Whether shape, strides, dtype and device are those of the first argument."""
     source = node.args[0]
-    before = tensor_value(source) if hasattr(source, "meta") else None
+    before = tensor_value(source) if isinstance(source, fx.Node) else None
     after = tensor_value(node)
     if before is None or after is None:
         return False

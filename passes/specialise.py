@@ -24,7 +24,7 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .formats import FORMATS
-from .graphs import copy_meta, drop_unused_inputs
+from .graphs import copy_meta, drop_unused_inputs, graph_outputs
 from .insert_guards import compute_or_reuse
 from .vocabulary import Action
 
@@ -112,7 +112,7 @@ def inline(graph: fx.Graph, inner: fx.GraphModule, inputs: Sequence[fx.Node]) ->
             continue
         copies[node] = graph.node_copy(node, lambda n: copies[n])
         copies[node].meta = copy_meta(node)
-    return [copies[node] for node in inner.graph.output_node().args[0]]
+    return [copies[node] for node in graph_outputs(inner.graph)]
 
 
 def copy_slots_out(graph: fx.Graph) -> None:

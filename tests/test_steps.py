@@ -139,10 +139,11 @@ def test_steps_repeated_timesteps_of_a_second_order_schedule_are_steps():
 
 def test_steps_new_schedule_tensor_starts_anew():
     tracker = StepTracker()
-    tokens = []
-    for timesteps in (torch.tensor([9, 8, 7]), torch.tensor([8, 7, 6])):
-        for t in timesteps[:2]:
-            tokens.append(tracker.locate(t.expand(2), latent(), []).trajectory)
+    tokens = [
+        tracker.locate(t.expand(2), latent(), []).trajectory
+        for timesteps in (torch.tensor([9, 8, 7]), torch.tensor([8, 7, 6]))
+        for t in timesteps[:2]
+    ]
     assert tokens[0] is tokens[1]
     assert tokens[1] is not tokens[2]
     assert tokens[2] is tokens[3]
