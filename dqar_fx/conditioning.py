@@ -60,6 +60,7 @@ class Conditioning:
         stages: In the order in which they run.
         timestep: Position of the timestep among the denoiser's inputs, or None.
         ahead: Whether to evaluate all steps of a trajectory at once.
+        copy: Whether to copy what a stage gives: a replayed CUDA graph overwrites it.
         bind: Gives the bound calls of a stage's plan.
         fill: Gives the tensor for a parameter's path.
     """
@@ -70,13 +71,14 @@ class Conditioning:
         timestep: int | None,
         *,
         ahead: bool,
+        copy: bool,
         bind: Callable[[Plan], list[BoundCall]],
         fill: Callable[[Static], Any],
     ) -> None:
         self.stages = tuple(stages)
         self.leaves = frozenset[int]().union(*(stage.leaves for stage in stages))
         self._timestep = timestep
-        self._ahead = ahead
+        self._ahead, self._copy = ahead, copy
         self._bind, self._fill = bind, fill
         self._calls: dict[int, list[BoundCall]] = {}
 
@@ -116,7 +118,8 @@ class Conditioning:
         for number, outer in zip(stage.plan.inputs, stage.inputs, strict=True):
             inner[number] = values[outer]
         execute(self._calls[k], inner)
-        return tuple(inner[number] for number in stage.plan.outputs)
+        outputs = (inner[number] for number in stage.plan.outputs)
+        return tuple(o.clone() for o in outputs) if self._copy else tuple(outputs)
 
     def _rows_ahead(
         self,

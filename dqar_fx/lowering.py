@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dqar_fx.passes import Action
 
 UNITS = ("regional", "whole")
+REPLAYING_MODES = ("reduce-overhead", "max-autotune")
+"""Modes of ``torch.compile`` that replay CUDA graphs: these own their outputs' memory."""
 COMPILED = (turn_skinny_linears,)
 """Passes that may change the order of sums: for compilers, which do so themselves."""
 
@@ -64,6 +66,13 @@ class CompileOptions:
         if unit is not None and unit not in UNITS:
             raise FormatError(f"compile={unit!r} is unknown; known are None, {UNITS}")
         return cls(unit, keywords)
+
+    @property
+    def replays(self) -> bool:
+        """Whether an output may be overwritten when a region runs again."""
+        options = self.keywords.get("options") or {}
+        graphs = bool(options.get("triton.cudagraphs"))
+        return graphs or self.keywords.get("mode") in REPLAYING_MODES
 
 
 class Lowering:

@@ -88,6 +88,7 @@ class Program:
             plan.stages,
             self.roles.timestep,
             ahead=lowering.options.unit is not None,
+            copy=lowering.options.replays,
             bind=lambda stage: self._bind(stage, (), self._tensor_of),
             fill=self._tensor_of,
         )
@@ -137,6 +138,8 @@ class Program:
         values: list[Any] = [None] * self.plan.size
         for number, leaf in zip(self.plan.inputs, leaves, strict=True):
             values[number] = leaf
+        if self.lowering.options.replays:
+            torch.compiler.cudagraph_mark_step_begin()
         try:
             self._conditioning.evaluate(stream.memo, leaves, values, position)
             execute(calls, values)
@@ -145,7 +148,8 @@ class Program:
             stream.memo = Memo()
             raise
         slots.note(actions, position.step)
-        return [values[number] for number in self.plan.outputs]
+        outputs = [values[number] for number in self.plan.outputs]
+        return [o.clone() for o in outputs] if self.lowering.options.replays else outputs
 
     def _stream(self, key: tuple[str | None, int]) -> Stream:
         if key not in self.streams:

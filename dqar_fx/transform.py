@@ -12,7 +12,6 @@ from dqar_fx.passes import (
     find_attention,
     hoist_conditioning,
     insert_guards,
-    merge_duplicates,
     normalise,
     outline_regions,
     unify_layouts,
@@ -151,7 +150,6 @@ def outline(gm: fx.GraphModule, blocks: Sequence[str]) -> list[PassReport]:
     for call in gm.graph.find_nodes(op="call_module", sort=True):
         stage = fork(gm.get_submodule(str(call.target)))  # type: ignore[arg-type]
         setattr(gm, str(call.target), stage)
-        reports += run_passes(stage, [merge_duplicates], graph=str(call.target))
         call.meta["graph"] = fork(stage)
         reports += run_passes(stage, [cut], graph=str(call.target))
     return reports + run_passes(gm, [cut])

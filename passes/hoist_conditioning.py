@@ -11,6 +11,8 @@ the labels, what reads the text; all that reads the timestep, alone or with othe
 last, since it changes at every step. A stage runs again only if one of its own inputs
 changed, so that text projections run once per trajectory.
 
+Values that blocks compute alike, such as the sinusoids of a timestep, are merged on the way.
+
 Leaves alone: a node inside a repeated block whose counterpart in an equal block depends on
 the latent. In joint attention the text stream of the first block does not depend on the
 latent and that of every later block does; hoisting the first would make it a block of its
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from .blocks import find_blocks, find_runs, find_siblings
 from .graphs import outline, parameter_path, tensor_value, used_by_others
+from .merge_duplicates import merge_duplicates
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -48,8 +51,11 @@ def hoist_conditioning(gm: fx.GraphModule) -> int:
     hoisted = choose_nodes(nodes, latent, find_runs(nodes, find_blocks(nodes)))
     if not hoisted:
         return 0
+    # only now: where blocks share a value, the first differs from its siblings
+    merge_duplicates(gm, among=frozenset(hoisted))
+    left = frozenset(gm.graph.nodes)
     first = first_of_step(gm, frozenset(hoisted))
-    for number, stage in enumerate(group_by_inputs(hoisted)):
+    for number, stage in enumerate(group_by_inputs([n for n in hoisted if n in left])):
         inside = frozenset(stage)
         outputs = [n for n in stage if used_by_others(n, inside)]
         call = outline(gm, stage, outputs, f"conditioning_{number}", before=first)

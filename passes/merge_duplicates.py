@@ -22,15 +22,18 @@ import torch
 from torch import fx
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Collection, Hashable
 
 
-def merge_duplicates(gm: fx.GraphModule) -> int:
-    """Let each node read the first one that computes its value; the number merged."""
+def merge_duplicates(gm: fx.GraphModule, among: Collection[fx.Node] | None = None) -> int:
+    """Let users of a node read the first one that computes its value; the number merged.
+
+    ``among`` restricts it to some nodes of the graph.
+    """
     first: dict[Hashable, fx.Node] = {}
     rewrites = 0
     for node in list(gm.graph.nodes):
-        if not is_pure(node):
+        if not is_pure(node) or not (among is None or node in among):
             continue
         key = (node.op, str(node.target), repr((node.args, node.kwargs)))
         if key in first:
