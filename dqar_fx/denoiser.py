@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import OrderedDict
 from contextlib import contextmanager
 from functools import partial
@@ -74,6 +75,7 @@ class Denoiser(nn.Module):
         self._tracker = StepTracker()
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._latest: Program | None = None
+        self._warned_short = False
 
     # ---- the original's face -------------------------------------------------------------
 
@@ -261,6 +263,14 @@ class Denoiser(nn.Module):
             [leaves[i] for i in roles.conditioning],
         )
         length = position.length or position.step + 1
+        if position.length is not None and length < num_steps and not self._warned_short:
+            self._warned_short = True
+            warnings.warn(
+                f"the trajectory has {length} steps but the branch table {num_steps}: only its "
+                "first rows are used. Transform with a schedule of as many steps as the "
+                "pipeline takes (num_inference_steps)",
+                stacklevel=6,
+            )
         if position.step >= num_steps or length > num_steps + 1:
             self.reset()
             raise StepError(

@@ -88,6 +88,7 @@ def shared():
     return case, compiled(case, steps=8)
 
 
+@pytest.mark.filterwarnings("ignore:the trajectory has")
 @settings(max_examples=40, deadline=None)
 @given(
     data=st.data(),

@@ -118,6 +118,13 @@ def test_pipeline_with_more_steps_than_the_table_is_refused_at_once(transformer)
     generate(pipe)  # and works on
 
 
+def test_pipeline_with_fewer_steps_than_the_table_says_so(transformer):
+    pipe = make_pipeline(transformer)
+    pipe.transformer = dqar_fx.transform(pipe.transformer, Schedule.interval(STEPS, 2))
+    with pytest.warns(UserWarning, match="has 3 steps but the branch table 5"):
+        generate(pipe, steps=3)
+
+
 def test_pipeline_two_denoisers_of_one_model_do_not_meet(transformer):
     one, two = (make_pipeline(transformer) for _ in range(2))
     one.transformer = dqar_fx.transform(transformer, Schedule.interval(STEPS, 2))
