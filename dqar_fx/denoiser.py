@@ -266,8 +266,8 @@ class Denoiser(nn.Module):
         if position.length is not None and length < num_steps and not self._warned_short:
             self._warned_short = True
             warnings.warn(
-                f"the trajectory has {length} steps but the branch table {num_steps}: only its "
-                "first rows are used. Transform with a schedule of as many steps as the "
+                f"the trajectory has {length} steps but the branch table {num_steps}: only "
+                "its first rows are used. Transform with a schedule of as many steps as the "
                 "pipeline takes (num_inference_steps)",
                 stacklevel=6,
             )

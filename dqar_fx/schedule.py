@@ -34,15 +34,19 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """Site ``i`` of ``n`` reuses from ``warmup + i / (n - 1) * (full_from - warmup)`` on."""
+    """Site ``i`` of ``n`` reuses from ``warmup + i / (n - 1) * (full_from - warmup)`` on.
+
+    Rounded to whole steps, half up.
+    """
 
     warmup: int
     full_from: int
 
     def may_reuse(self, num_steps: int, num_sites: int) -> NDArray[np.bool_]:
         """Shallow sites first, deep sites last."""
-        depth = np.arange(num_sites) / max(num_sites - 1, 1)
-        start = np.round(self.warmup + depth * (self.full_from - self.warmup))
+        deepest = max(num_sites - 1, 1)
+        delay = np.arange(num_sites) * (self.full_from - self.warmup)
+        start = self.warmup + (2 * delay + deepest) // (2 * deepest)  # exact, half up
         return np.arange(num_steps)[:, None] >= start[None, :]
 
 
@@ -102,6 +106,11 @@ class Schedule:
         check_at_least(1, num_steps=self.num_steps)
         if self.max_age is not None:
             check_at_least(1, max_age=self.max_age)
+        if isinstance(self.rule, Written) and len(self.rule.letters) != self.num_steps:
+            raise ScheduleError(
+                f"actions are written out for {len(self.rule.letters)} steps but num_steps is "
+                f"{self.num_steps}"
+            )
 
     @classmethod
     def linear(
@@ -181,7 +190,12 @@ class Schedule:
             letters = letters_of_texts([str(line) for line in lines])
             strict = any("S" in line for line in lines)
             return cls(len(letters), Written(letters, strict), max_age)
-        array = np.atleast_1d(np.asarray(lines))
+        try:
+            array = np.atleast_1d(np.asarray(lines))
+        except ValueError as error:
+            raise ScheduleError(
+                f"actions need rows of one length, [steps, sites]: {error}"
+            ) from None
         strict = array.dtype != np.bool_
         letters = letters_of_array(array if strict else array * int(Action.REUSE))
         return cls(len(letters), Written(letters, strict), max_age)
@@ -197,6 +211,11 @@ class Schedule:
             actions = self.resolve_written(self.rule, len(paths))
         else:
             may = self.rule.may_reuse(self.num_steps, len(paths))
+            if may.shape != (self.num_steps, len(paths)):
+                raise ScheduleError(
+                    f"{self.rule} gave a mask of shape {list(may.shape)}, expected [steps, "
+                    f"sites] = {[self.num_steps, len(paths)]}"
+                )
             actions = refresh(may, self.max_age)
         return BranchTable(actions, paths, self.max_age)
 
@@ -256,7 +275,7 @@ def letters_of_array(array: NDArray[Any]) -> tuple[tuple[str, ...], ...]:
     if len(unknown):
         step, site = map(int, unknown[0])
         raise ScheduleError(
-            f"step {step}, site {site}: {columns[step, site]!r} is no action; "
+            f"step {step}, site {site}: {columns[step, site].item()!r} is no action; "
             f"known are {', '.join(f'{a.value} ({a.name})' for a in Action)}"
         )
     return tuple(tuple(Action(int(a)).letter for a in row) for row in columns)

@@ -44,6 +44,10 @@ class BranchTable:
                 f"a branch table needs shape [steps, {len(self.sites)}], one column per site, "
                 f"but has shape {list(actions.shape)}"
             )
+        if 0 in actions.shape:
+            raise ScheduleError(
+                f"a branch table needs a step and a site, but has shape {list(actions.shape)}"
+            )
         unknown = np.argwhere(~np.isin(actions, list(Action)))
         if len(unknown):
             step, site = map(int, unknown[0])
@@ -132,7 +136,7 @@ class BranchTable:
             f"{self.num_steps} steps x {len(self.sites)} sites, {len(self.rows)} distinct "
             f"rows, reuse ratio {self.reuse_ratio:.3f}",
             "C compute, S compute and store, R reuse",
-            f"{'step':>{width}}  {ruler[: self.num_steps]}".rstrip(),
+            f"{'step':>{width}}  {ruler}".rstrip(),
         ]
         for path, column in zip(self.sites, self.actions.T, strict=True):
             lines.append(f"{path:>{width}}  {''.join(Action(a).letter for a in column)}")

@@ -1,7 +1,7 @@
 """Where a model repeats itself: block paths, and runs of nodes that one block call made.
 
-A block is the entry of a module list that holds an attention: the longest prefix of the
-attention's module path that ends in a number, such as ``transformer_blocks.3`` for
+A block is the entry of a module list that holds an attention, or is one: the longest prefix
+of the attention's module path that ends in a number, such as ``transformer_blocks.3`` for
 ``transformer_blocks.3.attn1``. A run is a maximal stretch of nodes, in execution order, that
 one block made; what lies between is a run without a block. Runs are contiguous, so that
 cutting the graph at their ends is always legal.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-BLOCK = re.compile(r"(?:.*\.)?\d+(?=\.)")
+BLOCK = re.compile(r"(?:.*\.)?\d+(?=\.)|.*\.\d+$")
 
 
 def find_blocks(nodes: Iterable[fx.Node]) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ Legal because every path from the operator to the rest of the graph leads throug
 outputs, so that replacing them replaces the attention. Values that the module passes on but
 that do not descend from the attention are left outside of the site: they stay computed.
 
-Leaves alone: attention in the root module, attention with active dropout, outputs that are
-not tensors. Each is reported with its reason, and so is a softmax that is no attention.
+Leaves alone: attention in the root module, attention with active dropout, a module that has
+another attention inside, outputs that are not tensors. Each is reported with its reason, and
+so is a softmax that is no attention.
 
 Source: Vaswani et al. 2017 (attention); design by operator rather than by class name because
 class names differ per model and operators do not.
@@ -30,6 +31,7 @@ from .attention_kind import kind_of
 from .graphs import (
     graph_inputs,
     is_computing,
+    is_random,
     module_stack,
     source_line,
     tensor_value,
@@ -51,8 +53,6 @@ FUSED = {
 }
 SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 MATMUL = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default}
-DROPOUT_ARG = 4
-"""Position of ``dropout_p`` in ``scaled_dot_product_attention(q, k, v, mask, dropout_p)``."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,19 @@ def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
     matches: list[Match] = []
     for key, operators in owned.items():
         try:
+            refuse_nested(key, owned)
             matches.append(match_site(len(matches), key, members[key], operators))
         except NoMatch as miss:
             near_misses.append(miss)
     return matches, near_misses
+
+
+def refuse_nested(key: str, owned: dict[str, list[Operator]]) -> None:
+    """Raise for a module call that has another attention inside: the inner one is the site."""
+    for other, (operator, *_) in owned.items():
+        if other != key and belongs_to(operator.result, key):
+            inner = module_stack(operator.result)[-1][1]
+            raise NoMatch(f"another attention is inside, {inner}", owned[key][0].result)
 
 
 def is_candidate(node: fx.Node) -> bool:
@@ -108,10 +117,6 @@ def match_operator(node: fx.Node) -> Operator | None:
         NoMatch: The node is a candidate but not an attention that can be kept.
     """
     if node.target in FUSED:
-        if node.target is aten.scaled_dot_product_attention.default and dropout_of(node):
-            raise NoMatch(
-                "attention with active dropout is random: reuse would freeze it", node
-            )
         return Operator(node, node.args[0], node.args[1], "fused")  # type: ignore[arg-type]
     if node.target in SOFTMAX:
         return match_unfused(node)
@@ -172,22 +177,20 @@ def match_site(
     passed_on = [n for n in members if n not in descending and used_by_others(n, inside)]
     needed = ancestors(outputs, inside) - ancestors(passed_on, inside)
     body = [n for n in members if n in needed]
+    for node in body:
+        if is_random(node):
+            reason = "attention with active dropout is random: reuse would freeze it"
+            raise NoMatch(reason, node)
     call = key.rsplit("@", 1)
     site = Site(
         index=index,
         path=path if len(call) == 1 else f"{path}@{call[1]}",
         kind=kind_of(operators[0].query, operators[0].key, outputs, needed),
         variant=operators[0].variant,
-        outputs=tuple(TensorSpec.of(n.meta["val"]) for n in outputs),
+        outputs=tuple(TensorSpec.of(torch.empty_like(n.meta["val"])) for n in outputs),
         source=source_line(anchor),
     )
     return Match(site, tuple(graph_inputs(body)), tuple(body), tuple(outputs))
-
-
-def dropout_of(sdpa: fx.Node) -> float:
-    """The dropout probability of an SDPA node."""
-    positional = sdpa.args[DROPOUT_ARG] if len(sdpa.args) > DROPOUT_ARG else 0.0
-    return float(sdpa.kwargs.get("dropout_p", positional))  # type: ignore[arg-type]
 
 
 def owner_of(node: fx.Node) -> str:

@@ -4,7 +4,7 @@
 |------|------------------|----------------------------------------------------------------|
 | same | the site's dtype | none                                                           |
 | fp16 | float16          | at most 2**-11, or 2**-25 absolute below 2**-14; range 65504   |
-| bf16 | bfloat16         | at most 2**-8 over the range of float32                        |
+| bf16 | bfloat16         | at most 2**-8 above 2**-126; range 3.39e38                     |
 
 A format is what `encode` and `decode` say, in plain tensor operations: they are traced into
 the graph, so that a compiler fuses them with what produces and what consumes the value.

@@ -85,6 +85,20 @@ def is_computing(node: fx.Node) -> bool:
     return node.op == "call_function" and not is_call_output(node)
 
 
+def is_random(node: fx.Node) -> bool:
+    """Whether the node draws random numbers: seeded, and not with a dropout of zero."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]
+    if "dropout_p" not in names:
+        return True
+    position = names.index("dropout_p")
+    given = node.args[position] if position < len(node.args) else 0.0
+    return node.kwargs.get("dropout_p", given) != 0
+
+
 def used_by_others(node: fx.Node, group: AbstractSet[fx.Node]) -> bool:
     """Whether a node has a user that is not in ``group``."""
     return any(user not in group for user in node.users)

@@ -16,7 +16,8 @@ Values that blocks compute alike, such as the sinusoids of a timestep, are merge
 Leaves alone: a node inside a repeated block whose counterpart in an equal block depends on
 the latent. In joint attention the text stream of the first block does not depend on the
 latent and that of every later block does; hoisting the first would make it a block of its
-own kind, compiled apart, for work that each step needs anyway.
+own kind, compiled apart, for work that each step needs anyway. So are random operators, and
+what reads them.
 
 Source: partial evaluation (Jones, Gomard, Sestoft 1993); DQAR report, future work.
 """
@@ -27,8 +28,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from .blocks import find_blocks, find_runs, find_siblings
-from .graphs import outline, parameter_path, tensor_value, used_by_others
-from .merge_duplicates import merge_duplicates
+from .graphs import is_computing, outline, parameter_path, tensor_value, used_by_others
+from .merge_duplicates import is_pure, merge_duplicates
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -44,7 +45,7 @@ EVERY_STEP = frozenset(TIMESTEP_NAMES)
 
 def hoist_conditioning(gm: fx.GraphModule) -> int:
     """Move latent-independent nodes into stages; the number of nodes moved."""
-    nodes = [n for n in gm.graph.nodes if n.op == "call_function"]
+    nodes = [n for n in gm.graph.nodes if is_computing(n)]
     latent = find_latent(gm)
     if latent is None:
         return 0
@@ -85,7 +86,7 @@ def choose_nodes(
     nodes: Sequence[fx.Node], latent: fx.Node, runs: list[tuple[str, list[fx.Node]]]
 ) -> list[fx.Node]:
     """Nodes that may leave the step: latent-independent in every sibling of their block."""
-    pinned: set[fx.Node] = set()
+    pinned = {n for n in nodes if not is_pure(n)}
     while True:
         free = independent_nodes(nodes, {latent} | pinned)
         irregular = counterparts_of_dependent(free, runs)

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from .graphs import is_random
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable
 
@@ -53,5 +55,4 @@ def is_pure(node: fx.Node) -> bool:
         return True
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    random = torch.Tag.nondeterministic_seeded in node.target.tags
-    return not random and not node.target._schema.is_mutable
+    return not is_random(node) and not node.target._schema.is_mutable

@@ -17,6 +17,7 @@ Source: partial evaluation; PyTorch ``torch._inductor`` notes on input/output al
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -50,6 +51,7 @@ def specialise(gm: fx.GraphModule, actions: Sequence[Action]) -> int:
     copy_slots_out(gm.graph)
     gm.graph.eliminate_dead_code()
     drop_unused_inputs(gm)
+    gm.delete_all_unused_submodules()  # bodies of resolved guards
     return len(guards)
 
 
@@ -128,7 +130,12 @@ def copy_slots_out(graph: fx.Graph) -> None:
 
 def viewed(node: fx.Node) -> fx.Node:
     """The node whose storage this one shows, through any number of views."""
-    while isinstance(node.target, torch._ops.OpOverload):
+    while node.op == "call_function":
+        if node.target is operator.getitem:
+            node = node.all_input_nodes[0]
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload):
+            break
         returns = node.target._schema.returns
         if not returns or returns[0].alias_info is None:
             break

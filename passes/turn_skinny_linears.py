@@ -5,7 +5,7 @@ adds them may differ, so this is done only where a compiler follows, whose own k
 from eager ones as well:
 
     %linear : f32[2, 2304] = linear(%x, %weight, %bias)         ; x is f32[2, 384]
- -> %mm : f32[2304, 2] = mm(%weight, t(%x)) ; %add : f32[2, 2304] = add(t(%mm), %bias)
+ -> %mm : f32[2304, 2] = mm(%weight, t(%x)) ; contiguous(add(t(%mm), %bias)) : f32[2, 2304]
 
 A product of few rows reads its weight from memory once for very little arithmetic. BLAS on
 CPUs packs the weight, as it would for a large product, unless the weight stands on the left:
@@ -53,9 +53,9 @@ def is_skinny(node: fx.Node) -> bool:
 
 def turn(graph: fx.Graph, linear: fx.Node) -> None:
     """Write one linear as a product from the left."""
-    x, weight, *bias = linear.all_input_nodes
+    x, weight, *bias = linear.args
 
-    def call(target: Any, *args: fx.Node) -> fx.Node:
+    def call(target: Any, *args: Any) -> fx.Node:
         node = graph.call_function(target, args)
         node.meta = copy_meta(linear)
         node.meta["val"] = target(*(arg.meta["val"] for arg in args))
@@ -64,7 +64,8 @@ def turn(graph: fx.Graph, linear: fx.Node) -> None:
     with graph.inserting_before(linear):
         product = call(aten.mm.default, weight, call(aten.t.default, x))
         result = call(aten.t.default, product)
-        if bias:
+        if bias and bias[0] is not None:
             result = call(aten.add.Tensor, result, bias[0])
+        result = call(aten.contiguous.default, result)  # as the linear's, for later views
     linear.replace_all_uses_with(result)
     graph.erase_node(linear)

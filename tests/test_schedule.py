@@ -385,3 +385,19 @@ def test_schedule_argument_out_of_range_named_with_what_was_found(make, message)
 def test_schedule_numpy_integers_accepted():
     by_numpy = Schedule.linear(np.int64(9), np.int32(2), full_from=np.int8(4))
     assert by_numpy.resolve(["a"]) == Schedule.linear(9, 2, full_from=4).resolve(["a"])
+
+
+def test_linear_ties_round_half_up_without_float_noise():
+    table = Schedule.linear(60, 1, full_from=22).resolve([str(i) for i in range(15)])
+    starts = [int((table.actions[:, i] == Action.REUSE).argmax()) for i in range(15)]
+    assert starts == [floor(1 + Fraction(21 * i, 14) + Fraction(1, 2)) for i in range(15)]
+
+
+def test_schedule_other_length_than_its_text_rejected():
+    with pytest.raises(ScheduleError):
+        Schedule(5, Schedule.from_actions("CSR").rule).resolve(["a"])
+
+
+def test_from_actions_ragged_is_a_schedule_error():
+    with pytest.raises(ScheduleError):
+        Schedule.from_actions([[True, False], [True]])

@@ -8,7 +8,7 @@ from expecttest import assert_expected_inline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqar_fx import Action, BranchTable, ScheduleError
+from dqar_fx import Action, BranchTable, Schedule, ScheduleError
 from dqar_fx.table import NEVER
 
 FEW = settings(max_examples=50, deadline=None)
@@ -225,3 +225,13 @@ def test_table_wrong_shape_names_found_and_expected(actions, shape):
     assert str(caught.value) == (
         f"a branch table needs shape [steps, 2], one column per site, but has shape {shape}"
     )
+
+
+def test_table_ruler_not_cut():
+    assert "10" in str(Schedule.interval(11, 3).resolve(["a"])).splitlines()[2]
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (3, 0)])
+def test_table_without_sites_or_steps_rejected(shape):
+    with pytest.raises(ScheduleError, match="needs a step and a site"):
+        BranchTable(np.zeros(shape, np.int8), ("a",) * shape[1])
