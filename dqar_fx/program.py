@@ -139,7 +139,7 @@ class Program:
         for number, leaf in zip(self.plan.inputs, leaves, strict=True):
             values[number] = leaf
         if self.lowering.options.replays:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it so
         try:
             self._conditioning.evaluate(stream.memo, leaves, values, position)
             execute(calls, values)

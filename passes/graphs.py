@@ -96,7 +96,7 @@ def is_random(node: fx.Node) -> bool:
         return True
     position = names.index("dropout_p")
     given = node.args[position] if position < len(node.args) else 0.0
-    return node.kwargs.get("dropout_p", given) != 0
+    return bool(node.kwargs.get("dropout_p", given) != 0)
 
 
 def used_by_others(node: fx.Node, group: AbstractSet[fx.Node]) -> bool:
