@@ -1,0 +1,124 @@
+"""The main job: from the command line to the table, its rows and the pictures."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.contenders import FEWER, Workshop, line_up, list_schedules
+from benchmarks.grid import draw_grid
+from benchmarks.machine import can_compile, describe_machine
+from benchmarks.macs import Macs, count_trajectories
+from benchmarks.measure import Arena, Trial, compete
+from benchmarks.options import Options, parse_options
+from benchmarks.pipelines import Task, load_pipeline
+from benchmarks.reference.errors import InputError
+from benchmarks.rows import Row, Setting, make_rows, write_rows
+from benchmarks.table import format_notes, format_table, show_psnr, show_speed
+from dqar_fx import DqarError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code: 1 if a contender failed, 2 for unusable input."""
+    options = parse_options(argv)
+    try:
+        return run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: Options) -> int:
+    """Measure, print, write; the exit code."""
+    deadline = time.perf_counter() + options.budget_s
+    options = fall_back(options)
+    pipe = load_pipeline(options)
+    task = Task.of(pipe, options.seeds, options.guidance)
+    arena = Arena(
+        pipe, task, Workshop(pipe.transformer, options.lowering), device=options.device
+    )
+    trials = enter(arena, options)
+    compete(arena, trials, repeats=options.repeats, deadline=deadline)
+    rows = make_rows(trials, setting_of(options, task), describe_machine(options.device))
+    print(format_table(rows), format_notes(rows), sep="\n\n")
+    write_rows(rows, options.out / "rows.jsonl")
+    write_pictures(trials, rows, task, options.out / "pictures.png")
+    print(f"\nwrote {options.out / 'rows.jsonl'} and {options.out / 'pictures.png'}")
+    return 1 if any(row.error for row in rows) else 0
+
+
+def fall_back(options: Options) -> Options:
+    """The same options, without compilation if there is no compiler; says so."""
+    if options.lowering == "eager" or can_compile(options.device):
+        return options
+    print("No C++ compiler was found, so nothing is compiled: all rows run in eager mode.\n")
+    return replace(options, lowering="eager")
+
+
+def enter(arena: Arena, options: Options) -> list[Trial]:
+    """The contenders, each with its multiply-accumulates where these can be counted."""
+    is_compiled = options.lowering != "eager"
+    counts = count(arena, options.steps)
+    if counts is None:
+        lined_up = line_up(options.steps, fewer_steps=None, compiled=is_compiled)
+        return [Trial(each, macs=None) for each in lined_up]
+    by_name = dict(zip(list_schedules(options.steps), counts.trajectories, strict=True))
+    fewer_steps = max(1, round(by_name[FEWER] / counts.untransformed_step))
+    return [
+        Trial(each, by_name.get(each.name, each.steps * counts.untransformed_step))
+        for each in line_up(options.steps, fewer_steps=fewer_steps, compiled=is_compiled)
+    ]
+
+
+def count(arena: Arena, steps: int) -> Macs | None:
+    """Multiply-accumulates of all schedules; None, with a word, if the model refuses."""
+    print("counting MACs ...", file=sys.stderr)
+    original = arena.workshop.original
+    schedules = list(list_schedules(steps).values())
+    try:
+        return count_trajectories(original, arena.task.example_call(original), schedules)
+    except DqarError as error:
+        print(f"MACs were not counted, so there is no ceiling: {error}\n")
+        return None
+
+
+def setting_of(options: Options, task: Task) -> Setting:
+    """What all rows of this run share."""
+    is_eager = options.lowering == "eager"
+    return Setting(
+        model=model_name(options.model),
+        dtype=options.dtype,
+        lowering=options.lowering,
+        guidance=options.guidance,
+        seeds=task.seeds,
+        labels=task.labels,
+        batch=task.batch,
+        base="untransformed eager" if is_eager else "untransformed compiled",
+    )
+
+
+def model_name(model: str) -> str:
+    """A hub name as it is, a folder by its last two parts: no path of this machine."""
+    return "/".join(Path(model).resolve().parts[-2:]) if Path(model).exists() else model
+
+
+def write_pictures(
+    trials: Sequence[Trial], rows: Sequence[Row], task: Task, path: Path
+) -> None:
+    """Write the grid of pictures; failed contenders have no row in it."""
+    pairs = zip(trials, rows, strict=True)
+    shown = [(trial.images, row) for trial, row in pairs if trial.images is not None]
+    if not shown:
+        return
+    draw_grid(
+        [images for images, _ in shown],
+        [label_row(row) for _, row in shown],
+        [(name, f"seed {seed}") for name, seed in zip(task.names, task.seeds, strict=True)],
+    ).save(path)
+
+
+def label_row(row: Row) -> tuple[str, str]:
+    """Two lines: who, and how fast and how near."""
+    speed = show_speed(row).partition(" ")[0]
+    return row.name, f"{speed}x, {show_psnr(row)} dB"

@@ -1,0 +1,127 @@
+"""The pipeline under measurement, and the pictures that every contender generates with it."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiTPipeline
+from diffusers.utils import logging
+
+from benchmarks.options import DTYPES, Options
+from benchmarks.reference.errors import InputError
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The pictures: one per seed, in one batch, so that the same seed is the same picture.
+
+    Attributes:
+        seeds: One per picture.
+        labels: Class of each picture.
+        names: Name of each class.
+        guidance: Guidance scale.
+    """
+
+    seeds: tuple[int, ...]
+    labels: tuple[int, ...]
+    names: tuple[str, ...]
+    guidance: float
+
+    @classmethod
+    def of(cls, pipe: Any, num_seeds: int, guidance: float) -> "Task":
+        """Seeds from 0 on, with the classes of the pipeline in turn."""
+        names = name_classes(pipe)
+        known = sorted(names)
+        labels = tuple(known[seed % len(known)] for seed in range(num_seeds))
+        return cls(
+            tuple(range(num_seeds)), labels, tuple(names[label] for label in labels), guidance
+        )
+
+    @property
+    def batch(self) -> int:
+        """Samples in one call of the denoiser: guidance doubles them."""
+        return len(self.seeds) * (2 if self.guidance > 1 else 1)
+
+    def generate(self, pipe: Any, num_steps: int) -> torch.Tensor:
+        """Pictures ``[seeds, channels, height, width]`` in [0, 1], float32 on the CPU.
+
+        The generators are the CPU's on every device: the noise does not depend on it.
+        """
+        generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        output = pipe(
+            list(self.labels),
+            generator=generators,
+            num_inference_steps=num_steps,
+            guidance_scale=self.guidance,
+            output_type="pt",
+        )
+        images: torch.Tensor = output.images
+        return images.float().cpu()
+
+    def example_call(self, transformer: Any) -> dict[str, torch.Tensor]:
+        """Keyword arguments of one call of the denoiser, as the pipeline passes them."""
+        config = transformer.config
+        size = (self.batch, config.in_channels, config.sample_size, config.sample_size)
+        return {
+            "hidden_states": torch.zeros(size, dtype=transformer.dtype),
+            "timestep": torch.zeros(self.batch, dtype=torch.long),
+            "class_labels": torch.zeros(self.batch, dtype=torch.long),
+        }
+
+
+def name_classes(pipe: Any) -> dict[int, str]:
+    """The first name of each class; numbers where the pipeline has no names."""
+    names: dict[int, str] = {}
+    for name, label in pipe.labels.items():
+        names.setdefault(label, name)
+    num_classes = pipe.transformer.config.num_embeds_ada_norm
+    return names or {label: f"class {label}" for label in range(num_classes)}
+
+
+def load_pipeline(options: Options) -> Any:
+    """The pipeline that the options name, on its device.
+
+    Raises:
+        InputError: It is not there, not a DiT pipeline, or cannot be loaded.
+    """
+    check_model(options.model)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        pipe: Any = DiTPipeline.from_pretrained(options.model)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"cannot load --model {options.model}: {type(error).__name__}: {reason}"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(options.device, DTYPES[options.dtype])
+
+
+def check_model(model: str) -> None:
+    """Raise unless this is the folder of a DiT pipeline, or could be a name on the hub.
+
+    Raises:
+        InputError: It is neither.
+    """
+    index = Path(model) / "model_index.json"
+    if not index.is_file():
+        if not Path(model).exists() and HUB_NAME.fullmatch(model):
+            return
+        raise InputError(
+            f"--model {model} is no pipeline: expected a folder with a model_index.json, or a "
+            "name on the hub such as facebook/DiT-XL-2-256"
+        )
+    try:
+        found = json.loads(index.read_text()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"--model {model}: model_index.json cannot be read: {error}"
+        ) from None
+    if found != DiTPipeline.__name__:
+        raise InputError(f"--model {model} is a {found}; expected a DiTPipeline")

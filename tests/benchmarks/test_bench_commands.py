@@ -1,0 +1,102 @@
+"""The two other commands: their parts, and their errors."""
+
+import json
+
+import pytest
+import torch
+
+import dqar_fx
+from benchmarks import ceiling, compile_cost
+from benchmarks.compile_cost import Cost
+from benchmarks.geometry import Geometry, draw_timesteps
+
+TINY = Geometry(layers=2, width=16, heads=2, tokens=16, batch=2)
+
+
+def run_command(command, arguments):
+    try:
+        return command(arguments)
+    except SystemExit as exit:
+        return exit.code
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TINY.build()
+
+
+def test_geometry_default_is_dit_s_2():
+    parameters = sum(p.numel() for p in Geometry(layers=1).build().parameters())
+    block = 12 * 384**2 + 6 * 384**2
+    assert block < parameters < 2 * block
+    assert Geometry().latent_size == 32
+
+
+@pytest.mark.parametrize("num_steps", [2, 50, ceiling.MAX_PAIRS + ceiling.WARMUP_STEPS])
+def test_draw_timesteps_descends(num_steps):
+    timesteps = draw_timesteps(num_steps)
+    assert len(timesteps) == num_steps
+    assert (timesteps.diff() < 0).all()
+
+
+@torch.no_grad()
+def test_ceiling_pairs_count_only_reuse(model):
+    schedule = dqar_fx.Schedule.from_actions("S" + "R" * (3 + ceiling.WARMUP_STEPS))
+    denoiser = dqar_fx.transform(model, schedule)
+    assert ceiling.measure_error(model, denoiser, TINY, 4) == 0
+    pairs = ceiling.measure_pairs(model, denoiser, TINY, 4)
+    assert len(pairs.base_s) == len(pairs.reuse_s) == 4
+    assert denoiser.program.streams
+    text = ceiling.describe(pairs, 1.5, 0.0)
+    assert "median of 4" in text
+    assert "ceiling by MACs             1.500, of which reached " in text
+
+
+def test_ceiling_shares_out_what_is_done_ahead():
+    pairs = ceiling.Pairs((2.0, 2.0), (1.0, 1.0), ahead_s=10.0, num_steps=10)
+    assert pairs.ratios == [2.0, 2.0]
+    assert pairs.whole_ratio == 1.0
+
+
+def test_ceiling_count_is_that_of_paper(model):
+    g = TINY
+    attention = 4 * g.tokens * g.width**2 + 2 * g.tokens**2 * g.width
+    rest = 8 * g.tokens * g.width**2
+    bound = (attention + rest) / rest
+    assert 1 < ceiling.count_ceiling(model, g) < bound
+
+
+def test_compile_cost_describes_and_writes(tmp_path):
+    costs = [Cost("whole", 40.0, 0.1, 1, 0, 1), Cost("regional", 20.0, 0.2, 9, 0, 24)]
+    assert "regional by whole: 0.50 (processes of each: 1)" in compile_cost.describe(costs)
+    compile_cost.write_costs(costs, TINY, tmp_path / "rows.jsonl")
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["graphs"] for line in lines] == [1, 9]
+
+
+@pytest.mark.parametrize("main", [ceiling.main, compile_cost.main])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens", "60"], "--tokens must be a square number, found 60"),
+        (["--heads", "5"], "--width 384 is no multiple of --heads 5"),
+        (["--layers", "0"], "argument --layers: expected an integer of at least 1"),
+    ],
+)
+def test_commands_bad_geometry_is_one_line_and_code_2(
+    main, arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(main, arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", [ceiling, compile_cost])
+def test_commands_without_compiler_say_so(module, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "can_compile", lambda device: False)
+    assert run_command(module.main, []) == 2
+    assert "no C++ compiler was found" in capsys.readouterr().err
