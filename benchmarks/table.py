@@ -73,8 +73,8 @@ def format_notes(rows: Sequence[Row]) -> str:
     setting, first = rows[0].setting, rows[0]
     repeats = max(row.repeats for row in rows)
     notes = [
-        f"{len(setting.seeds)} pictures, {first.steps} steps, guidance {setting.guidance:g}, "
-        f"{setting.dtype}, lowering {setting.lowering}, {repeats} interleaved repeats.",
+        f"pictures {len(setting.seeds)}, steps {first.steps}, guidance {setting.guidance:g}, "
+        f"{setting.dtype}, lowering {setting.lowering}, interleaved repeats {repeats}.",
         f"speed: against {setting.base}, repeat by repeat: median (lowest-highest).",
         "ceiling: the same if time were MACs. reuse: share of (step, site). rows: step kinds.",
         "compile s: first trajectory less a later one; Inductor's cache on disk is kept",

@@ -109,7 +109,7 @@ def test_main_without_compiler_says_so_and_prints_an_eager_table(
     assert lines[0].startswith("No C++ compiler was found, so nothing is compiled: ")
     assert lines[2].split("|")[1:4] == [f" schedule{' ' * 18}", "   reuse ", "   rows "]
     assert "| untransformed eager       |       - |" in lines[4]
-    assert "1 pictures, 6 steps, guidance 1.5, float32, lowering eager" in out
+    assert "pictures 1, steps 6, guidance 1.5, float32, lowering eager" in out
     assert "No graph break, no recompile after warm-up." in out
     assert lines[-1].startswith(f"wrote {tmp_path / 'rows.jsonl'} and ")
     assert "repeat 1 of 1" in err
