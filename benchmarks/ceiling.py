@@ -74,12 +74,13 @@ def steps_of(
 
 
 def measure_pairs(
-    base: Callable[..., Any], reusing: Callable[..., Any], geometry: Geometry, num_pairs: int
+    base: Callable[..., Any], reusing: dqar_fx.Denoiser, geometry: Geometry, num_pairs: int
 ) -> Pairs:
     """Steps of one trajectory of both models in turn, after steps that are not timed."""
     num_steps = num_pairs + WARMUP_STEPS
 
     def begin(num_steps_run: int) -> list[tuple[float, float]]:
+        reusing.reset()
         timesteps = draw_timesteps(num_steps)
         models = (steps_of(model, geometry, timesteps) for model in (base, reusing))
         pairs = islice(zip(*models, strict=True), num_steps_run)

@@ -60,8 +60,11 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
-            exported = torch.export.export(model, args, kwargs, strict=False)
+            # a fork, so that moving the denoiser leaves this graph's parameters in place
+            own, (args, kwargs) = fork_model(model), separate((args, kwargs))
+            exported = torch.export.export(own, args, kwargs, strict=False)
             exported = without_mutation(exported)
+            refuse_state(exported)
             module = exported.module(check_guards=False)
     except Exception as error:
         reason = str(error).strip().splitlines()
@@ -76,6 +79,25 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs
     plain = fx.GraphModule(module, module.graph)  # without the input checks in hooks
     return Capture(plain, exported.call_spec.out_spec)
+
+
+def separate(inputs: Any) -> Any:
+    """Inputs of which no two are one tensor object: export would make them one input."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        is_again = isinstance(leaf, torch.Tensor) and id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.clone() if is_again else leaf
+
+    return pytree.tree_map(own, inputs)
+
+
+def refuse_state(exported: ExportedProgram) -> None:
+    """Raise for a model that writes to its own buffers: a step would depend on the last."""
+    written = exported.graph_signature.buffers_to_mutate
+    if written:
+        raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
 
 
 def without_mutation(exported: ExportedProgram) -> ExportedProgram:

@@ -82,6 +82,10 @@ class Conditioning:
         self._bind, self._fill = bind, fill
         self._calls: dict[int, list[BoundCall]] = {}
 
+    def forget(self) -> None:
+        """Take parameters anew at the next step."""
+        self._calls.clear()
+
     def evaluate(
         self, memo: Memo, leaves: Sequence[Any], values: list[Any], position: Position
     ) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from diffusers import ModelMixin
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
             """The same for another schedule."""
 
 
+MANY_RESTARTS = 3
+"""Trajectories of a single call, in a row, after which something is probably wrong."""
 MAX_PROGRAMS = 8
 """Input signatures that are kept; the least recently used one goes first."""
 
@@ -71,20 +74,31 @@ class Denoiser(nn.Module):
         self._options = options
         self._signature = inspect.signature(original.forward)
         asks = self._signature.parameters.get("return_dict")
-        self._gives_objects = asks is not None and asks.default is True
+        is_diffusers = isinstance(original, ModelMixin)
+        self._gives_objects = is_diffusers and asks is not None and asks.default is True
         self._tracker = StepTracker()
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._latest: Program | None = None
         self._warned_short = False
+        self._last: dict[tuple[str | None, int], Position] = {}
+        self._restarts = 0
 
     # ---- the original's face -------------------------------------------------------------
 
     @property
-    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
+    def forward(self) -> Callable[..., Any]:
         """One step of one stream; signature and result are the original's."""
+        replaced: Callable[..., Any] | None = self.__dict__.get("_replaced_forward")
+        if replaced is not None:
+            return replaced
         call = partial(self._forward)
         call.__signature__ = self._signature  # type: ignore[attr-defined]
         return call
+
+    @forward.setter
+    def forward(self, replacement: Callable[..., Any]) -> None:
+        """Offloading hooks put a forward of their own around this one."""
+        self.__dict__["_replaced_forward"] = replacement
 
     @property
     def config(self) -> Any:
@@ -95,40 +109,58 @@ class Denoiser(nn.Module):
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters, as the original tells it."""
         own = getattr(self.model, "dtype", None)
-        return own if isinstance(own, torch.dtype) else next(self.model.parameters()).dtype
+        if isinstance(own, torch.dtype):
+            return own
+        return next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
 
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
-        return next(self.model.parameters()).device
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def __getattr__(self, name: str) -> Any:
-        """Plain attributes of the original; not its methods, which know nothing of this."""
+        """Attributes and submodules of the original; not its methods, which know no graph."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             model = self.__dict__.get("_modules", {}).get("model")
-            value = getattr(model, name, None) if not name.startswith("_") else None
-            if value is None or callable(value):
-                raise AttributeError(
-                    f"{type(self).__name__} has no attribute {name!r}; to change the model, "
-                    "call its methods before dqar_fx.transform"
-                ) from None
-            return value
+            if model is None or name.startswith("_") or not hasattr(model, name):
+                raise
+            value = getattr(model, name)
+            if isinstance(value, nn.Module) or not callable(value):
+                return value
+            raise AttributeError(
+                f"{type(self).__name__} has no method {name!r}; to change the model, "
+                "call its methods before dqar_fx.transform"
+            ) from None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Denoiser:
         """Move or convert the parameters; graphs are captured anew where that changed them."""
-        before = (self.device, self.dtype)
+        before = self._placement()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
-        if before != (self.device, self.dtype):
+        if before != self._placement():
             self._forget_programs()
         return self
 
+    def _placement(self) -> list[tuple[torch.dtype, torch.device]]:
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return [(tensor.dtype, tensor.device) for tensor in tensors]
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load parameters; whatever was computed from the old ones is forgotten."""
-        result = super().load_state_dict(*args, **kwargs)
-        self.reset()
-        return result
+        """Refused: the parameters are the original's.
+
+        Raises:
+            DqarError: Always.
+        """
+        raise DqarError(
+            "a denoiser shares its parameters with the model it was made of. Load the state "
+            "into that model, then call denoiser.reset()"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without graphs and kept outputs: a copy captures anew."""
+        fresh: dict[str, Any] = {"_programs": OrderedDict(), "_latest": None, "_last": {}}
+        return {**self.__dict__, **fresh, "_tracker": StepTracker()}
 
     # ---- where the loop is ---------------------------------------------------------------
 
@@ -141,6 +173,8 @@ class Denoiser(nn.Module):
         Other keywords that diffusers pipelines give (``num_inference_steps``, ``timestep``,
         ``sigma``) are accepted; the branch table does not need them.
         """
+        if step_index is not None and step_index < 0:
+            raise StepError(f"step_index must not be negative, found {step_index}")
         outer = self._tracker.context
         self._tracker.context = Context(name, step_index)
         try:
@@ -149,7 +183,17 @@ class Denoiser(nn.Module):
             self._tracker.context = outer
 
     def attach_scheduler(self, scheduler: Any) -> Denoiser:
-        """Take the step from a diffusers scheduler's ``step_index``; None detaches."""
+        """Take the step from a diffusers scheduler's ``step_index``; None detaches.
+
+        Raises:
+            StepError: The scheduler does not count its steps.
+        """
+        if scheduler is not None and not hasattr(scheduler, "step_index"):
+            raise StepError(
+                f"{type(scheduler).__name__} has no step_index, so it cannot tell the step. "
+                "Leave it unattached: the timestep of each call is followed; or call inside "
+                "denoiser.cache_context(name, step_index=...)"
+            )
         self._tracker.scheduler = scheduler
         self.reset()
         return self
@@ -157,6 +201,8 @@ class Denoiser(nn.Module):
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
         self._tracker.reset()
+        self._last.clear()
+        self._restarts = 0
         for program in self._programs.values():
             program.reset()
 
@@ -167,19 +213,17 @@ class Denoiser(nn.Module):
 
     # ---- lowering ------------------------------------------------------------------------
 
-    def compile(self, *args: Any, unit: str = "regional", **keywords: Any) -> None:
+    def compile(self, *, unit: str = "regional", **keywords: Any) -> None:
         """Compile from the next call on.
 
         Args:
-            *args: The backend, if given by position.
             unit: ``"regional"`` or ``"whole"``.
             **keywords: Those of ``torch.compile``.
 
         Raises:
             FormatError: An unknown unit.
         """
-        backend = {"backend": args[0]} if args else {}
-        self._options = CompileOptions.of({"unit": unit, **backend, **keywords})
+        self._options = CompileOptions.of({"unit": unit, **keywords})
         self._forget_programs()
 
     def with_schedule(self, schedule: Schedule) -> Denoiser:
@@ -194,11 +238,12 @@ class Denoiser(nn.Module):
         for key, program in self._programs.items():
             table = schedule.resolve(program.table.sites)
             twin._programs[key] = twin._latest = program.with_table(table)
+        twin._tracker.scheduler = self._tracker.scheduler
         return twin
 
-    def compile_repeated_blocks(self, *args: Any, **keywords: Any) -> None:
+    def compile_repeated_blocks(self, **keywords: Any) -> None:
         """Compile regionally, under the name that diffusers has for it."""
-        self.compile(*args, unit="regional", **keywords)
+        self.compile(unit="regional", **keywords)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Program:
         """Capture the signature of a call without running it.
@@ -209,16 +254,16 @@ class Denoiser(nn.Module):
             ScheduleError: The schedule does not fit the sites.
         """
         args, kwargs, _ = self._bind_call(args, kwargs)
-        return self._find_program(args, kwargs, pytree.tree_leaves((args, kwargs)))
+        return self._find_program(args, kwargs, *pytree.tree_flatten((args, kwargs)))
 
     # ---- a call --------------------------------------------------------------------------
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs, as_tuple = self._bind_call(args, kwargs)
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves, spec = pytree.tree_flatten((args, kwargs))
         refuse_gradients(leaves)
         with torch.inference_mode(mode=False), torch.no_grad():
-            program = self._find_program(args, kwargs, leaves)
+            program = self._find_program(args, kwargs, leaves, spec)
             position = self._locate(program, leaves)
             outputs = program.run(leaves, position)
         result = pytree.tree_unflatten(outputs, program.captured.out_spec)
@@ -237,10 +282,14 @@ class Denoiser(nn.Module):
         return bound.args, bound.kwargs, as_tuple
 
     def _find_program(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: Sequence[Any]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaves: Sequence[Any],
+        spec: pytree.TreeSpec,
     ) -> Program:
         """The program for these inputs; built if there is none."""
-        key = signature_of(leaves)
+        key = signature_of(leaves, spec)
         if key in self._programs:
             self._programs.move_to_end(key)
         else:
@@ -262,6 +311,7 @@ class Denoiser(nn.Module):
             leaves[roles.latent],
             [leaves[i] for i in roles.conditioning],
         )
+        self._watch_restarts(position, program.table)
         length = position.length or position.step + 1
         if position.length is not None and length < num_steps and not self._warned_short:
             self._warned_short = True
@@ -271,7 +321,7 @@ class Denoiser(nn.Module):
                 "pipeline takes (num_inference_steps)",
                 stacklevel=6,
             )
-        if position.step >= num_steps or length > num_steps + 1:
+        if position.step >= num_steps or (position.step > 0 and length > num_steps + 1):
             self.reset()
             raise StepError(
                 f"the trajectory is longer than the branch table: step {position.step} of "
@@ -280,6 +330,23 @@ class Denoiser(nn.Module):
                 "the pipeline takes (num_inference_steps)"
             )
         return position
+
+    def _watch_restarts(self, position: Position, table: BranchTable) -> None:
+        """Warn where each call begins a trajectory: then nothing is ever reused."""
+        last = self._last.get(position.stream)
+        self._last[position.stream] = position
+        if last is None or position.step > 0 or last.step > 0:
+            self._restarts = 0
+        elif last.trajectory is not position.trajectory:
+            self._restarts += 1
+        if self._restarts == MANY_RESTARTS and table.reuse_ratio > 0:
+            warnings.warn(
+                f"{MANY_RESTARTS + 1} calls in a row each began a new trajectory, so nothing "
+                "is reused. Expected a timestep that falls from call to call, or one latent "
+                "for all guidance branches of a step; where that is not so, use "
+                "Denoiser.cache_context(name, step_index=...) or attach_scheduler(scheduler)",
+                stacklevel=7,
+            )
 
     def _forget_programs(self) -> None:
         self._programs.clear()
@@ -313,7 +380,7 @@ class Denoiser(nn.Module):
 
     def explain(self) -> Explanation:
         """Sites, near misses and what each pass did, for the latest captured signature."""
-        return self.program.explanation
+        return self.program.explain()
 
     def row_graph(self, step: int) -> fx.GraphModule:
         """The whole step's graph at a step of the table: guards resolved, dead code gone."""

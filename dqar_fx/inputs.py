@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from dqar_fx.passes.hoist_conditioning import TIMESTEP_NAMES, find_latent
 
@@ -44,11 +45,21 @@ class Roles:
         return cls(timestep, latent, others)
 
 
-def signature_of(leaves: Sequence[Any]) -> Hashable:
-    """What a captured graph is good for: tensors' layouts and dtypes, and plain values."""
-    return tuple(
+def signature_of(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Hashable:
+    """What a captured graph is good for.
+
+    Which arguments are given, tensors' layouts and dtypes, plain values, autocast.
+    """
+    tensors = tuple(
         (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
         if isinstance(leaf, torch.Tensor)
         else (type(leaf), repr(leaf))
         for leaf in leaves
     )
+    devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
+    casts = tuple(
+        torch.get_autocast_dtype(device)
+        for device in sorted(devices)
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    )
+    return spec, tensors, casts

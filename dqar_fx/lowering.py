@@ -8,7 +8,9 @@ variants' graphs as they are, on any device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,14 +20,16 @@ from dqar_fx.passes.graphs import graph_outputs, structure_of
 
 from .errors import FormatError
 from .plan import Variant
-from .runner import fork, run_passes
+from .runner import fork, run_pass, run_passes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import fx
 
     from dqar_fx.passes import Action
+
+    from .runner import PassReport
 
 UNITS = ("regional", "whole")
 REPLAYING_MODES = ("reduce-overhead", "max-autotune")
@@ -55,7 +59,7 @@ class CompileOptions:
         """
         if compile is None or isinstance(compile, str):
             unit, keywords = compile, dict[str, Any]()
-        elif isinstance(compile, dict):
+        elif isinstance(compile, Mapping):
             keywords = dict(compile)
             unit = keywords.pop("unit", "regional")
         else:
@@ -80,11 +84,13 @@ class Lowering:
 
     Attributes:
         variants: The lowered variants by structure.
+        reports: What passes did to them.
     """
 
     def __init__(self, options: CompileOptions) -> None:
         self.options = options
         self.variants: dict[str, Variant] = {}
+        self.reports: list[PassReport] = []
         self._known: dict[tuple[fx.GraphModule, object, object], Variant] = {}
 
     def variant(
@@ -93,7 +99,8 @@ class Lowering:
         """The lowered variant of a region for actions and live outputs."""
         key = (region, actions, live)
         if key not in self._known:
-            gm, kept = specialise_region(region, actions, live)
+            gm, kept, report = specialise_region(region, actions, live)
+            self.reports.append(report)
             structure = structure_of(gm)
             if structure not in self.variants:
                 function = self.lower(gm)
@@ -110,25 +117,23 @@ class Lowering:
         """What runs a graph."""
         if self.options.unit is None:
             return gm.forward
-        run_passes(gm, COMPILED, graph="region")
+        self.reports += run_passes(gm, COMPILED, graph="region")
         keywords = {"fullgraph": True, **self.options.keywords}
         return torch.compile(gm.forward, **keywords)
 
 
 def specialise_region(
     region: fx.GraphModule, actions: Sequence[Action], live: Sequence[bool]
-) -> tuple[fx.GraphModule, tuple[int, ...]]:
+) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
     """A region's graph for actions, giving live outputs only.
 
     Returns:
-        The graph, and the positions of the region's inputs that it still takes.
+        The graph, the positions of the region's inputs that it still takes, and the report.
     """
     gm = fork(region)
     outputs = zip(graph_outputs(gm.graph), live, strict=True)
     gm.graph.output_node().args = (tuple(node for node, alive in outputs if alive),)
     before = [node.name for node in gm.graph.find_nodes(op="placeholder")]
-    specialise(gm, actions)
-    gm.graph.lint()
-    gm.recompile()
+    report = run_pass(gm, partial(specialise, actions=actions), "region")
     after = {node.name for node in gm.graph.find_nodes(op="placeholder")}
-    return gm, tuple(i for i, name in enumerate(before) if name in after)
+    return gm, tuple(i for i, name in enumerate(before) if name in after), report

@@ -41,7 +41,6 @@ class PlannedCall:
         static: Its other arguments: a parameter's path, a slot's key, or None for an action.
         outputs: Numbers of the tensors it writes; None where nothing reads one.
         columns: Columns of the branch table of its sites, in graph order.
-        block: Path of the block; empty for what lies between blocks.
     """
 
     region: str
@@ -49,7 +48,6 @@ class PlannedCall:
     static: tuple[Static, ...]
     outputs: tuple[int | None, ...]
     columns: tuple[int, ...]
-    block: str
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,6 @@ def plan_call(node: fx.Node, numbers: dict[fx.Node, int]) -> PlannedCall:
         static=tuple(static_argument(a) for a in static),
         outputs=call_outputs(node, numbers),
         columns=tuple(a.meta["action"] for a in static if "action" in a.meta),
-        block=node.meta.get("block", ""),
     )
 
 
@@ -212,8 +209,6 @@ def bind(
     actions: Sequence[int],
     specialised: Callable[[str, tuple[Action, ...], tuple[bool, ...]], Variant],
     fill: Callable[[Static], Any],
-    *,
-    keep: Sequence[int] = (),
 ) -> list[BoundCall]:
     """The calls of a plan for one row.
 
@@ -222,9 +217,8 @@ def bind(
         actions: One action per column of the branch table.
         specialised: Gives the variant of a region for actions and live outputs.
         fill: Gives the tensor for a static argument.
-        keep: Numbers that the caller reads beside the plan's outputs.
     """
-    needed = set(plan.outputs) | set(keep)
+    needed = set(plan.outputs)
     bound: list[BoundCall] = []
     for call in reversed(plan.calls):
         mine = tuple(Action(int(actions[c])) for c in call.columns)

@@ -7,7 +7,7 @@ conditioning stages whose inputs changed, walk the bound calls.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch
 from dqar_fx.passes import Action, specialise
 
 from .conditioning import Conditioning, Memo
+from .errors import StepError
 from .inputs import Roles
 from .plan import BoundCall, Plan, Variant, bind, execute
 from .runner import fork
@@ -89,9 +90,10 @@ class Program:
             self.roles.timestep,
             ahead=lowering.options.unit is not None,
             copy=lowering.options.replays,
-            bind=lambda stage: self._bind(stage, (), self._tensor_of),
+            bind=partial(self._bind, actions=(), fill=self._tensor_of),
             fill=self._tensor_of,
         )
+        self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
         self._warned = False
 
     def with_table(self, table: BranchTable) -> Program:
@@ -104,6 +106,11 @@ class Program:
             lowering=self.lowering,
             explanation=self.explanation,
         )
+
+    def explain(self) -> Explanation:
+        """What was found and done, passes on the regions lowered so far included."""
+        reports = (*self.explanation.reports, *self.lowering.reports)
+        return replace(self.explanation, reports=reports)
 
     @property
     def cache_bytes(self) -> int:
@@ -118,9 +125,16 @@ class Program:
     def reset(self) -> None:
         """Forget all streams, their slots and their conditioning."""
         self.streams.clear()
+        self._conditioning.forget()
 
     def row_graph(self, step: int) -> fx.GraphModule:
-        """The step's whole graph at a step of the table."""
+        """The step's whole graph at a step of the table.
+
+        Raises:
+            StepError: The table has no such step.
+        """
+        if not 0 <= step < self.table.num_steps:
+            raise StepError(f"no step {step}: the branch table has {self.table.num_steps}")
         gm = fork(self.guarded)
         specialise(gm, self.table.row(step))
         gm.recompile()
@@ -148,8 +162,12 @@ class Program:
             stream.memo = Memo()
             raise
         slots.note(actions, position.step)
-        outputs = [values[number] for number in self.plan.outputs]
-        return [o.clone() for o in outputs] if self.lowering.options.replays else outputs
+        # what is kept for a later step is copied before the caller may write to it
+        copied = self.plan.outputs if self.lowering.options.replays else self._shared
+        return [
+            values[number].clone() if number in copied else values[number]
+            for number in self.plan.outputs
+        ]
 
     def _stream(self, key: tuple[str | None, int]) -> Stream:
         if key not in self.streams:

@@ -196,6 +196,10 @@ class Schedule:
             raise ScheduleError(
                 f"actions need rows of one length, [steps, sites]: {error}"
             ) from None
+        if array.dtype.kind in "OUS":
+            raise ScheduleError(
+                f"actions must be letters in texts, bools or dqar_fx.Action, found {actions!r}"
+            )
         strict = array.dtype != np.bool_
         letters = letters_of_array(array if strict else array * int(Action.REUSE))
         return cls(len(letters), Written(letters, strict), max_age)

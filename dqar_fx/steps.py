@@ -6,6 +6,9 @@ that is an element of a descending 1-D tensor, as in ``for t in scheduler.timest
 its index by its place in that tensor, which is read once per trajectory. Any other timestep
 is read itself: a lower one is the next step, the same one with the same latent is the next
 stream of that step, anything else starts a new trajectory.
+
+Streams without a name are told apart by their conditioning. A call whose conditioning no
+stream had at the step before starts its stream anew: what was kept may be another run's.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class Position:
     """Where a call stands.
 
     Attributes:
-        trajectory: An object of its own for every trajectory.
+        trajectory: An object of its own for every trajectory of a stream.
         stream: Name given by ``cache_context`` (or None), and number of the call in its step.
         step: Index of the step in the trajectory.
         length: Steps of the trajectory, where known.
@@ -55,11 +58,11 @@ class Clock:
 
     index: int | None
     value: float
-    ruler: torch.Tensor | None = None
+    ruler: Ruler | None = None
     length: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ruler:
     """The timesteps of a trajectory, read once."""
 
@@ -86,6 +89,10 @@ class Seen:
             return False
         return self.tensor is tensor or shows_same_memory(self.tensor, tensor)
 
+    def is_object(self, tensor: torch.Tensor) -> bool:
+        """Whether this is that tensor, as far as is known: inference mode counts no writes."""
+        return self.is_same(tensor) or (self.version is None and self.tensor is tensor)
+
     def is_equal(self, tensor: torch.Tensor) -> bool:
         """Whether this tensor has the remembered one's values."""
         before = self.tensor
@@ -104,8 +111,15 @@ class Trajectory:
     clock: Clock
     step: int
     latent: Seen
-    streams: list[list[Seen]] = field(default_factory=list)
+    streams: list[Branch] = field(default_factory=list)
     called: set[int] = field(default_factory=set)
+
+
+@dataclass
+class Branch:
+    """One stream of a trajectory: its conditioning, and an object of its own."""
+
+    seen: list[Seen]
     token: object = field(default_factory=object)
 
 
@@ -150,8 +164,15 @@ class StepTracker:
         elif move == 1:
             current.step += 1
             current.clock, current.latent, current.called = clock, Seen.of(latent), set()
-        stream = choose_stream(current, conditioning)
-        return Position(current.token, (name, stream), current.step, clock.length, clock.ruler)
+        stream = choose_stream(current, conditioning, is_named=name is not None)
+        ruler = clock.ruler if clock.index == current.step else None
+        return Position(
+            trajectory=current.streams[stream].token,
+            stream=(name, stream),
+            step=current.step,
+            length=clock.length,
+            timesteps=None if ruler is None else ruler.tensor,
+        )
 
     def _read_clock(self, timestep: object) -> Clock:
         if self.context is not None and self.context.step_index is not None:
@@ -167,7 +188,7 @@ class StepTracker:
                 "tensor. Pass the timestep as a tensor, call inside "
                 "denoiser.cache_context(name, step_index=...), or attach_scheduler(scheduler)"
             )
-        return self._read_ruler(timestep) or Clock(None, float(timestep.flatten()[0]))
+        return self._read_ruler(timestep) or Clock(None, float(timestep.max()))
 
     def _scheduled_steps(self) -> int | None:
         timesteps = getattr(self.scheduler, "timesteps", None)
@@ -179,18 +200,14 @@ class StepTracker:
         single = timestep.numel() == 1 or not any(timestep.stride())
         if base is None or base.dim() != 1 or base.numel() < 2 or not single:
             return None
-        version = version_of(base)
-        if (
-            self._ruler is None
-            or self._ruler.tensor is not base
-            or self._ruler.version != version
-        ):
-            self._ruler = Ruler(base, version, base.tolist())
-        values = self._ruler.values
+        ruler, version = self._ruler, version_of(base)
+        if ruler is None or ruler.tensor is not base or ruler.version != version:
+            ruler = self._ruler = Ruler(base, version, base.tolist())
+        values = ruler.values
         if values[0] <= values[-1]:
             return None
         index = (timestep.storage_offset() - base.storage_offset()) // base.stride(0)
-        return Clock(index, values[index], base, len(values))
+        return Clock(index, values[index], ruler, len(values))
 
 
 def relation(trajectory: Trajectory, clock: Clock, latent: torch.Tensor) -> int | None:
@@ -200,21 +217,29 @@ def relation(trajectory: Trajectory, clock: Clock, latent: torch.Tensor) -> int 
         return None
     if clock.index is not None and before.index is not None:
         moved = clock.index - before.index
+        if clock.ruler is not None and moved > 1:
+            moved = 1  # a loop over a slice of the schedule
     else:
         moved = 0 if clock.value == before.value else 1 if clock.value < before.value else -1
     if moved == 0:
-        return 0 if trajectory.latent.is_same(latent) else None
+        return 0 if trajectory.latent.is_object(latent) else None
     return 1 if moved == 1 else None
 
 
-def choose_stream(trajectory: Trajectory, conditioning: Sequence[torch.Tensor]) -> int:
-    """The stream of a call: the one with its conditioning, else the next one of the step."""
+def choose_stream(
+    trajectory: Trajectory, conditioning: Sequence[torch.Tensor], *, is_named: bool
+) -> int:
+    """The stream of a call: the one with its conditioning, else the next one, started anew.
+
+    A name tells the stream by itself: its conditioning may change from step to step.
+    """
     waiting = [i for i in range(len(trajectory.streams)) if i not in trajectory.called]
-    stream = match_stream(trajectory, waiting, conditioning)
-    if stream is None:
-        stream = waiting[0] if waiting else len(trajectory.streams)
-    seen = [Seen.of(tensor) for tensor in conditioning]
-    trajectory.streams[stream : stream + 1] = [seen]
+    matched = match_stream(trajectory, waiting, conditioning)
+    stream = matched if matched is not None else next(iter(waiting), len(trajectory.streams))
+    branch = Branch([Seen.of(tensor) for tensor in conditioning])
+    if matched is not None or (is_named and waiting):
+        branch.token = trajectory.streams[stream].token
+    trajectory.streams[stream : stream + 1] = [branch]
     trajectory.called.add(stream)
     return stream
 
@@ -224,15 +249,11 @@ def match_stream(
 ) -> int | None:
     """The waiting stream that had this conditioning before: the same tensors, else equal ones.
 
-    Values are compared only where a step has several streams and none has these tensors.
+    Values are compared only where no stream has these very tensors.
     """
-    known = trajectory.streams
-    for i in waiting:
-        if agree(known[i], conditioning, Seen.is_same):
-            return i
-    if len(known) > 1:
+    for compare in (Seen.is_same, Seen.is_equal):
         for i in waiting:
-            if agree(known[i], conditioning, Seen.is_equal):
+            if agree(trajectory.streams[i].seen, conditioning, compare):
                 return i
     return None
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from dqar_fx.passes import (
     FORMATS,
     CacheFormat,
+    NoMatch,
     find_attention,
     hoist_conditioning,
     insert_guards,
@@ -17,24 +20,25 @@ from dqar_fx.passes import (
     unify_layouts,
 )
 from dqar_fx.passes.blocks import find_blocks
+from dqar_fx.passes.find_attention import is_candidate
 
 from .capture import capture
 from .denoiser import Denoiser
-from .errors import FormatError
+from .errors import CaptureError, FormatError, ScheduleError, SiteError
 from .explanation import Explanation
 from .lowering import CompileOptions, Lowering
 from .plan import make_plan
 from .program import Program
 from .runner import fork, run_passes
+from .schedule import Schedule
 from .sites import choose_sites
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import fx, nn
+    from torch import fx
 
     from .runner import PassReport
-    from .schedule import Schedule
 
 
 def transform(
@@ -65,7 +69,8 @@ def transform(
         A module with the model's forward signature, to be used in its place.
 
     Raises:
-        CaptureError: The model cannot be captured (now, if ``example_inputs`` are given).
+        CaptureError: The model is none, or cannot be captured (now, if ``example_inputs``
+            are given).
         SiteError: No attention is found, or a pattern selects none.
         ScheduleError: The schedule does not fit the sites.
         FormatError: An unknown ``cache`` or ``compile``.
@@ -73,13 +78,35 @@ def transform(
     Source:
         DQAR report, sections "Phase 2: attention output caching" and "Layer scheduling".
     """
-    if cache not in FORMATS:
+    check_model(model)
+    if not isinstance(schedule, Schedule):
+        raise ScheduleError(
+            f"expected a dqar_fx.Schedule, found {schedule!r}; for a written-out one use "
+            "Schedule.from_actions(...)"
+        )
+    if not sites or not all(isinstance(s, str) for s in sites):
+        raise SiteError(f"sites={sites!r}: expected a kind, a path pattern, or several")
+    if not isinstance(cache, str) or cache not in FORMATS:
         raise FormatError(f"cache={cache!r} is unknown; known are {', '.join(FORMATS)}")
     builder = Builder(schedule, sites, FORMATS[cache])
     denoiser = Denoiser(model, builder, CompileOptions.of(compile))
     if example_inputs is not None:
         denoiser.prepare(**example_inputs)
     return denoiser
+
+
+def check_model(model: object) -> None:
+    """Raise for what is no model, or transformed already."""
+    if isinstance(model, Denoiser):
+        raise CaptureError(
+            "the model is transformed already; for another schedule of it use "
+            "denoiser.with_schedule(schedule)"
+        )
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"expected an nn.Module, found {type(model).__name__}; of a pipeline give "
+            "pipe.transformer"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +133,7 @@ class Builder:
         blocks = find_blocks(captured.gm.graph.nodes)
 
         graph = fork(captured.gm)
-        reports = run_passes(graph, exact_passes(options, blocks))
+        reports = run_passes(graph, early_passes(options, blocks))
         matches, near_misses = find_attention(graph)
         chosen = choose_sites(matches, near_misses, self.sites)
         table = self.schedule.resolve([match.site.path for match in chosen])
@@ -117,6 +144,7 @@ class Builder:
         )
         outlined = fork(guarded)
         reports += outline(outlined, () if options.unit == "whole" else blocks)
+        near_misses += hoisted_attention(outlined)
         return Program(
             captured=captured,
             guarded=guarded,
@@ -132,8 +160,8 @@ class Builder:
         )
 
 
-def exact_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
-    """Passes that keep every value, in order."""
+def early_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
+    """Passes before matching, in order."""
     passes: list[Any] = [
         normalise,  # first: the matchers below need not know what does nothing
         hoist_conditioning,  # before matching: what is hoisted is no site's to compute
@@ -141,6 +169,15 @@ def exact_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
     if options.unit is not None:
         passes.append(partial(unify_layouts, blocks=blocks))  # last: for compilers only
     return passes
+
+
+def hoisted_attention(gm: fx.GraphModule) -> list[NoMatch]:
+    """Attention that does not read the latent: no site, since it is evaluated rarely."""
+    reason = "attention that does not depend on the latent: evaluated with the conditioning"
+    stages = [n.meta["graph"] for n in gm.graph.nodes if "graph" in n.meta]
+    return [
+        NoMatch(reason, node) for s in stages for node in s.graph.nodes if is_candidate(node)
+    ]
 
 
 def outline(gm: fx.GraphModule, blocks: Sequence[str]) -> list[PassReport]:

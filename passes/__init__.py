@@ -1,7 +1,8 @@
 """Graph passes: each edits an fx graph in place and returns its number of rewrites.
 
-`EXACT` passes keep every value, bit for bit in eager mode. `insert_guards` and `specialise`
-are what makes reuse possible: with all actions COMPUTE they are exact as well.
+All keep every value bit for bit in eager mode, `insert_guards` and `specialise` as long as all
+actions are COMPUTE. `unify_layouts` and `turn_skinny_linears` are for compilers only: another
+layout may take another kernel, another order of sums rounds differently.
 """
 
 from .find_attention import find_attention

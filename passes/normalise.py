@@ -31,7 +31,6 @@ CONVERSIONS = {
     aten.to.dtype_layout,
     aten.to.device,
     aten.to.other,
-    aten._to_copy.default,
     aten.contiguous.default,
 }
 SCALINGS = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}

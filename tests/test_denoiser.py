@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import warnings
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
 import dqar_fx
@@ -112,14 +115,17 @@ def test_denoiser_moved_to_where_it_is_keeps_its_graphs(case, denoiser):
     assert denoiser.to("cpu").program is program
 
 
-def test_denoiser_loads_weights_and_forgets_what_it_computed_from_the_old(case):
+def test_denoiser_follows_weights_loaded_into_the_model(case):
     model = make_dit(layers=2).model
     denoiser = dqar_fx.transform(model, Schedule.compute_all(4))
     before = denoiser(**case.inputs(0)).sample
-    weights = {f"model.{k}": v * 1.5 for k, v in model.state_dict().items()}
-    denoiser.load_state_dict(weights)
+    weights = {k: v * 1.5 for k, v in model.state_dict().items()}
+    with pytest.raises(dqar_fx.DqarError, match="into that model"):
+        denoiser.load_state_dict(weights)
+    model.load_state_dict(weights)
+    denoiser.reset()
     with torch.no_grad():
-        expected = model(**case.inputs(0)).sample  # shares its storage
+        expected = model(**case.inputs(0)).sample
     result = denoiser(**case.inputs(0)).sample
     assert torch.equal(result, expected)
     assert not torch.equal(result, before)
@@ -246,7 +252,7 @@ def test_denoiser_refuses_a_gradient(case, denoiser):
 
 def test_denoiser_hides_the_methods_of_the_original(denoiser):
     with pytest.raises(AttributeError, match=r"before dqar_fx\.transform"):
-        denoiser.set_attn_processor({})
+        denoiser.enable_gradient_checkpointing()
 
 
 def test_denoiser_inspected_before_capture_says_what_to_do(denoiser):
@@ -318,3 +324,223 @@ def test_transform_model_that_cannot_be_captured_says_why():
             Schedule.compute_all(1),
             example_inputs={"x": torch.randn(2, 3), "timestep": torch.zeros(2)},
         )
+
+
+class Optional(nn.Module):
+    """Attention, and inputs that may be left out or come in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = Attention(16)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, timestep, a=None, b=None, more=None):
+        x = self.attention(x) * timestep.reshape(-1, 1, 1)
+        x = x if a is None else x + a
+        x = x if b is None else x * b
+        return x if more is None else x + more["one"] - 2 * more["two"]
+
+
+@pytest.fixture
+def optional():
+    model = Optional().eval()
+    return model, dqar_fx.transform(model, Schedule.compute_all(9))
+
+
+def check_calls(model, denoiser, *calls):
+    x = torch.randn(2, 5, 16)
+    for step, given in enumerate(calls):
+        timestep = torch.full((2,), 9.0 - step)
+        with torch.no_grad():
+            expected = model(x, timestep, **given)
+        assert torch.equal(denoiser(x, timestep, **given), expected)
+
+
+def test_denoiser_tells_optional_inputs_apart(optional):
+    e = torch.randn(2, 5, 16)
+    check_calls(*optional, {"a": e}, {"b": e}, {"a": e, "b": e})
+
+
+def test_denoiser_tells_dict_orders_apart(optional):
+    one, two = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    orders = {"one": one, "two": two}, {"two": two, "one": one}
+    check_calls(*optional, *({"more": order} for order in orders))
+
+
+def test_denoiser_one_tensor_given_twice_stays_two_inputs(optional):
+    e, f = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    check_calls(*optional, {"a": e, "b": e}, {"a": e, "b": f}, {"a": f, "b": e})
+
+
+def test_denoiser_unnamed_streams_in_inference_mode():
+    case = make_dit(layers=2)
+    oracles = [Oracle(case.model), Oracle(case.model)]
+    denoiser = dqar_fx.transform(case.model, Schedule.from_actions("SRSR"))
+    with torch.inference_mode():
+        for step in range(4):
+            inputs = case.inputs(step)
+            for shift, oracle in enumerate(oracles):
+                branch = {**inputs, "class_labels": case.given["class_labels"] + shift}
+                result = denoiser(**branch).sample
+                assert torch.equal(result, oracle(denoiser.table.actions[step], **branch))
+
+
+def test_denoiser_other_labels_at_the_next_timestep_read_nothing_that_was_kept(case, denoiser):
+    denoiser(**case.inputs(0))  # broken off
+    inputs = {**case.inputs(1, seed=5), "class_labels": case.given["class_labels"] + 4}
+    with torch.no_grad():
+        expected = case.model(**inputs).sample
+    with pytest.warns(UserWarning, match="cold"):
+        assert torch.equal(denoiser(**inputs).sample, expected)
+
+
+def test_denoiser_guidance_branch_that_joins_later_has_slots_of_its_own(case):
+    denoiser = dqar_fx.transform(case.model, Schedule.from_actions("SRRR"))
+    denoiser(**case.inputs(0))
+    inputs = {**case.inputs(1), "class_labels": case.given["class_labels"] + 1}
+    with torch.no_grad():
+        expected = case.model(**inputs).sample
+    with pytest.warns(UserWarning, match="cold"):
+        assert torch.equal(denoiser(**inputs).sample, expected)
+
+
+class Telling(nn.Module):
+    """Returns conditioning beside its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.embed = Attention(16), nn.Linear(16, 16)
+
+    def forward(self, x, timestep, text):
+        text = self.embed(text)
+        return self.attention(x) + text * timestep.reshape(-1, 1, 1), text
+
+
+def test_denoiser_conditioning_that_is_returned_may_be_written_to():
+    model = Telling().eval()
+    denoiser = dqar_fx.transform(model, Schedule.compute_all(3))
+    x, text = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    for step in range(3):
+        timestep = torch.full((2,), 9.0 - step)
+        with torch.no_grad():
+            expected = model(x, timestep, text)
+        result = denoiser(x, timestep, text)
+        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+        result[1].mul_(100)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))])
+def test_denoiser_copied_after_a_call_is_on_its_own(case, denoiser, duplicate):
+    expected = denoiser(**case.inputs(0)).sample
+    other = duplicate(denoiser)
+    assert torch.equal(other(**case.inputs(0)).sample, expected)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    other.reset()
+    assert not torch.equal(other(**case.inputs(0)).sample, expected)
+    denoiser.reset()
+    assert torch.equal(denoiser(**case.inputs(0)).sample, expected)
+
+
+def test_denoiser_moved_leaves_its_twin_where_it_was(case, denoiser):
+    expected = denoiser(**case.inputs(0)).sample
+    twin = denoiser.with_schedule(Schedule.compute_all(4))
+    denoiser.to(torch.bfloat16)
+    assert torch.equal(twin(**case.inputs(0)).sample, expected)
+
+
+def test_denoiser_takes_offloading_hooks(case, denoiser):
+    expected = denoiser(**case.inputs(0)).sample
+    add_hook_to_module(denoiser, ModelHook())
+    denoiser.reset()
+    assert torch.equal(denoiser(**case.inputs(0)).sample, expected)
+
+
+def test_denoiser_shows_submodules_and_empty_attributes(case, denoiser):
+    assert len(denoiser.transformer_blocks) == 2
+    case.model.encoder_hid_proj = None
+    assert dqar_fx.transform(case.model, Schedule.compute_all(1)).encoder_hid_proj is None
+
+
+def test_denoiser_rising_timesteps_are_not_silently_useless(case, denoiser):
+    def call(step):
+        return denoiser(**{**case.inputs(step), "timestep": torch.full((2,), float(step))})
+
+    for step in range(3):
+        call(step)
+    with pytest.warns(UserWarning, match="nothing is reused"):
+        call(3)
+
+
+def test_denoiser_refuses_what_tells_no_step(denoiser):
+    with pytest.raises(dqar_fx.StepError, match="has no step_index"):
+        denoiser.attach_scheduler(object())
+    with (
+        pytest.raises(dqar_fx.StepError, match="negative"),
+        denoiser.cache_context("cond", step_index=-1),
+    ):
+        pass
+
+
+def test_denoiser_row_graph_outside_of_the_table_is_refused(case, denoiser):
+    denoiser.prepare(**case.inputs(0))
+    with pytest.raises(dqar_fx.StepError, match="the branch table has 4"):
+        denoiser.row_graph(4)
+
+
+def test_denoiser_explains_passes_on_regions_too(case, denoiser):
+    denoiser(**case.inputs(0))
+    names = {report.name for report in denoiser.explain().reports}
+    assert names == {
+        "normalise",
+        "hoist_conditioning",
+        "insert_guards",
+        "outline_regions",
+        "specialise",
+    }
+
+
+def test_transform_of_what_is_no_model_or_schedule_says_so(case, denoiser):
+    with pytest.raises(dqar_fx.CaptureError, match=r"expected an nn\.Module"):
+        dqar_fx.transform(None, Schedule.compute_all(1))
+    with pytest.raises(dqar_fx.CaptureError, match="with_schedule"):
+        dqar_fx.transform(denoiser, Schedule.compute_all(1))
+    with pytest.raises(dqar_fx.ScheduleError, match="from_actions"):
+        dqar_fx.transform(case.model, "SR")
+    with pytest.raises(dqar_fx.SiteError, match="expected a kind"):
+        dqar_fx.transform(case.model, Schedule.compute_all(1), sites=[])
+
+
+def test_transform_model_that_writes_to_its_buffers_is_refused():
+    class Counting(Optional):
+        def forward(self, x, timestep):
+            self.calls.add_(1)
+            return self.attention(x) * self.calls + timestep.reshape(-1, 1, 1)
+
+    inputs = {"x": torch.randn(2, 5, 16), "timestep": torch.zeros(2)}
+    model = Counting().eval()
+    with pytest.raises(dqar_fx.CaptureError, match="writes to its buffers"):
+        dqar_fx.transform(model, Schedule.compute_all(1), example_inputs=inputs)
+    assert model.calls == 0
+
+
+def test_transform_attention_of_the_text_alone_is_a_near_miss_with_its_reason():
+    class Refined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.refiner, self.attention = Attention(16), Attention(16)
+
+        def forward(self, x, timestep, text):
+            return self.attention(x + self.refiner(text)) * timestep.reshape(-1, 1, 1)
+
+    inputs = {
+        "x": torch.randn(2, 5, 16),
+        "timestep": torch.zeros(2),
+        "text": torch.randn(2, 5, 16),
+    }
+    denoiser = dqar_fx.transform(
+        Refined().eval(), Schedule.compute_all(1), example_inputs=inputs
+    )
+    (miss,) = denoiser.explain().near_misses
+    assert "does not depend on the latent" in str(miss)

@@ -21,6 +21,8 @@ from tests.passes.checks import (
     tokens,
 )
 
+CLOSE = 1e-6
+"""Another layout may take another kernel."""
 LATENT = tokens(2, 8, 3)
 COPIED = {"aten.contiguous.default": 1}
 
@@ -78,7 +80,7 @@ def num_structures(gm):
 
 def test_unify_layouts_smallest_case_printed():
     gm = captured(Small(), LATENT)
-    out = check_rewrite(gm, unify(gm), [LATENT], rewrites=1, ops=COPIED)
+    out = check_rewrite(gm, unify(gm), [LATENT], rewrites=1, ops=COPIED, relative=CLOSE)
     assert_expected_inline(
         printed(out),
         """\
@@ -100,7 +102,7 @@ def forward(self, x: "f32[2, 8, 3]"):
 def test_unify_layouts_first_block_becomes_equal_to_the_others():
     gm = captured(Channels(3), LATENT)
     assert num_structures(gm) == 2
-    out = check_rewrite(gm, unify(gm), [LATENT], rewrites=1, ops=COPIED)
+    out = check_rewrite(gm, unify(gm), [LATENT], rewrites=1, ops=COPIED, relative=CLOSE)
     assert num_structures(out) == 1
 
 
@@ -119,7 +121,7 @@ def test_unify_layouts_several_users_in_the_block_all_read_the_copy():
 
 def test_unify_layouts_each_block_reads_a_copy_of_its_own():
     gm = captured(Branches(3), LATENT)
-    out = check_rewrite(gm, unify(gm), [LATENT], rewrites=2)
+    out = check_rewrite(gm, unify(gm), [LATENT], rewrites=2, relative=CLOSE)
     assert num_structures(out) == 1
 
 
@@ -155,7 +157,9 @@ def test_unify_layouts_dit_after_hoisting_has_one_structure():
     gm, inputs = captured_dit()
     hoisted = rewritten(gm, hoist_conditioning)
     assert num_structures(hoisted) == 2
-    out = check_rewrite(hoisted, unify(hoisted), inputs, rewrites=1, ops=COPIED)
+    out = check_rewrite(
+        hoisted, unify(hoisted), inputs, rewrites=1, ops=COPIED, relative=CLOSE
+    )
     assert num_structures(out) == 1
     check_metadata(out, inputs)
 
