@@ -14,7 +14,7 @@ from torch import nn
 
 import dqar_fx
 from dqar_fx import Schedule
-from tests.models import make_dit, make_pixart
+from tests.models import Attention, Optional, make_dit, make_pixart
 from tests.oracle import Oracle
 
 
@@ -82,18 +82,6 @@ def test_denoiser_of_a_site_that_ends_the_model_hands_out_no_slot():
     (stream,) = denoiser.program.streams.values()
     addresses = {b.untyped_storage().data_ptr() for b in stream.slots.buffers.values()}
     assert result.untyped_storage().data_ptr() not in addresses
-
-
-class Attention(nn.Module):
-    """Self attention of one head."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)
-        return nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1)
 
 
 def test_denoiser_moves_without_the_original(case):
@@ -195,16 +183,18 @@ def test_denoiser_named_streams_have_their_own_slots():
     assert len(denoiser.program.streams) == 2
 
 
-def test_denoiser_unnamed_streams_have_their_own_slots():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_denoiser_unnamed_streams_have_their_own_slots(mode):
     case = make_dit(layers=2)
     oracles = [Oracle(case.model), Oracle(case.model)]
     denoiser = dqar_fx.transform(case.model, Schedule.from_actions("SRSR"))
-    for step in range(4):
-        inputs = case.inputs(step)
-        for shift, oracle in enumerate(oracles):
-            branch = {**inputs, "class_labels": case.given["class_labels"] + shift}
-            result = denoiser(**branch).sample
-            assert torch.equal(result, oracle(denoiser.table.actions[step], **branch))
+    with mode():
+        for step in range(4):
+            inputs = case.inputs(step)
+            for shift, oracle in enumerate(oracles):
+                branch = {**inputs, "class_labels": case.given["class_labels"] + shift}
+                result = denoiser(**branch).sample
+                assert torch.equal(result, oracle(denoiser.table.actions[step], **branch))
 
 
 def test_denoiser_cold_start_computes_and_says_so_once(case, denoiser):
@@ -260,87 +250,6 @@ def test_denoiser_inspected_before_capture_says_what_to_do(denoiser):
         denoiser.explain()
 
 
-def test_transform_zero_sites_is_an_error_with_near_misses(case):
-    class Mlp(nn.Module):
-        def forward(self, x, timestep):
-            return x.softmax(-1) + timestep.reshape(-1, 1)
-
-    with pytest.raises(dqar_fx.SiteError, match=r"no attention was found(.|\n)*softmax"):
-        dqar_fx.transform(
-            Mlp(),
-            Schedule.compute_all(1),
-            example_inputs={"x": torch.randn(2, 3), "timestep": torch.zeros(2)},
-        )
-
-
-def test_transform_pattern_that_selects_nothing_lists_the_sites(case):
-    with pytest.raises(dqar_fx.SiteError, match=r"transformer_blocks\.1\.attn1"):
-        dqar_fx.transform(
-            case.model,
-            Schedule.compute_all(1),
-            sites="blocks.*",
-            example_inputs=case.inputs(0),
-        )
-
-
-def test_transform_of_chosen_sites_leaves_the_others_computed():
-    case = make_pixart()
-    denoiser = dqar_fx.transform(case.model, Schedule.from_actions("SR"), sites="cross")
-    actions = [[0, 1] * 3, [0, 2] * 3]
-    oracle = Oracle(case.model)
-    for step, row in enumerate(actions):
-        inputs = case.inputs(step)
-        assert torch.equal(denoiser(**inputs).sample, oracle(row, **inputs))
-    assert {site.kind for site in denoiser.explain().sites} == {"cross"}
-    assert len(denoiser.explain().left_out) == 3
-
-
-def test_transform_mask_of_the_wrong_size_names_both(case):
-    with pytest.raises(dqar_fx.ScheduleError, match="has 3 sites but the model has 2"):
-        dqar_fx.transform(
-            case.model,
-            Schedule.from_actions(["SR", "SR", "SR"]),
-            example_inputs=case.inputs(0),
-        )
-
-
-def test_transform_unknown_words_list_the_known(case):
-    with pytest.raises(dqar_fx.FormatError, match="same, fp16, bf16"):
-        dqar_fx.transform(case.model, Schedule.compute_all(1), cache="int3")
-    with pytest.raises(dqar_fx.FormatError, match="regional"):
-        dqar_fx.transform(case.model, Schedule.compute_all(1), compile="partial")
-    with pytest.raises(dqar_fx.FormatError, match="expected None"):
-        dqar_fx.transform(case.model, Schedule.compute_all(1), compile=3)
-
-
-def test_transform_model_that_cannot_be_captured_says_why():
-    class Branching(nn.Module):
-        def forward(self, x, timestep):
-            return x if x.sum() > 0 else -x
-
-    with pytest.raises(dqar_fx.CaptureError, match=r"Branching cannot .* x=float32\[2, 3\]"):
-        dqar_fx.transform(
-            Branching(),
-            Schedule.compute_all(1),
-            example_inputs={"x": torch.randn(2, 3), "timestep": torch.zeros(2)},
-        )
-
-
-class Optional(nn.Module):
-    """Attention, and inputs that may be left out or come in a dict."""
-
-    def __init__(self):
-        super().__init__()
-        self.attention = Attention(16)
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x, timestep, a=None, b=None, more=None):
-        x = self.attention(x) * timestep.reshape(-1, 1, 1)
-        x = x if a is None else x + a
-        x = x if b is None else x * b
-        return x if more is None else x + more["one"] - 2 * more["two"]
-
-
 @pytest.fixture
 def optional():
     model = Optional().eval()
@@ -370,19 +279,6 @@ def test_denoiser_tells_dict_orders_apart(optional):
 def test_denoiser_one_tensor_given_twice_stays_two_inputs(optional):
     e, f = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
     check_calls(*optional, {"a": e, "b": e}, {"a": e, "b": f}, {"a": f, "b": e})
-
-
-def test_denoiser_unnamed_streams_in_inference_mode():
-    case = make_dit(layers=2)
-    oracles = [Oracle(case.model), Oracle(case.model)]
-    denoiser = dqar_fx.transform(case.model, Schedule.from_actions("SRSR"))
-    with torch.inference_mode():
-        for step in range(4):
-            inputs = case.inputs(step)
-            for shift, oracle in enumerate(oracles):
-                branch = {**inputs, "class_labels": case.given["class_labels"] + shift}
-                result = denoiser(**branch).sample
-                assert torch.equal(result, oracle(denoiser.table.actions[step], **branch))
 
 
 def test_denoiser_other_labels_at_the_next_timestep_read_nothing_that_was_kept(case, denoiser):
@@ -499,48 +395,3 @@ def test_denoiser_explains_passes_on_regions_too(case, denoiser):
         "outline_regions",
         "specialise",
     }
-
-
-def test_transform_of_what_is_no_model_or_schedule_says_so(case, denoiser):
-    with pytest.raises(dqar_fx.CaptureError, match=r"expected an nn\.Module"):
-        dqar_fx.transform(None, Schedule.compute_all(1))
-    with pytest.raises(dqar_fx.CaptureError, match="with_schedule"):
-        dqar_fx.transform(denoiser, Schedule.compute_all(1))
-    with pytest.raises(dqar_fx.ScheduleError, match="from_actions"):
-        dqar_fx.transform(case.model, "SR")
-    with pytest.raises(dqar_fx.SiteError, match="expected a kind"):
-        dqar_fx.transform(case.model, Schedule.compute_all(1), sites=[])
-
-
-def test_transform_model_that_writes_to_its_buffers_is_refused():
-    class Counting(Optional):
-        def forward(self, x, timestep):
-            self.calls.add_(1)
-            return self.attention(x) * self.calls + timestep.reshape(-1, 1, 1)
-
-    inputs = {"x": torch.randn(2, 5, 16), "timestep": torch.zeros(2)}
-    model = Counting().eval()
-    with pytest.raises(dqar_fx.CaptureError, match="writes to its buffers"):
-        dqar_fx.transform(model, Schedule.compute_all(1), example_inputs=inputs)
-    assert model.calls == 0
-
-
-def test_transform_attention_of_the_text_alone_is_a_near_miss_with_its_reason():
-    class Refined(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.refiner, self.attention = Attention(16), Attention(16)
-
-        def forward(self, x, timestep, text):
-            return self.attention(x + self.refiner(text)) * timestep.reshape(-1, 1, 1)
-
-    inputs = {
-        "x": torch.randn(2, 5, 16),
-        "timestep": torch.zeros(2),
-        "text": torch.randn(2, 5, 16),
-    }
-    denoiser = dqar_fx.transform(
-        Refined().eval(), Schedule.compute_all(1), example_inputs=inputs
-    )
-    (miss,) = denoiser.explain().near_misses
-    assert "does not depend on the latent" in str(miss)
