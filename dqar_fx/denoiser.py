@@ -351,7 +351,7 @@ class Denoiser(nn.Module):
     def _forget_programs(self) -> None:
         self._programs.clear()
         self._latest = None
-        self._tracker.reset()
+        self.reset()
 
     # ---- inspection ----------------------------------------------------------------------
 
