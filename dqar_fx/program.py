@@ -95,6 +95,8 @@ class Program:
         )
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
         self._warned = False
+        devices = {spec.device.type for spec in self.slot_specs.values()}
+        self._is_on_host = devices <= {"cpu"}
 
     def with_table(self, table: BranchTable) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
@@ -124,6 +126,8 @@ class Program:
 
     def reset(self) -> None:
         """Forget all streams, their slots and their conditioning."""
+        for stream in self.streams.values():
+            self._report_flags(stream.slots)
         self.streams.clear()
         self._conditioning.forget()
 
@@ -144,7 +148,9 @@ class Program:
         """One step of one stream; the flat outputs of the denoiser."""
         stream = self._stream(position.stream)
         slots = stream.slots
-        slots.enter(position.trajectory)
+        if not slots.holds(position.trajectory):
+            self._report_flags(slots)
+            slots.enter(position.trajectory)
         actions, cold = slots.actions_for(self.table, position.step)
         if cold and not self._warned:
             self._warn_cold(cold, position)
@@ -162,6 +168,9 @@ class Program:
             stream.memo = Memo()
             raise
         slots.note(actions, position.step)
+        is_last = position.step == self.table.num_steps - 1
+        if is_last or (self._is_on_host and Action.STORE in actions):
+            self._report_flags(slots)  # on other devices at the end alone: asking them waits
         # what is kept for a later step is copied before the caller may write to it
         copied = self.plan.outputs if self.lowering.options.replays else self._shared
         return [
@@ -202,6 +211,20 @@ class Program:
         found = getattr(self.captured.gm.get_submodule(owner), name)
         assert isinstance(found, torch.Tensor)
         return found.detach()
+
+    def _report_flags(self, slots: Slots) -> None:
+        """Warn if something was kept that is not finite."""
+        raised = slots.take_flags()
+        if raised:
+            paths = ", ".join(self.table.sites[column] for column in raised)
+            warnings.warn(
+                f"{len(raised)} of {len(self.table.sites)} sites kept NaN or infinity, or "
+                f"numbers beyond the range of the cache format, in this trajectory: {paths}. "
+                "Steps that reuse them give NaN or infinity, too. Expected finite numbers "
+                "(below 65504 for cache='fp16'): try cache='bf16' or 'same', and look at "
+                "what the original model gives",
+                stacklevel=6,
+            )
 
     def _warn_cold(self, cold: int, position: Position) -> None:
         self._warned = True

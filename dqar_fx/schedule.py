@@ -1,90 +1,32 @@
 """Schedules: rules that say, for each step and site, whether a kept output may be reused.
 
-A rule is a pure function of step and site. `Schedule.resolve` turns it into a verified
-`BranchTable`: it refreshes what grows older than ``max_age``, and marks as STORE exactly
-those computations that a later REUSE reads.
+`Schedule.resolve` turns a rule into a verified `BranchTable`: it refreshes what grows older
+than ``max_age``, and marks as STORE exactly those computations that a later REUSE reads.
+Schedules combine: ``a & b`` reuses where both do, ``a | b`` where one does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dqar_fx.passes import Action
 
 from .errors import ScheduleError
+from .rules import AllOf, AnyOf, Interval, Linear, Moment, Written, Young
 from .table import BranchTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
+    from torch import nn
+
+    from .rules import Rule
 
 LETTERS = {action.letter: action for action in Action}
-
-
-class Rule(Protocol):
-    """Which cells may reuse: bool ``[steps, sites]``."""
-
-    def may_reuse(self, num_steps: int, num_sites: int) -> NDArray[np.bool_]:
-        """The mask for a trajectory and a number of sites."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Site ``i`` of ``n`` reuses from ``warmup + i / (n - 1) * (full_from - warmup)`` on.
-
-    Rounded to whole steps, half up.
-    """
-
-    warmup: int
-    full_from: int
-
-    def may_reuse(self, num_steps: int, num_sites: int) -> NDArray[np.bool_]:
-        """Shallow sites first, deep sites last."""
-        deepest = max(num_sites - 1, 1)
-        delay = np.arange(num_sites) * (self.full_from - self.warmup)
-        start = self.warmup + (2 * delay + deepest) // (2 * deepest)  # exact, half up
-        return np.arange(num_steps)[:, None] >= start[None, :]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """After the warm-up every site computes at each ``every``-th step and reuses between."""
-
-    every: int
-    warmup: int
-
-    def may_reuse(self, num_steps: int, num_sites: int) -> NDArray[np.bool_]:
-        """The same for all sites."""
-        step = np.arange(num_steps)
-        mask = (step >= self.warmup) & ((step - self.warmup + 1) % self.every != 0)
-        return np.repeat(mask[:, None], num_sites, axis=1)
-
-
-@dataclass(frozen=True)
-class Written:
-    """Actions written out: letters ``[steps, sites or 1]``; C leaves storing to `resolve`."""
-
-    letters: tuple[tuple[str, ...], ...]
-    strict: bool
-    """Whether each action stands as it is; else C is stored where a later R reads it."""
-
-    def may_reuse(self, num_steps: int, num_sites: int) -> NDArray[np.bool_]:
-        """Where R is written."""
-        return np.asarray(self.spread(num_sites) == "R")
-
-    def spread(self, num_sites: int) -> NDArray[np.str_]:
-        """Letters ``[steps, sites]``."""
-        letters = np.array(self.letters)
-        if letters.shape[1] not in (1, num_sites):
-            raise ScheduleError(
-                f"the written-out schedule has {letters.shape[1]} sites but the model has "
-                f"{num_sites}; write one column per site, or a single one for all"
-            )
-        return np.broadcast_to(letters, (letters.shape[0], num_sites))
 
 
 @dataclass(frozen=True)
@@ -204,6 +146,29 @@ class Schedule:
         letters = letters_of_array(array if strict else array * int(Action.REUSE))
         return cls(len(letters), Written(letters, strict), max_age)
 
+    def __and__(self, other: Schedule) -> Schedule:
+        """Reuse where both schedules do."""
+        return self._combined(other, AllOf)
+
+    def __or__(self, other: Schedule) -> Schedule:
+        """Reuse where one of the schedules does."""
+        return self._combined(other, AnyOf)
+
+    def _combined(self, other: Schedule, how: type[AllOf | AnyOf]) -> Schedule:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        if other.num_steps != self.num_steps:
+            raise ScheduleError(
+                f"schedules of {self.num_steps} and {other.num_steps} steps cannot be combined"
+            )
+        return Schedule(self.num_steps, how((self._aged_rule(), other._aged_rule())))
+
+    def _aged_rule(self) -> Rule:
+        """The rule, with the limit of age as a part of it."""
+        return (
+            self.rule if self.max_age is None else AllOf((self.rule, Young(self.max_age)))
+        )
+
     def resolve(self, sites: Sequence[str]) -> BranchTable:
         """The branch table for sites with these paths.
 
@@ -214,33 +179,52 @@ class Schedule:
         if isinstance(self.rule, Written):
             actions = self.resolve_written(self.rule, len(paths))
         else:
-            may = self.rule.may_reuse(self.num_steps, len(paths))
-            if may.shape != (self.num_steps, len(paths)):
+            actions = mark_stores(self.decide(paths))
+        return BranchTable(actions, paths, self.max_age, self.reason)
+
+    def decide(self, sites: tuple[str, ...]) -> NDArray[np.int8]:
+        """REUSE where the rule allows it and what is kept is young enough, else COMPUTE."""
+        actions = np.zeros((self.num_steps, len(sites)), np.int8)
+        computed = np.zeros(len(sites), np.int64)
+        for step in range(1, self.num_steps):
+            moment = Moment(step, self.num_steps, sites, step - computed)
+            reuse = self.rule.may_reuse(moment)
+            if reuse.shape != computed.shape:
                 raise ScheduleError(
-                    f"{self.rule} gave a mask of shape {list(may.shape)}, expected [steps, "
-                    f"sites] = {[self.num_steps, len(paths)]}"
+                    f"{self.rule} gave a mask of shape {list(reuse.shape)} at step {step}, "
+                    f"expected one value for each of {len(sites)} sites"
                 )
-            actions = refresh(may, self.max_age)
-        return BranchTable(actions, paths, self.max_age)
+            if self.max_age is not None:
+                reuse = reuse & (moment.age <= self.max_age)
+            actions[step, reuse] = Action.REUSE
+            computed[~reuse] = step
+        return actions
+
+    def reason(self, table: BranchTable, step: int, site: int) -> str:
+        """Why a cell of this schedule's table is what it is."""
+        if step == 0 and not isinstance(self.rule, Written):
+            return "nothing is kept yet"
+        moment = Moment(step, table.num_steps, table.sites, table.ages[step])
+        is_refresh = (
+            table.actions[step, site] != Action.REUSE and self.rule.may_reuse(moment)[site]
+        )
+        if is_refresh and self.max_age is not None:
+            return Young(self.max_age).why(moment, site)
+        return self.rule.why(moment, site)
+
+    def refuse_other_model(self, model: nn.Module) -> None:
+        """Raise if the rule was calibrated on another model.
+
+        Raises:
+            ScheduleError: It was.
+        """
+        self.rule.refuse_other_model(model)
 
     def resolve_written(self, rule: Written, num_sites: int) -> NDArray[np.int8]:
         """Actions as written; where C may stand for a STORE, that one is found."""
         letters = rule.spread(num_sites)
         actions = np.vectorize(lambda letter: int(LETTERS[letter]))(letters).astype(np.int8)
         return actions if rule.strict else mark_stores(actions)
-
-
-def refresh(may_reuse: NDArray[np.bool_], max_age: int | None) -> NDArray[np.int8]:
-    """Reuse where the rule allows it, something is kept, and it is young enough."""
-    num_steps, num_sites = may_reuse.shape
-    actions = np.zeros((num_steps, num_sites), np.int8)
-    computed = np.full(num_sites, -1)
-    for step in range(num_steps):
-        young = True if max_age is None else step - computed <= max_age
-        reuse = may_reuse[step] & (computed >= 0) & young
-        actions[step, reuse] = Action.REUSE
-        computed[~reuse] = step
-    return mark_stores(actions)
 
 
 def mark_stores(actions: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from dqar_fx.passes import Action, TensorSpec
+from dqar_fx.passes.formats import is_flag
 
 from .table import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
     from numpy.typing import NDArray
     from torch import fx
 
     from .table import BranchTable
 
 SlotKey = tuple[int, int, int]
-"""Column of the branch table, output of the site, buffer of the cache format."""
+"""Column of the branch table, kept value of the site, buffer of the cache format."""
 
 
 class Slots:
@@ -38,17 +39,21 @@ class Slots:
         }
         self.stored_at: NDArray[np.int64] = np.full(num_sites, NEVER)
         self._trajectory: object = None
+        self._flags = [(key[0], self.buffers[key]) for key, spec in specs.items() if is_flag(spec)]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the storages that are held."""
         return sum(buffer.untyped_storage().nbytes() for buffer in self.buffers.values())
 
+    def holds(self, trajectory: object) -> bool:
+        """Whether what is kept is this trajectory's."""
+        return trajectory is self._trajectory
+
     def enter(self, trajectory: object) -> None:
         """Forget what an earlier trajectory left."""
-        if trajectory is not self._trajectory:
-            self.stored_at[:] = NEVER
-            self._trajectory = trajectory
+        self.stored_at[:] = NEVER
+        self._trajectory = trajectory
 
     def forget(self) -> None:
         """Let nothing be read that is in the buffers now."""
@@ -66,6 +71,21 @@ class Slots:
         return np.where(cold, Action.STORE, table.actions[step]).astype(np.int8), int(
             cold.sum()
         )
+
+    def take_flags(self) -> list[int]:
+        """Columns that kept what is not finite, since the flags were taken last.
+
+        Waits for the device.
+        """
+        if not self._flags:
+            return []
+        columns, flags = zip(*self._flags, strict=True)
+        raised = torch.stack(flags).tolist()
+        if any(raised):
+            for flag in flags:
+                flag.zero_()
+        pairs = zip(columns, raised, strict=True)
+        return sorted({column for column, is_up in pairs if is_up})
 
     def note(self, actions: NDArray[np.int8], step: int) -> None:
         """Record what a step has stored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from dqar_fx.passes import Action
 from .errors import ScheduleError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 NEVER = -1
@@ -27,6 +29,7 @@ class BranchTable:
         actions: int8 ``[steps, sites]`` of `Action`; read-only.
         sites: Module path per column.
         max_age: Steps a kept output may live, or None.
+        reason: Says why a cell is what it is; the schedule's. Equality ignores it.
 
     Raises:
         ScheduleError: A REUSE that no STORE reaches, a STORE that nothing reads, an output
@@ -36,6 +39,7 @@ class BranchTable:
     actions: NDArray[np.int8]
     sites: tuple[str, ...]
     max_age: int | None = None
+    reason: Callable[[BranchTable, int, int], str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         actions = np.array(self.actions)
@@ -99,6 +103,49 @@ class BranchTable:
         )
         latest = np.maximum.accumulate(stored, axis=0)
         return np.where(self.actions == Action.REUSE, latest, NEVER)
+
+    @cached_property
+    def ages(self) -> NDArray[np.int64]:
+        """int64 ``[steps, sites]``: steps since each site was computed last; step 0 has 0."""
+        step = np.arange(self.num_steps)[:, None]
+        computed = np.where(self.actions == Action.REUSE, 0, step)
+        before = np.zeros_like(computed)
+        before[1:] = np.maximum.accumulate(computed, axis=0)[:-1]
+        return step - before
+
+    def why(self, step: int, site: int | str) -> str:
+        """What a site does at a step, and why.
+
+        Args:
+            step: The step.
+            site: Its column, or its module path.
+
+        Raises:
+            ScheduleError: The table has no such step or site.
+        """
+        column = self.column_of(site)
+        if not 0 <= step < self.num_steps:
+            raise ScheduleError(f"no step {step}: the branch table has {self.num_steps}")
+        action = Action(self.actions[step, column])
+        said = "as given" if self.reason is None else self.reason(self, step, column)
+        source = int(self.sources[step, column])
+        done = f" of step {source}" if action == Action.REUSE else ""
+        return f"{self.where(step, column)}: {action.name}{done}, {said}"
+
+    def column_of(self, site: int | str) -> int:
+        """The column of a site.
+
+        Raises:
+            ScheduleError: The table has no such site.
+        """
+        if isinstance(site, str) and site in self.sites:
+            return self.sites.index(site)
+        if isinstance(site, str) or not 0 <= site < len(self.sites):
+            raise ScheduleError(
+                f"no site {site!r}: the branch table has {len(self.sites)}, "
+                f"{self.sites[0]} to {self.sites[-1]}"
+            )
+        return site
 
     @property
     def num_steps(self) -> int:

@@ -15,6 +15,7 @@ from dqar_fx.passes import (
     find_attention,
     hoist_conditioning,
     insert_guards,
+    keep_keys_values,
     normalise,
     outline_regions,
     unify_layouts,
@@ -22,6 +23,7 @@ from dqar_fx.passes import (
 from dqar_fx.passes.blocks import find_blocks
 from dqar_fx.passes.find_attention import is_candidate
 
+from .cache_support import refuse_format
 from .capture import capture
 from .denoiser import Denoiser
 from .errors import CaptureError, FormatError, ScheduleError, SiteError
@@ -38,7 +40,11 @@ if TYPE_CHECKING:
 
     from torch import fx
 
+    from dqar_fx.passes.find_attention import Match
+
     from .runner import PassReport
+
+KINDS_KEPT = ("output", "kv")
 
 
 def transform(
@@ -47,6 +53,7 @@ def transform(
     *,
     sites: str | Sequence[str] = "attention",
     example_inputs: Mapping[str, Any] | None = None,
+    keep: str = "output",
     cache: str = "same",
     compile: str | Mapping[str, Any] | None = None,
 ) -> Denoiser:
@@ -60,7 +67,10 @@ def transform(
             or path patterns such as ``"transformer_blocks.*.attn1"``.
         example_inputs: Keyword arguments of one call, to capture right away; without them
             the first call is captured.
-        cache: How outputs are kept: ``"same"`` (the site's own dtype), ``"fp16"``, ``"bf16"``.
+        keep: What a site keeps: its ``"output"``, or its keys and values, ``"kv"``, from which
+            reuse computes the output with a fresh query.
+        cache: How it is kept: ``"same"`` (the site's own dtype), ``"fp16"``, ``"bf16"``,
+            ``"int8"`` (one scale per token), ``"int8-per-channel"``, ``"fp8"``.
         compile: None to run eagerly on any device; ``"regional"`` to compile each distinct
             block once; ``"whole"`` to compile one graph per distinct row; or a dict of
             ``torch.compile`` keywords with an optional ``"unit"`` of these.
@@ -73,10 +83,12 @@ def transform(
             are given).
         SiteError: No attention is found, or a pattern selects none.
         ScheduleError: The schedule does not fit the sites.
-        FormatError: An unknown ``cache`` or ``compile``.
+        FormatError: An unknown ``keep``, ``cache`` or ``compile``, or a device that lacks the
+            cache's dtype (now, if ``example_inputs`` are given).
 
     Source:
-        DQAR report, sections "Phase 2: attention output caching" and "Layer scheduling".
+        DQAR report, sections "Phase 1: K/V caching", "Phase 2: attention output caching" and
+        "Layer scheduling".
     """
     check_model(model)
     if not isinstance(schedule, Schedule):
@@ -88,7 +100,10 @@ def transform(
         raise SiteError(f"sites={sites!r}: expected a kind, a path pattern, or several")
     if not isinstance(cache, str) or cache not in FORMATS:
         raise FormatError(f"cache={cache!r} is unknown; known are {', '.join(FORMATS)}")
-    builder = Builder(schedule, sites, FORMATS[cache])
+    if keep not in KINDS_KEPT:
+        raise FormatError(f"keep={keep!r} is unknown; known are {', '.join(KINDS_KEPT)}")
+    schedule.refuse_other_model(model)
+    builder = Builder(schedule, sites, keep, FORMATS[cache])
     denoiser = Denoiser(model, builder, CompileOptions.of(compile))
     if example_inputs is not None:
         denoiser.prepare(**example_inputs)
@@ -115,6 +130,7 @@ class Builder:
 
     schedule: Schedule
     sites: str | Sequence[str]
+    keep: str
     cache: CacheFormat
 
     def with_schedule(self, schedule: Schedule) -> Builder:
@@ -135,7 +151,11 @@ class Builder:
         graph = fork(captured.gm)
         reports = run_passes(graph, early_passes(options, blocks))
         matches, near_misses = find_attention(graph)
+        if self.keep == "kv":
+            matches, without = keep_all_keys_values(matches)
+            near_misses += without
         chosen = choose_sites(matches, near_misses, self.sites)
+        refuse_format(self.cache, (spec for match in chosen for spec in match.site.kept))
         table = self.schedule.resolve([match.site.path for match in chosen])
 
         guarded = graph
@@ -169,6 +189,17 @@ def early_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
     if options.unit is not None:
         passes.append(partial(unify_layouts, blocks=blocks))  # last: for compilers only
     return passes
+
+
+def keep_all_keys_values(matches: Sequence[Match]) -> tuple[list[Match], list[NoMatch]]:
+    """Matches that keep their keys and values, and those that have none to keep."""
+    kept, without = [], []
+    for match in matches:
+        try:
+            kept.append(keep_keys_values(match))
+        except NoMatch as miss:
+            without.append(miss)
+    return kept, without
 
 
 def hoisted_attention(gm: fx.GraphModule) -> list[NoMatch]:

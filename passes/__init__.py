@@ -9,6 +9,7 @@ from .find_attention import find_attention
 from .formats import FORMATS, CacheFormat
 from .hoist_conditioning import hoist_conditioning
 from .insert_guards import compute_or_reuse, insert_guards
+from .keep_keys_values import keep_keys_values
 from .merge_duplicates import merge_duplicates
 from .normalise import normalise
 from .outline_regions import outline_regions
@@ -28,6 +29,7 @@ __all__ = [
     "find_attention",
     "hoist_conditioning",
     "insert_guards",
+    "keep_keys_values",
     "merge_duplicates",
     "normalise",
     "outline_regions",

@@ -22,7 +22,7 @@ class names differ per model and operators do not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import fx
@@ -52,27 +52,50 @@ FUSED = {
     aten._scaled_dot_product_cudnn_attention.default,
 }
 SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+UNFUSED = "matmul_softmax"
 MATMUL = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default}
 
 
 @dataclass(frozen=True)
 class Operator:
-    """An attention operator: the node of its result, its queries, its keys, its spelling."""
+    """An attention operator: the nodes of its result, queries, keys and values.
+
+    Attributes:
+        result: What it gives.
+        query: ``[..., queries, channels]``.
+        key: ``[..., keys, channels]``; transposed where the graph multiplies by it.
+        value: ``[..., keys, channels]``.
+        weights: The softmax, where it is a node of its own.
+        variant: Its spelling.
+    """
 
     result: fx.Node
     query: fx.Node
     key: fx.Node
+    value: fx.Node
+    weights: fx.Node | None
     variant: str
 
 
 @dataclass(frozen=True)
 class Match:
-    """A site and its nodes: what it reads, what it computes, what it gives to the rest."""
+    """A site and its nodes.
+
+    Attributes:
+        site: The site.
+        operators: Its attention operators.
+        inputs: What it reads.
+        body: What it computes.
+        outputs: What it gives to the rest.
+        kept: What is kept: the outputs, or nodes of the body that they descend from.
+    """
 
     site: Site
+    operators: tuple[Operator, ...]
     inputs: tuple[fx.Node, ...]
     body: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
+    kept: tuple[fx.Node, ...]
 
 
 def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
@@ -117,7 +140,8 @@ def match_operator(node: fx.Node) -> Operator | None:
         NoMatch: The node is a candidate but not an attention that can be kept.
     """
     if node.target in FUSED:
-        return Operator(node, node.args[0], node.args[1], "fused")  # type: ignore[arg-type]
+        query, key, value = cast("tuple[fx.Node, ...]", node.args[:3])
+        return Operator(node, query, key, value, None, "fused")
     if node.target in SOFTMAX:
         return match_unfused(node)
     return None
@@ -136,7 +160,18 @@ def match_unfused(softmax: fx.Node) -> Operator:
     operands = [n for n in scores.all_input_nodes if tensor_value(n) is not None][-2:]
     if len(operands) != 2:
         raise NoMatch("scores that are a product of a tensor with itself", scores)
-    return Operator(values, operands[0], operands[1], "matmul_softmax")
+    return Operator(
+        values, operands[0], operands[1], other_operand(values, softmax), softmax, UNFUSED
+    )
+
+
+def other_operand(product: fx.Node, softmax: fx.Node) -> fx.Node:
+    """The operand of a product of weights and values that is not the weights."""
+    operands = [n for n in product.all_input_nodes if tensor_value(n) is not None]
+    values = [n for n in operands if softmax not in ancestors([n])]
+    if not values:
+        raise NoMatch("weights that are multiplied with themselves", product)
+    return values[-1]
 
 
 def first_matmul(node: fx.Node, *, upwards: bool) -> fx.Node | None:
@@ -187,10 +222,22 @@ def match_site(
         path=path if len(call) == 1 else f"{path}@{call[1]}",
         kind=kind_of(operators[0].query, operators[0].key, outputs, needed),
         variant=operators[0].variant,
-        outputs=tuple(TensorSpec.of(torch.empty_like(n.meta["val"])) for n in outputs),
+        kept=specs_of(outputs),
         source=source_line(anchor),
     )
-    return Match(site, tuple(graph_inputs(body)), tuple(body), tuple(outputs))
+    return Match(
+        site,
+        tuple(operators),
+        tuple(graph_inputs(body)),
+        tuple(body),
+        tuple(outputs),
+        kept=tuple(outputs),
+    )
+
+
+def specs_of(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
+    """Dense specs of tensors with these nodes' shapes."""
+    return tuple(TensorSpec.of(torch.empty_like(node.meta["val"])) for node in nodes)
 
 
 def owner_of(node: fx.Node) -> str:
@@ -225,12 +272,12 @@ def reachable(start: Iterable[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def ancestors(start: Iterable[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
-    """``start`` and all that it descends from within a set."""
+def ancestors(start: Iterable[fx.Node], inside: set[fx.Node] | None = None) -> set[fx.Node]:
+    """``start`` and all that it descends from, within a set if one is given."""
     found, front = set[fx.Node](), list(start)
     while front:
         node = front.pop()
-        if node in inside and node not in found:
+        if (inside is None or node in inside) and node not in found:
             found.add(node)
             front.extend(node.all_input_nodes)
     return found

@@ -1,56 +1,215 @@
-"""Storage formats of the slots: how a kept output is written down and read again.
+"""Storage formats of the slots: how a kept value is written down and read again.
 
-| name | stored as        | error of one round trip, relative to the value                 |
-|------|------------------|----------------------------------------------------------------|
-| same | the site's dtype | none                                                           |
-| fp16 | float16          | at most 2**-11, or 2**-25 absolute below 2**-14; range 65504   |
-| bf16 | bfloat16         | at most 2**-8 above 2**-126; range 3.39e38                     |
+| name | stored as                         | error of one round trip of a value v                |
+|------|-----------------------------------|-----------------------------------------------------|
+| same | the site's dtype                  | none                                                |
+| fp16 | float16                           | 2**-11 |v|, at least 2**-25; range 65504            |
+| bf16 | bfloat16                          | 2**-8 |v| above 2**-126; range 3.39e38              |
+| int8 | integers of -127 to 127, a scale  | m / 252                                             |
+| fp8  | float8 e4m3, a scale              | 2**-3.9 |v|, at least m / 2**18                     |
 
-A format is what `encode` and `decode` say, in plain tensor operations: they are traced into
-the graph, so that a compiler fuses them with what produces and what consumes the value.
+m is the largest magnitude that shares v's scale: per token (over channels) in ``int8`` and
+``fp8``, per channel (over tokens) in ``int8-per-channel``. Scales are bfloat16, so that eight
+bits stay eight bits for small heads too; where m is below 2**-100, zero is kept. Reading gives
+the site's dtype, which rounds once more.
+
+A value that is not finite is never kept silently: every lossy format has a flag, which writing
+sets and nothing clears but `Slots`, and integers are read as NaN where their scale is none.
+
+A format is what `write` and `read` say, in plain tensor operations: they are traced into the
+graph, so that a compiler fuses them with what produces and what consumes the value.
+
+Source: DQAR report, "K/V caching" (symmetric int8); KIVI, arXiv 2402.02750 (per channel or
+per token); Micikevicius et al. 2022, arXiv 2209.05433 (e4m3).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 
 from .vocabulary import TensorSpec
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TOKEN, CHANNEL = -1, -2
+"""The dimension that shares a scale: channels of one token, or tokens of one channel."""
+SMALLEST = 2.0**-100
+"""Where no magnitude reaches this, zero is kept: a scale would leave float32's range."""
+
+
+class CacheFormat(Protocol):
+    """How a value is kept."""
+
+    @property
+    def name(self) -> str:
+        """As given to ``transform(cache=...)``."""
+
+    def specs(self, kept: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The buffers that keep a value; the flag, if there is one, last."""
+
+    def write(self, value: torch.Tensor, buffers: Sequence[torch.Tensor]) -> None:
+        """Keep a value, in place."""
+
+    def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """The value again, in the site's dtype."""
+
+    def bound(self, value: torch.Tensor) -> torch.Tensor:
+        """The stated error of one round trip, absolute, per element; float64."""
+
 
 @dataclass(frozen=True)
-class CacheFormat:
-    """Keeps a tensor in one buffer of another floating-point dtype, or of its own.
+class Same:
+    """Keeps every bit."""
+
+    name: str = "same"
+
+    def specs(self, kept: TensorSpec) -> tuple[TensorSpec, ...]:
+        """One buffer."""
+        return (kept,)
+
+    def write(self, value: torch.Tensor, buffers: Sequence[torch.Tensor]) -> None:
+        """Copy."""
+        buffers[0].copy_(value)
+
+    def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """The buffer itself."""
+        del dtype  # is the buffer's own
+        return buffers[0]
+
+    def bound(self, value: torch.Tensor) -> torch.Tensor:
+        """Zero."""
+        return torch.zeros_like(value, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Keeps another floating-point dtype.
 
     Attributes:
-        name: As given to ``transform(cache=...)``.
-        dtype: Storage dtype; None for the site's own.
-        relative_error: Bound of one round trip for values in the normal range.
+        name: Of the format.
+        dtype: Of the buffer.
+        relative_error: Of a normal number.
+        absolute_error: Of a smaller one.
     """
 
     name: str
-    dtype: torch.dtype | None
+    dtype: torch.dtype
     relative_error: float
+    absolute_error: float
 
-    def specs(self, output: TensorSpec) -> tuple[TensorSpec, ...]:
-        """The buffers that keep one output."""
-        return (replace(output, dtype=self.dtype or output.dtype),)
+    def specs(self, kept: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The value and the flag."""
+        return replace(kept, dtype=self.dtype), flag_spec(kept.device)
 
-    def encode(self, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What goes into the buffers."""
-        return (value if self.dtype is None else value.to(self.dtype),)
+    def write(self, value: torch.Tensor, buffers: Sequence[torch.Tensor]) -> None:
+        """Round; what overflows is infinite, and flagged."""
+        kept, flag = buffers
+        narrow = value.to(self.dtype)
+        kept.copy_(narrow)
+        raise_flag(flag, narrow)
 
-    def decode(self, kept: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
-        """The value again, in the site's dtype."""
-        return kept[0] if self.dtype is None else kept[0].to(dtype)
+    def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Widen."""
+        return buffers[0].to(dtype)
+
+    def bound(self, value: torch.Tensor) -> torch.Tensor:
+        """By magnitude."""
+        return (self.relative_error * value.double().abs()).clamp(min=self.absolute_error)
 
 
-FORMATS = {
+@dataclass(frozen=True)
+class Scaled:
+    """Keeps eight bits and a scale per token or per channel.
+
+    Attributes:
+        name: Of the format.
+        dtype: Of the buffer.
+        largest: The largest number that is stored: a scale maps the largest magnitude to it.
+        shares: The dimension that shares a scale.
+        relative_error: Of an element.
+        step_error: The least error, relative to the largest magnitude.
+    """
+
+    name: str
+    dtype: torch.dtype
+    largest: float
+    shares: int
+    relative_error: float
+    step_error: float
+    scale_dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+    def specs(self, kept: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The numbers in the value's layout, one scale per group, and the flag."""
+        shape = list(kept.shape)
+        shape[self._shared(len(shape))] = 1
+        scales = TensorSpec.of(torch.empty(shape, dtype=self.scale_dtype, device="meta"))
+        return (
+            replace(kept, dtype=self.dtype),
+            replace(scales, device=kept.device),
+            flag_spec(kept.device),
+        )
+
+    def write(self, value: torch.Tensor, buffers: Sequence[torch.Tensor]) -> None:
+        """Divide by the scale and round."""
+        kept, scales, flag = buffers
+        wide = value.float()
+        top = wide.abs().amax(self._shared(wide.dim()), keepdim=True)
+        scale = torch.where(top < SMALLEST, 0.0, top / self.largest)
+        scale = torch.where(top < torch.inf, scale, torch.nan).to(self.scale_dtype)
+        step = scale.float()
+        numbers = wide * torch.where(step > 0, 1 / step, 0.0)
+        if not self.dtype.is_floating_point:
+            numbers = numbers.round()
+        kept.copy_(numbers.clamp(-self.largest, self.largest).to(self.dtype))
+        scales.copy_(scale)
+        raise_flag(flag, scale)
+
+    def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Multiply by the scale; NaN where that is none."""
+        kept, scales, _ = buffers
+        highest = torch.finfo(dtype).max  # a rounded scale may lead just beyond
+        return (kept.float() * scales.float()).clamp(-highest, highest).to(dtype)
+
+    def bound(self, value: torch.Tensor) -> torch.Tensor:
+        """By magnitude and by the largest one of the group."""
+        size = value.double().abs()
+        top = size.amax(self._shared(size.dim()), keepdim=True).expand_as(size)
+        error = torch.maximum(self.relative_error * size, self.step_error * top)
+        rounding = torch.finfo(value.dtype).eps * top
+        return torch.where(top < SMALLEST, top, error + rounding)
+
+    def _shared(self, num_dims: int) -> int:
+        """The dimension that shares a scale; a vector is one token."""
+        return self.shares if num_dims >= -self.shares else TOKEN
+
+
+def flag_spec(device: torch.device) -> TensorSpec:
+    """The flag: whether anything that was kept was not finite."""
+    return TensorSpec((), (), torch.bool, device)
+
+
+def is_flag(spec: TensorSpec) -> bool:
+    """Whether a buffer is a flag; no site keeps truth values."""
+    return spec.dtype == torch.bool
+
+
+def raise_flag(flag: torch.Tensor, kept: torch.Tensor) -> None:
+    """Set a flag unless all numbers are finite."""
+    flag.logical_or_(kept.isfinite().all().logical_not())
+
+
+FORMATS: dict[str, CacheFormat] = {
     found.name: found
     for found in (
-        CacheFormat("same", None, 0.0),
-        CacheFormat("fp16", torch.float16, 2.0**-11),
-        CacheFormat("bf16", torch.bfloat16, 2.0**-8),
+        Same(),
+        Narrow("fp16", torch.float16, 2.0**-11, 2.0**-25),
+        Narrow("bf16", torch.bfloat16, 2.0**-8, 2.0**-134),
+        Scaled("int8", torch.int8, 127, TOKEN, 0.0, 1 / 252),
+        Scaled("int8-per-channel", torch.int8, 127, CHANNEL, 0.0, 1 / 252),
+        Scaled("fp8", torch.float8_e4m3fn, 448, TOKEN, 2.0**-3.9, 2.0**-18),
     )
 }

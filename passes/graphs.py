@@ -110,15 +110,24 @@ def copy_meta(source: fx.Node) -> dict[str, Any]:
 
 
 def extract(
-    gm: fx.GraphModule, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]
+    gm: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    outputs: Sequence[fx.Node],
+    given: Sequence[fx.Node] = (),
 ) -> tuple[fx.GraphModule, list[fx.Node]]:
     """Copy ``nodes`` into a parameter-free graph module.
 
+    Args:
+        gm: The graph.
+        nodes: What is copied.
+        outputs: Which of them it returns.
+        given: What it takes as its first inputs, needed or not.
+
     Returns:
         The module, which maps its inputs to a tuple of ``outputs``, and the nodes of ``gm``
-        to call it with.
+        to call it with after ``given``.
     """
-    inputs = graph_inputs(nodes)
+    inputs = [n for n in graph_inputs(nodes) if n not in given]
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     root: dict[str, Any] = {}
 
@@ -129,7 +138,7 @@ def extract(
             copies[node].meta = copy_meta(node)
         return copies[node]
 
-    for node in inputs:
+    for node in (*given, *inputs):
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = copy_meta(node)
         if parameter_path(node) is not None:

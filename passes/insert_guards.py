@@ -4,15 +4,19 @@ Legal because a guard whose action is COMPUTE or STORE evaluates the site's own 
 own inputs; only REUSE, which a verified branch table allows, gives another value:
 
     %q = linear(%x, to_q) ... %out = linear(%y, to_out)
-->  %guard = compute_or_reuse(%action_3, [[%slot_3_0_0]], %body_3, "same", [f32], [%x, ...])
+->  %guard = compute_or_reuse(%action_3, [[%slot_3_0_0]], %body_3, None, "same", [f32],
+                              [%x, ...], [])
     %out   = getitem(%guard, 0)
+
+Where keys and values are kept instead of the output, ``%resume_3`` takes the place of None:
+what leads from them, and from the inputs after it, to the output.
 
 Actions and slots become inputs of the graph: which one is taken is the caller's decision,
 known on the host before the step starts.
 
 Leaves alone: sites that do not take part.
 
-Source: DQAR report, "Phase 2: attention output caching".
+Source: DQAR report, "Phase 1: K/V caching" and "Phase 2: attention output caching".
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from .find_attention import ancestors
 from .formats import FORMATS
 from .graphs import copy_meta, extract, replace_by_call, tensor_value
 from .vocabulary import Action, TensorSpec
@@ -38,30 +43,34 @@ def compute_or_reuse(
     action: int,
     slots: Sequence[Sequence[torch.Tensor]],
     body: Callable[..., tuple[torch.Tensor, ...]],
+    resume: Callable[..., tuple[torch.Tensor, ...]] | None,
     cache_format: str,
     dtypes: Sequence[torch.dtype],
     inputs: Sequence[torch.Tensor],
+    others: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, ...]:
     """The guard: evaluate ``body``, or read what it gave at an earlier step.
 
     Args:
         action: An `Action`.
-        slots: Per output, the buffers of the cache format.
-        body: The site: maps ``inputs`` to a tuple of outputs.
+        slots: Per kept value, the buffers of the cache format.
+        body: The site: maps ``inputs`` to the outputs, and the kept values if they are others.
+        resume: Maps the kept values and ``others`` to the outputs; None where they are these.
         cache_format: Name of the format.
-        dtypes: Per output, the dtype to read it in.
+        dtypes: Per kept value, the dtype to read it in.
         inputs: What the site reads, parameters included.
+        others: What ``resume`` reads beside the kept values.
     """
     kept_as = FORMATS[cache_format]
     if action == Action.REUSE:
         pairs = zip(slots, dtypes, strict=True)
-        return tuple(kept_as.decode(tuple(kept), dtype) for kept, dtype in pairs)
-    outputs = body(*inputs)
+        kept = tuple(kept_as.read(buffers, dtype) for buffers, dtype in pairs)
+        return kept if resume is None else resume(*kept, *others)
+    results = body(*inputs)
     if action == Action.STORE:
-        for kept, output in zip(slots, outputs, strict=True):
-            for buffer, part in zip(kept, kept_as.encode(output), strict=True):
-                buffer.copy_(part)
-    return outputs
+        for buffers, value in zip(slots, results[-len(slots) :], strict=True):
+            kept_as.write(value, buffers)
+    return results
 
 
 fx.wrap("compute_or_reuse")
@@ -79,25 +88,39 @@ def insert_guard(gm: fx.GraphModule, match: Match, column: int, cache: CacheForm
     action = add_input(gm, f"action_{column}", {"action": column})
     slots = [
         [
-            add_input(gm, f"slot_{column}_{j}_{b}", slot_meta(match, j, column, b, spec))
-            for b, spec in enumerate(cache.specs(output))
+            add_input(gm, f"slot_{column}_{j}_{b}", slot_meta(match, (column, j, b), spec))
+            for b, spec in enumerate(cache.specs(kept))
         ]
-        for j, output in enumerate(match.site.outputs)
+        for j, kept in enumerate(match.site.kept)
     ]
-    body, inputs = extract(gm, match.body, match.outputs)
-    gm.add_submodule(f"body_{column}", body)
-    dtypes = [output.dtype for output in match.site.outputs]
+    is_output = match.kept == match.outputs
+    body, inputs = extract(gm, match.body, match.outputs + (() if is_output else match.kept))
+    after, others = (None, []) if is_output else extract_rest(gm, match)
+    dtypes = [kept.dtype for kept in match.site.kept]
+
+    def own(name: str, inner: fx.GraphModule | None) -> fx.Node | None:
+        if inner is None:
+            return None
+        gm.add_submodule(name, inner)
+        node = gm.graph.get_attr(name)
+        node.meta = {"is_graph": True, "nn_module_stack": stack}
+        return node
 
     def guard() -> fx.Node:
-        owned = gm.graph.get_attr(f"body_{column}")
-        owned.meta = {"is_graph": True, "nn_module_stack": stack}
-        args = (action, slots, owned, cache.name, dtypes, inputs)
+        graphs = own(f"body_{column}", body), own(f"resume_{column}", after)
+        args = (action, slots, *graphs, cache.name, dtypes, inputs, others)
         node = gm.graph.call_function(compute_or_reuse, args)
         node.meta = {**copy_meta(match.outputs[0]), "site": match.site}
         return node
 
     stack = match.outputs[0].meta.get("nn_module_stack")
     replace_by_call(match.body, match.outputs, guard, before=match.body[-1].next)
+
+
+def extract_rest(gm: fx.GraphModule, match: Match) -> tuple[fx.GraphModule, list[fx.Node]]:
+    """What leads from the kept values to the outputs: a graph of these first, and the others."""
+    rest = ancestors(match.outputs, set(match.body) - set(match.kept))
+    return extract(gm, [n for n in match.body if n in rest], match.outputs, match.kept)
 
 
 def add_input(gm: fx.GraphModule, name: str, meta: dict[str, object]) -> fx.Node:
@@ -109,12 +132,16 @@ def add_input(gm: fx.GraphModule, name: str, meta: dict[str, object]) -> fx.Node
     return node
 
 
-def slot_meta(
-    match: Match, output: int, column: int, buffer: int, spec: TensorSpec
-) -> dict[str, object]:
-    """The record of a slot's placeholder: which buffer it is, and its fake tensor."""
-    value = tensor_value(match.outputs[output])
+def slot_meta(match: Match, key: tuple[int, int, int], spec: TensorSpec) -> dict[str, object]:
+    """The record of a slot's placeholder: which buffer it is, and its fake tensor.
+
+    Args:
+        match: The site.
+        key: Column of the branch table, kept value, buffer of the cache format.
+        spec: Of the buffer.
+    """
+    value = tensor_value(match.kept[key[1]])
     mode = getattr(value, "fake_mode", None)
     assert mode is not None, "captured graphs carry fake tensors"
     with mode:
-        return {"slot": (column, output, buffer), "val": spec.allocate()}
+        return {"slot": key, "val": spec.allocate()}

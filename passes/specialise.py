@@ -18,7 +18,7 @@ Source: partial evaluation; PyTorch ``torch._inductor`` notes on input/output al
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
@@ -57,21 +57,24 @@ def specialise(gm: fx.GraphModule, actions: Sequence[Action]) -> int:
 
 def resolve_guard(gm: fx.GraphModule, guard: fx.Node, action: Action) -> None:
     """Put the branch that ``action`` takes in the place of a guard."""
-    _, slots, body, cache_format, dtypes, inputs = guard.args
-    kept_as = FORMATS[cast("str", cache_format)]
-    kept = cast("list[list[fx.Node]]", slots)
+    _, slots, body, resume, cache_format, dtypes, inputs, others = cast("Any", guard.args)
+    kept_as = FORMATS[cache_format]
+
+    def inner(owned: fx.Node) -> fx.GraphModule:
+        return cast("fx.GraphModule", gm.get_submodule(str(owned.target)))
+
     with gm.graph.inserting_before(guard):
         if action == Action.REUSE:
             values = [
                 read_slot(gm.graph, buffers, dtype, kept_as)
-                for buffers, dtype in zip(kept, cast("list[torch.dtype]", dtypes), strict=True)
+                for buffers, dtype in zip(slots, dtypes, strict=True)
             ]
+            if resume is not None:
+                values = inline(gm.graph, inner(resume), [*values, *others])
         else:
-            graph = gm.get_submodule(str(cast("fx.Node", body).target))
-            sources = cast("list[fx.Node]", inputs)
-            values = inline(gm.graph, cast("fx.GraphModule", graph), sources)
+            values = inline(gm.graph, inner(body), inputs)
         if action == Action.STORE:
-            for buffers, value in zip(kept, values, strict=True):
+            for buffers, value in zip(slots, values[-len(slots) :], strict=True):
                 write_slot(gm.graph, buffers, value, kept_as)
     for item in list(guard.users):
         item.replace_all_uses_with(values[cast("int", item.args[1])])
@@ -82,18 +85,20 @@ def resolve_guard(gm: fx.GraphModule, guard: fx.Node, action: Action) -> None:
 def read_slot(
     graph: fx.Graph, buffers: Sequence[fx.Node], dtype: torch.dtype, kept_as: CacheFormat
 ) -> fx.Node:
-    """Nodes that decode a kept value."""
-    return emit(graph, lambda *kept: (kept_as.decode(kept, dtype),), buffers)[0]
+    """Nodes that read a kept value."""
+    return emit(graph, lambda *kept: (kept_as.read(kept, dtype),), buffers)[0]
 
 
 def write_slot(
     graph: fx.Graph, buffers: Sequence[fx.Node], value: fx.Node, kept_as: CacheFormat
 ) -> None:
-    """Nodes that encode a value and write it in place."""
-    for buffer, part in zip(
-        buffers, emit(graph, lambda v: kept_as.encode(v), [value]), strict=True
-    ):
-        graph.call_function(aten.copy_.default, (buffer, part))
+    """Nodes that keep a value, in place."""
+
+    def write(value: torch.Tensor, *kept: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        kept_as.write(value, kept)
+        return ()
+
+    emit(graph, write, [value, *buffers])
 
 
 def emit(

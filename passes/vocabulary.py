@@ -21,9 +21,9 @@ class Action(enum.IntEnum):
     COMPUTE = 0
     """Compute, keep nothing."""
     STORE = 1
-    """Compute and keep the output in the site's slot."""
+    """Compute, and keep the site's output (or its keys and values) in its slot."""
     REUSE = 2
-    """Read the slot; nothing of the site is computed."""
+    """Read the slot; nothing is computed that it stands for."""
 
     @property
     def letter(self) -> str:
@@ -52,15 +52,16 @@ class TensorSpec:
         return self.dtype.itemsize * (extent if 0 not in self.shape else 0)
 
     def allocate(self) -> torch.Tensor:
-        """A new uninitialised tensor of this spec."""
-        return torch.empty_strided(
+        """A new tensor of zeros."""
+        empty = torch.empty_strided(
             self.shape, self.stride, dtype=self.dtype, device=self.device
         )
+        return empty.zero_()
 
 
 @dataclass(frozen=True)
 class Site:
-    """One attention whose output may be kept.
+    """One attention that may be reused.
 
     Attributes:
         index: Position in execution order; the column of the branch table.
@@ -68,7 +69,8 @@ class Site:
             gives two sites; the second path ends in ``@1``.
         kind: ``"self"``, ``"cross"`` or ``"joint"``.
         variant: How the graph spells it, ``"fused"`` or ``"matmul_softmax"``.
-        outputs: What is kept, one spec per output (joint attention has two).
+        kept: What is kept: one spec per output (joint attention has two), or per key and
+            value.
         source: ``file:line`` of the attention call.
     """
 
@@ -76,11 +78,11 @@ class Site:
     path: str
     kind: str
     variant: str
-    outputs: tuple[TensorSpec, ...]
+    kept: tuple[TensorSpec, ...]
     source: str
 
     def __str__(self) -> str:
-        shapes = ", ".join(str(list(o.shape)) for o in self.outputs)
+        shapes = ", ".join(str(list(o.shape)) for o in self.kept)
         return f"{self.index:3d}  {self.path}  {self.kind}, {self.variant}, keeps {shapes}"
 
 

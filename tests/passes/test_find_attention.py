@@ -231,7 +231,7 @@ def test_find_attention_parameters_are_inputs_and_come_last():
 
 def test_find_attention_joint_has_two_outputs_with_their_shapes():
     (site,) = sites_of(Joined(), tokens(), WORDS)
-    assert [spec.shape for spec in site.outputs] == [(2, TOKENS, WIDTH), (2, 5, WIDTH)]
+    assert [spec.shape for spec in site.kept] == [(2, TOKENS, WIDTH), (2, 5, WIDTH)]
 
 
 def test_find_attention_unfused_variant_told():
@@ -287,7 +287,7 @@ def test_find_attention_several_users_one_output():
 def test_find_attention_value_passed_on_stays_outside():
     gm = captured(ReadsBoth(), tokens())
     (match,), _ = find_attention(gm)
-    assert len(match.site.outputs) == 1
+    assert len(match.site.kept) == 1
     body = [str(node.target) for node in match.body]
     assert "aten.layer_norm.default" not in body
     assert body.count("aten.linear.default") == 3
@@ -301,7 +301,7 @@ def test_find_attention_dit_every_layer_found():
         "transformer_blocks.0.attn1",
         "transformer_blocks.1.attn1",
     ]
-    assert {match.site.outputs[0].shape for match in matches} == {(2, 36, 60)}
+    assert {match.site.kept[0].shape for match in matches} == {(2, 36, 60)}
 
 
 def test_find_attention_twice_gives_equal_sites():

@@ -197,5 +197,5 @@ def test_insert_guards_expanded_output_can_be_stored():
 
     gm = captured(Around(Expanded()), tokens())
     out = guarded(gm)
-    spec = find_attention(gm)[0][0].site.outputs[0]
+    spec = find_attention(gm)[0][0].site.kept[0]
     check_values(out(tokens(), Action.STORE, spec.allocate()), gm(tokens()))
