@@ -4,6 +4,8 @@
 across denoising steps, as a static `BranchTable` says.
 """
 
+from .calibrate import calibrate
+from .calibration import Calibration
 from .denoiser import Denoiser
 from .errors import (
     CaptureError,
@@ -13,7 +15,10 @@ from .errors import (
     SiteError,
     StepError,
 )
+from .gates import entropy_gate, policy_gate, snr_gate
+from .noise import signal_to_noise
 from .passes import Action, Site
+from .policy import Policy
 from .schedule import Schedule
 from .table import BranchTable
 from .transform import transform
@@ -21,14 +26,21 @@ from .transform import transform
 __all__ = [
     "Action",
     "BranchTable",
+    "Calibration",
     "CaptureError",
     "Denoiser",
     "DqarError",
     "FormatError",
+    "Policy",
     "Schedule",
     "ScheduleError",
     "Site",
     "SiteError",
     "StepError",
+    "calibrate",
+    "entropy_gate",
+    "policy_gate",
+    "signal_to_noise",
+    "snr_gate",
     "transform",
 ]

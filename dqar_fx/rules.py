@@ -166,7 +166,7 @@ class AllOf:
 
     def may_reuse(self, moment: Moment) -> Mask:
         """All."""
-        return np.logical_and.reduce([rule.may_reuse(moment) for rule in self.rules])
+        return np.asarray(np.all([rule.may_reuse(moment) for rule in self.rules], axis=0))
 
     def why(self, moment: Moment, site: int) -> str:
         """Those who refuse; if none does, all."""
@@ -187,7 +187,7 @@ class AnyOf:
 
     def may_reuse(self, moment: Moment) -> Mask:
         """Any."""
-        return np.logical_or.reduce([rule.may_reuse(moment) for rule in self.rules])
+        return np.asarray(np.any([rule.may_reuse(moment) for rule in self.rules], axis=0))
 
     def why(self, moment: Moment, site: int) -> str:
         """Those who allow it; if none does, all."""

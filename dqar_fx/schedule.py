@@ -165,9 +165,7 @@ class Schedule:
 
     def _aged_rule(self) -> Rule:
         """The rule, with the limit of age as a part of it."""
-        return (
-            self.rule if self.max_age is None else AllOf((self.rule, Young(self.max_age)))
-        )
+        return self.rule if self.max_age is None else AllOf((self.rule, Young(self.max_age)))
 
     def resolve(self, sites: Sequence[str]) -> BranchTable:
         """The branch table for sites with these paths.

@@ -39,7 +39,9 @@ class Slots:
         }
         self.stored_at: NDArray[np.int64] = np.full(num_sites, NEVER)
         self._trajectory: object = None
-        self._flags = [(key[0], self.buffers[key]) for key, spec in specs.items() if is_flag(spec)]
+        self._flags = [
+            (key[0], self.buffers[key]) for key, spec in specs.items() if is_flag(spec)
+        ]
 
     @property
     def nbytes(self) -> int:

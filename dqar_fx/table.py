@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -146,6 +148,33 @@ class BranchTable:
                 f"{self.sites[0]} to {self.sites[-1]}"
             )
         return site
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON: a text of actions for each site."""
+        columns = {
+            site: "".join(Action(a).letter for a in column)
+            for site, column in zip(self.sites, self.actions.T, strict=True)
+        }
+        content = {"max_age": self.max_age, "actions": columns}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> BranchTable:
+        """Read what `save` wrote; ``Schedule.from_actions(table.actions)`` makes it run.
+
+        Raises:
+            ScheduleError: The file cannot be read, or breaks a rule.
+        """
+        letters = {action.letter: int(action) for action in Action}
+        try:
+            content = json.loads(Path(path).read_text())
+            columns = [[letters[c] for c in text] for text in content["actions"].values()]
+            actions, max_age = np.array(columns, np.int8).T, content["max_age"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ScheduleError(
+                f"no branch table can be read from {path}: {type(error).__name__}: {error}"
+            ) from error
+        return cls(actions, tuple(content["actions"]), max_age)
 
     @property
     def num_steps(self) -> int:

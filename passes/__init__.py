@@ -5,6 +5,7 @@ actions are COMPUTE. `unify_layouts` and `turn_skinny_linears` are for compilers
 layout may take another kernel, another order of sums rounds differently.
 """
 
+from .expose_attention import expose_attention
 from .find_attention import find_attention
 from .formats import FORMATS, CacheFormat
 from .hoist_conditioning import hoist_conditioning
@@ -26,6 +27,7 @@ __all__ = [
     "Site",
     "TensorSpec",
     "compute_or_reuse",
+    "expose_attention",
     "find_attention",
     "hoist_conditioning",
     "insert_guards",

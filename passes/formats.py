@@ -1,12 +1,12 @@
 """Storage formats of the slots: how a kept value is written down and read again.
 
-| name | stored as                         | error of one round trip of a value v                |
-|------|-----------------------------------|-----------------------------------------------------|
-| same | the site's dtype                  | none                                                |
-| fp16 | float16                           | 2**-11 |v|, at least 2**-25; range 65504            |
-| bf16 | bfloat16                          | 2**-8 |v| above 2**-126; range 3.39e38              |
-| int8 | integers of -127 to 127, a scale  | m / 252                                             |
-| fp8  | float8 e4m3, a scale              | 2**-3.9 |v|, at least m / 2**18                     |
+| name | stored as                        | error of one round trip of a value v      |
+|------|----------------------------------|-------------------------------------------|
+| same | the site's dtype                 | none                                      |
+| fp16 | float16                          | 2**-11 |v|, at least 2**-25; range 65504  |
+| bf16 | bfloat16                         | 2**-8 |v|, at least 2**-134; range 3e38   |
+| int8 | integers of -127 to 127, a scale | m / 252                                   |
+| fp8  | float8 e4m3, a scale             | 2**-3.9 |v|, at least m / 2**18           |
 
 m is the largest magnitude that shares v's scale: per token (over channels) in ``int8`` and
 ``fp8``, per channel (over tokens) in ``int8-per-channel``. Scales are bfloat16, so that eight

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -195,6 +196,27 @@ def outline(
     return replace_by_call(
         nodes, outputs, lambda: graph.call_module(name, tuple(inputs)), before=before
     )
+
+
+def emit(
+    graph: fx.Graph,
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    inputs: Sequence[fx.Node],
+) -> list[fx.Node]:
+    """Trace a tensor function on the inputs' fake values and put its nodes here."""
+    traced = make_fx(function)(*(node.meta["val"] for node in inputs))
+    return inline(graph, traced, inputs)
+
+
+def inline(graph: fx.Graph, inner: fx.GraphModule, inputs: Sequence[fx.Node]) -> list[fx.Node]:
+    """Copy the nodes of ``inner`` here, reading ``inputs``; its outputs."""
+    copies = dict(zip(inner.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    for node in inner.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+        copies[node].meta = copy_meta(node)
+    return [copies[node] for node in graph_outputs(inner.graph)]
 
 
 def structure_of(gm: fx.GraphModule) -> str:

@@ -118,7 +118,7 @@ def insert_guard(gm: fx.GraphModule, match: Match, column: int, cache: CacheForm
 
 
 def extract_rest(gm: fx.GraphModule, match: Match) -> tuple[fx.GraphModule, list[fx.Node]]:
-    """What leads from the kept values to the outputs: a graph of these first, and the others."""
+    """What leads from the kept values, its first inputs, to the outputs; its other inputs."""
     rest = ancestors(match.outputs, set(match.body) - set(match.kept))
     return extract(gm, [n for n in match.body if n in rest], match.outputs, match.kept)
 

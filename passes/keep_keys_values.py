@@ -1,14 +1,14 @@
 """Keep a site's keys and values instead of its output.
 
 Legal because the output is a function of queries, keys, values and what the site reads beside
-them; the guard keeps that function, and evaluates it on kept keys and values and a fresh query:
+them; the guard keeps that function, and evaluates it on kept keys and values, a fresh query:
 
-    output   slot: %out                    reuse: %out = slot
-    kv       slots: %key, %value           reuse: %out = linear(sdpa(%query, slot, slot), to_out)
+    output   slot: %out             reuse: %out = slot
+    kv       slots: %key, %value    reuse: %out = linear(sdpa(%query, slot, slot), to_out)
 
-It saves the projections of keys and values alone, takes two slots for one, and mixes a query of
-this step with keys of an earlier one. This is the first design of the DQAR report, which gave
-it up for that; it is here so that the claim can be tested.
+It saves the projections of keys and values alone, takes two slots for one, and mixes a query
+of this step with keys of an earlier one. This is the first design of the DQAR report, which
+gave it up for that; it is here so that the claim can be tested.
 
 Leaves alone: keys and values that the site does not compute itself, such as those of a text
 that is projected with the conditioning: they do not change from step to step.

@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from .formats import FORMATS
-from .graphs import copy_meta, drop_unused_inputs, graph_outputs
+from .graphs import copy_meta, drop_unused_inputs, emit, inline
 from .insert_guards import compute_or_reuse
 from .vocabulary import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from .formats import CacheFormat
 
@@ -99,27 +98,6 @@ def write_slot(
         return ()
 
     emit(graph, write, [value, *buffers])
-
-
-def emit(
-    graph: fx.Graph,
-    function: Callable[..., tuple[torch.Tensor, ...]],
-    inputs: Sequence[fx.Node],
-) -> list[fx.Node]:
-    """Trace a tensor function on the inputs' fake values and put its nodes here."""
-    traced = make_fx(function)(*(node.meta["val"] for node in inputs))
-    return inline(graph, traced, inputs)
-
-
-def inline(graph: fx.Graph, inner: fx.GraphModule, inputs: Sequence[fx.Node]) -> list[fx.Node]:
-    """Copy the nodes of ``inner`` here, reading ``inputs``; its outputs."""
-    copies = dict(zip(inner.graph.find_nodes(op="placeholder"), inputs, strict=True))
-    for node in inner.graph.nodes:
-        if node.op in ("placeholder", "output"):
-            continue
-        copies[node] = graph.node_copy(node, lambda n: copies[n])
-        copies[node].meta = copy_meta(node)
-    return [copies[node] for node in graph_outputs(inner.graph)]
 
 
 def copy_slots_out(graph: fx.Graph) -> None:

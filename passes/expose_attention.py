@@ -1,0 +1,114 @@
+"""Let a graph also give what calibration looks at: what each site keeps, and its entropy.
+
+Legal because only outputs are added:
+
+    return (%sample,)  ->  return (%sample, %kept_0, ..., %entropy_0, %kept_1, ...)
+
+The entropy of an attention is ``-sum(w log w) / log(keys)``, in [0, 1], of the weights w that
+a query gives to the keys; the mean over batch, heads and queries. Of many queries, at most
+`MAX_QUERIES` are taken, evenly spaced: weights are never kept, and need not fit as a whole.
+
+Leaves alone: every other output.
+
+Source: Shannon 1948; DQAR report, "Entropy-based gate".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .graphs import emit, graph_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import fx
+
+    from .find_attention import Match, Operator
+
+MAX_QUERIES = 256
+
+
+def expose_attention(gm: fx.GraphModule, matches: Sequence[Match]) -> int:
+    """Add outputs for each site, what it keeps and then its entropy; the number added."""
+    output = gm.graph.output_node()
+    added = []
+    for match in matches:
+        with gm.graph.inserting_before(output):
+            added += [*match.kept, emit_entropy(gm.graph, match.operators)]
+    output.args = ((*graph_outputs(gm.graph), *added),)
+    return len(added)
+
+
+def emit_entropy(graph: fx.Graph, operators: Sequence[Operator]) -> fx.Node:
+    """The mean entropy of a site's operators, float32, no dimensions."""
+    nodes = [emit_one(graph, operator) for operator in operators]
+    return emit(graph, lambda *each: (torch.stack(each).mean(),), nodes)[0]
+
+
+def emit_one(graph: fx.Graph, operator: Operator) -> fx.Node:
+    """The entropy of one operator, from its softmax or from its queries and keys."""
+    if operator.weights is not None:
+        return emit(graph, lambda w: (entropy_of(w),), [operator.weights])[0]
+    given = arguments_of(operator.result)
+    mask = given.get("attn_mask", given.get("attn_bias"))
+    scale, is_causal = given.get("scale"), bool(given.get("is_causal", False))
+
+    def entropy(
+        query: torch.Tensor, key: torch.Tensor, *mask: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        return (entropy_of(attend(query, key, *mask, scale=scale, is_causal=is_causal)),)
+
+    masks = [] if mask is None else [mask]
+    return emit(graph, entropy, [operator.query, operator.key, *masks])[0]
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operator's call, by the names of its schema."""
+    target: Any = node.target
+    names = (argument.name for argument in target._schema.arguments)
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """The weights of a fused attention, float32, for at most `MAX_QUERIES` queries.
+
+    Args:
+        query: ``[..., heads, queries, channels]``.
+        key: ``[..., heads, keys, channels]``; fewer heads where several queries share one.
+        mask: Added to the scores, or True for keys that take part.
+        scale: Of the scores; by default ``channels ** -0.5``.
+        is_causal: Whether a query sees no later key.
+    """
+    rows = torch.arange(
+        0, query.shape[-2], -(-query.shape[-2] // MAX_QUERIES), device=query.device
+    )
+    if query.dim() > 2 and key.shape[-3] != query.shape[-3]:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    chosen = query.float().index_select(-2, rows)
+    scores = chosen @ key.float().mT * (scale or query.shape[-1] ** -0.5)
+    if mask is not None:
+        mask = mask if mask.shape[-2] == 1 else mask.index_select(-2, rows)
+        hidden = torch.zeros_like(scores).masked_fill(mask.logical_not(), -torch.inf)
+        scores = scores + (hidden if mask.dtype == torch.bool else mask)
+    if is_causal:
+        keys = torch.arange(key.shape[-2], device=key.device)
+        scores = scores.masked_fill(keys > rows[:, None], -torch.inf)
+    weights: torch.Tensor = scores.softmax(-1)
+    return weights
+
+
+def entropy_of(weights: torch.Tensor) -> torch.Tensor:
+    """Mean entropy of weights ``[..., keys]``, relative to that of equal ones."""
+    nats: torch.Tensor = torch.special.entr(weights.float()).sum(-1).mean()
+    return nats / max(math.log(weights.shape[-1]), 1e-9)
