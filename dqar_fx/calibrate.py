@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,18 +86,32 @@ def calibrate(
     if not given:
         raise ScheduleError("calibration needs at least one prompt or label")
     batches = [given[i : i + batch_size] for i in range(0, len(given), batch_size)]
-    total = num_steps * len(batches)
+    calls = count_calls(pipeline.scheduler, num_steps)
+    total = calls * len(batches)
     with quiet(pipeline), tqdm(total=total, desc="calibrate", disable=not progress) as bar:
-        notes = Notes(num_steps, max_age, cells_per_step, np.random.default_rng(seed), bar)
+        notes = Notes(calls, max_age, cells_per_step, np.random.default_rng(seed), bar)
         builder = ProbeBuilder(notes, sites, compare_kv)
         try:
-            pipeline.transformer = Denoiser(model, builder, CompileOptions.of(None))
+            probing = Denoiser(model, builder, CompileOptions.of(None))
+            if hasattr(pipeline.scheduler, "step_index"):
+                probing.attach_scheduler(pipeline.scheduler)
+            pipeline.transformer = probing
             for number, batch in enumerate(batches):
                 generator = torch.Generator().manual_seed(seed + number)
                 pipeline(batch, num_inference_steps=num_steps, generator=generator, **call)
         finally:
             pipeline.transformer = model
     return notes.finish(noise_as_set(pipeline.scheduler), model, len(given))
+
+
+def count_calls(scheduler: Any, num_steps: int) -> int:
+    """Steps of the branch table: some schedulers have several timesteps per step."""
+    own = copy.deepcopy(scheduler)
+    try:
+        own.set_timesteps(num_steps)
+    except (AttributeError, TypeError, ValueError):
+        return num_steps  # it needs more than a number, which the pipeline knows
+    return len(own.timesteps)
 
 
 @contextmanager

@@ -232,8 +232,10 @@ class Denoiser(nn.Module):
         Nothing that was captured or compiled is done again; slots and steps are its own.
 
         Raises:
-            ScheduleError: The schedule does not fit the sites.
+            ScheduleError: The schedule does not fit the sites, or was calibrated on another
+                model.
         """
+        schedule.refuse_other_model(self.model)
         twin = Denoiser(self.model, self._builder.with_schedule(schedule), self._options)
         for key, program in self._programs.items():
             table = schedule.resolve(program.table.sites)
