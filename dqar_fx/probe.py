@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-    from dqar_fx.passes.find_attention import Match
+    from dqar_fx.passes.module_sites import Match
 
     from .capture import Capture
     from .steps import Position

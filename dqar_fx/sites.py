@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dqar_fx.passes import NoMatch
-    from dqar_fx.passes.find_attention import Match
+    from dqar_fx.passes.module_sites import Match
 
 ALL = "attention"
 KINDS = ("self", "cross", "joint")

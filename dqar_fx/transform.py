@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-    from dqar_fx.passes.find_attention import Match
+    from dqar_fx.passes.module_sites import Match
 
     from .runner import PassReport
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-    from .find_attention import Match, Operator
+    from .module_sites import Match, Operator
 
 MAX_QUERIES = 256
 

@@ -21,26 +21,24 @@ class names differ per model and operators do not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import cast
 
 import torch
 from torch import fx
 
 from .attention_kind import kind_of
-from .graphs import (
-    graph_inputs,
-    is_computing,
-    is_random,
-    module_stack,
-    source_line,
-    tensor_value,
-    used_by_others,
+from .graphs import module_stack, tensor_value
+from .module_sites import (
+    Match,
+    Operator,
+    ancestors,
+    belongs_to,
+    group_by_call,
+    match_site,
+    owner_of,
 )
-from .vocabulary import NoMatch, Site, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from .vocabulary import NoMatch
 
 aten = torch.ops.aten
 
@@ -54,48 +52,6 @@ FUSED = {
 SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 UNFUSED = "matmul_softmax"
 MATMUL = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default}
-
-
-@dataclass(frozen=True)
-class Operator:
-    """An attention operator: the nodes of its result, queries, keys and values.
-
-    Attributes:
-        result: What it gives.
-        query: ``[..., queries, channels]``.
-        key: ``[..., keys, channels]``; transposed where the graph multiplies by it.
-        value: ``[..., keys, channels]``.
-        weights: The softmax, where it is a node of its own.
-        variant: Its spelling.
-    """
-
-    result: fx.Node
-    query: fx.Node
-    key: fx.Node
-    value: fx.Node
-    weights: fx.Node | None
-    variant: str
-
-
-@dataclass(frozen=True)
-class Match:
-    """A site and its nodes.
-
-    Attributes:
-        site: The site.
-        operators: Its attention operators.
-        inputs: What it reads.
-        body: What it computes.
-        outputs: What it gives to the rest.
-        kept: What is kept: the outputs, or nodes of the body that they descend from.
-    """
-
-    site: Site
-    operators: tuple[Operator, ...]
-    inputs: tuple[fx.Node, ...]
-    body: tuple[fx.Node, ...]
-    outputs: tuple[fx.Node, ...]
-    kept: tuple[fx.Node, ...]
 
 
 def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
@@ -114,10 +70,27 @@ def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
     for key, operators in owned.items():
         try:
             refuse_nested(key, owned)
-            matches.append(match_site(len(matches), key, members[key], operators))
+            matches.append(match_attention(key, members[key], operators))
         except NoMatch as miss:
             near_misses.append(miss)
     return matches, near_misses
+
+
+def match_attention(key: str, members: list[fx.Node], operators: list[Operator]) -> Match:
+    """The site that a module call makes of its attention operators.
+
+    Raises:
+        NoMatch: With the reason why the module's output cannot be kept.
+    """
+    first = operators[0]
+    return match_site(
+        key,
+        members,
+        [operator.result for operator in operators],
+        kind=partial(kind_of, first.query, first.key),
+        variant=first.variant,
+        operators=operators,
+    )
 
 
 def refuse_nested(key: str, owned: dict[str, list[Operator]]) -> None:
@@ -187,97 +160,3 @@ def first_matmul(node: fx.Node, *, upwards: bool) -> fx.Node | None:
             seen.add(near)
             front.append(near)
     return None
-
-
-def match_site(
-    index: int, key: str, members: list[fx.Node], operators: list[Operator]
-) -> Match:
-    """The site that a module call makes of its attention operators.
-
-    Raises:
-        NoMatch: With the reason why the module's output cannot be kept.
-    """
-    anchor = operators[0].result
-    path = dict(module_stack(anchor))[key]
-    if not path:
-        raise NoMatch("attention belongs to the root module: nothing smaller to keep", anchor)
-    inside = set(members)
-    descending = reachable([o.result for o in operators], inside)
-    outputs = [n for n in members if n in descending and used_by_others(n, inside)]
-    for node in outputs:
-        if tensor_value(node) is None:
-            raise NoMatch(f"output of {path} is not a tensor", node)
-    if not outputs:
-        raise NoMatch(f"nothing outside of {path} reads its attention", anchor)
-    passed_on = [n for n in members if n not in descending and used_by_others(n, inside)]
-    needed = ancestors(outputs, inside) - ancestors(passed_on, inside)
-    body = [n for n in members if n in needed]
-    for node in body:
-        if is_random(node):
-            reason = "attention with active dropout is random: reuse would freeze it"
-            raise NoMatch(reason, node)
-    call = key.rsplit("@", 1)
-    site = Site(
-        index=index,
-        path=path if len(call) == 1 else f"{path}@{call[1]}",
-        kind=kind_of(operators[0].query, operators[0].key, outputs, needed),
-        variant=operators[0].variant,
-        kept=specs_of(outputs),
-        source=source_line(anchor),
-    )
-    return Match(
-        site,
-        tuple(operators),
-        tuple(graph_inputs(body)),
-        tuple(body),
-        tuple(outputs),
-        kept=tuple(outputs),
-    )
-
-
-def specs_of(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
-    """Dense specs of tensors with these nodes' shapes."""
-    return tuple(TensorSpec.of(torch.empty_like(node.meta["val"])) for node in nodes)
-
-
-def owner_of(node: fx.Node) -> str:
-    """Call key of the innermost module around a node."""
-    stack = module_stack(node)
-    return stack[-1][0] if stack else ""
-
-
-def belongs_to(node: fx.Node, key: str) -> bool:
-    """Whether a node was made during the module call ``key``."""
-    return is_computing(node) and key in (node.meta.get("nn_module_stack") or ())
-
-
-def group_by_call(nodes: Iterable[fx.Node], keys: Iterable[str]) -> dict[str, list[fx.Node]]:
-    """The nodes of each module call, in order."""
-    groups: dict[str, list[fx.Node]] = {key: [] for key in keys}
-    for node in nodes:
-        for key in node.meta.get("nn_module_stack") or ():
-            if key in groups and is_computing(node):
-                groups[key].append(node)
-    return groups
-
-
-def reachable(start: Iterable[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
-    """``start`` and all that descends from it within a set."""
-    found, front = set[fx.Node](), list(start)
-    while front:
-        node = front.pop()
-        if node in inside and node not in found:
-            found.add(node)
-            front.extend(node.users)
-    return found
-
-
-def ancestors(start: Iterable[fx.Node], inside: set[fx.Node] | None = None) -> set[fx.Node]:
-    """``start`` and all that it descends from, within a set if one is given."""
-    found, front = set[fx.Node](), list(start)
-    while front:
-        node = front.pop()
-        if (inside is None or node in inside) and node not in found:
-            found.add(node)
-            front.extend(node.all_input_nodes)
-    return found

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from .find_attention import ancestors
 from .formats import FORMATS
 from .graphs import copy_meta, extract, replace_by_call, tensor_value
+from .module_sites import ancestors
 from .vocabulary import Action, TensorSpec
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .find_attention import Match
+    from .module_sites import Match
     from .formats import CacheFormat
 
 

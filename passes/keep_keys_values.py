@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .find_attention import Match, specs_of
+from .module_sites import Match, specs_of
 from .vocabulary import NoMatch
 
 

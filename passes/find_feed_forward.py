@@ -1,0 +1,134 @@
+"""Find feed-forward sites: two linears with something elementwise between, in a block's module.
+
+What: a site is what the innermost module around both linears computes:
+
+    %linear_4 = linear(%x, net.0) ; %gelu = gelu(%linear_4) ; %linear_5 = linear(%gelu, net.2)
+    transformer_blocks.0.ff  feed_forward, gelu, keeps [2, 36, 60]
+
+Legal for the same reason as attention: every path from the second linear to the rest of the
+graph leads through the module's outputs.
+
+Leaves alone: two linears that only the block itself holds together, as in blocks that add
+attention and feed-forward in one projection; a module that holds an attention; linears outside
+of blocks, which embed. The first two are reported.
+
+Source: Vaswani et al. 2017 (position-wise feed-forward); FORA, arXiv 2407.01425 (reused
+beside attention).
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+import torch
+
+from .blocks import block_of, find_blocks
+from .find_attention import is_candidate
+from .graphs import is_computing, module_stack
+from .module_sites import group_by_call, match_site
+from .vocabulary import NoMatch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from torch import fx
+
+    from .module_sites import Match
+
+aten = torch.ops.aten
+LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default}
+ACTIVATIONS = {
+    aten.gelu.default,
+    aten.silu.default,
+    aten.relu.default,
+    aten.mish.default,
+    aten.leaky_relu.default,
+}
+KIND = "feed_forward"
+
+
+def find_feed_forward(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
+    """All feed-forward sites in execution order, and a reason for each that is none."""
+    blocks = frozenset(find_blocks(gm.graph.nodes))
+    matches: list[Match] = []
+    near_misses: list[NoMatch] = []
+    taken = set[str]()
+    for node in gm.graph.nodes:
+        activation = activation_before(node) if block_of(node, blocks) else None
+        if activation is None:
+            continue
+        first = linear_before(activation)
+        if first is None:
+            continue
+        try:
+            key = common_call(first, node, blocks)
+            if key not in taken:
+                taken.add(key)
+                matches.append(match_feed_forward(gm, key, node, activation))
+        except NoMatch as miss:
+            near_misses.append(miss)
+    return matches, near_misses
+
+
+def match_feed_forward(
+    gm: fx.GraphModule, key: str, last: fx.Node, activation: fx.Node
+) -> Match:
+    """The site of a module call.
+
+    Raises:
+        NoMatch: It holds an attention, or its output cannot be kept.
+    """
+    members = group_by_call(gm.graph.nodes, [key])[key]
+    if any(is_candidate(node) for node in members):
+        raise NoMatch("a feed-forward beside an attention, in one module", last)
+    variant = str(activation.target).split(".")[1]
+    return match_site(key, members, [last], kind=lambda *_: KIND, variant=variant)
+
+
+def activation_before(node: fx.Node) -> fx.Node | None:
+    """The activation that a linear reads, through what is elementwise; None for no linear."""
+    return nearest(node, ACTIVATIONS) if node.target in LINEAR else None
+
+
+def linear_before(activation: fx.Node) -> fx.Node | None:
+    """The linear that an activation reads, through what is elementwise."""
+    return nearest(activation, LINEAR)
+
+
+def nearest(node: fx.Node, targets: Collection[object]) -> fx.Node | None:
+    """The nearest source of a kind, through elementwise operators, views and casts."""
+    seen, front = {node}, list(node.all_input_nodes)
+    while front:
+        source = front.pop(0)
+        if source in seen or not is_computing(source):
+            continue
+        if source.target in targets:
+            return source
+        seen.add(source)
+        if is_transparent(source):
+            front.extend(source.all_input_nodes)
+    return None
+
+
+def is_transparent(node: fx.Node) -> bool:
+    """Whether a node neither mixes channels nor tokens: elementwise, or a view."""
+    if node.target not in LINEAR and isinstance(node.target, torch._ops.OpOverload):
+        tags, returns = node.target.tags, node.target._schema.returns
+        is_view = bool(returns) and returns[0].alias_info is not None
+        return is_view or torch.Tag.pointwise in tags
+    return node.target is operator.getitem
+
+
+def common_call(first: fx.Node, last: fx.Node, blocks: Collection[str]) -> str:
+    """The innermost module call around two nodes.
+
+    Raises:
+        NoMatch: It is a block, or none inside of one.
+    """
+    other = {key for key, _ in module_stack(first)}
+    shared = [(key, path) for key, path in module_stack(last) if key in other]
+    key, path = shared[-1] if shared else ("", "")
+    if not path or path in blocks or not block_of(last, blocks):
+        raise NoMatch("a feed-forward that no module of its own holds", last)
+    return key

@@ -1,0 +1,184 @@
+"""Sites that a module makes: from anchors in the graph out to the module call around them.
+
+What: given nodes that mark what a module does (its attention operators, its second linear),
+a site is what the module call computes between its inputs and those outputs that descend from
+the anchors.
+
+Legal because every path from the anchors to the rest of the graph leads through the outputs,
+so that replacing them replaces the module's work. Values that the module passes on but that do
+not descend from the anchors are left outside of the site: they stay computed.
+
+Leaves alone: modules whose outputs are not tensors, whose work is random, or that nothing
+reads. Each is reported with its reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from .graphs import (
+    graph_inputs,
+    is_computing,
+    is_random,
+    module_stack,
+    source_line,
+    tensor_value,
+    used_by_others,
+)
+from .vocabulary import NoMatch, Site, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An attention operator: the nodes of its result, queries, keys and values.
+
+    Attributes:
+        result: What it gives.
+        query: ``[..., queries, channels]``.
+        key: ``[..., keys, channels]``; transposed where the graph multiplies by it.
+        value: ``[..., keys, channels]``.
+        weights: The softmax, where it is a node of its own.
+        variant: Its spelling.
+    """
+
+    result: fx.Node
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    weights: fx.Node | None
+    variant: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """A site and its nodes.
+
+    Attributes:
+        site: The site.
+        operators: Its attention operators.
+        inputs: What it reads.
+        body: What it computes.
+        outputs: What it gives to the rest.
+        kept: What is kept: the outputs, or nodes of the body that they descend from.
+    """
+
+    site: Site
+    operators: tuple[Operator, ...]
+    inputs: tuple[fx.Node, ...]
+    body: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    kept: tuple[fx.Node, ...]
+
+
+def match_site(
+    key: str,
+    members: Sequence[fx.Node],
+    anchors: Sequence[fx.Node],
+    *,
+    kind: Callable[[Sequence[fx.Node], set[fx.Node]], str],
+    variant: str,
+    operators: Sequence[Operator] = (),
+) -> Match:
+    """The site that a module call makes of its anchors.
+
+    Args:
+        key: Of the module call.
+        members: Its nodes, in order.
+        anchors: Those that its outputs must descend from.
+        kind: Tells the site's kind from its outputs and its nodes.
+        variant: How the graph spells it.
+        operators: Its attention operators, if it has some.
+
+    Raises:
+        NoMatch: With the reason why the module's output cannot be kept.
+    """
+    anchor = anchors[0]
+    path = dict(module_stack(anchor))[key]
+    if not path:
+        raise NoMatch("it belongs to the root module: nothing smaller to keep", anchor)
+    inside = set(members)
+    descending = reachable(anchors, inside)
+    outputs = [n for n in members if n in descending and used_by_others(n, inside)]
+    for node in outputs:
+        if tensor_value(node) is None:
+            raise NoMatch(f"output of {path} is not a tensor", node)
+    if not outputs:
+        raise NoMatch(f"nothing outside of {path} reads it", anchor)
+    passed_on = [n for n in members if n not in descending and used_by_others(n, inside)]
+    needed = ancestors(outputs, inside) - ancestors(passed_on, inside)
+    body = [n for n in members if n in needed]
+    for node in body:
+        if is_random(node):
+            raise NoMatch("active dropout is random: reuse would freeze it", node)
+    call = key.rsplit("@", 1)
+    site = Site(
+        index=0,
+        path=path if len(call) == 1 else f"{path}@{call[1]}",
+        kind=kind(outputs, needed),
+        variant=variant,
+        kept=specs_of(outputs),
+        source=source_line(anchor),
+    )
+    return Match(
+        site,
+        tuple(operators),
+        tuple(graph_inputs(body)),
+        tuple(body),
+        tuple(outputs),
+        kept=tuple(outputs),
+    )
+
+
+def specs_of(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
+    """Dense specs of tensors with these nodes' shapes."""
+    return tuple(TensorSpec.of(torch.empty_like(node.meta["val"])) for node in nodes)
+
+
+def owner_of(node: fx.Node) -> str:
+    """Call key of the innermost module around a node."""
+    stack = module_stack(node)
+    return stack[-1][0] if stack else ""
+
+
+def belongs_to(node: fx.Node, key: str) -> bool:
+    """Whether a node was made during the module call ``key``."""
+    return is_computing(node) and key in (node.meta.get("nn_module_stack") or ())
+
+
+def group_by_call(nodes: Iterable[fx.Node], keys: Iterable[str]) -> dict[str, list[fx.Node]]:
+    """The nodes of each module call, in order."""
+    groups: dict[str, list[fx.Node]] = {key: [] for key in keys}
+    for node in nodes:
+        for key in node.meta.get("nn_module_stack") or ():
+            if key in groups and is_computing(node):
+                groups[key].append(node)
+    return groups
+
+
+def reachable(start: Iterable[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
+    """``start`` and all that descends from it within a set."""
+    found, front = set[fx.Node](), list(start)
+    while front:
+        node = front.pop()
+        if node in inside and node not in found:
+            found.add(node)
+            front.extend(node.users)
+    return found
+
+
+def ancestors(start: Iterable[fx.Node], inside: set[fx.Node] | None = None) -> set[fx.Node]:
+    """``start`` and all that it descends from, within a set if one is given."""
+    found, front = set[fx.Node](), list(start)
+    while front:
+        node = front.pop()
+        if (inside is None or node in inside) and node not in found:
+            found.add(node)
+            front.extend(node.all_input_nodes)
+    return found
