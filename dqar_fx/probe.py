@@ -20,7 +20,7 @@ from dqar_fx.passes import (
     NoMatch,
     compute_or_reuse,
     expose_attention,
-    find_attention,
+    find_sites,
     hoist_conditioning,
     insert_guards,
     keep_keys_values,
@@ -222,7 +222,7 @@ def prepared(
     """A fork of a captured graph with the sites that ``transform`` would find."""
     own = fork(gm)
     run_passes(own, [normalise, hoist_conditioning])
-    matches, near_misses = find_attention(own)
+    matches, near_misses = find_sites(own)
     return own, choose_sites(matches, near_misses, sites)
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from dqar_fx.passes import NoMatch
     from dqar_fx.passes.module_sites import Match
 
-ALL = "attention"
-KINDS = ("self", "cross", "joint")
+ATTENTION = ("self", "cross", "joint")
+GROUPS = {"attention": ATTENTION, "all": (*ATTENTION, "feed_forward")}
+"""Names that stand for several kinds."""
+KINDS = GROUPS["all"]
 
 
 def choose_sites(
@@ -26,7 +28,8 @@ def choose_sites(
     Args:
         matches: All sites of the graph.
         near_misses: Candidates that are none, for the error.
-        wanted: ``"attention"``, a kind, a path pattern as of a shell, or several of these.
+        wanted: ``"attention"``, ``"all"``, a kind, a path pattern as of a shell, or several of
+            these.
 
     Raises:
         SiteError: The graph has no site, or a pattern selects none.
@@ -41,8 +44,8 @@ def choose_sites(
     for pattern in patterns:
         if not any(selects(pattern, match) for match in matches):
             raise SiteError(
-                f"sites={pattern!r} selects no site. Use {ALL!r}, one of the kinds {KINDS}, "
-                f"or a path pattern; the sites are:{listing([m.site for m in matches])}"
+                f"sites={pattern!r} selects no site. Use one of {(*GROUPS, *KINDS)}, or a path "
+                f"pattern; the sites are:{listing([m.site for m in matches])}"
             )
     chosen = [m for m in matches if any(selects(pattern, m) for pattern in patterns)]
     return [replace(m, site=replace(m.site, index=i)) for i, m in enumerate(chosen)]
@@ -51,7 +54,8 @@ def choose_sites(
 def selects(pattern: str, match: Match) -> bool:
     """Whether a kind or path pattern means this site."""
     site = match.site
-    return pattern in (ALL, site.kind) or fnmatchcase(site.path, pattern)
+    kinds = GROUPS.get(pattern, (pattern,))
+    return site.kind in kinds or fnmatchcase(site.path, pattern)
 
 
 def listing(lines: Sequence[object]) -> str:

@@ -12,7 +12,7 @@ from dqar_fx.passes import (
     FORMATS,
     CacheFormat,
     NoMatch,
-    find_attention,
+    find_sites,
     hoist_conditioning,
     insert_guards,
     keep_keys_values,
@@ -63,8 +63,9 @@ def transform(
         model: A diffusers transformer, or any module whose forward can be exported. It is
             not modified; parameters are shared with it.
         schedule: Which site reuses its output at which step.
-        sites: ``"attention"`` for all sites, a kind (``"self"``, ``"cross"``, ``"joint"``),
-            or path patterns such as ``"transformer_blocks.*.attn1"``.
+        sites: ``"attention"``, a kind (``"self"``, ``"cross"``, ``"joint"``,
+            ``"feed_forward"``), ``"all"`` of these, or path patterns such as
+            ``"transformer_blocks.*.attn1"``; or several.
         example_inputs: Keyword arguments of one call, to capture right away; without them
             the first call is captured.
         keep: What a site keeps: its ``"output"``, or its keys and values, ``"kv"``, from which
@@ -150,7 +151,7 @@ class Builder:
 
         graph = fork(captured.gm)
         reports = run_passes(graph, early_passes(options, blocks))
-        matches, near_misses = find_attention(graph)
+        matches, near_misses = find_sites(graph)
         if self.keep == "kv":
             matches, without = keep_all_keys_values(matches)
             near_misses += without

@@ -7,6 +7,8 @@ layout may take another kernel, another order of sums rounds differently.
 
 from .expose_attention import expose_attention
 from .find_attention import find_attention
+from .find_feed_forward import find_feed_forward
+from .find_sites import find_sites
 from .formats import FORMATS, CacheFormat
 from .hoist_conditioning import hoist_conditioning
 from .insert_guards import compute_or_reuse, insert_guards
@@ -29,6 +31,8 @@ __all__ = [
     "compute_or_reuse",
     "expose_attention",
     "find_attention",
+    "find_feed_forward",
+    "find_sites",
     "hoist_conditioning",
     "insert_guards",
     "keep_keys_values",

@@ -30,6 +30,8 @@ def keep_keys_values(match: Match) -> Match:
     Raises:
         NoMatch: The site computes neither.
     """
+    if not match.operators:
+        raise NoMatch(f"{match.site.path} is no attention: no keys or values", match.body[-1])
     body = set(match.body)
     read = (node for operator in match.operators for node in (operator.key, operator.value))
     kept = tuple(node for node in dict.fromkeys(read) if node in body)

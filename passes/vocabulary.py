@@ -61,17 +61,17 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Site:
-    """One attention that may be reused.
+    """One part of the graph that may be reused.
 
     Attributes:
         index: Position in execution order; the column of the branch table.
         path: Module path, such as ``transformer_blocks.3.attn1``. A module called twice
             gives two sites; the second path ends in ``@1``.
-        kind: ``"self"``, ``"cross"`` or ``"joint"``.
-        variant: How the graph spells it, ``"fused"`` or ``"matmul_softmax"``.
+        kind: ``"self"``, ``"cross"`` or ``"joint"`` attention, or ``"feed_forward"``.
+        variant: How the graph spells it: ``"fused"`` or ``"matmul_softmax"``, or the activation.
         kept: What is kept: one spec per output (joint attention has two), or per key and
             value.
-        source: ``file:line`` of the attention call.
+        source: ``file:line`` of its operator.
     """
 
     index: int
