@@ -73,7 +73,7 @@ def count_trajectories(
 
 def reuse_masks(table: dqar_fx.BranchTable) -> list[tuple[bool, ...]]:
     """Per step, which sites reuse: storing is no arithmetic."""
-    return [tuple(row) for row in (table.actions == dqar_fx.Action.REUSE).tolist()]
+    return [tuple(row) for row in table.is_read.tolist()]
 
 
 def count_masks(

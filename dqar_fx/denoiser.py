@@ -239,6 +239,8 @@ class Denoiser(nn.Module):
         twin = Denoiser(self.model, self._builder.with_schedule(schedule), self._options)
         for key, program in self._programs.items():
             table = schedule.resolve(program.table.sites)
+            if table.history != program.table.history:
+                continue  # its graphs keep more or fewer steps: captured anew when called
             twin._programs[key] = twin._latest = program.with_table(table)
         twin._tracker.scheduler = self._tracker.scheduler
         return twin

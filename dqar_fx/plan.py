@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .slots import SlotKey
 
-    Static = str | SlotKey | None
+    Static = str | SlotKey | int | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class PlannedCall:
     Attributes:
         region: Name of the region's graph.
         inputs: Numbers of the flowing tensors it reads, its first arguments.
-        static: Its other arguments: a parameter's path, a slot's key, or None for an action.
+        static: Its other arguments: a parameter's path, a slot's key, the column of a
+            forecast's weights, or None for an action.
         outputs: Numbers of the tensors it writes; None where nothing reads one.
         columns: Columns of the branch table of its sites, in graph order.
     """
@@ -172,8 +173,8 @@ def call_outputs(call: fx.Node, numbers: dict[fx.Node, int]) -> tuple[int | None
 
 def static_argument(node: fx.Node) -> Static:
     """What stands for a static input until tensors are bound."""
-    slot: SlotKey | None = node.meta.get("slot")
-    return parameter_path(node) or slot
+    given: SlotKey | int | None = node.meta.get("slot", node.meta.get("weights"))
+    return parameter_path(node) or given
 
 
 class BoundCall(NamedTuple):

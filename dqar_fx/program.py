@@ -23,7 +23,7 @@ from .runner import fork
 from .slots import Slots, plan_slots, slots_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -44,12 +44,12 @@ class Stream:
     Attributes:
         slots: The kept outputs.
         memo: The conditioning that is known.
-        rows: Bound calls by actions.
+        rows: Bound calls by actions, and by places and weights of what is kept.
     """
 
     slots: Slots
     memo: Memo = field(default_factory=Memo)
-    rows: dict[bytes, list[BoundCall]] = field(default_factory=dict)
+    rows: dict[Hashable, list[BoundCall]] = field(default_factory=dict)
 
 
 class Program:
@@ -154,7 +154,7 @@ class Program:
         actions, cold = slots.actions_for(self.table, position.step)
         if cold and not self._warned:
             self._warn_cold(cold, position)
-        calls = self._bound_row(stream, actions)
+        calls = self._bound_row(stream, actions, position.step)
         values: list[Any] = [None] * self.plan.size
         for number, leaf in zip(self.plan.inputs, leaves, strict=True):
             values[number] = leaf
@@ -180,14 +180,18 @@ class Program:
 
     def _stream(self, key: tuple[str | None, int]) -> Stream:
         if key not in self.streams:
-            slots = Slots(self.slot_specs, len(self.table.sites))
+            slots = Slots(self.slot_specs, len(self.table.sites), self.table.history)
             self.streams[key] = Stream(slots)
         return self.streams[key]
 
-    def _bound_row(self, stream: Stream, actions: NDArray[np.int8]) -> list[BoundCall]:
-        key = actions.tobytes()
+    def _bound_row(
+        self, stream: Stream, actions: NDArray[np.int8], step: int
+    ) -> list[BoundCall]:
+        slots = stream.slots
+        places, weights = slots.places(actions), slots.weigh(self.table, actions, step)
+        key = (actions.tobytes(), places, weights)
         if key not in stream.rows:
-            fill = partial(self._tensor_of, slots=stream.slots)
+            fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)
             stream.rows[key] = self._bind(self.plan, actions.tolist(), fill)
         return stream.rows[key]
 
@@ -201,11 +205,20 @@ class Program:
 
         return bind(plan, actions, specialised, fill)
 
-    def _tensor_of(self, static: Static, slots: Slots | None = None) -> torch.Tensor:
-        """The slot of a key; the parameter or buffer of a path, without its gradient."""
+    def _tensor_of(
+        self,
+        static: Static,
+        slots: Slots | None = None,
+        places: tuple[int, ...] = (),
+        weights: tuple[tuple[float, ...], ...] = (),
+    ) -> torch.Tensor:
+        """The slot of a key, weights of a column; else a parameter, without its gradient."""
         if isinstance(static, tuple):
             assert slots is not None, "conditioning has no slots"
-            return slots.buffers[static]
+            return slots.buffer(static, places)
+        if isinstance(static, int):
+            device = self.slot_specs[static, 0, 0, 0].device
+            return torch.tensor(weights[static], dtype=torch.float32, device=device)
         assert static is not None, "actions are resolved before binding"
         owner, _, name = static.rpartition(".")
         found = getattr(self.captured.gm.get_submodule(owner), name)

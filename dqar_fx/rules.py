@@ -134,8 +134,8 @@ class Written(Plain):
         return np.broadcast_to(letters, (letters.shape[0], num_sites))
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """Where R is written."""
-        return np.asarray(self.spread(len(moment.sites))[moment.step] == "R")
+        """Where R or F is written."""
+        return np.isin(self.spread(len(moment.sites))[moment.step], ("R", "F"))
 
     def why(self, moment: Moment, site: int) -> str:
         """As written."""

@@ -7,7 +7,7 @@ Schedules combine: ``a & b`` reuses where both do, ``a | b`` where one does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,9 @@ import numpy as np
 from dqar_fx.passes import Action
 
 from .errors import ScheduleError
+from .forecast import MAX_ORDER, METHODS, points_of
 from .rules import AllOf, AnyOf, Interval, Linear, Moment, Written, Young
-from .table import BranchTable
+from .table import BranchTable, find_read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,11 +39,15 @@ class Schedule:
         rule: Which cells may reuse.
         max_age: Steps that a kept output may live; older ones are computed again. None for
             no limit.
+        order: Of the forecast that takes the place of reuse; 0 for reuse as it is.
+        method: How to forecast, a name of `forecast.METHODS`.
     """
 
     num_steps: int
     rule: Rule
     max_age: int | None = None
+    order: int = 0
+    method: str = "taylor"
 
     def __post_init__(self) -> None:
         check_at_least(1, num_steps=self.num_steps)
@@ -146,6 +151,29 @@ class Schedule:
         letters = letters_of_array(array if strict else array * int(Action.REUSE))
         return cls(len(letters), Written(letters, strict), max_age)
 
+    def forecast(self, order: int = 1, method: str = "taylor") -> Schedule:
+        """The same schedule, with forecasts in the place of reuse.
+
+        Args:
+            order: 1, 2 or 3: a line, a parabola, a cubic through what was computed last.
+            method: ``"taylor"`` (finite differences), ``"chebyshev"`` (the polynomial through
+                the points, in Chebyshev's basis), ``"least_squares"`` (fitted to one point
+                more than it takes).
+
+        Raises:
+            ScheduleError: The order is out of range, or the method unknown.
+
+        Source:
+            TaylorSeer, arXiv 2503.06923.
+        """
+        check_at_least(1, order=order)
+        if order > MAX_ORDER or method not in METHODS:
+            raise ScheduleError(
+                f"a forecast has an order of 1 to {MAX_ORDER} and one of the methods "
+                f"{', '.join(METHODS)}; found order {order}, method {method!r}"
+            )
+        return replace(self, order=order, method=method)
+
     def __and__(self, other: Schedule) -> Schedule:
         """Reuse where both schedules do."""
         return self._combined(other, AllOf)
@@ -161,7 +189,12 @@ class Schedule:
             raise ScheduleError(
                 f"schedules of {self.num_steps} and {other.num_steps} steps cannot be combined"
             )
-        return Schedule(self.num_steps, how((self._aged_rule(), other._aged_rule())))
+        if (self.order, self.method) != (other.order, other.method):
+            raise ScheduleError(
+                "combine schedules first, then forecast: (a & b).forecast(...)"
+            )
+        rule = how((self._aged_rule(), other._aged_rule()))
+        return Schedule(self.num_steps, rule, None, self.order, self.method)
 
     def _aged_rule(self) -> Rule:
         """The rule, with the limit of age as a part of it."""
@@ -177,8 +210,20 @@ class Schedule:
         if isinstance(self.rule, Written):
             actions = self.resolve_written(self.rule, len(paths))
         else:
-            actions = mark_stores(self.decide(paths))
-        return BranchTable(actions, paths, self.max_age, self.reason)
+            actions = self.mark_stores(self.decide(paths))
+        orders = np.full_like(actions, self.order)
+        return BranchTable(actions, paths, self.max_age, self.reason, orders, self.method)
+
+    def mark_stores(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:
+        """REUSE as this schedule does it, COMPUTE as STORE where a later cell reads it."""
+        marked = actions.copy()
+        if self.order:
+            marked[actions == Action.REUSE] = Action.FORECAST
+        is_read = np.isin(marked, (Action.REUSE, Action.FORECAST))
+        points = np.where(is_read, points_of(self.method, self.order), 0)
+        computed = marked == Action.COMPUTE
+        marked[computed & find_read(computed, is_read, points)] = Action.STORE
+        return marked
 
     def decide(self, sites: tuple[str, ...]) -> NDArray[np.int8]:
         """REUSE where the rule allows it and what is kept is young enough, else COMPUTE."""
@@ -203,9 +248,7 @@ class Schedule:
         if step == 0 and not isinstance(self.rule, Written):
             return "nothing is kept yet"
         moment = Moment(step, table.num_steps, table.sites, table.ages[step])
-        is_refresh = (
-            table.actions[step, site] != Action.REUSE and self.rule.may_reuse(moment)[site]
-        )
+        is_refresh = not table.is_read[step, site] and self.rule.may_reuse(moment)[site]
         if is_refresh and self.max_age is not None:
             return Young(self.max_age).why(moment, site)
         return self.rule.why(moment, site)
@@ -222,16 +265,7 @@ class Schedule:
         """Actions as written; where C may stand for a STORE, that one is found."""
         letters = rule.spread(num_sites)
         actions = np.vectorize(lambda letter: int(LETTERS[letter]))(letters).astype(np.int8)
-        return actions if rule.strict else mark_stores(actions)
-
-
-def mark_stores(actions: NDArray[np.int8]) -> NDArray[np.int8]:
-    """COMPUTE becomes STORE where the next step reuses."""
-    marked = actions.copy()
-    followed = np.zeros_like(actions, dtype=bool)
-    followed[:-1] = actions[1:] == Action.REUSE
-    marked[followed & (actions == Action.COMPUTE)] = Action.STORE
-    return marked
+        return actions if rule.strict else self.mark_stores(actions)
 
 
 def letters_of_texts(lines: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -44,8 +44,8 @@ def choose_sites(
     for pattern in patterns:
         if not any(selects(pattern, match) for match in matches):
             raise SiteError(
-                f"sites={pattern!r} selects no site. Use one of {(*GROUPS, *KINDS)}, or a path "
-                f"pattern; the sites are:{listing([m.site for m in matches])}"
+                f"sites={pattern!r} selects no site. Use one of {(*GROUPS, *KINDS)}, or a "
+                f"path pattern; the sites are:{listing([m.site for m in matches])}"
             )
     chosen = [m for m in matches if any(selects(pattern, m) for pattern in patterns)]
     return [replace(m, site=replace(m.site, index=i)) for i, m in enumerate(chosen)]

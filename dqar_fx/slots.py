@@ -10,6 +10,7 @@ import torch
 from dqar_fx.passes import Action, TensorSpec
 from dqar_fx.passes.formats import is_flag
 
+from .forecast import weigh
 from .table import NEVER
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from .table import BranchTable
 
-SlotKey = tuple[int, int, int]
-"""Column of the branch table, kept value of the site, buffer of the cache format."""
+SlotKey = tuple[int, int, int, int]
+"""Column of the branch table, kept value, place in the history, buffer of the format."""
 
 
 class Slots:
@@ -33,11 +34,16 @@ class Slots:
             buffers hold, or `NEVER`.
     """
 
-    def __init__(self, specs: Mapping[SlotKey, TensorSpec], num_sites: int) -> None:
+    def __init__(
+        self, specs: Mapping[SlotKey, TensorSpec], num_sites: int, history: int = 1
+    ) -> None:
         self.buffers: dict[SlotKey, torch.Tensor] = {
             key: spec.allocate() for key, spec in specs.items()
         }
         self.stored_at: NDArray[np.int64] = np.full(num_sites, NEVER)
+        self.history = history
+        self._newest = [0] * num_sites
+        self._kept: list[list[int]] = [[] for _ in range(num_sites)]
         self._trajectory: object = None
         self._flags = [
             (key[0], self.buffers[key]) for key, spec in specs.items() if is_flag(spec)
@@ -55,6 +61,7 @@ class Slots:
     def enter(self, trajectory: object) -> None:
         """Forget what an earlier trajectory left."""
         self.stored_at[:] = NEVER
+        self._kept = [[] for _ in self._kept]
         self._trajectory = trajectory
 
     def forget(self) -> None:
@@ -92,6 +99,44 @@ class Slots:
     def note(self, actions: NDArray[np.int8], step: int) -> None:
         """Record what a step has stored."""
         self.stored_at[actions == Action.STORE] = step
+        if self.history == 1:
+            return
+        self._newest = list(self.places(actions))
+        for column in np.nonzero(actions == Action.STORE)[0]:
+            self._kept[column] = [step, *self._kept[column]][: self.history]
+
+    def places(self, actions: NDArray[np.int8]) -> tuple[int, ...]:
+        """Per site, which of its buffers is the newest at a step: stores move on by one."""
+        if self.history == 1:
+            return ()
+        moves = (actions == Action.STORE).tolist()
+        pairs = zip(self._newest, moves, strict=True)
+        return tuple((newest - is_store) % self.history for newest, is_store in pairs)
+
+    def weigh(
+        self, table: BranchTable, actions: NDArray[np.int8], step: int
+    ) -> tuple[tuple[float, ...], ...]:
+        """Per site, the weights of its history for a forecast; empty for other actions."""
+        if self.history == 1:
+            return ()
+        orders = np.where(actions == Action.FORECAST, table.orders[step], 0).tolist()
+        return tuple(
+            self._weights(table.method, tuple(kept), step, order) if order else ()
+            for kept, order in zip(self._kept, orders, strict=True)
+        )
+
+    def _weights(
+        self, method: str, kept: tuple[int, ...], step: int, order: int
+    ) -> tuple[float, ...]:
+        known = weigh(method, kept, step, order).tolist()
+        return (*known, *[0.0] * (self.history - len(known)))
+
+    def buffer(self, key: SlotKey, places: tuple[int, ...]) -> torch.Tensor:
+        """The buffer that stands at a place of a history."""
+        column, value, place, part = key
+        if places:
+            place = (place + places[column]) % self.history
+        return self.buffers[column, value, place, part]
 
 
 def slots_of(guarded: fx.GraphModule) -> dict[SlotKey, TensorSpec]:

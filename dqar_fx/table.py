@@ -13,6 +13,7 @@ import numpy as np
 from dqar_fx.passes import Action
 
 from .errors import ScheduleError
+from .forecast import MAX_ORDER, points_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,8 @@ class BranchTable:
         sites: Module path per column.
         max_age: Steps a kept output may live, or None.
         reason: Says why a cell is what it is; the schedule's. Equality ignores it.
+        orders: int8 ``[steps, sites]``: of each FORECAST, at least 1; None if there is none.
+        method: How to forecast, a name of `forecast.METHODS`.
 
     Raises:
         ScheduleError: A REUSE that no STORE reaches, a STORE that nothing reads, an output
@@ -42,6 +45,8 @@ class BranchTable:
     sites: tuple[str, ...]
     max_age: int | None = None
     reason: Callable[[BranchTable, int, int], str] | None = field(default=None, repr=False)
+    orders: NDArray[np.int8] | None = None
+    method: str = "taylor"
 
     def __post_init__(self) -> None:
         actions = np.array(self.actions)
@@ -62,13 +67,26 @@ class BranchTable:
                 f"known are {', '.join(f'{a.name} {a.value}' for a in Action)}"
             )
         actions = actions.astype(np.int8)
-        actions.flags.writeable = False
-        object.__setattr__(self, "actions", actions)
+        given = np.zeros_like(actions) if self.orders is None else np.array(self.orders)
+        if given.shape != actions.shape:
+            raise ScheduleError(
+                f"orders need the shape of the actions, {list(actions.shape)}, but have "
+                f"{list(given.shape)}"
+            )
+        orders = np.where(actions == Action.FORECAST, given, 0).astype(np.int8)
+        for name, array in (("actions", actions), ("orders", orders)):
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
         self._verify()
 
     def _verify(self) -> None:
-        reused = self.actions == Action.REUSE
+        reused = self.is_read
+        forecast = self.actions == Action.FORECAST
         self._reject(reused & (self.sources == NEVER), "REUSE, but no STORE comes before it")
+        self._reject(forecast & (self.orders < 1), "FORECAST without an order")
+        self._reject(
+            forecast & (self.orders > MAX_ORDER), f"FORECAST of an order above {MAX_ORDER}"
+        )
         if self.max_age is not None:
             age = np.arange(self.num_steps)[:, None] - self.sources
             self._reject(
@@ -78,10 +96,8 @@ class BranchTable:
         self._reject(self._dead_stores(), "STORE, but no REUSE reads it")
 
     def _dead_stores(self) -> NDArray[np.bool_]:
-        read = np.zeros_like(self.actions, dtype=bool)
-        steps, columns = np.nonzero(self.actions == Action.REUSE)
-        read[self.sources[steps, columns], columns] = True
-        return np.asarray((self.actions == Action.STORE) & ~read, dtype=np.bool_)
+        stored = self.actions == Action.STORE
+        return stored & ~find_read(stored, self.is_read, self.points)
 
     def _reject(self, broken: NDArray[np.bool_], rule: str) -> None:
         if not broken.any():
@@ -104,13 +120,29 @@ class BranchTable:
             self.actions == Action.STORE, np.arange(self.num_steps)[:, None], NEVER
         )
         latest = np.maximum.accumulate(stored, axis=0)
-        return np.where(self.actions == Action.REUSE, latest, NEVER)
+        return np.where(self.is_read, latest, NEVER)
+
+    @cached_property
+    def is_read(self) -> NDArray[np.bool_]:
+        """Bool ``[steps, sites]``: whether a cell reads what was kept: REUSE or FORECAST."""
+        return np.isin(self.actions, (Action.REUSE, Action.FORECAST))
+
+    @cached_property
+    def points(self) -> NDArray[np.int64]:
+        """int64 ``[steps, sites]``: how many kept outputs a cell reads, at most."""
+        known = np.array([points_of(self.method, order) for order in range(MAX_ORDER + 1)])
+        return np.where(self.is_read, known[np.clip(self.orders, 0, MAX_ORDER)], 0)
+
+    @property
+    def history(self) -> int:
+        """How many outputs of a site are kept at a time."""
+        return max(int(self.points.max()), 1)
 
     @cached_property
     def ages(self) -> NDArray[np.int64]:
         """int64 ``[steps, sites]``: steps since each site was computed last; step 0 has 0."""
         step = np.arange(self.num_steps)[:, None]
-        computed = np.where(self.actions == Action.REUSE, 0, step)
+        computed = np.where(self.is_read, 0, step)
         before = np.zeros_like(computed)
         before[1:] = np.maximum.accumulate(computed, axis=0)[:-1]
         return step - before
@@ -132,6 +164,8 @@ class BranchTable:
         said = "as given" if self.reason is None else self.reason(self, step, column)
         source = int(self.sources[step, column])
         done = f" of step {source}" if action == Action.REUSE else ""
+        if action == Action.FORECAST:
+            done = f" of order {self.orders[step, column]} from step {source}"
         return f"{self.where(step, column)}: {action.name}{done}, {said}"
 
     def column_of(self, site: int | str) -> int:
@@ -155,7 +189,12 @@ class BranchTable:
             site: "".join(Action(a).letter for a in column)
             for site, column in zip(self.sites, self.actions.T, strict=True)
         }
-        content = {"max_age": self.max_age, "actions": columns}
+        content = {
+            "max_age": self.max_age,
+            "actions": columns,
+            "method": self.method,
+            "orders": self.orders.T.tolist() if self.orders.any() else None,
+        }
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
@@ -170,11 +209,19 @@ class BranchTable:
             content = json.loads(Path(path).read_text())
             columns = [[letters[c] for c in text] for text in content["actions"].values()]
             actions, max_age = np.array(columns, np.int8).T, content["max_age"]
+            orders = content["orders"]
+            known = None if orders is None else np.array(orders, np.int8).T
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"
             ) from error
-        return cls(actions, tuple(content["actions"]), max_age)
+        return cls(
+            actions,
+            tuple(content["actions"]),
+            max_age,
+            orders=known,
+            method=content.get("method", "taylor"),
+        )
 
     @property
     def num_steps(self) -> int:
@@ -192,17 +239,31 @@ class BranchTable:
 
     @property
     def reuse_ratio(self) -> float:
-        """Share of cells that are REUSE, in [0, 1]."""
-        return float((self.actions == Action.REUSE).mean())
+        """Share of cells that are REUSE or FORECAST, in [0, 1]."""
+        return float(self.is_read.mean())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BranchTable):
             return NotImplemented
-        same = self.sites == other.sites and self.max_age == other.max_age
-        return same and np.array_equal(self.actions, other.actions)
+        same = (self.sites, self.max_age, self.method) == (
+            other.sites,
+            other.max_age,
+            other.method,
+        )
+        return (
+            same
+            and np.array_equal(self.actions, other.actions)
+            and np.array_equal(self.orders, other.orders)
+        )
 
     def __hash__(self) -> int:
-        return hash((self.sites, self.max_age, self.actions.tobytes()))
+        return hash((self.sites, self.max_age, self.method, self.actions.tobytes()))
+
+    def _legend(self) -> str:
+        orders = sorted({int(order) for order in self.orders.flat if order})
+        if not orders:
+            return ""
+        return f", F forecast ({self.method}, order {', '.join(map(str, orders))})"
 
     def __str__(self) -> str:
         """The report's diagram: time to the right, shallow sites above deep ones."""
@@ -211,9 +272,30 @@ class BranchTable:
         lines = [
             f"{self.num_steps} steps x {len(self.sites)} sites, {len(self.rows)} distinct "
             f"rows, reuse ratio {self.reuse_ratio:.3f}",
-            "C compute, S compute and store, R reuse",
+            "C compute, S compute and store, R reuse" + self._legend(),
             f"{'step':>{width}}  {ruler}".rstrip(),
         ]
         for path, column in zip(self.sites, self.actions.T, strict=True):
             lines.append(f"{path:>{width}}  {''.join(Action(a).letter for a in column)}")
         return "\n".join(lines)
+
+
+def find_read(
+    computed: NDArray[np.bool_], is_read: NDArray[np.bool_], points: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Bool ``[steps, sites]``: which computed cells a later one reads.
+
+    Args:
+        computed: Cells that may be kept.
+        is_read: Cells that read the latest of these.
+        points: How many of them each reads.
+    """
+    read = np.zeros_like(computed)
+    for column in range(computed.shape[1]):
+        kept = list[int]()
+        for step in range(len(computed)):
+            if computed[step, column]:
+                kept.append(step)
+            elif is_read[step, column]:
+                read[kept[-int(points[step, column]) :], column] = True
+    return read

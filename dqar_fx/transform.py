@@ -161,7 +161,8 @@ class Builder:
 
         guarded = graph
         reports += run_passes(
-            guarded, [partial(insert_guards, matches=chosen, cache=self.cache)]
+            guarded,
+            [partial(insert_guards, matches=chosen, cache=self.cache, history=table.history)],
         )
         outlined = fork(guarded)
         reports += outline(outlined, () if options.unit == "whole" else blocks)

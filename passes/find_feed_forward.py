@@ -1,4 +1,4 @@
-"""Find feed-forward sites: two linears with something elementwise between, in a block's module.
+"""Find feed-forward sites: two linears and an activation between, in a module of a block.
 
 What: a site is what the innermost module around both linears computes:
 

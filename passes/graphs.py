@@ -60,7 +60,8 @@ def parameter_path(node: fx.Node) -> str | None:
 
 def is_static_input(node: fx.Node) -> bool:
     """Whether the node's tensor is the same object at every step: a parameter or a slot."""
-    return "slot" in node.meta or "action" in node.meta or parameter_path(node) is not None
+    given = ("slot", "action", "weights")
+    return any(key in node.meta for key in given) or parameter_path(node) is not None
 
 
 def graph_inputs(nodes: Iterable[fx.Node]) -> list[fx.Node]:

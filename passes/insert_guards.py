@@ -21,8 +21,9 @@ Source: DQAR report, "Phase 1: K/V caching" and "Phase 2: attention output cachi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
 from .formats import FORMATS
@@ -33,15 +34,14 @@ from .vocabulary import Action, TensorSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import torch
-
     from .module_sites import Match
     from .formats import CacheFormat
 
 
 def compute_or_reuse(
     action: int,
-    slots: Sequence[Sequence[torch.Tensor]],
+    weights: torch.Tensor | None,
+    slots: Sequence[Sequence[Sequence[torch.Tensor]]],
     body: Callable[..., tuple[torch.Tensor, ...]],
     resume: Callable[..., tuple[torch.Tensor, ...]] | None,
     cache_format: str,
@@ -53,7 +53,8 @@ def compute_or_reuse(
 
     Args:
         action: An `Action`.
-        slots: Per kept value, the buffers of the cache format.
+        weights: float32 ``[history]``: of a forecast, newest first; None where one step is kept.
+        slots: Per kept value and step that is kept, newest first, the buffers of the format.
         body: The site: maps ``inputs`` to the outputs, and the kept values if they are others.
         resume: Maps the kept values and ``others`` to the outputs; None where they are these.
         cache_format: Name of the format.
@@ -62,34 +63,57 @@ def compute_or_reuse(
         others: What ``resume`` reads beside the kept values.
     """
     kept_as = FORMATS[cache_format]
-    if action == Action.REUSE:
+    if action in (Action.REUSE, Action.FORECAST):
         pairs = zip(slots, dtypes, strict=True)
-        kept = tuple(kept_as.read(buffers, dtype) for buffers, dtype in pairs)
+        if action == Action.REUSE or weights is None:
+            kept = tuple(kept_as.read(history[0], dtype) for history, dtype in pairs)
+        else:
+            kept = tuple(
+                forecast(weights, [kept_as.read(each, dtype) for each in history])
+                for history, dtype in pairs
+            )
         return kept if resume is None else resume(*kept, *others)
     results = body(*inputs)
     if action == Action.STORE:
-        for buffers, value in zip(slots, results[-len(slots) :], strict=True):
-            kept_as.write(value, buffers)
+        for history, value in zip(slots, results[-len(slots) :], strict=True):
+            kept_as.write(value, history[0])
     return results
+
+
+def forecast(weights: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The weighted sum of kept values, newest first, in float32; then in their own dtype."""
+    total = weights[0] * values[0].float()
+    for place, value in enumerate(values[1:], start=1):
+        total = total + weights[place] * value.float()
+    return total.to(values[0].dtype)
 
 
 fx.wrap("compute_or_reuse")
 
 
-def insert_guards(gm: fx.GraphModule, matches: Sequence[Match], cache: CacheFormat) -> int:
-    """Replace each match by a guard; the number of guards."""
+def insert_guards(
+    gm: fx.GraphModule, matches: Sequence[Match], cache: CacheFormat, history: int = 1
+) -> int:
+    """Replace each match by a guard that keeps ``history`` steps; the number of guards."""
     for column, match in enumerate(matches):
-        insert_guard(gm, match, column, cache)
+        insert_guard(gm, match, column, cache, history)
     return len(matches)
 
 
-def insert_guard(gm: fx.GraphModule, match: Match, column: int, cache: CacheFormat) -> None:
+def insert_guard(
+    gm: fx.GraphModule, match: Match, column: int, cache: CacheFormat, history: int
+) -> None:
     """Replace one site, whose actions stand in ``column`` of the branch table."""
     action = add_input(gm, f"action_{column}", {"action": column})
+    weights = add_weights(gm, match, column, history) if history > 1 else None
     slots = [
         [
-            add_input(gm, f"slot_{column}_{j}_{b}", slot_meta(match, (column, j, b), spec))
-            for b, spec in enumerate(cache.specs(kept))
+            [
+                add_input(gm, f"slot_{column}_{j}_{h}_{b}", slot_meta(match, key, spec))
+                for b, spec in enumerate(cache.specs(kept))
+                for key in [(column, j, h, b)]
+            ]
+            for h in range(history)
         ]
         for j, kept in enumerate(match.site.kept)
     ]
@@ -108,7 +132,7 @@ def insert_guard(gm: fx.GraphModule, match: Match, column: int, cache: CacheForm
 
     def guard() -> fx.Node:
         graphs = own(f"body_{column}", body), own(f"resume_{column}", after)
-        args = (action, slots, *graphs, cache.name, dtypes, inputs, others)
+        args = (action, weights, slots, *graphs, cache.name, dtypes, inputs, others)
         node = gm.graph.call_function(compute_or_reuse, args)
         node.meta = {**copy_meta(match.outputs[0]), "site": match.site}
         return node
@@ -132,16 +156,29 @@ def add_input(gm: fx.GraphModule, name: str, meta: dict[str, object]) -> fx.Node
     return node
 
 
-def slot_meta(match: Match, key: tuple[int, int, int], spec: TensorSpec) -> dict[str, object]:
+def slot_meta(
+    match: Match, key: tuple[int, int, int, int], spec: TensorSpec
+) -> dict[str, object]:
     """The record of a slot's placeholder: which buffer it is, and its fake tensor.
 
     Args:
         match: The site.
-        key: Column of the branch table, kept value, buffer of the cache format.
+        key: Column of the branch table, kept value, place in the history, buffer of the format.
         spec: Of the buffer.
     """
-    value = tensor_value(match.kept[key[1]])
-    mode = getattr(value, "fake_mode", None)
-    assert mode is not None, "captured graphs carry fake tensors"
-    with mode:
+    with fake_mode_of(match):
         return {"slot": key, "val": spec.allocate()}
+
+
+def add_weights(gm: fx.GraphModule, match: Match, column: int, history: int) -> fx.Node:
+    """A new placeholder for the weights of a forecast."""
+    with fake_mode_of(match):
+        value = torch.empty(history, device=match.site.kept[0].device)
+    return add_input(gm, f"weights_{column}", {"weights": column, "val": value})
+
+
+def fake_mode_of(match: Match) -> Any:
+    """What the fake tensors of a captured graph belong to."""
+    mode = getattr(tensor_value(match.kept[0]), "fake_mode", None)
+    assert mode is not None, "captured graphs carry fake tensors"
+    return mode

@@ -25,7 +25,7 @@ from torch import fx
 
 from .formats import FORMATS
 from .graphs import copy_meta, drop_unused_inputs, emit, inline
-from .insert_guards import compute_or_reuse
+from .insert_guards import compute_or_reuse, forecast
 from .vocabulary import Action
 
 if TYPE_CHECKING:
@@ -56,25 +56,30 @@ def specialise(gm: fx.GraphModule, actions: Sequence[Action]) -> int:
 
 def resolve_guard(gm: fx.GraphModule, guard: fx.Node, action: Action) -> None:
     """Put the branch that ``action`` takes in the place of a guard."""
-    _, slots, body, resume, cache_format, dtypes, inputs, others = cast("Any", guard.args)
+    _, weights, slots, body, resume, cache_format, dtypes, inputs, others = cast(
+        "Any", guard.args
+    )
     kept_as = FORMATS[cache_format]
 
     def inner(owned: fx.Node) -> fx.GraphModule:
         return cast("fx.GraphModule", gm.get_submodule(str(owned.target)))
 
     with gm.graph.inserting_before(guard):
-        if action == Action.REUSE:
+        if action in (Action.REUSE, Action.FORECAST):
+            is_forecast = action == Action.FORECAST and weights is not None
             values = [
-                read_slot(gm.graph, buffers, dtype, kept_as)
-                for buffers, dtype in zip(slots, dtypes, strict=True)
+                read_slots(gm.graph, history, dtype, kept_as, weights)
+                if is_forecast
+                else read_slot(gm.graph, history[0], dtype, kept_as)
+                for history, dtype in zip(slots, dtypes, strict=True)
             ]
             if resume is not None:
                 values = inline(gm.graph, inner(resume), [*values, *others])
         else:
             values = inline(gm.graph, inner(body), inputs)
         if action == Action.STORE:
-            for buffers, value in zip(slots, values[-len(slots) :], strict=True):
-                write_slot(gm.graph, buffers, value, kept_as)
+            for history, value in zip(slots, values[-len(slots) :], strict=True):
+                write_slot(gm.graph, history[0], value, kept_as)
     for item in list(guard.users):
         item.replace_all_uses_with(values[cast("int", item.args[1])])
         gm.graph.erase_node(item)
@@ -86,6 +91,23 @@ def read_slot(
 ) -> fx.Node:
     """Nodes that read a kept value."""
     return emit(graph, lambda *kept: (kept_as.read(kept, dtype),), buffers)[0]
+
+
+def read_slots(
+    graph: fx.Graph,
+    history: Sequence[Sequence[fx.Node]],
+    dtype: torch.dtype,
+    kept_as: CacheFormat,
+    weights: fx.Node,
+) -> fx.Node:
+    """Nodes that forecast a value from several kept ones."""
+    size = len(history[0])
+
+    def read(weights: torch.Tensor, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        places = range(0, len(flat), size)
+        return (forecast(weights, [kept_as.read(flat[i : i + size], dtype) for i in places]),)
+
+    return emit(graph, read, [weights, *(node for each in history for node in each)])[0]
 
 
 def write_slot(

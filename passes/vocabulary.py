@@ -25,9 +25,12 @@ class Action(enum.IntEnum):
     REUSE = 2
     """Read the slot; nothing is computed that it stands for."""
 
+    FORECAST = 3
+    """Combine what was kept at the last computed steps; nothing is computed otherwise."""
+
     @property
     def letter(self) -> str:
-        """One letter for written-out rows: C, S or R."""
+        """One letter for written-out rows: C, S, R or F."""
         return self.name[0]
 
 
