@@ -122,6 +122,8 @@ class Written(Plain):
     letters: tuple[tuple[str, ...], ...]
     strict: bool
     """Whether each action stands as it is; else C is stored where a later R reads it."""
+    orders: tuple[tuple[int, ...], ...] = ((0,),)
+    """Of forecasts, ``[steps or 1, sites or 1]``."""
 
     def spread(self, num_sites: int) -> NDArray[np.str_]:
         """Letters ``[steps, sites]``."""

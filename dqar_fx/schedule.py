@@ -116,7 +116,12 @@ class Schedule:
 
     @classmethod
     def from_actions(
-        cls, actions: str | Sequence[str] | ArrayLike, *, max_age: int | None = None
+        cls,
+        actions: str | Sequence[str] | ArrayLike,
+        *,
+        max_age: int | None = None,
+        orders: ArrayLike | None = None,
+        method: str = "taylor",
     ) -> Schedule:
         """A schedule written out.
 
@@ -128,15 +133,18 @@ class Schedule:
                 and arrays of `Action` are taken as they stand.
             max_age: Steps that a kept output may live. A cell that is older is an error here,
                 since nothing written out is changed.
+            orders: Orders of the forecasts (F), one for all or ``[steps, sites]``.
+            method: How to forecast, see `forecast`.
 
         Raises:
             ScheduleError: A letter or shape that is none of these.
         """
+        known = orders_of(orders)
         lines = actions.split() if isinstance(actions, str) else actions
         if isinstance(lines, list | tuple) and lines and isinstance(lines[0], str):
             letters = letters_of_texts([str(line) for line in lines])
             strict = any("S" in line for line in lines)
-            return cls(len(letters), Written(letters, strict), max_age)
+            return cls(len(letters), Written(letters, strict, known), max_age, method=method)
         try:
             array = np.atleast_1d(np.asarray(lines))
         except ValueError as error:
@@ -149,7 +157,7 @@ class Schedule:
             )
         strict = array.dtype != np.bool_
         letters = letters_of_array(array if strict else array * int(Action.REUSE))
-        return cls(len(letters), Written(letters, strict), max_age)
+        return cls(len(letters), Written(letters, strict, known), max_age, method=method)
 
     def forecast(self, order: int = 1, method: str = "taylor") -> Schedule:
         """The same schedule, with forecasts in the place of reuse.
@@ -212,6 +220,8 @@ class Schedule:
         else:
             actions = self.mark_stores(self.decide(paths))
         orders = np.full_like(actions, self.order)
+        if isinstance(self.rule, Written) and not self.order:
+            orders[:] = self.rule.orders
         return BranchTable(actions, paths, self.max_age, self.reason, orders, self.method)
 
     def mark_stores(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -266,6 +276,18 @@ class Schedule:
         letters = rule.spread(num_sites)
         actions = np.vectorize(lambda letter: int(LETTERS[letter]))(letters).astype(np.int8)
         return actions if rule.strict else self.mark_stores(actions)
+
+
+def orders_of(orders: ArrayLike | None) -> tuple[tuple[int, ...], ...]:
+    """Orders ``[steps or 1, sites or 1]`` of forecasts that are written out."""
+    if orders is None:
+        return ((0,),)
+    array = np.atleast_2d(np.asarray(orders))
+    if array.dtype.kind not in "iu" or array.ndim != 2:
+        raise ScheduleError(
+            f"orders must be one integer, or [steps, sites] of them, found {orders!r}"
+        )
+    return tuple(tuple(int(order) for order in row) for row in array)
 
 
 def letters_of_texts(lines: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -34,8 +34,8 @@ from .vocabulary import Action, TensorSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .module_sites import Match
     from .formats import CacheFormat
+    from .module_sites import Match
 
 
 def compute_or_reuse(
