@@ -53,7 +53,7 @@ def compute_or_reuse(
 
     Args:
         action: An `Action`.
-        weights: float32 ``[history]``: of a forecast, newest first; None where one step is kept.
+        weights: float32 ``[history]``: of a forecast, newest first; None if one step is kept.
         slots: Per kept value and step that is kept, newest first, the buffers of the format.
         body: The site: maps ``inputs`` to the outputs, and the kept values if they are others.
         resume: Maps the kept values and ``others`` to the outputs; None where they are these.
@@ -163,7 +163,7 @@ def slot_meta(
 
     Args:
         match: The site.
-        key: Column of the branch table, kept value, place in the history, buffer of the format.
+        key: Column of the branch table, kept value, place in the history, its buffer.
         spec: Of the buffer.
     """
     with fake_mode_of(match):

@@ -71,7 +71,7 @@ class Site:
         path: Module path, such as ``transformer_blocks.3.attn1``. A module called twice
             gives two sites; the second path ends in ``@1``.
         kind: ``"self"``, ``"cross"`` or ``"joint"`` attention, or ``"feed_forward"``.
-        variant: How the graph spells it: ``"fused"`` or ``"matmul_softmax"``, or the activation.
+        variant: How the graph spells it: ``"fused"``, ``"matmul_softmax"``, or the activation.
         kept: What is kept: one spec per output (joint attention has two), or per key and
             value.
         source: ``file:line`` of its operator.

@@ -113,9 +113,7 @@ def test_forecast_before_any_store_rejected_by_the_table():
 
 def test_forecast_store_that_is_older_than_it_reads_is_dead():
     actions, orders = np.array([[1], [1], [1], [3]]), np.full((4, 1), 1, np.int8)
-    with pytest.raises(
-        ScheduleError, match="step 0, site 0 .a.: STORE, but no REUSE reads it"
-    ):
+    with pytest.raises(ScheduleError, match=r"step 0, site 0 \(a\): STORE, but no REUSE"):
         BranchTable(actions, ("a",), orders=orders)
     actions[0] = 0
     assert BranchTable(actions, ("a",), orders=orders).history == 2
@@ -129,8 +127,8 @@ def test_forecast_table_saved_and_loaded_is_equal(tmp_path):
 
 def test_forecast_why_tells_the_order_and_the_source():
     table = Schedule.interval(9, 3, warmup=3).forecast(1).resolve(["a"])
-    assert table.why(4, "a") == (
-        "step 4, site 0 (a): FORECAST of order 1 from step 2, step 2 of 2 between computed ones"
+    assert table.why(4, "a").endswith(
+        "FORECAST of order 1 from step 2, step 2 of 2 between computed ones"
     )
 
 
