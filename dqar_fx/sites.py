@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
+
+from dqar_fx.passes.module_sites import numbered
 
 from .errors import SiteError
 
@@ -48,7 +49,7 @@ def choose_sites(
                 f"path pattern; the sites are:{listing([m.site for m in matches])}"
             )
     chosen = [m for m in matches if any(selects(pattern, m) for pattern in patterns)]
-    return [replace(m, site=replace(m.site, index=i)) for i, m in enumerate(chosen)]
+    return numbered(chosen)
 
 
 def selects(pattern: str, match: Match) -> bool:

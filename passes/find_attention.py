@@ -36,6 +36,7 @@ from .module_sites import (
     belongs_to,
     group_by_call,
     match_site,
+    numbered,
     owner_of,
 )
 from .vocabulary import NoMatch
@@ -73,7 +74,7 @@ def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
             matches.append(match_attention(key, members[key], operators))
         except NoMatch as miss:
             near_misses.append(miss)
-    return matches, near_misses
+    return numbered(matches), near_misses
 
 
 def match_attention(key: str, members: list[fx.Node], operators: list[Operator]) -> Match:
@@ -87,6 +88,7 @@ def match_attention(key: str, members: list[fx.Node], operators: list[Operator])
         key,
         members,
         [operator.result for operator in operators],
+        "attention",
         kind=partial(kind_of, first.query, first.key),
         variant=first.variant,
         operators=operators,

@@ -26,7 +26,7 @@ import torch
 from .blocks import block_of, find_blocks
 from .find_attention import is_candidate
 from .graphs import is_computing, module_stack
-from .module_sites import group_by_call, match_site
+from .module_sites import group_by_call, match_site, numbered
 from .vocabulary import NoMatch
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def find_feed_forward(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
                 matches.append(match_feed_forward(gm, key, node, activation))
         except NoMatch as miss:
             near_misses.append(miss)
-    return matches, near_misses
+    return numbered(matches), near_misses
 
 
 def match_feed_forward(
@@ -83,7 +83,9 @@ def match_feed_forward(
     if any(is_candidate(node) for node in members):
         raise NoMatch("a feed-forward beside an attention, in one module", last)
     variant = str(activation.target).split(".")[1]
-    return match_site(key, members, [last], kind=lambda *_: KIND, variant=variant)
+    return match_site(
+        key, members, [last], "feed-forward", kind=lambda *_: KIND, variant=variant
+    )
 
 
 def activation_before(node: fx.Node) -> fx.Node | None:

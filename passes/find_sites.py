@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .find_attention import find_attention
 from .find_feed_forward import find_feed_forward
+from .module_sites import numbered
 
 if TYPE_CHECKING:
     from torch import fx
@@ -25,4 +26,4 @@ def find_sites(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
     place = {node: number for number, node in enumerate(gm.graph.nodes)}
     matches = [match for matches, _ in found for match in matches]
     matches.sort(key=lambda match: place[match.body[-1]])
-    return matches, [miss for _, misses in found for miss in misses]
+    return numbered(matches), [miss for _, misses in found for miss in misses]

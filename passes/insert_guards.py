@@ -109,7 +109,7 @@ def insert_guard(
     slots = [
         [
             [
-                add_input(gm, f"slot_{column}_{j}_{h}_{b}", slot_meta(match, key, spec))
+                add_input(gm, name_slot(key, history), slot_meta(match, key, spec))
                 for b, spec in enumerate(cache.specs(kept))
                 for key in [(column, j, h, b)]
             ]
@@ -154,6 +154,13 @@ def add_input(gm: fx.GraphModule, name: str, meta: dict[str, object]) -> fx.Node
         node = gm.graph.placeholder(name)
     node.meta = meta
     return node
+
+
+def name_slot(key: tuple[int, int, int, int], history: int) -> str:
+    """Name of a slot's placeholder; its place is told only where there are several."""
+    column, value, place, part = key
+    numbers = (column, value, part) if history == 1 else (column, value, place, part)
+    return f"slot_{'_'.join(map(str, numbers))}"
 
 
 def slot_meta(

@@ -14,7 +14,7 @@ reads. Each is reported with its reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -81,6 +81,7 @@ def match_site(
     key: str,
     members: Sequence[fx.Node],
     anchors: Sequence[fx.Node],
+    what: str,
     *,
     kind: Callable[[Sequence[fx.Node], set[fx.Node]], str],
     variant: str,
@@ -92,6 +93,7 @@ def match_site(
         key: Of the module call.
         members: Its nodes, in order.
         anchors: Those that its outputs must descend from.
+        what: What they are, for reasons.
         kind: Tells the site's kind from its outputs and its nodes.
         variant: How the graph spells it.
         operators: Its attention operators, if it has some.
@@ -102,7 +104,7 @@ def match_site(
     anchor = anchors[0]
     path = dict(module_stack(anchor))[key]
     if not path:
-        raise NoMatch("it belongs to the root module: nothing smaller to keep", anchor)
+        raise NoMatch(f"{what} belongs to the root module: nothing smaller to keep", anchor)
     inside = set(members)
     descending = reachable(anchors, inside)
     outputs = [n for n in members if n in descending and used_by_others(n, inside)]
@@ -110,13 +112,14 @@ def match_site(
         if tensor_value(node) is None:
             raise NoMatch(f"output of {path} is not a tensor", node)
     if not outputs:
-        raise NoMatch(f"nothing outside of {path} reads it", anchor)
+        raise NoMatch(f"nothing outside of {path} reads its {what}", anchor)
     passed_on = [n for n in members if n not in descending and used_by_others(n, inside)]
     needed = ancestors(outputs, inside) - ancestors(passed_on, inside)
     body = [n for n in members if n in needed]
     for node in body:
         if is_random(node):
-            raise NoMatch("active dropout is random: reuse would freeze it", node)
+            reason = f"{what} with active dropout is random: reuse would freeze it"
+            raise NoMatch(reason, node)
     call = key.rsplit("@", 1)
     site = Site(
         index=0,
@@ -134,6 +137,11 @@ def match_site(
         tuple(outputs),
         kept=tuple(outputs),
     )
+
+
+def numbered(matches: Iterable[Match]) -> list[Match]:
+    """The same with their sites numbered in order."""
+    return [replace(m, site=replace(m.site, index=i)) for i, m in enumerate(matches)]
 
 
 def specs_of(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
