@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -189,12 +189,9 @@ class BranchTable:
             site: "".join(Action(a).letter for a in column)
             for site, column in zip(self.sites, self.actions.T, strict=True)
         }
-        content = {
-            "max_age": self.max_age,
-            "actions": columns,
-            "method": self.method,
-            "orders": self.orders.T.tolist() if self.orders.any() else None,
-        }
+        content: dict[str, Any] = {"max_age": self.max_age, "actions": columns}
+        if self.orders.any():
+            content |= {"method": self.method, "orders": self.orders.T.tolist()}
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
@@ -209,7 +206,7 @@ class BranchTable:
             content = json.loads(Path(path).read_text())
             columns = [[letters[c] for c in text] for text in content["actions"].values()]
             actions, max_age = np.array(columns, np.int8).T, content["max_age"]
-            orders = content["orders"]
+            orders = content.get("orders")
             known = None if orders is None else np.array(orders, np.int8).T
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
