@@ -6,6 +6,7 @@ loads without a network. The modules beside it train such a folder from nothing:
     python -m benchmarks.reference.train_vae
     python -m benchmarks.reference.train_transformer
     python -m benchmarks.reference.assemble
+    python -m benchmarks.reference.train_classifier
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line that both trainers share."""
+"""The command line that all trainers share."""
 
 import argparse
 from collections.abc import Sequence

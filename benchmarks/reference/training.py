@@ -1,4 +1,4 @@
-"""The loop that both trainers share: learning rate, step, moving average, checkpoints."""
+"""The loop that all trainers share: learning rate, step, moving average, checkpoints."""
 
 import math
 from collections.abc import Callable
