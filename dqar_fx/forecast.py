@@ -36,7 +36,7 @@ def taylor(kept: Weights, step: float) -> Weights:
         rows = (rows[:-1] - rows[1:]) / distances[:, None]
         scale *= (step - kept[0]) / power
         total += scale * rows[0]
-    return total
+    return np.asarray(total)
 
 
 def chebyshev(kept: Weights, step: float) -> Weights:

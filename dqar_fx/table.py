@@ -24,6 +24,11 @@ NEVER = -1
 """In `BranchTable.sources`: nothing is read."""
 
 
+def no_orders() -> NDArray[np.int8]:
+    """Of a table without forecasts."""
+    return np.zeros((1, 1), np.int8)
+
+
 @dataclass(frozen=True, eq=False)
 class BranchTable:
     """A schedule resolved against the sites of a model.
@@ -33,7 +38,8 @@ class BranchTable:
         sites: Module path per column.
         max_age: Steps a kept output may live, or None.
         reason: Says why a cell is what it is; the schedule's. Equality ignores it.
-        orders: int8 ``[steps, sites]``: of each FORECAST, at least 1; None if there is none.
+        orders: int8 ``[steps, sites]``, or one for all: of each FORECAST, at least 1; zero in
+            all other cells.
         method: How to forecast, a name of `forecast.METHODS`.
 
     Raises:
@@ -45,7 +51,7 @@ class BranchTable:
     sites: tuple[str, ...]
     max_age: int | None = None
     reason: Callable[[BranchTable, int, int], str] | None = field(default=None, repr=False)
-    orders: NDArray[np.int8] | None = None
+    orders: NDArray[np.int8] = field(default_factory=no_orders)
     method: str = "taylor"
 
     def __post_init__(self) -> None:
@@ -67,12 +73,13 @@ class BranchTable:
                 f"known are {', '.join(f'{a.name} {a.value}' for a in Action)}"
             )
         actions = actions.astype(np.int8)
-        given = np.zeros_like(actions) if self.orders is None else np.array(self.orders)
-        if given.shape != actions.shape:
+        try:
+            given = np.broadcast_to(self.orders, actions.shape)
+        except ValueError:
             raise ScheduleError(
                 f"orders need the shape of the actions, {list(actions.shape)}, but have "
-                f"{list(given.shape)}"
-            )
+                f"{list(np.shape(self.orders))}"
+            ) from None
         orders = np.where(actions == Action.FORECAST, given, 0).astype(np.int8)
         for name, array in (("actions", actions), ("orders", orders)):
             array.flags.writeable = False
@@ -97,7 +104,7 @@ class BranchTable:
 
     def _dead_stores(self) -> NDArray[np.bool_]:
         stored = self.actions == Action.STORE
-        return stored & ~find_read(stored, self.is_read, self.points)
+        return np.asarray(stored & ~find_read(stored, self.is_read, self.points))
 
     def _reject(self, broken: NDArray[np.bool_], rule: str) -> None:
         if not broken.any():
@@ -207,7 +214,7 @@ class BranchTable:
             columns = [[letters[c] for c in text] for text in content["actions"].values()]
             actions, max_age = np.array(columns, np.int8).T, content["max_age"]
             orders = content.get("orders")
-            known = None if orders is None else np.array(orders, np.int8).T
+            known = no_orders() if orders is None else np.array(orders, np.int8).T
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"
