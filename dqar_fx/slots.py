@@ -79,7 +79,7 @@ class Slots:
 
         Waits for the device.
         """
-        if not self._flags:
+        if not self._flags or self._flags[0][1].is_meta:
             return []
         columns, flags = zip(*self._flags, strict=True)
         raised = torch.stack(flags).tolist()

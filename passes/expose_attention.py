@@ -96,7 +96,8 @@ def attend(
     if query.dim() > 2 and key.shape[-3] != query.shape[-3]:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     chosen = query.float().index_select(-2, rows)
-    scores = chosen @ key.float().mT * (scale or query.shape[-1] ** -0.5)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = chosen @ key.float().mT * factor
     if mask is not None:
         mask = mask if mask.shape[-2] == 1 else mask.index_select(-2, rows)
         hidden = torch.zeros_like(scores).masked_fill(mask.logical_not(), -torch.inf)
@@ -110,5 +111,5 @@ def attend(
 
 def entropy_of(weights: torch.Tensor) -> torch.Tensor:
     """Mean entropy of weights ``[..., keys]``, relative to that of equal ones."""
-    nats: torch.Tensor = torch.special.entr(weights.float()).sum(-1).mean()
+    nats: torch.Tensor = torch.special.entr(weights.float()).sum(-1).nanmean()
     return nats / max(math.log(weights.shape[-1]), 1e-9)

@@ -110,7 +110,9 @@ class Narrow:
         kept, flag = buffers
         narrow = value.to(self.dtype)
         kept.copy_(narrow)
-        raise_flag(flag, narrow)
+        # bfloat16 may round to what float16 cannot hold
+        fits = torch.finfo(value.dtype).max >= torch.finfo(self.dtype).max
+        raise_flag(flag, narrow if fits else narrow.to(value.dtype))
 
     def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Widen."""
@@ -179,7 +181,8 @@ class Scaled:
         size = value.double().abs()
         top = size.amax(self._shared(size.dim()), keepdim=True).expand_as(size)
         error = torch.maximum(self.relative_error * size, self.step_error * top)
-        rounding = torch.finfo(value.dtype).eps * top
+        kind = torch.finfo(value.dtype)  # reading rounds to it; subnormals in even steps
+        rounding = (kind.eps * top).clamp(min=kind.eps * kind.tiny)
         return torch.where(top < SMALLEST, top, error + rounding)
 
     def _shared(self, num_dims: int) -> int:
