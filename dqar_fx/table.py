@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -213,8 +214,7 @@ class BranchTable:
             content = json.loads(Path(path).read_text())
             columns = [[letters[c] for c in text] for text in content["actions"].values()]
             actions, max_age = np.array(columns, np.int8).T, content["max_age"]
-            orders = content.get("orders")
-            known = no_orders() if orders is None else np.array(orders, np.int8).T
+            max_age = None if max_age is None else operator.index(max_age)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"

@@ -110,7 +110,9 @@ class Narrow:
         kept, flag = buffers
         narrow = value.to(self.dtype)
         kept.copy_(narrow)
-        raise_flag(flag, narrow.to(value.dtype))  # bfloat16 may round beyond float16's range
+        # bfloat16 may round to what float16 cannot hold
+        fits = torch.finfo(value.dtype).max >= torch.finfo(self.dtype).max
+        raise_flag(flag, narrow if fits else narrow.to(value.dtype))
 
     def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Widen."""
