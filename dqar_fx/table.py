@@ -215,6 +215,8 @@ class BranchTable:
             columns = [[letters[c] for c in text] for text in content["actions"].values()]
             actions, max_age = np.array(columns, np.int8).T, content["max_age"]
             max_age = None if max_age is None else operator.index(max_age)
+            orders = content.get("orders")
+            known = no_orders() if orders is None else np.array(orders, np.int8).T
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"
