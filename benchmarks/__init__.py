@@ -3,6 +3,10 @@
 ::
 
     python -m benchmarks                # the main job: schedules on a pipeline, one table
+    python -m benchmarks.ablation       # the DQAR report's, with quality and its claims
+    python -m benchmarks.figures        # the report's five figures
+    python -m benchmarks.gates          # every gate's table, from one calibration
+    python -m benchmarks.formats        # steps that store and reuse, for every cache format
     python -m benchmarks.ceiling        # one all-reuse step against what its MACs allow
     python -m benchmarks.compile_cost   # cold compilation, each in a process of its own
 """

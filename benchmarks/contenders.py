@@ -24,12 +24,16 @@ class Contender:
         steps: Denoising steps.
         schedule: Of a transformed model; None for the untransformed one.
         compiled: Whether anything is compiled.
+        keep: What sites keep, as ``transform`` takes it.
+        cache: How it is kept, as ``transform`` takes it.
     """
 
     name: str
     steps: int
     schedule: Schedule | None = None
     compiled: bool = True
+    keep: str = "output"
+    cache: str = "same"
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,20 @@ class Workshop:
     @cached_property
     def compiled(self) -> Any:
         """The untransformed model as one graph; shared by those who use it."""
-        return torch.compile(self.original, fullgraph=True)
+        # A second batch size gets a graph of its own, not a slower one for any size.
+        return torch.compile(self.original, fullgraph=True, dynamic=False)
 
     def build(self, contender: Contender) -> Any:
         """A module to be called in the original's place."""
         if contender.schedule is not None:
             unit = self.lowering if contender.compiled else None
-            return dqar_fx.transform(self.original, contender.schedule, compile=unit)
+            return dqar_fx.transform(
+                self.original,
+                contender.schedule,
+                keep=contender.keep,
+                cache=contender.cache,
+                compile=unit,
+            )
         return self.compiled if contender.compiled else self.original
 
 

@@ -59,16 +59,25 @@ def count_trajectories(
         call: Keyword arguments of one call.
         schedules: What to count.
     """
-    meta = to_meta(model)
-    inputs = {name: value.to("meta").contiguous() for name, value in call.items()}
+    meta, inputs = to_meta(model), to_meta_call(call)
     probe = dqar_fx.transform(meta, dqar_fx.Schedule.compute_all(1))
     probe.prepare(**inputs)
-    tables = [reuse_masks(schedule.resolve(probe.table.sites)) for schedule in schedules]
-    cost = count_masks(probe, inputs, {mask for masks in tables for mask in masks})
     return Macs(
         untransformed_step=count_macs(lambda: meta(**inputs)),
-        trajectories=tuple(sum(cost[mask] for mask in masks) for masks in tables),
+        trajectories=count_schedules(probe, inputs, schedules),
     )
+
+
+@torch.no_grad()
+def count_schedules(
+    probe: dqar_fx.Denoiser,
+    inputs: dict[str, torch.Tensor],
+    schedules: Sequence[dqar_fx.Schedule],
+) -> tuple[int, ...]:
+    """Count a trajectory of each schedule with a transformed model on the meta device."""
+    tables = [reuse_masks(schedule.resolve(probe.table.sites)) for schedule in schedules]
+    cost = count_masks(probe, inputs, {mask for masks in tables for mask in masks})
+    return tuple(sum(cost[mask] for mask in masks) for masks in tables)
 
 
 def reuse_masks(table: dqar_fx.BranchTable) -> list[tuple[bool, ...]]:
@@ -89,6 +98,11 @@ def count_masks(
         with denoiser.cache_context("count", step_index=step):
             cost[mask] = count_macs(lambda: denoiser(**fresh))  # noqa: B023 - called at once
     return cost
+
+
+def to_meta_call(call: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keyword arguments of a call on the meta device."""
+    return {name: value.to("meta").contiguous() for name, value in call.items()}
 
 
 def to_meta(model: nn.Module) -> nn.Module:

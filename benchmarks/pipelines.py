@@ -1,19 +1,39 @@
 """The pipeline under measurement, and the pictures that every contender generates with it."""
 
+import inspect
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import DiTPipeline
 from diffusers.utils import logging
 
-from benchmarks.options import DTYPES, Options
+from benchmarks.options import DTYPES
 from benchmarks.reference.errors import InputError
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+class Source(Protocol):
+    """The options that say which pipeline it is, and where."""
+
+    @property
+    def model(self) -> str:
+        """A pipeline folder, or a name on the hub."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of its parameters."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +70,18 @@ class Task:
     def generate(self, pipe: Any, num_steps: int) -> torch.Tensor:
         """Pictures ``[seeds, channels, height, width]`` in [0, 1], float32 on the CPU.
 
-        The generators are the CPU's on every device: the noise does not depend on it.
+        The generators are the CPU's on every device, one per picture: the noise depends
+        neither on the device nor on the other pictures.
         """
         generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        output = pipe(
-            list(self.labels),
-            generator=generators,
-            num_inference_steps=num_steps,
-            guidance_scale=self.guidance,
-            output_type="pt",
-        )
+        with drawing_from(pipe.scheduler, generators * (self.batch // len(self.seeds))):
+            output = pipe(
+                list(self.labels),
+                generator=generators,
+                num_inference_steps=num_steps,
+                guidance_scale=self.guidance,
+                output_type="pt",
+            )
         images: torch.Tensor = output.images
         return images.float().cpu()
 
@@ -74,6 +96,23 @@ class Task:
         }
 
 
+@contextmanager
+def drawing_from(scheduler: Any, generators: list[torch.Generator]) -> Iterator[None]:
+    """Let the noise of a scheduler's steps come from generators, one per sample, while inside.
+
+    DiTPipeline gives its generators to the first latent alone: DDPM's steps would draw from
+    the process's generator, and equal seeds would give other pictures each time.
+    """
+    if "generator" not in inspect.signature(scheduler.step).parameters:
+        yield
+        return
+    scheduler.step = partial(scheduler.step, generator=generators)
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
 def name_classes(pipe: Any) -> dict[int, str]:
     """The first name of each class; numbers where the pipeline has no names."""
     names: dict[int, str] = {}
@@ -83,7 +122,7 @@ def name_classes(pipe: Any) -> dict[int, str]:
     return names or {label: f"class {label}" for label in range(num_classes)}
 
 
-def load_pipeline(options: Options) -> Any:
+def load_pipeline(options: Source) -> Any:
     """The pipeline that the options name, on its device.
 
     Raises:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 WIDTH, HEADS, TOKENS = 8, 2, 3
+LOSSY = tuple(name for name in FORMATS if name != "same")
 
 
 # ---- graphs ------------------------------------------------------------------------------
@@ -77,10 +78,12 @@ def partial_named(function: Callable[..., int], **options: object) -> Pass:
 
 
 def allocated_slots(gm: fx.GraphModule) -> list[torch.Tensor]:
-    """A buffer for each slot of a guarded graph, filled with a number no site gives."""
+    """A buffer for each slot of a guarded graph; flags are down, no site gives the rest."""
     slots = (n.meta["val"] for n in gm.graph.find_nodes(op="placeholder") if "slot" in n.meta)
     return [
-        torch.empty_strided(slot.shape, slot.stride(), dtype=slot.dtype).fill_(99.0)
+        torch.empty_strided(slot.shape, slot.stride(), dtype=slot.dtype).fill_(
+            False if slot.dtype == torch.bool else 99
+        )
         for slot in slots
     ]
 

@@ -124,6 +124,10 @@ def squared(x):
     return torch.matmul(square, square)
 
 
+def gram(weights):
+    return torch.matmul(weights, weights).sum(-1, keepdim=True)
+
+
 class Scores(nn.Module):
     """Unfused attention with a mask, in another spelling of the products."""
 
@@ -239,6 +243,39 @@ def test_find_attention_unfused_variant_told():
     assert site.variant == "matmul_softmax"
 
 
+def operator_of(attend):
+    """Names of an operator's result, queries, keys, values and weights."""
+    gm = captured(Around(Wrapped(lambda x: attend(x.neg(), x.cos(), x.exp()))), tokens())
+    (match,), _ = find_attention(gm)
+    (operator,) = match.operators
+    parts = (operator.result, operator.query, operator.key, operator.value, operator.weights)
+    return [part and part.name for part in parts]
+
+
+def test_find_attention_fused_operator_names_its_parts():
+    expected = ["scaled_dot_product_attention", "neg", "cos", "exp", None]
+    assert operator_of(fused) == expected
+
+
+def test_find_attention_unfused_operator_names_its_parts():
+    expected = ["matmul_1", "neg", "transpose", "exp", "softmax"]
+    assert operator_of(unfused) == expected
+
+
+def test_find_attention_values_on_the_left_of_the_weights_are_told():
+    def turned(q, k, v):
+        return (v.mT @ (q @ k.mT).softmax(-1).mT).mT
+
+    _, query, key, value, weights = operator_of(turned)
+    assert (query, key, value, weights) == ("neg", "m_t_1", "m_t", "softmax")
+
+
+def test_find_attention_outputs_are_kept_unless_told_otherwise():
+    (match,), _ = find_attention(captured(Joined(), tokens(), WORDS))
+    assert match.kept == match.outputs
+    assert len(match.kept) == 2
+
+
 def test_find_attention_unfused_with_mask_and_casts_found():
     class Masked(nn.Module):
         def __init__(self):
@@ -334,11 +371,15 @@ def test_find_attention_without_attention_finds_nothing():
             "product of a tensor with itself",
         ),
         (
+            Around(Wrapped(lambda x: gram((x @ x.mT.neg()).softmax(-1)))),
+            "weights that are multiplied with themselves",
+        ),
+        (
             Around(Wrapped(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1))),
             "active dropout is random",
         ),
     ],
-    ids=["root", "gate", "no_values", "itself", "dropout"],
+    ids=["root", "gate", "no_values", "itself", "weights", "dropout"],
 )
 def test_find_attention_near_miss_has_reason_and_node(model, reason):
     near_miss = near_miss_of(model, tokens())

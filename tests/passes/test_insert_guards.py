@@ -13,6 +13,7 @@ from expecttest import assert_expected_inline
 from torch import nn
 
 from tests.passes.checks import (
+    LOSSY,
     Around,
     Attention,
     Bare,
@@ -74,7 +75,7 @@ def forward(self, x: "f32[2, 3, 8]", action_0, slot_0_0_0: "f32[2, 3, 8]"):
     sin: "f32[2, 3, 8]" = aten.sin.default(x)
     body_0 = self.body_0
     compute_or_reuse = dqar_fx_passes_insert_guards_compute_or_reuse(action_0,
-        [[slot_0_0_0]], body_0, 'same', [torch.float32], [sin])
+        None, [[[slot_0_0_0]]], body_0, None, 'same', [torch.float32], [sin], [])
     getitem: "f32[2, 3, 8]" = compute_or_reuse[0]
     add: "f32[2, 3, 8]" = aten.add.Tensor(x, getitem)
     return (add,)
@@ -118,15 +119,38 @@ def test_insert_guards_joint_has_a_slot_per_output():
     assert torch.equal(results[1], WORDS + words)
 
 
-@pytest.mark.parametrize("cache", ["fp16", "bf16"])
-def test_insert_guards_format_sets_the_slots_dtype(cache):
+@pytest.mark.parametrize("cache", LOSSY)
+def test_insert_guards_format_sets_the_slots(cache):
     gm = guarded(captured(Around(Attention()), tokens()), cache)
-    (slot,) = allocated_slots(gm)
-    assert slot.dtype == FORMATS[cache].dtype
-    gm(tokens(), Action.STORE, slot)
-    (reused,) = gm(torch.zeros_like(tokens()), Action.REUSE, slot)
+    slots = allocated_slots(gm)
+    assert slots[0].dtype == FORMATS[cache].dtype
+    gm(tokens(), Action.STORE, *slots)
+    assert not slots[-1]
+    (reused,) = gm(torch.zeros_like(tokens()), Action.REUSE, *slots)
     assert reused.dtype == torch.float32
-    assert torch.equal(reused, slot.float())
+    assert torch.equal(reused, FORMATS[cache].read(slots, torch.float32))
+
+
+@pytest.mark.parametrize("cache", LOSSY)
+def test_insert_guards_store_of_nan_sets_the_flag(cache):
+    gm = guarded(captured(Around(Attention()), tokens()), cache)
+    slots = allocated_slots(gm)
+    gm(torch.full_like(tokens(), torch.nan), Action.COMPUTE, *slots)
+    assert not slots[-1]
+    gm(torch.full_like(tokens(), torch.nan), Action.STORE, *slots)
+    assert slots[-1]
+
+
+def test_insert_guards_format_with_scales_numbers_every_buffer():
+    gm = guarded(captured(Joined(), tokens(), WORDS), "int8")
+    names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
+    assert names[2:] == ["action_0", *(f"slot_0_{j}_{b}" for j in range(2) for b in range(3))]
+    slots = allocated_slots(gm)
+    assert [tuple(slot.shape) for slot in slots[:3]] == [(2, 3, 8), (2, 3, 1), ()]
+    gm(tokens(), WORDS, Action.STORE, *slots)
+    image, words = gm(torch.zeros(2, 3, 8), torch.zeros(2, 5, 8), Action.REUSE, *slots)
+    assert torch.equal(image, FORMATS["int8"].read(slots[:3], torch.float32))
+    assert torch.equal(words, FORMATS["int8"].read(slots[3:], torch.float32))
 
 
 def test_insert_guards_columns_and_slots_are_named_in_meta():
@@ -135,7 +159,7 @@ def test_insert_guards_columns_and_slots_are_named_in_meta():
     assert [node.name for node in inputs[2:]] == ["action_0", "slot_0_0_0", "slot_0_1_0"]
     assert [n.meta["action"] for n in inputs if "action" in n.meta] == [0]
     slots = [n.meta["slot"] for n in inputs if "slot" in n.meta]
-    assert slots == [(0, 0, 0), (0, 1, 0)]
+    assert slots == [(0, 0, 0, 0), (0, 1, 0, 0)]
     (guard,) = guards_of(gm)
     assert guard.meta["site"].path == "attn"
 
@@ -172,7 +196,9 @@ def test_insert_guards_body_owns_no_parameters():
     gm = guarded(captured(Around(Attention()), tokens()))
     assert not list(gm.get_submodule("body_0").parameters())
     (guard,) = guards_of(gm)
-    names = [node.name for node in guard.args[-1]]
+    *_, inputs, others = guard.args
+    assert others == []
+    names = [node.name for node in inputs]
     assert names[1:] == [f"attn_to_{name}_weight" for name in ("q", "k", "v", "out")]
 
 
@@ -187,7 +213,7 @@ def test_insert_guards_twice_finds_nothing():
 
 def test_insert_guards_unknown_format_rejected_by_the_guard():
     with pytest.raises(KeyError):
-        compute_or_reuse(Action.REUSE, [], tuple, "fp3", [], [])
+        compute_or_reuse(Action.REUSE, None, [], tuple, None, "fp3", [], [], [])
 
 
 def test_insert_guards_expanded_output_can_be_stored():

@@ -9,12 +9,14 @@ from expecttest import assert_expected_inline
 from torch import nn
 
 from tests.passes.checks import (
+    LOSSY,
     Around,
     Attention,
     Bare,
     Joined,
     Stack,
     allocated_slots,
+    aten,
     captured,
     captured_dit,
     check_metadata,
@@ -29,7 +31,7 @@ from tests.passes.checks import (
     tokens,
 )
 
-COMPUTE, STORE, REUSE = Action
+COMPUTE, STORE, REUSE = Action.COMPUTE, Action.STORE, Action.REUSE
 LINEAR, SDPA = "aten.linear.default", "aten.scaled_dot_product_attention.default"
 
 
@@ -39,6 +41,10 @@ def specialised(gm, *actions):
 
 def input_names(gm):
     return [node.name for node in gm.graph.find_nodes(op="placeholder")]
+
+
+def slot_names(gm):
+    return [node.name for node in gm.graph.find_nodes(op="placeholder") if "slot" in node.meta]
 
 
 class Shown(nn.Module):
@@ -77,7 +83,8 @@ def forward(self, x: "f32[2, 3, 8]", slot_0_0_0: "f32[2, 3, 8]"):
     neg: "f32[2, 3, 8]" = aten.neg.default(sin)
     scaled_dot_product_attention: "f32[2, 3, 8]" =
         aten.scaled_dot_product_attention.default(sin, neg, sin)
-    copy__default = aten.copy_.default(slot_0_0_0, scaled_dot_product_attention)
+    copy_: "f32[2, 3, 8]" = aten.copy_.default(slot_0_0_0,
+        scaled_dot_product_attention)
     add: "f32[2, 3, 8]" = aten.add.Tensor(x, scaled_dot_product_attention)
     return (add,)""",
     )
@@ -182,29 +189,65 @@ def test_specialise_stored_output_does_not_share_the_slot():
     assert torch.equal(result, expected)
 
 
+def casts_of(gm):
+    """The dtypes that a graph casts to."""
+    casts = [n for n in gm.graph.nodes if n.target is aten._to_copy.default]
+    return [node.meta["val"].dtype for node in casts]
+
+
 @pytest.mark.parametrize("cache", ["fp16", "bf16"])
 @pytest.mark.parametrize("action", [STORE, REUSE])
-def test_specialise_format_inserts_one_cast(cache, action):
-    gm = captured(Around(Bare()), tokens())
-    out = specialised(guarded(gm, cache), action)
-    (cast,) = (n for n in out.graph.nodes if "to" in str(n.target) and n.op == "call_function")
-    dtype = FORMATS[cache].dtype if action == STORE else torch.float32
-    assert cast.meta["val"].dtype == dtype
+def test_specialise_narrow_format_inserts_one_cast(cache, action):
+    out = specialised(guarded(captured(Around(Bare()), tokens()), cache), action)
+    assert casts_of(out) == [FORMATS[cache].dtype if action == STORE else torch.float32]
 
 
 @pytest.mark.parametrize("cache", ["fp16", "bf16"])
-def test_specialise_format_rounds_what_is_kept_and_nothing_else(cache):
+def test_specialise_narrow_format_rounds_what_is_kept_and_nothing_else(cache):
     gm = captured(Shown(lambda y: y), tokens())
     out = specialised(guarded(gm, cache), STORE)
-    (slot,) = allocated_slots(out)
+    slot, flag = allocated_slots(out)
     (exact,) = gm(tokens())
-    check_values(out(tokens(), slot), [exact])
+    check_values(out(tokens(), slot, flag), [exact])
     assert torch.equal(slot, exact.to(FORMATS[cache].dtype))
+    assert not flag
 
 
+@pytest.mark.parametrize("cache", LOSSY)
+def test_specialise_store_and_reuse_do_what_the_format_says(cache):
+    gm, kept_as = captured(Shown(lambda y: y), tokens()), FORMATS[cache]
+    guards = guarded(gm, cache)
+    store, reuse = specialised(guards, STORE), specialised(guards, REUSE)
+    slots, expected = allocated_slots(store), allocated_slots(store)
+    (exact,) = gm(tokens())
+    check_values(store(tokens(), *slots), [exact])
+    kept_as.write(exact, expected)
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(slots, expected, strict=True))
+    by_name = dict(zip(slot_names(guards), slots, strict=True))
+    result = reuse(*(by_name[name] for name in input_names(reuse)))
+    check_values(result, [kept_as.read(expected, torch.float32)])
+
+
+@pytest.mark.parametrize("cache", LOSSY)
+def test_specialise_flag_is_written_by_store_alone(cache):
+    guards = guarded(captured(Around(Bare()), tokens()), cache)
+    (*_, flag) = slot_names(guards)
+    compute, out, reuse = (specialised(guards, action) for action in (COMPUTE, STORE, REUSE))
+    assert flag in input_names(out)
+    assert flag not in input_names(compute) + input_names(reuse)
+    slots = allocated_slots(out)
+    out(tokens(), *slots)
+    assert not slots[-1]
+    out(tokens() * torch.inf, *slots)
+    assert slots[-1]
+    out(tokens(), *slots)
+    assert slots[-1]
+
+
+@pytest.mark.parametrize("cache", FORMATS)
 @pytest.mark.parametrize("action", Action)
-def test_specialise_metadata_stays_true(action):
-    gm = guarded(captured(Stack(1), tokens()))
+def test_specialise_metadata_stays_true(action, cache):
+    gm = guarded(captured(Stack(1), tokens()), cache)
     out = specialised(gm, action)
     check_metadata(out, [tokens(), *allocated_slots(out)])
 
