@@ -52,7 +52,8 @@ def emit_entropy(graph: fx.Graph, operators: Sequence[Operator]) -> fx.Node:
 def emit_one(graph: fx.Graph, operator: Operator) -> fx.Node:
     """The entropy of one operator, from its softmax or from its queries and keys."""
     if operator.weights is not None:
-        return emit(graph, lambda w: (entropy_of(w),), [operator.weights])[0]
+        dim = arguments_of(operator.weights).get("dim", -1)
+        return emit(graph, lambda w: (entropy_of(w.movedim(dim, -1)),), [operator.weights])[0]
     given = arguments_of(operator.result)
     mask = given.get("attn_mask", given.get("attn_bias"))
     scale, is_causal = given.get("scale"), bool(given.get("is_causal", False))
