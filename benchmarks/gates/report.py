@@ -1,0 +1,145 @@
+"""What the comparison of gates prints."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from benchmarks.gates.facts import Row
+from benchmarks.gates.lineup import Gated
+from dqar_fx import Action, BranchTable, Calibration, Policy
+
+SIMILAR = 0.05
+"""Difference of reuse ratios up to which pictures are compared."""
+HEADERS = ("gate", "threshold", "reuse", "rows", "ceiling", "PSNR dB", "worst dB")
+
+
+def format_gate(gated: Gated) -> str:
+    """A gate's table, and why a few of its cells are what they are."""
+    reasons = [gated.table.why(step, site) for step, site in choose_cells(gated.table)]
+    return "\n".join([f"{gated.name}, {gated.setting}", str(gated.table), *reasons])
+
+
+def choose_cells(table: BranchTable) -> list[tuple[int, int]]:
+    """Cells to explain: the first reuse, the first computation after it, the last cell."""
+    reused = np.argwhere(table.actions == Action.REUSE)
+    if not len(reused):
+        return [(table.num_steps - 1, len(table.sites) - 1)]
+    step, site = map(int, reused[0])
+    computed = np.argwhere(table.actions[step:, site] != Action.REUSE)
+    again = [(step + int(computed[0, 0]), site)] if len(computed) else []
+    last = (table.num_steps - 1, len(table.sites) - 1)
+    return list(dict.fromkeys([(step, site), *again, last]))
+
+
+def format_policy(policy: Policy) -> str:
+    """How well the policy predicts what it has not learned from."""
+    held = policy.held_out
+    return (
+        "learned policy, on cells that it has not learned from: rank correlation of predicted "
+        f"and measured error {held['rank correlation']:.3f}, median ratio of the two "
+        f"{held['median ratio']:.2f}"
+    )
+
+
+def format_entropy(calibration: Calibration) -> str:
+    """Per site, how entropy goes along with the error of reuse."""
+    rows = correlate(calibration)
+    table = tabulate(
+        [(path, show(change), show(error), count) for path, change, error, count in rows],
+        headers=("site", "with own change", "with denoiser's error", "reuses tried"),
+        tablefmt="github",
+        disable_numparse=True,
+        colalign=("left", "right", "right", "right"),
+    )
+    return (
+        "rank correlation of attention entropy with the change of the site's output since the "
+        "step\nbefore, over steps; and with the error of the denoiser's output after a reuse, "
+        f"any age:\n{table}"
+    )
+
+
+def correlate(calibration: Calibration) -> list[tuple[str, float, float, int]]:
+    """Path, correlation with the change, with the error, and reuses tried, of each site."""
+    cells = calibration.cells
+    rows = []
+    for site, path in enumerate(calibration.sites):
+        mine = cells.site == site
+        rows.append(
+            (
+                path,
+                rank_correlation(
+                    calibration.entropy[1:, site], calibration.change[1:, site, 0]
+                ),
+                rank_correlation(
+                    calibration.entropy[cells.step[mine], site], cells.error[mine]
+                ),
+                int(mine.sum()),
+            )
+        )
+    return rows
+
+
+def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Spearman's; NaN for fewer than three values, or where all are equal."""
+    if len(a) < 3:
+        return math.nan
+    first, second = rank(a), rank(b)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places in ascending order; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse], np.float64)
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The comparison."""
+    return tabulate(
+        [
+            (
+                row.name,
+                row.setting,
+                f"{row.reuse_ratio:.3f}",
+                f"{row.distinct_rows}",
+                f"{row.ceiling:.2f}",
+                show(row.psnr_db, ".1f"),
+                show(row.psnr_db_min, ".1f"),
+            )
+            for row in rows
+        ],
+        headers=HEADERS,
+        tablefmt="github",
+        disable_numparse=True,
+        colalign=("left", "left", *("right",) * (len(HEADERS) - 2)),
+    )
+
+
+def format_verdict(rows: Sequence[Row], gated: Sequence[Gated], target: float) -> str:
+    """Whose pictures are nearest at about the reuse ratio that was asked for."""
+    gates = {each.name for each in gated if each.is_gate}
+    near = [row for row in rows if abs(row.reuse_ratio - target) <= SIMILAR]
+    best = [
+        max((row for row in near if (row.name in gates) == is_gate), key=lambda r: r.psnr_db)
+        for is_gate in (True, False)
+        if any((row.name in gates) == is_gate for row in near)
+    ]
+    named = [f"{row.name} ({row.psnr_db:.1f} dB at {row.reuse_ratio:.3f})" for row in best]
+    if len(best) < 2:
+        return f"nearest pictures at about {target:g} reuse: {''.join(named) or 'none'}"
+    ahead = "a gate" if best[0].psnr_db > best[1].psnr_db else "no gate"
+    return (
+        f"at about {target:g} reuse (within {SIMILAR:g}), {ahead} is ahead of the schedules "
+        f"that follow the\nstep alone: best gate {named[0]}, best schedule {named[1]}"
+    )
+
+
+def show(value: float, form: str = "+.2f") -> str:
+    """A number, or a dash for none."""
+    return "-" if math.isnan(value) else format(value, form)
