@@ -57,7 +57,7 @@ def list_tables(studio: Studio) -> dict[str, BranchTable]:
 
 def share_of_reuse(table: BranchTable) -> NDArray[np.float64]:
     """Per step, the share of sites that reuse, in [0, 1]."""
-    return np.asarray((table.actions == Action.REUSE).mean(axis=1))
+    return np.asarray(table.is_read.mean(axis=1))
 
 
 def make_title(linear: BranchTable) -> str:
@@ -85,7 +85,7 @@ def draw_share(axes: Axes, name: str, table: BranchTable) -> None:
 
 def draw_table(axes: Axes, name: str, table: BranchTable) -> None:
     """Draw a branch table as a map, shallow sites on top."""
-    colours = ListedColormap([COLOURS[action] for action in Action])
+    colours = ListedColormap(list(COLOURS.values()))
     axes.pcolormesh(
         np.arange(table.num_steps + 1) - 0.5,
         np.arange(len(table.sites) + 1) - 0.5,
@@ -103,7 +103,7 @@ def draw_table(axes: Axes, name: str, table: BranchTable) -> None:
     axes.set_xlabel("denoising step")
     axes.set_title(f"The table of the {name} schedule: every cell is decided before the run")
     axes.legend(
-        handles=[Patch(color=COLOURS[a], label=MEANING[a]) for a in Action],
+        handles=[Patch(color=COLOURS[a], label=MEANING[a]) for a in COLOURS],
         loc="upper left",
         bbox_to_anchor=(0, -0.16),
         ncols=3,

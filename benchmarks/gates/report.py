@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from benchmarks.gates.facts import Row
 from benchmarks.gates.lineup import Gated
-from dqar_fx import Action, BranchTable, Calibration, Policy
+from dqar_fx import BranchTable, Calibration, Policy
 
 SIMILAR = 0.05
 """Difference of reuse ratios up to which pictures are compared."""
@@ -24,11 +24,11 @@ def format_gate(gated: Gated) -> str:
 
 def choose_cells(table: BranchTable) -> list[tuple[int, int]]:
     """Cells to explain: the first reuse, the first computation after it, the last cell."""
-    reused = np.argwhere(table.actions == Action.REUSE)
+    reused = np.argwhere(table.is_read)
     if not len(reused):
         return [(table.num_steps - 1, len(table.sites) - 1)]
     step, site = map(int, reused[0])
-    computed = np.argwhere(table.actions[step:, site] != Action.REUSE)
+    computed = np.argwhere(~table.is_read[step:, site])
     again = [(step + int(computed[0, 0]), site)] if len(computed) else []
     last = (table.num_steps - 1, len(table.sites) - 1)
     return list(dict.fromkeys([(step, site), *again, last]))
