@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from .probe import Tensors
+    from .probe import Changes, Tensors
     from .schedule import Schedule
+
+    Weighed = list[tuple[int, NDArray[np.float64]]]
 
 
 def calibrate(
@@ -72,7 +74,7 @@ def calibrate(
     Raises:
         CaptureError: The denoiser cannot be captured.
         ScheduleError: There are no inputs, or an argument is out of range.
-        DqarError: The pipeline has no transformer.
+        DqarError: The pipeline has no transformer or no scheduler.
     """
     check_at_least(1, num_steps=num_steps, max_age=max_age, batch_size=batch_size)
     check_at_least(0, cells_per_step=cells_per_step)
@@ -82,26 +84,53 @@ def calibrate(
             "calibration needs a diffusers pipeline with its own transformer; found "
             f"{type(pipeline).__name__} with a transformer of type {type(model).__name__}"
         )
+    scheduler = getattr(pipeline, "scheduler", None)
+    if scheduler is None:
+        raise DqarError(
+            "calibration needs the noise levels of a scheduler, but "
+            f"{type(pipeline).__name__} has none"
+        )
     given = list(inputs) if not isinstance(inputs, str) else [inputs]
     if not given:
         raise ScheduleError("calibration needs at least one prompt or label")
     batches = [given[i : i + batch_size] for i in range(0, len(given), batch_size)]
-    calls = count_calls(pipeline.scheduler, num_steps)
+    calls = count_calls(scheduler, num_steps)
     total = calls * len(batches)
     with quiet(pipeline), tqdm(total=total, desc="calibrate", disable=not progress) as bar:
         notes = Notes(calls, max_age, cells_per_step, np.random.default_rng(seed), bar)
         builder = ProbeBuilder(notes, sites, compare_kv)
-        try:
-            probing = Denoiser(model, builder, CompileOptions.of(None))
-            if hasattr(pipeline.scheduler, "step_index"):
-                probing.attach_scheduler(pipeline.scheduler)
-            pipeline.transformer = probing
+        probing = Denoiser(model, builder, CompileOptions.of(None))
+        own = copy.deepcopy(scheduler)
+        if hasattr(own, "step_index"):
+            probing.attach_scheduler(own)
+        with replaced(pipeline, transformer=probing, scheduler=own), seeded_apart():
             for number, batch in enumerate(batches):
                 generator = torch.Generator().manual_seed(seed + number)
+                torch.manual_seed(seed + number)  # of schedulers that are given no generator
+                notes.weight = len(batch)
                 pipeline(batch, num_inference_steps=num_steps, generator=generator, **call)
-        finally:
-            pipeline.transformer = model
-    return notes.finish(noise_as_set(pipeline.scheduler), model, len(given))
+    return notes.finish(noise_as_set(own), model, len(given))
+
+
+@contextmanager
+def replaced(pipeline: Any, **parts: Any) -> Iterator[None]:
+    """With other parts; the pipeline's own come back whatever happens."""
+    before = {name: getattr(pipeline, name) for name in parts}
+    for name, part in parts.items():
+        setattr(pipeline, name, part)
+    try:
+        yield
+    finally:
+        for name, part in before.items():
+            setattr(pipeline, name, part)
+
+
+@contextmanager
+def seeded_apart() -> Iterator[None]:
+    """With random numbers that leave the process's own as they are, on all devices."""
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 def count_calls(scheduler: Any, num_steps: int) -> int:
@@ -181,9 +210,10 @@ class Notes:
     ) -> None:
         self.num_steps, self.max_age = num_steps, max_age
         self._cells_per_step, self._rng, self._bar = cells_per_step, rng, bar
+        self.weight = 1
         self._sites: tuple[str, ...] = ()
-        self._entropy: list[list[NDArray[np.float64]]] = [[] for _ in range(num_steps)]
-        self._change: list[list[NDArray[np.float64]]] = [[] for _ in range(num_steps)]
+        self._entropy: list[Weighed] = [[] for _ in range(num_steps)]
+        self._change: list[Weighed] = [[] for _ in range(num_steps)]
         self._cells: list[tuple[float, ...]] = []
         self._first_stream: object = None
 
@@ -192,16 +222,15 @@ class Notes:
         self._sites = sites
 
     def note_step(
-        self, step: int, stream: object, entropy: Tensors, change: Sequence[Tensors]
+        self, step: int, stream: object, entropy: Tensors, change: Sequence[Changes]
     ) -> None:
         """What a step gave: per site its entropy, per site and age its change."""
         row = np.full((len(change), self.max_age), np.nan)
-        if change[0]:
-            row[:, : len(change[0])] = torch.stack(
-                [torch.stack(list(c)) for c in change]
-            ).cpu()
-        self._entropy[step].append(torch.stack(list(entropy)).double().cpu().numpy())
-        self._change[step].append(row)
+        for age in change[0]:
+            row[:, age - 1] = torch.stack([ages[age] for ages in change]).cpu()
+        broad = torch.stack(list(entropy)).double().cpu().numpy()
+        self._entropy[step].append((self.weight, broad))
+        self._change[step].append((self.weight, row))
         self._first_stream = self._first_stream or stream
         if stream == self._first_stream:
             self._bar.update()
@@ -210,13 +239,13 @@ class Notes:
         """What a reuse did: errors as `Cells` has them."""
         self._cells.append((step, site, age, *errors))
 
-    def choose_cells(self, num_sites: int, num_past: int) -> list[tuple[int, int]]:
-        """``(site, age)`` of the reuses to try at a step: sites in turn by chance."""
-        if num_past == 0:
+    def choose_cells(self, num_sites: int, known: Sequence[int]) -> list[tuple[int, int]]:
+        """``(site, age)`` of the reuses to try at a step: sites and known ages by chance."""
+        if not known:
             return []
         count = min(self._cells_per_step, num_sites)
         sites = self._rng.choice(num_sites, count, replace=False)
-        ages = self._rng.integers(1, num_past + 1, count)
+        ages = np.asarray(known)[self._rng.integers(0, len(known), count)]
         return list(zip(sites.tolist(), ages.tolist(), strict=True))
 
     def finish(self, snr: NDArray[np.float64], model: nn.Module, samples: int) -> Calibration:
@@ -232,14 +261,30 @@ class Notes:
                 f"{self.num_steps} steps, and its scheduler has {len(snr)}. Expected one call "
                 "or several per step; give num_steps as the number of timesteps"
             )
+        change = np.stack([weighted_mean(rows) for rows in self._change])
+        if self.num_steps > 1 and np.isnan(change).all():
+            raise ScheduleError(
+                "no step could be compared with an earlier one: each call looked like a new "
+                "trajectory. Expected one latent for all guidance branches of a step, or "
+                "calls inside cache_context(name, step_index=...)"
+            )
         columns = np.array(self._cells, np.float64).reshape(-1, 6).T
         step, site, age = columns[:3].astype(np.int64)
         return Calibration(
             sites=self._sites,
             snr=snr,
-            entropy=np.stack([np.mean(rows, axis=0) for rows in self._entropy]),
-            change=np.stack([np.mean(rows, axis=0) for rows in self._change]),
+            entropy=np.stack([weighted_mean(rows) for rows in self._entropy]),
+            change=change,
             cells=Cells(step, site, age, *columns[3:]),
             fingerprint=Fingerprint.of(model),
             samples=samples,
         )
+
+
+def weighted_mean(rows: Weighed) -> NDArray[np.float64]:
+    """The mean of what is known, each by its weight; NaN where nothing is."""
+    weights = np.array([weight * ~np.isnan(row) for weight, row in rows], np.float64)
+    values = np.array([np.nan_to_num(row) for _, row in rows])
+    total = weights.sum(axis=0)
+    summed = (weights * values).sum(axis=0)
+    return np.asarray(np.where(total > 0, summed / np.maximum(total, 1), np.nan))

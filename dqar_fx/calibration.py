@@ -105,7 +105,7 @@ class Calibration:
         """
         arrays, facts, fingerprint = read(folder, "calibration")
         try:
-            return cls(
+            found = cls(
                 sites=tuple(facts["sites"]),
                 snr=arrays["snr"],
                 entropy=arrays["entropy"],
@@ -114,8 +114,14 @@ class Calibration:
                 fingerprint=fingerprint,
                 samples=facts["samples"],
             )
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             raise ScheduleError(f"{folder}: the calibration lacks {error}") from None
+        if found.entropy.shape != (len(found.snr), len(found.sites)):
+            raise ScheduleError(
+                f"{folder}: the calibration is damaged: {len(found.sites)} sites and "
+                f"{len(found.snr)} steps, but entropies of shape {list(found.entropy.shape)}"
+            )
+        return found
 
 
 def columns_of(sites: tuple[str, ...], known: tuple[str, ...]) -> Integers:
@@ -144,10 +150,17 @@ def write(
     """Write arrays to ``name.safetensors`` and facts to ``name.json``."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
+    tensors = {
+        key: torch.from_numpy(np.array(value, order="C")) for key, value in arrays.items()
+    }
     tensors["fingerprint"] = fingerprint.values
     save_file(tensors, path / f"{name}.safetensors")
-    facts |= {"model": fingerprint.model, "structure": fingerprint.structure, "kind": name}
+    facts |= {
+        "model": fingerprint.model,
+        "structure": fingerprint.structure,
+        "precision": fingerprint.precision,
+        "kind": name,
+    }
     (path / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -162,7 +175,9 @@ def read(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, Any],
         facts = json.loads((path / f"{name}.json").read_text())
         tensors = load_file(path / f"{name}.safetensors")
         values = tensors.pop("fingerprint")
-        fingerprint = Fingerprint(facts["model"], facts["structure"], values)
+        fingerprint = Fingerprint(
+            facts["model"], facts["structure"], values, facts["precision"]
+        )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ScheduleError(
             f"no {name} can be read from {folder}: {type(error).__name__}: {error}. Expected "

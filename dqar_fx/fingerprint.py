@@ -1,6 +1,6 @@
 """Which model something was measured on: its class, its parameters' shapes, a few values.
 
-Values are compared with the tolerance of half precision, so that a model that was loaded in
+Values are compared to the precision of the narrower dtype, so that a model that was loaded in
 another dtype is the same model, and a fine-tuned one is not.
 """
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 NUM_VALUES = 8
 """Values that are looked at in each parameter, evenly spaced."""
-TOLERANCE = 2.0**-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +29,13 @@ class Fingerprint:
         model: Its class.
         structure: Digest of its parameters' names and shapes.
         values: float32 ``[parameters, NUM_VALUES]``; empty for a model on the meta device.
+        precision: Relative, of its coarsest parameter's dtype.
     """
 
     model: str
     structure: str
     values: torch.Tensor
+    precision: float = torch.finfo(torch.float32).eps
 
     @classmethod
     @torch.no_grad()
@@ -50,6 +51,10 @@ class Fingerprint:
             type(original).__name__,
             digest,
             torch.stack(values).cpu() if values else torch.empty(0, NUM_VALUES),
+            max(
+                (torch.finfo(p.dtype).eps for _, p in named if p.is_floating_point()),
+                default=0,
+            ),
         )
 
     def refuse_other(self, model: nn.Module, what: str) -> None:
@@ -73,7 +78,14 @@ class Fingerprint:
             return f"a {self.model} of other parameters or another size"
         if not (len(self.values) and len(found.values)):
             return None  # no values to compare on the meta device
-        near = torch.isclose(self.values, found.values, rtol=TOLERANCE, atol=1e-3)
+        # in another dtype it may have come through a third one, such as bfloat16
+        factor = 2 if self.precision == found.precision else 8
+        tolerance = factor * max(self.precision, found.precision)
+        largest = self.values.abs().amax(dim=1, keepdim=True).nan_to_num(0.0, 0.0)
+        gap = (self.values - found.values).abs()
+        near = (gap <= tolerance * largest) | torch.isclose(
+            self.values, found.values, rtol=0, atol=0, equal_nan=True
+        )
         others = int((~near.all(dim=1)).sum())
         return f"{others} of {len(near)} parameters have other values" if others else None
 
@@ -83,5 +95,5 @@ def sample(parameter: torch.Tensor) -> torch.Tensor:
     flat = parameter.detach().reshape(-1)
     if flat.numel() == 0:
         return torch.zeros(NUM_VALUES, device=flat.device)
-    places = torch.linspace(0, flat.numel() - 1, NUM_VALUES, device=flat.device).long()
-    return flat[places].float()
+    last = torch.arange(NUM_VALUES, device=flat.device) * (flat.numel() - 1)
+    return flat[last // (NUM_VALUES - 1)].float()

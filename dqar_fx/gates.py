@@ -105,6 +105,10 @@ def snr_gate(
             "an SNR gate needs a limit: min_snr, max_snr or max_change. The ratios of a "
             "scheduler are dqar_fx.signal_to_noise(scheduler, num_steps)"
         )
+    limits = {"min_snr": min_snr, "max_snr": max_snr, "max_change": max_change}
+    for name, limit in limits.items():
+        if limit is not None and np.isnan(limit):
+            raise ScheduleError(f"{name} must be a number, found {limit}")
     snr = signal_to_noise(scheduler, num_steps, **options)
     gate = SnrGate(
         tuple(snr.tolist()),
@@ -185,6 +189,8 @@ def entropy_gate(
         limits = np.quantile(calibration.entropy, quantile, axis=0)
     else:
         limits = thresholds_of(threshold, calibration.sites)
+        if np.isnan(limits).any():
+            raise ScheduleError(f"thresholds must be numbers, found {threshold!r}")
     gate = EntropyGate(calibration, limits, reuse)
     return Schedule(calibration.num_steps, gate, max_age)
 
@@ -244,6 +250,8 @@ class PolicyGate:
     def why(self, moment: Moment, site: int) -> str:
         """The prediction and the limit."""
         age, error = moment.age[site], self.errors(moment)[site]
+        if age <= self.policy.max_age and np.isinf(error):
+            return f"no reuse of age {age} was measured at this step"
         if np.isinf(error):
             return f"age {age} is beyond the {self.policy.max_age} steps that were calibrated"
         side = "within" if error <= self.max_error else "beyond"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import ScheduleError
+from .schedule import check_at_least
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +32,7 @@ def signal_to_noise(scheduler: Any, num_steps: int, **options: Any) -> NDArray[n
     Source:
         Kingma et al. 2021, arXiv 2107.00630: SNR = alpha_bar / (1 - alpha_bar).
     """
+    check_at_least(1, num_steps=num_steps)
     own = copy.deepcopy(scheduler)
     try:
         own.set_timesteps(num_steps, **options)
@@ -48,12 +50,14 @@ def noise_as_set(scheduler: Any) -> NDArray[np.float64]:
     Raises:
         ScheduleError: It has neither alphas nor sigmas.
     """
+    if not hasattr(scheduler, "timesteps"):
+        raise ScheduleError(f"{type(scheduler).__name__} has no timesteps")
     steps = np.asarray(scheduler.timesteps.cpu(), np.float64)
     sigmas = getattr(scheduler, "sigmas", None)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     with np.errstate(divide="ignore"):  # no noise at all is an infinite ratio
         if sigmas is not None:
-            sigma = np.asarray(sigmas.cpu(), np.float64)[: len(steps)]
+            sigma = sigma_of_calls(scheduler, len(steps))
             signal = 1 - sigma if is_flow(scheduler, sigma) else np.ones_like(sigma)
             return (signal / sigma) ** 2
         if alphas is not None:
@@ -63,6 +67,15 @@ def noise_as_set(scheduler: Any) -> NDArray[np.float64]:
         f"{type(scheduler).__name__} has neither alphas_cumprod nor sigmas, so that its noise "
         "levels are unknown"
     )
+
+
+def sigma_of_calls(scheduler: Any, num_calls: int) -> NDArray[np.float64]:
+    """The noise level of the latent at each call of the denoiser."""
+    sigma: NDArray[np.float64] = scheduler.sigmas.double().cpu().numpy()[:num_calls].copy()
+    between = getattr(scheduler, "sigmas_interpol", None)
+    if between is not None:  # second-order steps: every other call is at a level between
+        sigma[1::2] = between.double().cpu().numpy()[:num_calls][1::2]
+    return 1 - sigma if scheduler.config.get("invert_sigmas", False) else sigma
 
 
 def is_flow(scheduler: Any, sigma: NDArray[np.float64]) -> bool:

@@ -106,6 +106,11 @@ class Policy:
                 f"a policy needs at least {MIN_CELLS} cells to learn from, found "
                 f"{len(cells)}. Calibrate with cells_per_step=12 or more"
             )
+        if not np.isfinite(cells.error).all():
+            raise ScheduleError(
+                "measured errors are NaN or infinite: look at what the model gives in its "
+                "own dtype"
+            )
         x = features(calibration, cells.step, cells.site, cells.age)
         y = np.log10(np.maximum(cells.error, SMALLEST))
         held = np.random.default_rng(seed).permutation(len(x)) % HELD_OUT == 0
@@ -147,7 +152,7 @@ class Policy:
                 held_out=facts["held_out"],
                 fingerprint=fingerprint,
             )
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             raise ScheduleError(f"{folder}: the policy lacks {error}") from None
 
 
@@ -188,14 +193,18 @@ def features(
     snr = np.clip(calibration.snr[step], SMALLEST, 1 / SMALLEST)
     change = np.maximum(calibration.change[step, site, age - 1], SMALLEST)
     depth = site / max(len(calibration.sites) - 1, 1)
-    entropy = calibration.entropy[step, site]
+    entropy = np.nan_to_num(calibration.entropy[step, site])  # sites that are no attention
     return np.stack([np.log10(snr), depth, entropy, np.log10(change), age], axis=1)
 
 
 def train(x: Floats, y: Floats, hidden: int, num_updates: int, seed: int) -> Network:
     """A network that has learned ``y`` from ``x`` by least squares."""
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+    ):
+        torch.random.default_generator.manual_seed(seed)  # no other device's
         network = Network(x.mean(axis=0), x.std(axis=0) + SMALLEST, hidden)
         nn.init.constant_(network.last.bias, y.mean())
         inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
@@ -221,8 +230,15 @@ def predict_all(network: Network, calibration: Calibration) -> Floats:
 
 def compare(predicted: Floats, measured: Floats) -> dict[str, float]:
     """How well logarithms of errors are predicted."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (predicted, measured)]
+    ranks = [rank(values) for values in (predicted, measured)]
     return {
         "rank correlation": float(np.corrcoef(ranks[0], ranks[1])[0, 1]),
         "median ratio": float(10 ** np.median(np.abs(predicted - measured))),
     }
+
+
+def rank(values: Floats) -> Floats:
+    """Ranks from 0 on; equal values share the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - (count + 1) / 2
+    return np.asarray(middle[place], np.float64)

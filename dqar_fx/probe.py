@@ -7,8 +7,7 @@ the denoiser's output.
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,7 +33,7 @@ from .schedule import Schedule
 from .sites import choose_sites
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import fx
 
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from .steps import Position
 
     Tensors = Sequence[torch.Tensor]
+    Changes = Mapping[int, torch.Tensor]
 
 
 class Notebook(Protocol):
@@ -53,15 +53,15 @@ class Notebook(Protocol):
         """Which sites a probe looks at."""
 
     def note_step(
-        self, step: int, stream: object, entropy: Tensors, change: Sequence[Tensors]
+        self, step: int, stream: object, entropy: Tensors, change: Sequence[Changes]
     ) -> None:
         """What a step gave: per site its entropy, per site and age its change."""
 
     def note_cell(self, step: int, site: int, age: int, errors: tuple[float, ...]) -> None:
         """What a reuse did: errors as `calibration.Cells` has them."""
 
-    def choose_cells(self, num_sites: int, num_past: int) -> list[tuple[int, int]]:
-        """``(site, age)`` of the reuses to try, where so many steps are remembered."""
+    def choose_cells(self, num_sites: int, known: Sequence[int]) -> list[tuple[int, int]]:
+        """``(site, age)`` of the reuses to try, of ages that are known."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Kept:
 
 @dataclass
 class Past:
-    """The last steps of one stream, the latest first."""
+    """What one stream kept at its last steps, by step."""
 
-    steps: deque[list[Kept]]
+    steps: dict[int, list[Kept]] = field(default_factory=dict)
     trajectory: object = None
 
 
@@ -168,21 +168,27 @@ class Probe:
 
     def run(self, leaves: Sequence[Any], position: Position) -> list[torch.Tensor]:
         """One step, as the original computes it; what it shows is written down."""
-        past = self._past.setdefault(position.stream, Past(deque(maxlen=self._max_age)))
-        if past.trajectory is not position.trajectory:
-            past.steps.clear()
-            past.trajectory = position.trajectory
+        past = self._past.get(position.stream)
+        if past is None or past.trajectory is not position.trajectory:
+            past = self._past[position.stream] = Past(trajectory=position.trajectory)
+        past.steps = {
+            s: k for s, k in past.steps.items() if position.step - s <= self._max_age
+        }
         values = self._observed(*leaves)
         outputs, (kept, entropy) = values[: self._num_outputs], self._split(values)
         change = [
-            [relative(now.outputs, old[site].outputs) for old in past.steps]
+            {
+                position.step - step: relative(now.outputs, old[site].outputs)
+                for step, old in past.steps.items()
+            }
             for site, now in enumerate(kept)
         ]
         self._notebook.note_step(position.step, position.stream, entropy, change)
-        for site, age in self._notebook.choose_cells(len(kept), len(past.steps)):
-            errors = self._try(leaves, outputs, kept, site, past.steps[age - 1][site])
+        for site, age in self._notebook.choose_cells(len(kept), sorted(change[0])):
+            old = past.steps[position.step - age][site]
+            errors = self._try(leaves, outputs, kept, site, old)
             self._notebook.note_cell(position.step, site, age, errors)
-        past.steps.appendleft(kept)
+        past.steps[position.step] = kept
         return list(outputs)
 
     def _split(self, values: Tensors) -> tuple[list[Kept], list[torch.Tensor]]:

@@ -38,14 +38,16 @@ def expose_attention(gm: fx.GraphModule, matches: Sequence[Match]) -> int:
     added = []
     for match in matches:
         with gm.graph.inserting_before(output):
-            added += [*match.kept, emit_entropy(gm.graph, match.operators)]
+            added += [*match.kept, emit_entropy(gm.graph, match)]
     output.args = ((*graph_outputs(gm.graph), *added),)
     return len(added)
 
 
-def emit_entropy(graph: fx.Graph, operators: Sequence[Operator]) -> fx.Node:
-    """The mean entropy of a site's operators, float32, no dimensions."""
-    nodes = [emit_one(graph, operator) for operator in operators]
+def emit_entropy(graph: fx.Graph, match: Match) -> fx.Node:
+    """The mean entropy of a site's operators, float32, no dimensions; NaN if it has none."""
+    if not match.operators:
+        return emit(graph, lambda v: (v.new_full((), torch.nan).float(),), match.kept[:1])[0]
+    nodes = [emit_one(graph, operator) for operator in match.operators]
     return emit(graph, lambda *each: (torch.stack(each).mean(),), nodes)[0]
 
 

@@ -671,6 +671,41 @@ def test_calibrate_one_site_is_looked_at_alone():
     check_cells(shifted, pipe.transformer, calls, range(len(cells)))
 
 
+class FeedForward(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(WIDTH, 3 * WIDTH), nn.GELU(), nn.Linear(3 * WIDTH, WIDTH))
+
+
+class FullBlock(Block):
+    def __init__(self):
+        super().__init__()
+        self.ff = FeedForward()
+
+    def forward(self, x, shift):
+        x = super().forward(x, shift)
+        return x + self.ff(x)
+
+
+@pytest.mark.parametrize("sites", ["all", "feed_forward"])
+def test_calibrate_sites_without_attention_are_compared_all_the_same(sites):
+    pipe = Pipeline()
+    torch.manual_seed(0)
+    pipe.transformer.blocks = nn.ModuleList([FullBlock()]).eval()
+    calibration = calibrate(
+        pipe, [1], num_steps=4, max_age=2, cells_per_step=2, sites=sites, **QUIET
+    )
+    seen = []
+    handle = pipe.transformer.blocks[0].ff.register_forward_hook(lambda *a: seen.append(a[2]))
+    record(pipe, [1], 4)
+    handle.remove()
+    column = calibration.sites.index("blocks.0.ff")
+    for step, age in [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2)]:
+        found = calibration.change[step, column, age - 1]
+        assert found == pytest.approx(norm_ratio(seen[step], seen[step - age]), rel=1e-4)
+    assert len(calibration.cells) == 3 * len(calibration.sites)
+    assert np.isfinite(calibration.cells.error).all()
+
+
 def test_calibrate_max_age_bounds_what_is_compared():
     calibration = calibrate(Pipeline(), [1], num_steps=6, max_age=2, **QUIET)
     assert calibration.change.shape == (6, 2, 2)

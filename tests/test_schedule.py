@@ -563,3 +563,22 @@ def test_schedule_rule_is_asked_once_per_step_with_the_age_of_each_site():
     assert {(moment.num_steps, moment.sites) for moment in rule.asked} == {(6, ("a", "b"))}
     assert [moment.age.tolist() for moment in rule.asked] == table.ages[1:].tolist()
     assert all(isinstance(moment, Moment) for moment in rule.asked)
+
+
+# ---- forecasts, written out --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "orders", "expected"),
+    [
+        ("CCCFF", 1, "CSSFF"),
+        ("CCCFF", 2, "SSSFF"),
+        ("CCRCF", 1, "CSRSF"),
+        ("CCCRF", [[0], [0], [0], [0], [1]], "CSSRF"),
+    ],
+)
+def test_from_actions_forecast_stores_as_many_outputs_as_its_order_reads(
+    written, orders, expected
+):
+    table = Schedule.from_actions(written, orders=orders).resolve(["a"])
+    assert columns(table) == [expected]
