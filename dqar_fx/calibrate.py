@@ -228,7 +228,7 @@ class Notes:
         row = np.full((len(change), self.max_age), np.nan)
         for age in change[0]:
             row[:, age - 1] = torch.stack([ages[age] for ages in change]).cpu()
-        broad = torch.stack(list(entropy)).double().cpu().numpy()
+        broad = torch.stack(list(entropy)).cpu().double().numpy()
         self._entropy[step].append((self.weight, broad))
         self._change[step].append((self.weight, row))
         self._first_stream = self._first_stream or stream

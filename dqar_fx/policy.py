@@ -204,7 +204,7 @@ def train(x: Floats, y: Floats, hidden: int, num_updates: int, seed: int) -> Net
         torch.inference_mode(mode=False),
         torch.enable_grad(),
     ):
-        torch.random.default_generator.manual_seed(seed)  # no other device's
+        torch.default_generator.manual_seed(seed)  # no other device's
         network = Network(x.mean(axis=0), x.std(axis=0) + SMALLEST, hidden)
         nn.init.constant_(network.last.bias, y.mean())
         inputs, targets = torch.from_numpy(x), torch.from_numpy(y)

@@ -224,13 +224,19 @@ class Schedule:
             orders[:] = self.rule.orders
         return BranchTable(actions, paths, self.max_age, self.reason, orders, self.method)
 
-    def mark_stores(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:
+    def mark_stores(
+        self, actions: NDArray[np.int8], orders: tuple[tuple[int, ...], ...] = ((0,),)
+    ) -> NDArray[np.int8]:
         """REUSE as this schedule does it, COMPUTE as STORE where a later cell reads it."""
         marked = actions.copy()
+        known = np.full_like(actions, self.order)
+        if not self.order:
+            known[:] = orders
         if self.order:
             marked[actions == Action.REUSE] = Action.FORECAST
         is_read = np.isin(marked, (Action.REUSE, Action.FORECAST))
-        points = np.where(is_read, points_of(self.method, self.order), 0)
+        reads = np.vectorize(lambda order: points_of(self.method, int(order)))(known)
+        points = np.where(marked == Action.FORECAST, reads, is_read)  # reuse reads one
         computed = marked == Action.COMPUTE
         marked[computed & find_read(computed, is_read, points)] = Action.STORE
         return marked
@@ -275,7 +281,7 @@ class Schedule:
         """Actions as written; where C may stand for a STORE, that one is found."""
         letters = rule.spread(num_sites)
         actions = np.vectorize(lambda letter: int(LETTERS[letter]))(letters).astype(np.int8)
-        return actions if rule.strict else self.mark_stores(actions)
+        return actions if rule.strict else self.mark_stores(actions, rule.orders)
 
 
 def orders_of(orders: ArrayLike | None) -> tuple[tuple[int, ...], ...]:
