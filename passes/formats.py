@@ -110,9 +110,8 @@ class Narrow:
         kept, flag = buffers
         narrow = value.to(self.dtype)
         kept.copy_(narrow)
-        # bfloat16 may round to what float16 cannot hold
-        fits = torch.finfo(value.dtype).max >= torch.finfo(self.dtype).max
-        raise_flag(flag, narrow if fits else narrow.to(value.dtype))
+        # asked of the value: a compiler may take it for what was rounded
+        raise_flag(flag, value.float().abs() < first_beyond(self.dtype, value.dtype))
 
     def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Widen."""
@@ -161,14 +160,13 @@ class Scaled:
         wide = value.float()
         top = wide.abs().amax(self._shared(wide.dim()), keepdim=True)
         scale = torch.where(top < SMALLEST, 0.0, top / self.largest)
-        scale = torch.where(top < torch.inf, scale, torch.nan).to(self.scale_dtype)
-        step = scale.float()
+        step = round_to_bfloat16(torch.where(top < torch.inf, scale, torch.nan))
         numbers = wide * torch.where(step > 0, 1 / step, 0.0)
         if not self.dtype.is_floating_point:
             numbers = numbers.round()
         kept.copy_(numbers.clamp(-self.largest, self.largest).to(self.dtype))
-        scales.copy_(scale)
-        raise_flag(flag, scale)
+        scales.copy_(step)
+        raise_flag(flag, top < torch.inf)
 
     def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Multiply by the scale; NaN where that is none."""
@@ -200,9 +198,25 @@ def is_flag(spec: TensorSpec) -> bool:
     return spec.dtype == torch.bool
 
 
-def raise_flag(flag: torch.Tensor, kept: torch.Tensor) -> None:
-    """Set a flag unless all numbers are finite."""
-    flag.logical_or_(kept.isfinite().all().logical_not())
+def raise_flag(flag: torch.Tensor, is_fine: torch.Tensor) -> None:
+    """Set a flag unless all is fine."""
+    flag.logical_or_(is_fine.all().logical_not())
+
+
+def first_beyond(kept: torch.dtype, read: torch.dtype) -> float:
+    """The least magnitude that becomes infinite on the way to a slot and back."""
+    if kept == torch.float16:
+        return 65520.0
+    return 65408.0 if read == torch.float16 else (2 - 2.0**-8) * 2.0**127
+
+
+def round_to_bfloat16(value: torch.Tensor) -> torch.Tensor:
+    """Float32 numbers that bfloat16 holds: half to even.
+
+    By bits, because a compiler may leave out a conversion there and back.
+    """
+    bits = value.view(torch.int32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
 
 
 FORMATS: dict[str, CacheFormat] = {
