@@ -19,7 +19,7 @@ class Explanation:
 
     Attributes:
         sites: The sites that take part.
-        left_out: Sites that were found but not selected.
+        left_out: Sites that were found but not selected, apart from blocks and spans.
         near_misses: Attention-like nodes that are no site, with the reason.
         reports: What each pass did, in order.
     """

@@ -62,6 +62,7 @@ class Program:
         table: What every site does at every step.
         plan: The step's stages and regions.
         slot_specs: The buffers of one stream.
+        history: How many outputs of a site they keep, as many as its graphs have inputs for.
         explanation: What was found and done.
         streams: The streams that have been called.
     """
@@ -80,7 +81,9 @@ class Program:
         self.guarded = guarded
         self.table = table
         self.plan = plan
-        self.slot_specs = plan_slots(slots_of(guarded), table)
+        slots = slots_of(guarded)
+        self.slot_specs = plan_slots(slots, table)
+        self.history = 1 + max((place for _, _, place, _ in slots), default=0)
         self.lowering = lowering
         self.explanation = explanation
         self.streams: dict[tuple[str | None, int], Stream] = {}
@@ -180,7 +183,7 @@ class Program:
 
     def _stream(self, key: tuple[str | None, int]) -> Stream:
         if key not in self.streams:
-            slots = Slots(self.slot_specs, len(self.table.sites), self.table.history)
+            slots = Slots(self.slot_specs, len(self.table.sites), self.history)
             self.streams[key] = Stream(slots)
         return self.streams[key]
 

@@ -17,7 +17,7 @@ from dqar_fx.passes import Action
 from .errors import ScheduleError
 from .forecast import MAX_ORDER, METHODS, points_of
 from .rules import AllOf, AnyOf, Interval, Linear, Moment, Written, Young
-from .table import BranchTable, find_read
+from .table import READING, BranchTable, find_covered, find_read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .rules import Rule
+    from .table import Around
 
 LETTERS = {action.letter: action for action in Action}
 
@@ -41,6 +42,7 @@ class Schedule:
             no limit.
         order: Of the forecast that takes the place of reuse; 0 for reuse as it is.
         method: How to forecast, a name of `forecast.METHODS`.
+        sites: The sites it is meant for, as for ``transform``; None for any.
     """
 
     num_steps: int
@@ -48,6 +50,7 @@ class Schedule:
     max_age: int | None = None
     order: int = 0
     method: str = "taylor"
+    sites: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, num_steps=self.num_steps)
@@ -201,28 +204,40 @@ class Schedule:
             raise ScheduleError(
                 "combine schedules first, then forecast: (a & b).forecast(...)"
             )
+        known = {each.sites for each in (self, other)} - {None}
+        if len(known) > 1:
+            raise ScheduleError(
+                f"schedules for sites={self.sites!r} and {other.sites!r} cannot be combined: "
+                "replace(schedule, sites=None), and give the sites to transform"
+            )
         rule = how((self._aged_rule(), other._aged_rule()))
-        return Schedule(self.num_steps, rule, None, self.order, self.method)
+        sites = next(iter(known), None)
+        return Schedule(self.num_steps, rule, None, self.order, self.method, sites)
 
     def _aged_rule(self) -> Rule:
         """The rule, with the limit of age as a part of it."""
         return self.rule if self.max_age is None else AllOf((self.rule, Young(self.max_age)))
 
-    def resolve(self, sites: Sequence[str]) -> BranchTable:
+    def resolve(self, sites: Sequence[str], around: Around = ()) -> BranchTable:
         """The branch table for sites with these paths.
+
+        Args:
+            sites: Their paths, in execution order.
+            around: Per site, the columns of those that contain it; empty if none does.
 
         Raises:
             ScheduleError: The rule has another number of sites, or its table breaks a rule.
         """
         paths = tuple(str(path) for path in sites)
         if isinstance(self.rule, Written):
-            actions = self.resolve_written(self.rule, len(paths))
+            actions = self.resolve_written(self.rule, len(paths), around)
         else:
-            actions = self.mark_stores(self.decide(paths))
+            actions = self.mark_stores(self.decide(paths, around))
         orders = np.full_like(actions, self.order)
         if isinstance(self.rule, Written) and not self.order:
             orders[:] = self.rule.orders
-        return BranchTable(actions, paths, self.max_age, self.reason, orders, self.method)
+        facts = (self.max_age, self.reason, orders, self.method)
+        return BranchTable(actions, paths, *facts, tuple(around))
 
     def mark_stores(
         self, actions: NDArray[np.int8], orders: tuple[tuple[int, ...], ...] = ((0,),)
@@ -234,14 +249,14 @@ class Schedule:
             known[:] = orders
         if self.order:
             marked[actions == Action.REUSE] = Action.FORECAST
-        is_read = np.isin(marked, (Action.REUSE, Action.FORECAST))
+        is_read = np.isin(marked, READING)
         reads = np.vectorize(lambda order: points_of(self.method, int(order)))(known)
         points = np.where(marked == Action.FORECAST, reads, is_read)  # reuse reads one
         computed = marked == Action.COMPUTE
         marked[computed & find_read(computed, is_read, points)] = Action.STORE
         return marked
 
-    def decide(self, sites: tuple[str, ...]) -> NDArray[np.int8]:
+    def decide(self, sites: tuple[str, ...], around: Around) -> NDArray[np.int8]:
         """REUSE where the rule allows it and what is kept is young enough, else COMPUTE."""
         actions = np.zeros((self.num_steps, len(sites)), np.int8)
         computed = np.zeros(len(sites), np.int64)
@@ -256,7 +271,9 @@ class Schedule:
             if self.max_age is not None:
                 reuse = reuse & (moment.age <= self.max_age)
             actions[step, reuse] = Action.REUSE
-            computed[~reuse] = step
+            covered = find_covered(reuse[None], around)[0]
+            actions[step, covered] = Action.COVERED
+            computed[~reuse & ~covered] = step
         return actions
 
     def reason(self, table: BranchTable, step: int, site: int) -> str:
@@ -277,11 +294,16 @@ class Schedule:
         """
         self.rule.refuse_other_model(model)
 
-    def resolve_written(self, rule: Written, num_sites: int) -> NDArray[np.int8]:
+    def resolve_written(
+        self, rule: Written, num_sites: int, around: Around
+    ) -> NDArray[np.int8]:
         """Actions as written; where C may stand for a STORE, that one is found."""
         letters = rule.spread(num_sites)
         actions = np.vectorize(lambda letter: int(LETTERS[letter]))(letters).astype(np.int8)
-        return actions if rule.strict else self.mark_stores(actions, rule.orders)
+        if rule.strict:
+            return actions
+        actions[find_covered(np.isin(actions, READING), around)] = Action.COVERED
+        return self.mark_stores(actions, rule.orders)
 
 
 def orders_of(orders: ArrayLike | None) -> tuple[tuple[int, ...], ...]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ATTENTION = ("self", "cross", "joint")
 GROUPS = {"attention": ATTENTION, "all": (*ATTENTION, "feed_forward")}
 """Names that stand for several kinds."""
-KINDS = GROUPS["all"]
+KINDS = (*GROUPS["all"], "block", "span")
 
 
 def choose_sites(
@@ -29,8 +29,8 @@ def choose_sites(
     Args:
         matches: All sites of the graph.
         near_misses: Candidates that are none, for the error.
-        wanted: ``"attention"``, ``"all"``, a kind, a path pattern as of a shell, or several of
-            these.
+        wanted: ``"attention"``, ``"all"``, a kind, a path pattern as of a shell, the path of
+            a span such as ``"transformer_blocks.1:11"``, or several of these.
 
     Raises:
         SiteError: The graph has no site, or a pattern selects none.

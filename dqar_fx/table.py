@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+Around = Sequence[tuple[int, ...]]
+"""Per column, those of the sites that contain its site; empty where none contains another."""
 NEVER = -1
 """In `BranchTable.sources`: nothing is read."""
+READING = (Action.REUSE, Action.FORECAST)
+"""Actions that read what was kept."""
 
 
 def no_orders() -> NDArray[np.int8]:
@@ -42,10 +47,12 @@ class BranchTable:
         orders: int8 ``[steps, sites]``, or one for all: of each FORECAST, at least 1; zero in
             all other cells.
         method: How to forecast, a name of `forecast.METHODS`.
+        around: Per column, those of the sites that contain its site; empty where none does.
 
     Raises:
         ScheduleError: A REUSE that no STORE reaches, a STORE that nothing reads, an output
-            older than ``max_age``, an unknown action, or a wrong number of columns.
+            older than ``max_age``, a site that is covered and should not be or the other way
+            round, an unknown action, or a wrong number of columns.
     """
 
     actions: NDArray[np.int8]
@@ -54,6 +61,7 @@ class BranchTable:
     reason: Callable[[BranchTable, int, int], str] | None = field(default=None, repr=False)
     orders: NDArray[np.int8] = field(default_factory=no_orders)
     method: str = "taylor"
+    around: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         actions = np.array(self.actions)
@@ -89,6 +97,10 @@ class BranchTable:
 
     def _verify(self) -> None:
         reused = self.is_read
+        covered = find_covered(reused, self.around)
+        is_covered = self.actions == Action.COVERED
+        self._reject(is_covered & ~covered, "covered (.), but no site around it is read")
+        self._reject(covered & ~is_covered, "not covered (.), though a site around it is read")
         forecast = self.actions == Action.FORECAST
         self._reject(reused & (self.sources == NEVER), "REUSE, but no STORE comes before it")
         self._reject(forecast & (self.orders < 1), "FORECAST without an order")
@@ -133,7 +145,12 @@ class BranchTable:
     @cached_property
     def is_read(self) -> NDArray[np.bool_]:
         """Bool ``[steps, sites]``: whether a cell reads what was kept: REUSE or FORECAST."""
-        return np.isin(self.actions, (Action.REUSE, Action.FORECAST))
+        return np.isin(self.actions, READING)
+
+    @cached_property
+    def is_skipped(self) -> NDArray[np.bool_]:
+        """Bool ``[steps, sites]``: whether a cell computes nothing: it reads or is covered."""
+        return np.asarray(self.is_read | (self.actions == Action.COVERED))
 
     @cached_property
     def points(self) -> NDArray[np.int64]:
@@ -150,7 +167,7 @@ class BranchTable:
     def ages(self) -> NDArray[np.int64]:
         """int64 ``[steps, sites]``: steps since each site was computed last; step 0 has 0."""
         step = np.arange(self.num_steps)[:, None]
-        computed = np.where(self.is_read, 0, step)
+        computed = np.where(self.is_skipped, 0, step)
         before = np.zeros_like(computed)
         before[1:] = np.maximum.accumulate(computed, axis=0)[:-1]
         return step - before
@@ -169,7 +186,11 @@ class BranchTable:
         if not 0 <= step < self.num_steps:
             raise ScheduleError(f"no step {step}: the branch table has {self.num_steps}")
         action = Action(self.actions[step, column])
-        said = "as given" if self.reason is None else self.reason(self, step, column)
+        if action == Action.COVERED:
+            readers = [c for c in self.around[column] if self.is_read[step, c]]
+            said = f"inside of {self.sites[readers[0]]}, which is read"
+        else:
+            said = "as given" if self.reason is None else self.reason(self, step, column)
         source = int(self.sources[step, column])
         done = f" of step {source}" if action == Action.REUSE else ""
         if action == Action.FORECAST:
@@ -200,6 +221,8 @@ class BranchTable:
         content: dict[str, Any] = {"max_age": self.max_age, "actions": columns}
         if self.orders.any():
             content |= {"method": self.method, "orders": self.orders.T.tolist()}
+        if any(self.around):
+            content["around"] = self.around
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
@@ -227,6 +250,7 @@ class BranchTable:
             max_age,
             orders=known,
             method=content.get("method", "taylor"),
+            around=tuple(tuple(each) for each in content.get("around", ())),
         )
 
     @property
@@ -245,19 +269,15 @@ class BranchTable:
 
     @property
     def reuse_ratio(self) -> float:
-        """Share of cells that are REUSE or FORECAST, in [0, 1]."""
-        return float(self.is_read.mean())
+        """Share of cells that compute nothing, in [0, 1]."""
+        return float(self.is_skipped.mean())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BranchTable):
             return NotImplemented
-        same = (self.sites, self.max_age, self.method) == (
-            other.sites,
-            other.max_age,
-            other.method,
-        )
+        facts = ("sites", "max_age", "method", "around")
         return (
-            same
+            all(getattr(self, name) == getattr(other, name) for name in facts)
             and np.array_equal(self.actions, other.actions)
             and np.array_equal(self.orders, other.orders)
         )
@@ -267,9 +287,10 @@ class BranchTable:
 
     def _legend(self) -> str:
         orders = sorted({int(order) for order in self.orders.flat if order})
+        told = ", . inside of what is read" if (self.actions == Action.COVERED).any() else ""
         if not orders:
-            return ""
-        return f", F forecast ({self.method}, order {', '.join(map(str, orders))})"
+            return told
+        return f", F forecast ({self.method}, order {', '.join(map(str, orders))}){told}"
 
     def __str__(self) -> str:
         """The report's diagram: time to the right, shallow sites above deep ones."""
@@ -284,6 +305,15 @@ class BranchTable:
         for path, column in zip(self.sites, self.actions.T, strict=True):
             lines.append(f"{path:>{width}}  {''.join(Action(a).letter for a in column)}")
         return "\n".join(lines)
+
+
+def find_covered(is_read: NDArray[np.bool_], around: Around) -> NDArray[np.bool_]:
+    """Bool ``[steps, sites]``: which cells lie inside of a site that reads at that step."""
+    covered = np.zeros_like(is_read)
+    for column, outer in enumerate(around):
+        if outer:
+            covered[:, column] = is_read[:, list(outer)].any(axis=1)
+    return covered
 
 
 def find_read(

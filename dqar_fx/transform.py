@@ -12,6 +12,7 @@ from dqar_fx.passes import (
     FORMATS,
     CacheFormat,
     NoMatch,
+    find_around,
     find_sites,
     hoist_conditioning,
     insert_guards,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
+    from dqar_fx.passes import Site
     from dqar_fx.passes.module_sites import Match
 
     from .runner import PassReport
@@ -51,7 +53,7 @@ def transform(
     model: nn.Module,
     schedule: Schedule,
     *,
-    sites: str | Sequence[str] = "attention",
+    sites: str | Sequence[str] | None = None,
     example_inputs: Mapping[str, Any] | None = None,
     keep: str = "output",
     cache: str = "same",
@@ -64,8 +66,10 @@ def transform(
             not modified; parameters are shared with it.
         schedule: Which site reuses its output at which step.
         sites: ``"attention"``, a kind (``"self"``, ``"cross"``, ``"joint"``,
-            ``"feed_forward"``), ``"all"`` of these, or path patterns such as
-            ``"transformer_blocks.*.attn1"``; or several.
+            ``"feed_forward"``), ``"all"`` of these, ``"block"`` or ``"span"`` (what a block,
+            or all blocks of a list, add to their input), or paths: patterns such as
+            ``"transformer_blocks.*.attn1"``, spans such as ``"transformer_blocks.1:11"``; or
+            several. By default those that the schedule is meant for, or ``"attention"``.
         example_inputs: Keyword arguments of one call, to capture right away; without them
             the first call is captured.
         keep: What a site keeps: its ``"output"``, or its keys and values, ``"kv"``, from which
@@ -97,6 +101,8 @@ def transform(
             f"expected a dqar_fx.Schedule, found {schedule!r}; for a written-out one use "
             "Schedule.from_actions(...)"
         )
+    if sites is None:
+        sites = "attention" if schedule.sites is None else schedule.sites
     if not sites or not all(isinstance(s, str) for s in sites):
         raise SiteError(f"sites={sites!r}: expected a kind, a path pattern, or several")
     if not isinstance(cache, str) or cache not in FORMATS:
@@ -151,13 +157,15 @@ class Builder:
 
         graph = fork(captured.gm)
         reports = run_passes(graph, early_passes(options, blocks))
-        matches, near_misses = find_sites(graph)
+        wanted = [self.sites] if isinstance(self.sites, str) else self.sites
+        matches, near_misses = find_sites(graph, spans=wanted)
         if self.keep == "kv":
             matches, without = keep_all_keys_values(matches)
             near_misses += without
         chosen = choose_sites(matches, near_misses, self.sites)
         refuse_format(self.cache, (spec for match in chosen for spec in match.site.kept))
-        table = self.schedule.resolve([match.site.path for match in chosen])
+        paths = [match.site.path for match in chosen]
+        table = self.schedule.resolve(paths, around=find_around(chosen))
 
         guarded = graph
         reports += run_passes(
@@ -175,7 +183,7 @@ class Builder:
             lowering=Lowering(options),
             explanation=Explanation(
                 sites=tuple(match.site for match in chosen),
-                left_out=tuple(m.site for m in matches if m.site.path not in table.sites),
+                left_out=left_out(matches, chosen),
                 near_misses=tuple(near_misses),
                 reports=tuple(reports),
             ),
@@ -191,6 +199,13 @@ def early_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
     if options.unit is not None:
         passes.append(partial(unify_layouts, blocks=blocks))  # last: for compilers only
     return passes
+
+
+def left_out(matches: Sequence[Match], chosen: Sequence[Match]) -> tuple[Site, ...]:
+    """Sites that were not chosen; not those around or inside of a chosen one."""
+    paths, taken = {m.site.path for m in chosen}, {n for m in chosen for n in m.body}
+    others = (m for m in matches if m.site.path not in paths)
+    return tuple(m.site for m in others if not (m.bases or taken.intersection(m.body)))
 
 
 def keep_all_keys_values(matches: Sequence[Match]) -> tuple[list[Match], list[NoMatch]]:

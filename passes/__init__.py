@@ -8,7 +8,8 @@ layout may take another kernel, another order of sums rounds differently.
 from .expose_attention import expose_attention
 from .find_attention import find_attention
 from .find_feed_forward import find_feed_forward
-from .find_sites import find_sites
+from .find_residuals import find_residuals
+from .find_sites import find_around, find_sites
 from .formats import FORMATS, CacheFormat
 from .hoist_conditioning import hoist_conditioning
 from .insert_guards import compute_or_reuse, insert_guards
@@ -30,8 +31,10 @@ __all__ = [
     "TensorSpec",
     "compute_or_reuse",
     "expose_attention",
+    "find_around",
     "find_attention",
     "find_feed_forward",
+    "find_residuals",
     "find_sites",
     "hoist_conditioning",
     "insert_guards",

@@ -101,6 +101,17 @@ def is_random(node: fx.Node) -> bool:
     return bool(node.kwargs.get("dropout_p", given) != 0)
 
 
+def has_effect(node: fx.Node) -> bool:
+    """Whether a node must stay though nothing reads it.
+
+    To fx that is every operator that may draw random numbers, also an attention whose dropout
+    is zero.
+    """
+    if node.is_impure() and isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable or is_random(node)
+    return node.is_impure()
+
+
 def used_by_others(node: fx.Node, group: AbstractSet[fx.Node]) -> bool:
     """Whether a node has a user that is not in ``group``."""
     return any(user not in group for user in node.users)
@@ -162,8 +173,12 @@ def replace_by_call(
     call: Callable[[], fx.Node],
     *,
     before: fx.Node,
+    inside: AbstractSet[fx.Node] = frozenset(),
 ) -> fx.Node:
-    """Put ``call`` (it returns a tuple of ``outputs``) where ``nodes`` were; erase these."""
+    """Put ``call`` (it returns a tuple of ``outputs``) where ``nodes`` were; erase these.
+
+    Where outputs are not erased, nodes ``inside`` and the call itself go on reading them.
+    """
     graph = before.graph
     with graph.inserting_before(before):
         caller = call()
@@ -173,7 +188,9 @@ def replace_by_call(
     caller.meta["val"] = tuple(node.meta.get("val") for node in outputs)
     for node, item in zip(outputs, items, strict=True):
         item.meta = copy_meta(node)
-        node.replace_all_uses_with(item)
+        node.replace_all_uses_with(
+            item, lambda user: user is not caller and user not in inside
+        )
     for node in reversed(nodes):
         graph.erase_node(node)
     return caller

@@ -11,6 +11,12 @@ own inputs; only REUSE, which a verified branch table allows, gives another valu
 Where keys and values are kept instead of the output, ``%resume_3`` takes the place of None:
 what leads from them, and from the inputs after it, to the output.
 
+A residual site's guard stands behind it and keeps what the site adds to its inputs; what only
+its outputs need is dead where the guard reads:
+
+    %out   = getitem(%guard, 0)   ; compute_or_reuse(..., %body, %resume, ..., [%y, %x], [%x])
+                                    body: %y, %y - %x   resume: %x + %kept
+
 Actions and slots become inputs of the graph: which one is taken is the caller's decision,
 known on the host before the step starts.
 
@@ -21,10 +27,12 @@ Source: DQAR report, "Phase 1: K/V caching" and "Phase 2: attention output cachi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from .formats import FORMATS
 from .graphs import copy_meta, extract, replace_by_call, tensor_value
@@ -95,15 +103,38 @@ def insert_guards(
     gm: fx.GraphModule, matches: Sequence[Match], cache: CacheFormat, history: int = 1
 ) -> int:
     """Replace each match by a guard that keeps ``history`` steps; the number of guards."""
-    for column, match in enumerate(matches):
-        insert_guard(gm, match, column, cache, history)
+    given = [add_inputs(gm, match, i, cache, history) for i, match in enumerate(matches)]
+    place = {node: number for number, node in enumerate(gm.graph.nodes)}
+
+    def turn(column: int) -> tuple[bool, int, int]:
+        """Residuals before what they contain, and before what they add to."""
+        body = matches[column].body
+        return not matches[column].bases, -place[body[-1]], -len(body)
+
+    for column in sorted(range(len(matches)), key=turn):
+        insert_guard(gm, matches[column], column, cache.name, given[column])
     return len(matches)
 
 
-def insert_guard(
+@dataclass(frozen=True)
+class Given:
+    """The inputs of a graph that belong to one guard.
+
+    Attributes:
+        action: Its action.
+        weights: Of a forecast; None if one step is kept.
+        slots: Per kept value and step that is kept, newest first, the buffers of the format.
+    """
+
+    action: fx.Node
+    weights: fx.Node | None
+    slots: list[list[list[fx.Node]]]
+
+
+def add_inputs(
     gm: fx.GraphModule, match: Match, column: int, cache: CacheFormat, history: int
-) -> None:
-    """Replace one site, whose actions stand in ``column`` of the branch table."""
+) -> Given:
+    """New placeholders for a site, whose actions stand in ``column`` of the branch table."""
     action = add_input(gm, f"action_{column}", {"action": column})
     weights = add_weights(gm, match, column, history) if history > 1 else None
     slots = [
@@ -117,9 +148,14 @@ def insert_guard(
         ]
         for j, kept in enumerate(match.site.kept)
     ]
-    is_output = match.kept == match.outputs
-    body, inputs = extract(gm, match.body, match.outputs + (() if is_output else match.kept))
-    after, others = (None, []) if is_output else extract_rest(gm, match)
+    return Given(action, weights, slots)
+
+
+def insert_guard(
+    gm: fx.GraphModule, match: Match, column: int, cache_format: str, given: Given
+) -> None:
+    """Put the guard of one site where the site was, or behind it if it is a residual."""
+    body, inputs, after, others = cut_out(gm, match)
     dtypes = [kept.dtype for kept in match.site.kept]
 
     def own(name: str, inner: fx.GraphModule | None) -> fx.Node | None:
@@ -132,13 +168,52 @@ def insert_guard(
 
     def guard() -> fx.Node:
         graphs = own(f"body_{column}", body), own(f"resume_{column}", after)
-        args = (action, weights, slots, *graphs, cache.name, dtypes, inputs, others)
+        head = (given.action, given.weights, given.slots, *graphs)
+        args = (*head, cache_format, dtypes, inputs, others)
         node = gm.graph.call_function(compute_or_reuse, args)
         node.meta = {**copy_meta(match.outputs[0]), "site": match.site}
         return node
 
-    stack = match.outputs[0].meta.get("nn_module_stack")
-    replace_by_call(match.body, match.outputs, guard, before=match.body[-1].next)
+    is_span = match.site.kind == "span"  # belongs to no block: its guard is a run of its own
+    stack = None if is_span else match.outputs[0].meta.get("nn_module_stack")
+    caller = replace_by_call(
+        () if match.bases else match.body,
+        match.outputs,
+        guard,
+        before=match.body[-1].next,
+        inside=frozenset(match.body),
+    )
+    for node in (caller, *caller.users):
+        node.meta["nn_module_stack"] = stack
+
+
+def cut_out(
+    gm: fx.GraphModule, match: Match
+) -> tuple[fx.GraphModule, list[fx.Node], fx.GraphModule | None, list[fx.Node]]:
+    """A site's body and its inputs, and what resumes from kept values and its inputs."""
+    if match.bases:
+        body, after = residual_graphs(match)
+        return body, [*match.outputs, *match.bases], after, list(match.bases)
+    if match.kept == match.outputs:
+        return *extract(gm, match.body, match.outputs), None, []
+    body, inputs = extract(gm, match.body, match.outputs + match.kept)
+    return body, inputs, *extract_rest(gm, match)
+
+
+def residual_graphs(match: Match) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """``outputs, bases -> outputs, differences`` and ``differences, bases -> outputs``."""
+    size = len(match.outputs)
+
+    def body(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pairs = zip(given[:size], given[size:], strict=True)
+        return (*given[:size], *(output - base for output, base in pairs))
+
+    def resume(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pairs = zip(given[:size], given[size:], strict=True)
+        return tuple(base + kept for kept, base in pairs)
+
+    values = [node.meta["val"] for node in (*match.outputs, *match.bases)]
+    return make_fx(body)(*values), make_fx(resume)(*values)
 
 
 def extract_rest(gm: fx.GraphModule, match: Match) -> tuple[fx.GraphModule, list[fx.Node]]:

@@ -67,6 +67,8 @@ class Match:
         body: What it computes.
         outputs: What it gives to the rest.
         kept: What is kept: the outputs, or nodes of the body that they descend from.
+        bases: Where the site adds to what it reads: that input, per output. Kept is then
+            the difference of the output from it.
     """
 
     site: Site
@@ -75,6 +77,7 @@ class Match:
     body: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
     kept: tuple[fx.Node, ...]
+    bases: tuple[fx.Node, ...] = ()
 
 
 def match_site(

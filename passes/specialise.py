@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from .formats import FORMATS
-from .graphs import copy_meta, drop_unused_inputs, emit, inline
+from .graphs import copy_meta, drop_unused_inputs, emit, has_effect, inline
 from .insert_guards import compute_or_reuse, forecast
 from .vocabulary import Action
 
@@ -48,7 +48,7 @@ def specialise(gm: fx.GraphModule, actions: Sequence[Action]) -> int:
     for guard, action in zip(guards, actions, strict=True):
         resolve_guard(gm, guard, action)
     copy_slots_out(gm.graph)
-    gm.graph.eliminate_dead_code()
+    gm.graph.eliminate_dead_code(has_effect)
     drop_unused_inputs(gm)
     gm.delete_all_unused_submodules()  # bodies of resolved guards
     return len(guards)

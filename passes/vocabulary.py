@@ -24,14 +24,15 @@ class Action(enum.IntEnum):
     """Compute, and keep the site's output (or its keys and values) in its slot."""
     REUSE = 2
     """Read the slot; nothing is computed that it stands for."""
-
     FORECAST = 3
     """Combine what was kept at the last computed steps; nothing is computed otherwise."""
+    COVERED = 4
+    """Not evaluated: a larger site around it reads what it keeps."""
 
     @property
     def letter(self) -> str:
-        """One letter for written-out rows: C, S, R or F."""
-        return self.name[0]
+        """One letter for written-out rows: C, S, R, F, or a dot for what is covered."""
+        return "." if self is Action.COVERED else self.name[0]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ class Site:
         index: Position in execution order; the column of the branch table.
         path: Module path, such as ``transformer_blocks.3.attn1``. A module called twice
             gives two sites; the second path ends in ``@1``.
-        kind: ``"self"``, ``"cross"`` or ``"joint"`` attention, or ``"feed_forward"``.
-        variant: How the graph spells it: ``"fused"``, ``"matmul_softmax"``, or the activation.
+        kind: ``"self"``, ``"cross"`` or ``"joint"`` attention, ``"feed_forward"``,
+            ``"block"`` or ``"span"``.
+        variant: How the graph spells it: ``"fused"``, ``"matmul_softmax"``, the activation,
+            or ``"residual"``.
         kept: What is kept: one spec per output (joint attention has two), or per key and
             value.
         source: ``file:line`` of its operator.

@@ -186,6 +186,91 @@ class ForecastOracle:
         return torch.from_numpy(result).reshape(points[0][1].shape).to(points[0][1].dtype)
 
 
+class ResidualOracle(ForecastOracle):
+    """The same with blocks and spans among the sites: what they add to their input is kept.
+
+    A span ``blocks.1:4`` takes the inputs of block 1 and the outputs of block 3. Streams are
+    known by the names that diffusers gives them.
+    """
+
+    STREAMS = ("encoder_hidden_states", "hidden_states")
+
+    def __init__(self, model: nn.Module, table: Any) -> None:
+        self.model, self.table, self.kept = model, table, {}
+        self.ends = [self.ends_of(path) for path in table.sites]
+        self.bases: dict[int, dict[str, torch.Tensor]] = {}
+
+    def ends_of(self, path: str) -> tuple[nn.Module, nn.Module]:
+        """The first and the last module of a site."""
+        stack, _, numbers = path.rpartition(".")
+        if ":" not in numbers:
+            return (self.model.get_submodule(path),) * 2
+        first, last = map(int, numbers.split(":"))
+        blocks = self.model.get_submodule(stack)
+        return blocks[first], blocks[last - 1]
+
+    @torch.no_grad()
+    def __call__(self, step: int, **inputs: Any) -> torch.Tensor:
+        """One step."""
+        handles = []
+        order = sorted(range(len(self.ends)), key=lambda s: ":" in self.table.sites[s])
+        for site in order:  # hooks run as registered: of a block before those of its span
+            first, last = self.ends[site]
+            handles.append(last.register_forward_hook(self.hook(site, step)))
+            if self.is_residual(site):
+                remember = self.remember(site)
+                handles.append(first.register_forward_pre_hook(remember, with_kwargs=True))
+        try:
+            return self.model(**inputs).sample
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def is_residual(self, site: int) -> bool:
+        """Whether a site is a block or a span."""
+        return type(self.ends[site][1]).__name__.endswith("Block")
+
+    def remember(self, site: int) -> Any:
+        """The hook that notes what a site adds to."""
+
+        def note(_module: nn.Module, args: Any, given: Any) -> None:
+            named = dict(zip(reversed(self.STREAMS), args, strict=False)) | given
+            self.bases[site] = {n: named[n] for n in self.STREAMS if named.get(n) is not None}
+
+        return note
+
+    def hook(self, site: int, step: int) -> Any:
+        """The hook of one site for one step."""
+        if not self.is_residual(site):
+            return super().hook(site, step)
+        action, order = self.table.actions[step, site], self.table.orders[step, site]
+
+        def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
+            single = not isinstance(output, tuple)
+            outputs = (output,) if single else output
+            names = self.STREAMS[-len(outputs) :]
+            bases = [self.bases[site].get(name) for name in names]
+            past = self.kept.setdefault(site, [])
+            if action == STORE:
+                added = tuple(
+                    None if o is None else o - b for o, b in zip(outputs, bases, strict=True)
+                )
+                past.insert(0, (step, added))
+            if action in (REUSE, FORECAST):
+                added = [
+                    value
+                    if action == REUSE or value is None
+                    else self.predict([(s, v[j]) for s, v in past], step, int(order))
+                    for j, value in enumerate(past[0][1])
+                ]
+                outputs = tuple(
+                    None if a is None else b + a for a, b in zip(added, bases, strict=True)
+                )
+            return outputs[0] if single else outputs
+
+        return replace
+
+
 def taylor_forecast(past: list[tuple[int, torch.Tensor]], step: int) -> torch.Tensor:
     """Value, first difference, second difference, ... each over the newest distance."""
     steps, rows = [s for s, _ in past], [v.double() for _, v in past]

@@ -316,7 +316,7 @@ def test_from_actions_broken_rule_named_with_step_and_site(written, max_age, mes
         ),
         (["CRR", "CrR"], "step 1, site 1: 'r' is no action"),
         (["CRR", "CR"], "texts of one schedule need one length, found [3, 2]"),
-        ([[0, 0], [0, 4]], "step 1, site 1: "),
+        ([[0, 0], [0, 5]], "step 1, site 1: "),
         ("", "actions need shape [steps, sites] or [steps], found [0]"),
         ([], "actions need shape [steps, sites] or [steps], found [0]"),
         (np.zeros((2, 2, 2)), "actions need shape [steps, sites] or [steps], found [2, 2, 2]"),

@@ -210,14 +210,14 @@ def test_table_broken_rule_named_with_step_and_site(columns, max_age, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("number", [4, -1, 7])
+@pytest.mark.parametrize("number", [5, -1, 7])
 def test_table_unknown_action_rejected(number):
     with pytest.raises(ScheduleError) as caught:
         BranchTable(np.array([[0, 0], [0, number]]), ("a", "b"))
     message = str(caught.value)
     assert message.startswith("step 1, site 1 (b): unknown action")
     assert str(number) in message
-    assert message.endswith("known are COMPUTE 0, STORE 1, REUSE 2, FORECAST 3")
+    assert message.endswith("known are COMPUTE 0, STORE 1, REUSE 2, FORECAST 3, COVERED 4")
 
 
 @pytest.mark.parametrize(
