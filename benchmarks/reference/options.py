@@ -12,7 +12,12 @@ DEFAULT_OUT = Path("results/reference")
 
 
 def parse_training_options(
-    argv: Sequence[str] | None, *, description: str, steps: int, batch_size: int
+    argv: Sequence[str] | None,
+    *,
+    description: str,
+    steps: int,
+    batch_size: int,
+    shape: dict[str, int] | None = None,
 ) -> Options:
     """Parse the command line of a trainer and set the number of threads.
 
@@ -21,6 +26,7 @@ def parse_training_options(
         description: What the script does, for ``--help``.
         steps: Default of ``--steps``.
         batch_size: Default of ``--batch-size``.
+        shape: Sizes of the model that may be chosen, with their defaults.
 
     Returns:
         The options of the run.
@@ -42,9 +48,15 @@ def parse_training_options(
     )
     add("--stop-at", type=positive_int, help="end this session early, at this step")
     add("--threads", type=positive_int, default=2, help="CPU threads; results depend on them")
+    sizes = shape or {}
+    for name, size in sizes.items():
+        add(
+            f"--{name.replace('_', '-')}", type=positive_int, default=size, help="of the model"
+        )
     values = vars(parser.parse_args(argv))
     torch.set_num_threads(values.pop("threads"))
-    return Options(**values)
+    chosen = {name: values.pop(name) for name in sizes}
+    return Options(**values, shape=chosen)
 
 
 def positive_int(text: str) -> int:

@@ -7,6 +7,7 @@ checkpoint when started again with the same options.
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,11 @@ from torch import Tensor
 from benchmarks.reference.checkpoint import TrainingState
 from benchmarks.reference.errors import report_input_errors
 from benchmarks.reference.latents import FILE_NAME, Latents, load_latents
-from benchmarks.reference.models import build_scheduler, build_transformer
+from benchmarks.reference.models import (
+    TRANSFORMER_CONFIG,
+    build_scheduler,
+    build_transformer,
+)
 from benchmarks.reference.options import parse_training_options
 from benchmarks.reference.training import LearningRate, Options, fit
 
@@ -24,6 +29,8 @@ LEARNING_RATE = LearningRate(peak=1.2e-3, warmup_steps=200, floor=0.02)
 DEFAULT_STEPS = 2664
 DEFAULT_BATCH_SIZE = 128
 NULL_LABEL_RATE = 0.1
+SHAPE = ("num_layers", "num_attention_heads")
+"""Sizes of the model that may be chosen."""
 
 
 def draw_timesteps(batch_size: int, num_timesteps: int) -> Tensor:
@@ -103,14 +110,19 @@ def train(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = parse_training_options(
-        argv, description=__doc__ or "", steps=DEFAULT_STEPS, batch_size=DEFAULT_BATCH_SIZE
+        argv,
+        description=__doc__ or "",
+        steps=DEFAULT_STEPS,
+        batch_size=DEFAULT_BATCH_SIZE,
+        shape={name: TRANSFORMER_CONFIG[name] for name in SHAPE},
     )
-    config = build_transformer().config
+    build = partial(build_transformer, **options.shape)
+    config = build().config
     with report_input_errors():
         data = load_latents(
             options.out / FILE_NAME, num_channels=config.in_channels, size=config.sample_size
         )
-        transformer = train(data, options)
+        transformer = train(data, options, build=build)
     if transformer is None:
         print(f"stopped at step {options.last_step} of {options.steps}: run again to continue")
         return

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,6 +32,8 @@ class Options:
     resume: bool = True
     stop_at: int | None = None
     show_progress: bool = True
+    shape: dict[str, int] = field(default_factory=dict)
+    """Sizes of the model that differ from the reference's."""
 
     @property
     def last_step(self) -> int:
