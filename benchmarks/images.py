@@ -1,5 +1,6 @@
 """What pictures must be before they are judged: float in [0, 1], and grey where asked."""
 
+import torch
 from torch import Tensor
 
 from benchmarks.reference.errors import InputError
@@ -67,3 +68,19 @@ def to_fashion(images: Tensor) -> Tensor:
             f"{' in colour' if num_channels == 3 else ''}."
         )
     return grey.float() * 2 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Pictures in [0, 1] as a picture file holds them, uint8.
+
+    Raises:
+        ValueError: They are not finite.
+    """
+    if not images.isfinite().all():
+        raise ValueError("the pictures hold NaN or infinity; try another --dtype")
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """The pictures again, float32 in [0, 1]."""
+    return images.float() / 255

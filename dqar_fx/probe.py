@@ -228,7 +228,7 @@ def prepared(
     """A fork of a captured graph with the sites that ``transform`` would find."""
     own = fork(gm)
     run_passes(own, [normalise, hoist_conditioning])
-    matches, near_misses = find_sites(own)
+    matches, near_misses = find_sites(own, [sites] if isinstance(sites, str) else sites)
     return own, choose_sites(matches, near_misses, sites)
 
 

@@ -299,7 +299,8 @@ class Schedule:
     ) -> NDArray[np.int8]:
         """Actions as written; where C may stand for a STORE, that one is found."""
         letters = rule.spread(num_sites)
-        actions = np.vectorize(lambda letter: int(LETTERS[letter]))(letters).astype(np.int8)
+        number = np.vectorize(lambda letter: int(LETTERS[letter]))
+        actions: NDArray[np.int8] = number(letters).astype(np.int8)
         if rule.strict:
             return actions
         actions[find_covered(np.isin(actions, READING), around)] = Action.COVERED

@@ -93,6 +93,8 @@ class BranchTable:
         for name, array in (("actions", actions), ("orders", orders)):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+        if not any(self.around):
+            object.__setattr__(self, "around", ())
         self._verify()
 
     def _verify(self) -> None:

@@ -219,5 +219,6 @@ def passes_on(node: fx.Node) -> bool:
 def is_like(node: fx.Node, value: torch.Tensor) -> bool:
     """Whether a node flows, with this shape and dtype."""
     found = tensor_value(node)
-    flows = found is not None and not is_static_input(node)
-    return flows and found.shape == value.shape and found.dtype == value.dtype
+    if found is None or is_static_input(node):
+        return False
+    return found.shape == value.shape and found.dtype == value.dtype

@@ -11,8 +11,8 @@ from torch import nn
 
 from dqar_fx import Schedule, ScheduleError, entropy_gate, policy_gate, transform
 from dqar_fx.fingerprint import Fingerprint
+from tests.calibrations import random_calibration, random_policy
 from tests.models import make_dit, make_sd3
-from tests.test_gates import random_calibration, random_policy
 
 STEPS = 4
 ADVICE = "Calibrate this model with dqar_fx.calibrate(pipeline, ...)"

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from dqar_fx import BranchTable, Calibration, Policy, Schedule, ScheduleError, policy_gate
 from dqar_fx.calibration import Cells
-from tests.test_gates import check, policy_rule, random_calibration
+from tests.calibrations import random_calibration
+from tests.gate_rules import check, policy_rule
 
 STEPS, SITES, MAX_AGE, CELLS = 20, 6, 5, 400
 

@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 from benchmarks.ablation.claims import judge_claims
-from benchmarks.ablation.configurations import Entry, list_configurations, list_fewer_steps
+from benchmarks.ablation.configurations import (
+    BASELINE,
+    Entry,
+    list_configurations,
+    list_fewer_steps,
+)
 from benchmarks.ablation.facts import gather_facts
-from benchmarks.ablation.generate import Pieces, Studio, from_bytes, generate_pictures
-from benchmarks.ablation.judging import Panel
+from benchmarks.ablation.generate import Studio, generate_pictures
 from benchmarks.ablation.options import Options, parse_options
 from benchmarks.ablation.plan import Plan, share_of_keys_values
 from benchmarks.ablation.protocol import Protocol, use_scheduler
@@ -19,10 +23,13 @@ from benchmarks.ablation.report import print_report, write_report
 from benchmarks.ablation.rows import make_rows
 from benchmarks.ablation.timing import machine_of, measure_times, read_times
 from benchmarks.ablation.workshop import SharingWorkshop
+from benchmarks.images import from_bytes
+from benchmarks.judging import Panel
 from benchmarks.measure import Arena
 from benchmarks.pipelines import Task, load_pipeline
 from benchmarks.quality import Judge, judge_for
 from benchmarks.reference.errors import InputError
+from benchmarks.store import Pieces
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +63,8 @@ def run(options: Options) -> int:
 
     errors = measure(pipe, plan, entries, pieces)
     times, samples = read_times(plan.times)
-    panel = Panel(judge, plan.group_task(0).labels, list_comparable(entries, options))
+    comparable = list_comparable(entries, options)
+    panel = Panel(judge, plan.group_task(0).labels, BASELINE, comparable)
     rows = make_rows(
         entries,
         times,

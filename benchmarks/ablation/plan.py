@@ -1,23 +1,16 @@
 """Where the pieces of a run lie on disk, and what tells them from those of another run."""
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from benchmarks.ablation.configurations import Entry
 from benchmarks.ablation.options import Options
 from benchmarks.ablation.protocol import GROUP_STRIDE, SEED, Protocol
-from benchmarks.ablation.store import Piece
 from benchmarks.machine import count_cores, name_processor
 from benchmarks.main_job import model_name
 from benchmarks.pipelines import Task
-
-NUM_VALUES = 64
-"""Values of each parameter that its fingerprint reads."""
+from benchmarks.store import Piece, file_name, take_fingerprint
 
 
 @dataclass(frozen=True)
@@ -102,20 +95,9 @@ class Plan:
             "first_seed": SEED + GROUP_STRIDE * group,
             "pictures": self.group_size,
         }
-        name = re.sub(r"[^a-z0-9]+", "_", contender.name.lower()).strip("_")
-        path = self.options.out / "images" / f"{name}-{group}.safetensors"
+        name = f"{file_name(contender.name)}-{group}.safetensors"
+        path = self.options.out / "images" / name
         return Piece(path, {**self.shared, **own})
-
-
-def take_fingerprint(*modules: nn.Module) -> str:
-    """A short text that differs for other weights: of names, shapes and some values."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            values = parameter.detach().flatten()[:NUM_VALUES].double().cpu()
-            digest.update(f"{name} {list(parameter.shape)}".encode())
-            digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def share_of_keys_values(config: Any) -> float:

@@ -1,6 +1,6 @@
 """What the report fixes: classes, seeds, scheduler; and the pictures that follow from it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,14 @@ class Protocol:
             names=tuple(self.names[label] for label in labels),
             guidance=self.guidance,
         )
+
+    def batches(self, group: int, size: int, batch: int) -> Iterator[tuple[Task, int]]:
+        """The pictures of a group in batches, and how many of each belong to the group.
+
+        The last batch is as large as the others, or it would be compiled apart.
+        """
+        for start in range(0, size, batch):
+            yield self.task(group, start, batch), min(batch, size - start)
 
 
 def choose_classes(names: dict[int, str], asked: Sequence[int] | None) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation.configurations import Entry
-from benchmarks.ablation.judging import Quality
+from benchmarks.judging import Quality
 from benchmarks.machine import Machine
 
 

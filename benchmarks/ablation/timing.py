@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.ablation.configurations import BASELINE, Entry
 from benchmarks.ablation.options import Options
-from benchmarks.ablation.store import Piece
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.main_job import model_name
 from benchmarks.measure import Arena, Trial, compete
 from benchmarks.rows import Setting, make_rows
+from benchmarks.store import Piece
 
 Times = dict[str, dict[str, Any]]
 """Values of a row of the main job, by configuration."""

@@ -4,10 +4,11 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.figures import architecture, mismatch, quality, reuse, speed
+from benchmarks.figures.captions import write_captions
 from benchmarks.figures.options import FIGURES, Options, parse_options
 from benchmarks.figures.rows import RowsError
 from benchmarks.figures.studio import Studio
-from benchmarks.figures.style import styled, write_captions, write_figure
+from benchmarks.figures.style import styled, write_figure
 from benchmarks.reference.errors import InputError
 from dqar_fx import DqarError
 
@@ -47,7 +48,8 @@ def run(options: Options) -> int:
             continue
         captions[name] = drawn.caption
         print(f"wrote {' and '.join(map(str, paths))}")
-    page = options.out / "figures.md"
-    write_captions(captions, FIGURES, page)
-    print(f"wrote {page}")
+    if captions:
+        page = options.out / "figures.md"
+        write_captions(captions, FIGURES, page)
+        print(f"wrote {page}")
     return 1 if errors else 0

@@ -69,6 +69,12 @@ class Options:
     out: Path
 
 
+def folder_to_keep(text: str) -> Path:
+    """A converter for argparse: a folder with a calibration, or one to write it to."""
+    folder = Path(text)
+    return folder if (folder / "calibration.json").exists() else folder_to_write(text)
+
+
 def build_parser() -> Parser:
     """The parser of the figures."""
     parser = Parser(
@@ -86,7 +92,12 @@ def build_parser() -> Parser:
     add("--labels", type=at_least(0), nargs="+", metavar="N", help="classes of the pictures")
     add("--samples", type=at_least(1), default=8, help="number of classes, without these (8)")
     add("--seed", type=at_least(0), default=42, help="of the first picture (42)")
-    add("--calibration", type=Path, metavar="FOLDER", help="read it there, or write it there")
+    add(
+        "--calibration",
+        type=folder_to_keep,
+        metavar="FOLDER",
+        help="read it there, or write it there",
+    )
     add(
         "--ablation",
         type=Path,

@@ -36,6 +36,11 @@ class Pairs:
     third: NDArray[np.int64]
 
     @property
+    def both(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The errors with the output, and with keys and values."""
+        return self.output, self.kv
+
+    @property
     def ratio(self) -> NDArray[np.float64]:
         """Error with keys and values by that with the output."""
         return self.kv / self.output
@@ -97,11 +102,11 @@ def judge(pairs: Pairs) -> str:
 
 def make_title(denoiser: Pairs) -> str:
     """The finding, whichever way it falls."""
-    verdict = "which does not bear the report out"
+    verdict = "the mismatch that the report warns of makes no difference"
     if denoiser.share_better <= 1 - CLEAR:
-        verdict = "as the report says"
+        verdict = "the mismatch that the report warns of shows"
     elif denoiser.share_better >= CLEAR:
-        verdict = "the opposite of what the report says"
+        verdict = "the mismatch that the report warns of does not show"
     return (
         f"Keeping keys and values instead of outputs gives {judge(denoiser)} at equal age: "
         f"{verdict}"

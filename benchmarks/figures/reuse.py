@@ -1,83 +1,66 @@
 """Figure: when schedules and gates reuse, and the linear schedule's table."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
-from numpy.typing import NDArray
 
 from benchmarks.contenders import WARMUP
+from benchmarks.figures.head import new_figure
 from benchmarks.figures.studio import Studio
-from benchmarks.figures.style import BLUE, SAND, Drawn, new_figure
-from benchmarks.gates.lineup import ENTROPY, POLICY, SNR, list_families
-from dqar_fx import Action, BranchTable, Policy, Schedule
+from benchmarks.figures.style import ACTION_COLOURS, BLUE, INK, Drawn, set_titles
+from benchmarks.figures.tables import GATES, LINEAR, RULES, TARGET, list_tables, share_of_reuse
+from benchmarks.gates.lineup import POLICY
+from dqar_fx import Action, BranchTable
 
-GATES = (SNR, ENTROPY, POLICY)
-TARGET = 0.5
-"""Share of cells that the gates are set to reuse."""
-COLOURS = {Action.COMPUTE: "#e8e8e8", Action.STORE: SAND, Action.REUSE: BLUE}
 MEANING = {
-    Action.COMPUTE: "compute",
-    Action.STORE: "compute, and keep the output",
-    Action.REUSE: "reuse what was kept",
+    Action.COMPUTE: "C: compute",
+    Action.STORE: "S: compute, and keep the output (STORE)",
+    Action.REUSE: "R: read what was kept (REUSE)",
 }
+HOW_TO_READ = (
+    "A site is one attention of the model, a cell one site at one step. Above: the share of "
+    "sites that read a kept output instead of computing; schedules follow the step alone, "
+    "gates what a calibration run measured. Below: the first schedule, cell by cell."
+)
 
 
 def draw(studio: Studio) -> Drawn:
     """Draw the figure."""
     tables = list_tables(studio)
-    name, linear = next(iter(tables.items()))
-    figure = new_figure(make_title(linear), 13.2, 10.2)
-    parts: Any = figure.subfigures(2, 1, height_ratios=[1.25, 1])
-    top, bottom = parts
+    linear = tables[LINEAR]
+    figure = new_figure(make_title(linear, tables[POLICY]), HOW_TO_READ, 13.2, 9.4)
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.3, 1])
     panels = top.subplots(2, 3, sharex=True, sharey=True)
-    for axes, (each, table) in zip(panels.flat, tables.items(), strict=True):
-        kind = "gate" if each in GATES else "schedule"
-        draw_share(axes, f"{kind}: {each}", table)
+    for axes, (name, table) in zip(panels.flat, tables.items(), strict=True):
+        draw_share(axes, name, table)
     top.supxlabel("denoising step (0: noise alone; last: the picture)", fontsize=11)
     top.supylabel("sites that reuse (% of all)", fontsize=11)
-    draw_table(bottom.subplots(), name, linear)
+    draw_table(bottom.subplots(), LINEAR, linear)
     return Drawn(figure, make_caption(studio, tables))
 
 
-def list_tables(studio: Studio) -> dict[str, BranchTable]:
-    """The branch tables by name; the report's schedule first."""
-    steps, sites = studio.options.steps, studio.denoiser.table.sites
-    policy = Policy.fit(studio.calibration)
-    families = list_families(studio.pipe.scheduler, studio.calibration, policy)
-    return {
-        "linear": Schedule.linear(steps, WARMUP).resolve(sites),
-        "linear, max_age=3": Schedule.linear(steps, WARMUP, max_age=3).resolve(sites),
-        "interval every=2": Schedule.interval(steps, 2, warmup=WARMUP).resolve(sites),
-        **{name: families[name].settle(sites, TARGET).table for name in GATES},
-    }
-
-
-def share_of_reuse(table: BranchTable) -> NDArray[np.float64]:
-    """Per step, the share of sites that reuse, in [0, 1]."""
-    return np.asarray(table.is_read.mean(axis=1))
-
-
-def make_title(linear: BranchTable) -> str:
-    """The finding: when the linear schedule begins, and when it is complete."""
+def make_title(linear: BranchTable, policy: BranchTable) -> str:
+    """The finding: when the linear schedule reuses, and when the policy would."""
     share = share_of_reuse(linear)
-    if not share.any():
-        return "The linear schedule reuses nothing in so few steps"
+    if not share.any() or not policy.is_read.any():
+        return "The linear schedule or the learned policy reuses nothing in so few steps"
     first, full = int(np.argmax(share > 0)), int(np.argmax(share == share.max()))
+    own, other = (np.argwhere(table.is_read)[:, 0].mean() for table in (linear, policy))
     return (
-        f"The linear schedule computes everything up to step {first - 1}; then reuse spreads "
-        f"from shallow to deep sites until all reuse from step {full} on, in "
-        f"{linear.reuse_ratio:.0%} of all cells"
+        f"The linear schedule computes everything up to step {first - 1} and reuses "
+        f"everything from step {full} on; the learned policy, which follows measured errors, "
+        f"reuses {'earlier' if other < own else 'later'} (on average at step {other:.0f}, "
+        f"not {own:.0f})"
     )
 
 
 def draw_share(axes: Axes, name: str, table: BranchTable) -> None:
     """Draw the share of sites over steps."""
     edges = np.arange(table.num_steps + 1) - 0.5
+    kind = "gate" if name in GATES else "schedule"
     axes.stairs(100 * share_of_reuse(table), edges, fill=True, color=BLUE)
-    axes.set_title(f"{name}, {table.reuse_ratio:.0%} of all cells", fontsize=11)
+    set_titles(axes, f"{kind}: {name} ({table.reuse_ratio:.0%} of cells)", RULES[name])
     axes.set_ylim(0, 104)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_yticks([0, 50, 100])
@@ -85,25 +68,29 @@ def draw_share(axes: Axes, name: str, table: BranchTable) -> None:
 
 def draw_table(axes: Axes, name: str, table: BranchTable) -> None:
     """Draw a branch table as a map, shallow sites on top."""
-    colours = ListedColormap(list(COLOURS.values()))
     axes.pcolormesh(
         np.arange(table.num_steps + 1) - 0.5,
         np.arange(len(table.sites) + 1) - 0.5,
         table.actions.T,
-        cmap=colours,
+        cmap=ListedColormap(list(ACTION_COLOURS.values())),
         norm=BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3),
         edgecolor="white",
         linewidth=0.5,
     )
+    for step, site in np.argwhere(table.actions == Action.STORE):
+        axes.text(step, site, "S", ha="center", va="center", fontsize=9, color=INK)
     axes.invert_yaxis()
-    axes.set_yticks(
-        range(len(table.sites)), table.sites, fontsize=min(9, 110 / len(table.sites))
-    )
+    small = min(9, 110 / len(table.sites))
+    axes.set_yticks(range(len(table.sites)), table.sites, fontsize=small)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("denoising step")
-    axes.set_title(f"The table of the {name} schedule: every cell is decided before the run")
+    axes.set_title(
+        f"The {name} schedule, cell by cell: all is decided before the run",
+        fontsize=10.5,
+        fontweight="bold",
+    )
     axes.legend(
-        handles=[Patch(color=COLOURS[a], label=MEANING[a]) for a in COLOURS],
+        handles=[Patch(color=ACTION_COLOURS[each], label=MEANING[each]) for each in MEANING],
         loc="upper left",
         bbox_to_anchor=(0, -0.16),
         ncols=3,

@@ -1,17 +1,18 @@
-"""Rows of the ablation, as the figure of speed reads them from disk, and what they say."""
+"""Rows of the ablation, as the figure of speed reads them from disk, in words."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures.naming import describe_reuse
+from benchmarks.figures.style import NEAR_DB
 from benchmarks.reference.errors import InputError
 
 Row = Mapping[str, Any]
 NEEDED = ("name", "steps", "keep", "speed_median", "speed_min", "speed_max", "psnr_db")
-NEAR_DB = 30
-"""PSNR from which on pictures are called near: usual for lossy compression is 30 to 50 dB."""
 
 
 class RowsError(InputError):
@@ -55,6 +56,11 @@ def read_rows(folder: Path) -> list[Row]:
     return rows
 
 
+def speed_of(row: Row) -> float:
+    """Median speed against the baseline."""
+    return float(row["speed_median"])
+
+
 def psnr_of(row: Row) -> float:
     """PSNR in dB; minus infinity where it is unknown."""
     return -math.inf if row["psnr_db"] is None else float(row["psnr_db"])
@@ -70,26 +76,22 @@ def show_psnr(row: Row) -> str:
     return "equal" if psnr_of(row) == math.inf else f"{psnr_of(row):.1f} dB"
 
 
-def make_title(timed: Sequence[Row]) -> str:
-    """The finding: the fastest that reuses, and the fastest whose pictures stay near."""
-    reusing = [row for row in timed if row["keep"] is not None]
-    if not reusing:
-        return "No configuration that reuses attention has been timed"
-    best = max(reusing, key=lambda row: row["speed_median"])
-    title = (
-        f"{best['name']} is the fastest that reuses attention, {best['speed_median']:.2f}x as "
-        "fast as the baseline"
-    )
-    if best["psnr_db"] is None:
-        return title
-    if is_near(best):
-        return f"{title}, and its pictures stay near the baseline's (PSNR {show_psnr(best)})"
-    title += f", but its pictures are far from the baseline's (PSNR {show_psnr(best)})"
-    near = [row for row in reusing if is_near(row)]
-    if not near:
-        return f"{title}, and no other's are near"
-    kept = max(near, key=lambda row: row["speed_median"])
-    return (
-        f"{title}; of those that stay near, {kept['name']} is the fastest "
-        f"({kept['speed_median']:.2f}x, {show_psnr(kept)})"
-    )
+def label_quality(row: Row) -> str:
+    """The distance of a row's pictures, or why there is none."""
+    if row["psnr_db"] is not None:
+        return show_psnr(row)
+    return "none (other noise)" if row["keep"] is None else "not measured"
+
+
+def describe(row: Row) -> str:
+    """What a configuration does."""
+    if row["keep"] is None:
+        return f"untransformed model, {row['steps']} steps"
+    oldest = oldest_of(row["schedule"]) if row.get("schedule") else None
+    parts = describe_reuse(row["keep"], str(row.get("cache")), row.get("reuse_ratio"), oldest)
+    return ", ".join(parts)
+
+
+def oldest_of(schedule: str) -> int:
+    """Age of the oldest output that a schedule reuses, written out, in steps."""
+    return max(map(len, re.findall("R+", schedule)), default=0)

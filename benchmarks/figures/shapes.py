@@ -1,14 +1,14 @@
-"""The shapes of the architecture figure: boxes, cylinders, arrows; all lengths in inches."""
+"""Shapes of diagrams: boxes, cylinders, arrows; all lengths in inches."""
 
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse, FancyBboxPatch, Rectangle
 
-from benchmarks.figures.layout import HEIGHT, Place
-from benchmarks.figures.style import FAINT, INK, PALE
+from benchmarks.figures.places import Place
+from benchmarks.figures.style import FAINT, GONE, INK
 
-SOLID, GONE = "#444444", "#858585"
+SOLID = "#444444"
 LINE = 0.165
 """Distance of two lines of text."""
 LETTER = 0.038
@@ -20,23 +20,16 @@ def draw_box(
 ) -> None:
     """Draw a box with its name and details."""
     draw_outline(axes, place, fill or "none", SOLID, "-")
-    lines = [name, *details]
-    top = place.y + LINE * (len(lines) - 1) / 2
-    for number, text in enumerate(lines):
-        is_name = number == 0
-        write(
-            axes,
-            (place.x, top - LINE * number),
-            text,
-            size=9 if is_name else 8,
-            weight="bold" if is_name and details else "normal",
-            colour=INK if is_name else FAINT,
-        )
+    top = place.y + LINE * len(details) / 2
+    weight = "bold" if details else "normal"
+    write(axes, (place.x, top), name, size=9, weight=weight, colour=INK)
+    for number, text in enumerate(details, 1):
+        write(axes, (place.x, top - LINE * number), text, size=8, colour=FAINT)
 
 
 def draw_gone_box(axes: Axes, place: Place, name: str) -> None:
     """Draw the place where a box was, its name struck out."""
-    draw_outline(axes, place, "none", PALE, "--")
+    draw_outline(axes, place, "none", GONE, "--")
     top = place.y + LINE / 2
     write(axes, (place.x, top), name, size=9, weight="bold", colour=GONE)
     write(axes, (place.x, top - LINE), "removed", size=8, colour=GONE)
@@ -48,9 +41,9 @@ def draw_outline(axes: Axes, place: Place, fill: str, edge: str, style: str) -> 
     """Draw a rounded rectangle."""
     axes.add_patch(
         FancyBboxPatch(
-            (place.left, place.y - HEIGHT / 2),
+            (place.left, place.bottom),
             place.width,
-            HEIGHT,
+            place.height,
             boxstyle="round,pad=0,rounding_size=0.06",
             facecolor=fill,
             edgecolor=edge,
@@ -62,7 +55,7 @@ def draw_outline(axes: Axes, place: Place, fill: str, edge: str, style: str) -> 
 
 def draw_cylinder(axes: Axes, place: Place, text: str, fill: str | None) -> None:
     """Draw a cylinder; without a fill, the place where one would be."""
-    edge, style = (PALE, "--") if fill is None else (SOLID, "-")
+    edge, style = (GONE, "--") if fill is None else (SOLID, "-")
     inside = fill or "white"
     low, high, lid = place.y - 0.23, place.y + 0.21, 0.16
 

@@ -1,6 +1,5 @@
-"""What the figures have in common: colours, sizes, titles, files."""
+"""What the figures have in common: colours, sizes, files."""
 
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,19 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-INK, FAINT, PALE, PAPER = "#1a1a1a", "#636363", "#d9d9d9", "#ffffff"
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+from dqar_fx import Action
+
+INK, FAINT, GONE, PALE, PAPER = "#1a1a1a", "#636363", "#858585", "#d9d9d9", "#ffffff"
+BLUE, ORANGE = "#0072b2", "#d55e00"
 SKY, SAND = "#56b4e9", "#e69f00"
 """The colours of Okabe and Ito, which people with any colour vision tell apart."""
+ACTION_COLOURS = {Action.COMPUTE: "#e8e8e8", Action.STORE: SAND, Action.REUSE: BLUE}
+ACTION_INKS = {Action.COMPUTE: INK, Action.STORE: INK, Action.REUSE: PAPER}
+"""What is written on these colours."""
+NEAR_DB = 30
+"""PSNR from which on pictures are called near: usual for lossy compression is 30 to 50 dB."""
 DPI = 110
-TITLE_POINTS = 15.0
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
@@ -55,20 +59,10 @@ def styled() -> Any:
     return matplotlib.rc_context(STYLE)
 
 
-def new_figure(title: str, width: float, height: float) -> Figure:
-    """An empty figure under a title.
-
-    Args:
-        title: The finding in words; it is wrapped.
-        width: In inches.
-        height: In inches.
-    """
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
-    characters = int(width * 72 / (0.62 * TITLE_POINTS))
-    text = textwrap.fill(title, characters)
-    figure.suptitle(text, x=0.012, ha="left", fontsize=TITLE_POINTS, fontweight="bold")
-    return figure
+def set_titles(axes: Axes, title: str, detail: str) -> None:
+    """A panel's title in bold, and a line of detail below."""
+    axes.set_title(title, fontsize=10.5, fontweight="bold", pad=19)
+    axes.text(0, 1.03, detail, transform=axes.transAxes, va="bottom", fontsize=10, color=FAINT)
 
 
 def hide_frame(axes: Axes) -> None:
@@ -83,19 +77,3 @@ def write_figure(drawn: Drawn, folder: Path, name: str) -> list[Path]:
     drawn.figure.set_layout_engine("none")  # both files have the places found for the first
     drawn.figure.savefig(paths[1], metadata={"Date": None})
     return paths
-
-
-def read_captions(page: Path) -> dict[str, str]:
-    """Sections of a page of captions by figure; none if there is no page."""
-    text = page.read_text() if page.exists() else ""
-    sections = (part.partition("\n") for part in f"\n{text}".split("\n## ")[1:])
-    return {name.strip(): body.strip() for name, _, body in sections}
-
-
-def write_captions(captions: dict[str, str], order: tuple[str, ...], page: Path) -> None:
-    """Write captions beside those that are on the page from earlier runs."""
-    known = read_captions(page) | {
-        name: f"![{name}]({name}.png)\n\n{caption}" for name, caption in captions.items()
-    }
-    sections = [f"## {name}\n\n{known[name]}\n" for name in order if name in known]
-    page.write_text("\n".join(["# Figures\n", *sections]))

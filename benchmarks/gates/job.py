@@ -1,6 +1,5 @@
 """The comparison of gates: from the command line to the table and the files."""
 
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.main_job import model_name
 from benchmarks.pipelines import Task, load_pipeline, name_classes
 from benchmarks.reference.errors import InputError
+from benchmarks.store import file_name
 from dqar_fx import DqarError, Policy
 
 OTHER_SEEDS = 10_000
@@ -130,8 +130,3 @@ def write(
         each.table.save(out / "tables" / f"{file_name(each.name)}.json")
     write_rows(rows, settings, describe_machine(options.device), out / "rows.jsonl")
     print(f"\nwrote {out / 'rows.jsonl'}, {out / 'policy'} and {out / 'tables'}")
-
-
-def file_name(name: str) -> str:
-    """A name as a file name."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -5,9 +5,11 @@ that its contents follow from. A rerun takes what is there if the identity is th
 refuses it if not.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from benchmarks.reference.errors import InputError
 
 Identity = Mapping[str, Any]
+NUM_VALUES = 64
+"""Values of each parameter that its fingerprint reads."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,10 @@ class Piece:
             return file.metadata() or {}
 
 
+Pieces = Mapping[str, Sequence[Piece]]
+"""Per row of a table, a piece for each seed group."""
+
+
 def opened(path: Path) -> Any:
     """An open file.
 
@@ -105,3 +114,19 @@ def shorten(value: object) -> str:
     """A value in at most 60 characters."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def file_name(name: str) -> str:
+    """A name as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def take_fingerprint(*modules: nn.Module) -> str:
+    """A short text that differs for other weights: of names, shapes and some values."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            values = parameter.detach().flatten()[:NUM_VALUES].double().cpu()
+            digest.update(f"{name} {list(parameter.shape)}".encode())
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]

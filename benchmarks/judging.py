@@ -1,4 +1,4 @@
-"""How good the pictures on disk are: against the baseline's, and against real ones."""
+"""How good the pictures on disk are: against a reference, and against real ones."""
 
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -8,19 +8,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.ablation.configurations import BASELINE
-from benchmarks.ablation.generate import Pieces, from_bytes
-from benchmarks.ablation.store import Piece
+from benchmarks.images import from_bytes
 from benchmarks.quality import AgainstReal, Judge, SameSeed
+from benchmarks.store import Piece, Pieces
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How good the pictures of one configuration are; None for what was not judged.
+    """How good the pictures of one row are; None for what was not judged.
 
     Attributes:
         images: Pictures, over all seed groups.
-        psnr_db: Against the baseline's pictures of the same seeds, mean over groups.
+        psnr_db: Against the reference's pictures of the same seeds, mean over groups.
         ssim: The same.
         lpips: The same, by features.
         frechet: Distance from real pictures, per seed group.
@@ -45,34 +44,36 @@ class Quality:
 
 @dataclass(frozen=True)
 class Panel:
-    """Judges all configurations alike.
+    """Judges all rows alike.
 
     Attributes:
         judge: What applies to the pipeline's pictures.
         labels: Class asked for, of each picture of a group; the same for all groups.
-        comparable: Configurations that saw the same noise as the baseline.
+        reference: Name of the row whose pictures the others are compared with.
+        comparable: Rows that saw the same noise as the reference.
     """
 
     judge: Judge
     labels: Sequence[int]
+    reference: str
     comparable: Collection[str]
 
     def judge_pieces(self, pieces: Pieces) -> dict[str, Quality]:
-        """The quality of each configuration whose pictures are complete."""
+        """The quality of each row whose pictures are complete."""
         complete = {
             name: groups
             for name, groups in pieces.items()
             if all(piece.is_finished() for piece in groups)
         }
-        reference = complete.get(BASELINE)
+        reference = complete.get(self.reference)
         return {
             name: self.judge_one(groups, reference if name in self.comparable else None)
             for name, groups in tqdm(complete.items(), desc="judging", leave=False)
         }
 
     def judge_samples(self, samples: Mapping[str, torch.Tensor]) -> dict[str, Quality]:
-        """The quality of a few pictures: against the baseline's, since they are few."""
-        reference = samples.get(BASELINE)
+        """The quality of a few pictures: against the reference's, since they are few."""
+        reference = samples.get(self.reference)
         return {
             name: Quality(len(images), **asdict(self.judge.compare(images, reference)))
             for name, images in samples.items()
@@ -80,7 +81,7 @@ class Panel:
         }
 
     def judge_one(self, groups: Sequence[Piece], reference: Sequence[Piece] | None) -> Quality:
-        """The quality of one configuration, group by group and altogether."""
+        """The quality of one row, group by group and altogether."""
         labels = list(self.labels)
         real = [
             self.judge.against_real(images, labels, seed=number)
