@@ -1,0 +1,168 @@
+"""A candidate: for each group of sites the steps that compute; the rest follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dqar_fx.forecast import points_of
+from dqar_fx.rules import Written
+from dqar_fx.schedule import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from dqar_fx.rules import Moment
+
+    from .measured import Measured
+    from .segments import Segments
+
+Groups = tuple[tuple[int, ...], ...]
+"""Columns of sites that compute at the same steps, per group."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Which sites compute when.
+
+    Attributes:
+        groups: The groups of sites.
+        computed: Per group, the steps that compute, ascending from 0.
+    """
+
+    groups: Groups
+    computed: tuple[tuple[int, ...], ...]
+
+    def is_computed(self, num_steps: int) -> NDArray[np.bool_]:
+        """Bool ``[steps, sites]``."""
+        mask = np.zeros((num_steps, sum(map(len, self.groups))), bool)
+        for group, steps in zip(self.groups, self.computed, strict=True):
+            mask[np.ix_(steps, group)] = True
+        return mask
+
+    def ms(self, measured: Measured) -> float:
+        """Predicted time of a trajectory in the denoiser, in milliseconds."""
+        skipped = ~self.is_computed(measured.num_steps)
+        return float(
+            measured.num_steps * measured.step_ms - skipped.sum(0) @ measured.saved_ms
+        )
+
+
+@dataclass(frozen=True)
+class Found(Written):
+    """Actions that an optimiser has found, each with its reason."""
+
+    reasons: tuple[tuple[str, ...], ...] = ()
+    """``[steps, sites]``."""
+
+    def why(self, moment: Moment, site: int) -> str:
+        """The error that was predicted, and the time that is saved or spent."""
+        return self.reasons[moment.step][site]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A candidate worked out.
+
+    Attributes:
+        schedule: It, as a schedule.
+        error: Predicted relative error of the pictures.
+        cache_bytes: Of one stream.
+    """
+
+    schedule: Schedule
+    error: float
+    cache_bytes: int
+
+
+def work_out(
+    candidate: Candidate, measured: Measured, segments: Segments, sites: str | tuple[str, ...]
+) -> Plan:
+    """Choose the best order for each forecast, predict its error, and say why.
+
+    Args:
+        candidate: Which sites compute when.
+        measured: What is known of the model.
+        segments: Gives errors by order.
+        sites: The sites that the schedule is meant for, as for ``transform``.
+    """
+    num_steps, num_sites = measured.num_steps, len(measured.sites)
+    letters = np.full((num_steps, num_sites), "C", dtype="<U1")
+    orders = np.zeros((num_steps, num_sites), np.int64)
+    errors = np.zeros((num_steps, num_sites))
+    for group, computed in zip(candidate.groups, candidate.computed, strict=True):
+        columns = np.array(group)
+        for step in range(1, num_steps):
+            kept = [s for s in reversed(computed) if s < step][: segments.most_kept]
+            by_order = segments.least(step, kept)[:, columns]
+            best = by_order.sum(axis=1).argmin()
+            errors[step, columns] = by_order[best]
+            if step not in computed:
+                orders[step, columns] = segments.orders[best]
+                letters[step, columns] = "F" if segments.orders[best] else "R"
+    rule = Found(
+        letters=tuple(map(tuple, letters.tolist())),
+        strict=False,
+        orders=tuple(map(tuple, orders.tolist())),
+        reasons=reasons_of(letters, orders, errors, measured),
+    )
+    schedule = Schedule(num_steps, rule, method=segments.method, sites=sites)
+    return Plan(
+        schedule,
+        float(errors[letters != "C"].sum()),
+        cache_bytes(letters, orders, measured, segments.method),
+    )
+
+
+def cache_bytes(
+    letters: NDArray[np.str_], orders: NDArray[np.int64], measured: Measured, method: str
+) -> int:
+    """Bytes of the slots: of each site that is read, as many steps as a forecast reads."""
+    is_read = letters != "C"
+    if not is_read.any():
+        return 0
+    history = max(points_of(method, int(order)) for order in np.unique(orders[is_read]))
+    sizes = np.array(measured.site_bytes)
+    return int(history * sizes[is_read.any(axis=0)].sum())
+
+
+def reasons_of(
+    letters: NDArray[np.str_],
+    orders: NDArray[np.int64],
+    errors: NDArray[np.float64],
+    measured: Measured,
+) -> tuple[tuple[str, ...], ...]:
+    """Why each cell is what it is, with the numbers that decided."""
+
+    def reason(step: int, site: int) -> str:
+        error, ms = errors[step, site], measured.saved_ms[site]
+        if step == 0:
+            return "nothing is kept yet"
+        if letters[step, site] == "C":
+            return f"computed for {ms:.3g} ms: else its predicted error would be {error:.2e}"
+        done = f"order {orders[step, site]}" if orders[step, site] else "as it is"
+        return f"{done}, predicted error {error:.2e} of the pictures, saves {ms:.3g} ms"
+
+    steps, sites = letters.shape
+    return tuple(tuple(reason(t, s) for s in range(sites)) for t in range(steps))
+
+
+def group_sites(measured: Measured) -> dict[str, Groups]:
+    """Ways to group sites, from one group to many: all, by kind, by kind and depth."""
+    everything = tuple(range(len(measured.sites)))
+    kinds = tuple(
+        tuple(i for i in everything if measured.kinds[i] == kind)
+        for kind in dict.fromkeys(measured.kinds)
+    )
+    halves = tuple(half for kind in kinds for half in split(kind) if half)
+    return {"together": (everything,), "by kind": kinds, "by kind and depth": halves}
+
+
+def split(group: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shallow and the deep half of a group."""
+    middle = (len(group) + 1) // 2
+    return tuple(group[:middle]), tuple(group[middle:])

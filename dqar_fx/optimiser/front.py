@@ -1,0 +1,214 @@
+"""What an optimiser found: the tables that no other beats in both time and quality."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tabulate import tabulate
+
+from dqar_fx.errors import DqarError, ScheduleError
+from dqar_fx.table import BranchTable
+
+from .candidate import Found
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dqar_fx.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Point:
+    """One table that was tried.
+
+    Attributes:
+        ms: Predicted time of a trajectory in the denoiser, from measured costs.
+        psnr_db: Measured, against the untransformed model, on the inputs it was found with.
+        predicted_error: What the additive model predicts, relative.
+        cache_bytes: Of one stream.
+        schedule: The table, as a schedule.
+        held_out_db: The same as ``psnr_db`` on other seeds; None if not measured.
+    """
+
+    ms: float
+    psnr_db: float
+    predicted_error: float
+    cache_bytes: int
+    schedule: Schedule
+    held_out_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Front:
+    """Tables in order of time, each with better pictures than all faster ones.
+
+    Attributes:
+        points: The tables.
+        sites: Module path per site.
+        full_ms: Time of a trajectory that computes all.
+    """
+
+    points: tuple[Point, ...]
+    sites: tuple[str, ...]
+    full_ms: float
+
+    @classmethod
+    def of(cls, tried: Iterable[Point], sites: tuple[str, ...], full_ms: float) -> Front:
+        """Those that no other beats."""
+        best: list[Point] = []
+        for point in sorted(tried, key=lambda p: (p.ms, -p.psnr_db)):
+            if not best or point.psnr_db > best[-1].psnr_db:
+                best.append(point)
+        return cls(tuple(best), sites, full_ms)
+
+    def within(
+        self,
+        *,
+        ms: float | None = None,
+        quality: float | None = None,
+        cache_bytes: int | None = None,
+    ) -> Point:
+        """The best point within a budget.
+
+        Args:
+            ms: Most time of a trajectory in the denoiser: the best pictures within it.
+            quality: Least PSNR in decibels: the fastest that has it.
+            cache_bytes: Most bytes of one stream.
+
+        Returns:
+            Without ``ms`` and ``quality``, the knee: the point that lies farthest above the
+            line from the fastest to the best.
+
+        Raises:
+            ScheduleError: No point is within it.
+        """
+        fits = [
+            point
+            for point in self.points
+            if (ms is None or point.ms <= ms)
+            and (quality is None or point.psnr_db >= quality)
+            and (cache_bytes is None or point.cache_bytes <= cache_bytes)
+        ]
+        if not fits:
+            raise ScheduleError(
+                f"no table was found within ms={ms}, quality={quality}, "
+                f"cache_bytes={cache_bytes}. Those that were found:\n{self}"
+            )
+        if quality is not None:
+            return fits[0]
+        return fits[-1] if ms is not None else knee(fits)
+
+    def table(self, point: Point) -> BranchTable:
+        """The branch table of a point; `BranchTable.why` tells of each cell."""
+        return point.schedule.resolve(self.sites)
+
+    def with_held_out(self, decibels: Sequence[float]) -> Front:
+        """The same with what other seeds gave, one number per point."""
+        pairs = zip(self.points, decibels, strict=True)
+        return replace(self, points=tuple(replace(p, held_out_db=db) for p, db in pairs))
+
+    def __str__(self) -> str:
+        rows = [
+            {
+                "ms": f"{point.ms:.1f}",
+                "speed": f"{self.full_ms / point.ms:.2f}",
+                "PSNR dB": f"{point.psnr_db:.1f}",
+                "held-out": "-" if point.held_out_db is None else f"{point.held_out_db:.1f}",
+                "computed": f"{1 - self.table(point).reuse_ratio:.3f}",
+                "cache KB": f"{point.cache_bytes / 1e3:.0f}",
+            }
+            for point in self.points
+        ]
+        return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``front.json``, and a branch table ``table_<number>.json`` for each point."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        rows: list[dict[str, Any]] = []
+        for number, point in enumerate(self.points):
+            name = f"table_{number:02d}.json"
+            self.table(point).save(path / name)
+            numbers = ("ms", "psnr_db", "held_out_db", "predicted_error", "cache_bytes")
+            row = {key: getattr(point, key) for key in numbers}
+            rule, sites = point.schedule.rule, point.schedule.sites
+            assert isinstance(rule, Found)
+            rows.append({**row, "table": name, "sites": sites, "reasons": rule.reasons})
+        facts = {"full_ms": self.full_ms, "sites": self.sites, "points": rows}
+        (path / "front.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Front:
+        """Read what `save` wrote.
+
+        Raises:
+            ScheduleError: The files are missing, damaged, or something else.
+        """
+        path = Path(folder)
+        try:
+            facts = json.loads((path / "front.json").read_text())
+            points = tuple(read_point(path, row) for row in facts["points"])
+            return cls(points, tuple(facts["sites"]), float(facts["full_ms"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ScheduleError(
+                f"no front can be read from {folder}: {type(error).__name__}: {error}. "
+                "Expected front.json and its tables, as save(folder) writes them"
+            ) from error
+
+    def plot(self, path: str | Path) -> None:
+        """Draw PSNR over time, as a picture of the kind that the path's ending names.
+
+        Raises:
+            DqarError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise DqarError(
+                "drawing a front needs matplotlib: pip install 'dqar_fx[figures]'"
+            ) from error
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        speeds = [self.full_ms / point.ms for point in self.points]
+        axes.plot(speeds, [p.psnr_db for p in self.points], "o-", label="where it was found")
+        held = [p.held_out_db for p in self.points]
+        if all(value is not None for value in held):
+            axes.plot(speeds, held, "s--", label="on held-out seeds")  # type: ignore[arg-type]  # all are known here
+        axes.set_xlabel("speed against computing everything (predicted from measured costs)")
+        axes.set_ylabel("PSNR in dB, against the untransformed model")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(path)
+
+
+def read_point(folder: Path, row: dict[str, Any]) -> Point:
+    """A point from its line and its table's file."""
+    from dqar_fx.schedule import Schedule
+
+    table = BranchTable.load(folder / row["table"])
+    plain = Schedule.from_actions(table.actions, orders=table.orders, method=table.method)
+    reasons = tuple(tuple(each) for each in row["reasons"])
+    written = plain.rule
+    rule = Found(written.letters, written.strict, written.orders, reasons)  # type: ignore[attr-defined]  # from_actions writes out
+    sites = row["sites"] if isinstance(row["sites"], str) else tuple(row["sites"])
+    return Point(
+        ms=row["ms"],
+        psnr_db=row["psnr_db"],
+        predicted_error=row["predicted_error"],
+        cache_bytes=row["cache_bytes"],
+        schedule=replace(plain, rule=rule, sites=sites),
+        held_out_db=row["held_out_db"],
+    )
+
+
+def knee(points: Sequence[Point]) -> Point:
+    """The point farthest above the line from the first to the last."""
+    ms = np.array([point.ms for point in points])
+    db = np.array([point.psnr_db for point in points])
+    x = (ms - ms[0]) / max(np.ptp(ms), 1e-12)
+    y = (db - db[0]) / max(np.ptp(db), 1e-12)
+    return points[int(np.argmax(y - x))]

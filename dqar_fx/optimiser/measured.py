@@ -1,0 +1,150 @@
+"""What an optimiser knows of a model: errors of cells, their propagation, costs of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dqar_fx.calibration import read, write
+from dqar_fx.errors import ScheduleError
+from dqar_fx.forecast import weigh
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from dqar_fx.fingerprint import Fingerprint
+
+    Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured of one model in one pipeline.
+
+    Attributes:
+        sites: Module path per site.
+        kinds: Kind per site.
+        site_bytes: Bytes of one kept value per site, of one stream.
+        gram: ``[sites, steps, steps]``: inner products of a site's values at two steps.
+        sensitivity: ``[steps, sites]``: relative error of the denoiser's output by that of the
+            site.
+        gain: ``[steps]``: error of the pictures (root of the mean square, values in [0, 1]) by
+            the relative error of the denoiser's output at a step.
+        step_ms: Time of one step that computes all.
+        saved_ms: Per site, the time that not computing it saves.
+        fingerprint: The model.
+    """
+
+    sites: tuple[str, ...]
+    kinds: tuple[str, ...]
+    site_bytes: tuple[int, ...]
+    gram: Floats
+    sensitivity: Floats
+    gain: Floats
+    step_ms: float
+    saved_ms: Floats
+    fingerprint: Fingerprint
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the trajectory."""
+        return int(self.gram.shape[1])
+
+    def site_errors(self, step: int, kept: Sequence[int], order: int, method: str) -> Floats:
+        """``[sites]``: relative error of each site's forecast.
+
+        Args:
+            step: The step to forecast.
+            kept: Steps whose values are kept, newest first.
+            order: Of the forecast; 0 is reuse.
+            method: How to forecast.
+        """
+        weights = np.array([1.0, *(-weigh(method, kept, step, order))])
+        places = np.array([step, *kept])
+        block = self.gram[:, places[:, None], places[None, :]]
+        squares = np.einsum("i,sij,j->s", weights, block, weights)
+        right = np.maximum(self.gram[:, step, step], np.finfo(np.float64).tiny)
+        return np.asarray(np.sqrt(np.maximum(squares, 0.0) / right))
+
+    def errors(self, step: int, kept: Sequence[int], order: int, method: str) -> Floats:
+        """``[sites]``: error of the pictures that each site's forecast would cause."""
+        local = self.site_errors(step, kept, order, method)
+        return np.asarray(self.gain[step] * self.sensitivity[step] * local)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``measured.safetensors`` and ``measured.json``."""
+        names = ("gram", "sensitivity", "gain", "saved_ms")
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
+        facts = {
+            "sites": self.sites,
+            "kinds": self.kinds,
+            "site_bytes": self.site_bytes,
+            "step_ms": self.step_ms,
+        }
+        write(folder, "measured", arrays, facts, self.fingerprint)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Measured:
+        """Read what `save` wrote.
+
+        Raises:
+            ScheduleError: The files are missing, damaged, or something else.
+        """
+        arrays, facts, fingerprint = read(folder, "measured")
+        try:
+            found = cls(
+                sites=tuple(facts["sites"]),
+                kinds=tuple(facts["kinds"]),
+                site_bytes=tuple(facts["site_bytes"]),
+                step_ms=float(facts["step_ms"]),
+                fingerprint=fingerprint,
+                **arrays,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ScheduleError(f"{folder}: what was measured lacks {error}") from None
+        steps, sites = found.num_steps, len(found.sites)
+        if found.sensitivity.shape != (steps, sites) or len(found.gain) != steps:
+            raise ScheduleError(
+                f"{folder}: what was measured is damaged: {sites} sites and {steps} steps, "
+                f"but sensitivities of shape {list(found.sensitivity.shape)}"
+            )
+        return found
+
+
+def fit_sensitivity(
+    tried: Sequence[tuple[int, int, float, float]], num_steps: int, num_sites: int
+) -> Floats:
+    """``[steps, sites]``: a factor per step times a factor per site, fitted to what was tried.
+
+    Least squares of logarithms; factors that little speaks for are drawn to the mean.
+
+    Args:
+        tried: Step, site, relative error of the denoiser's output, and of the site.
+        num_steps: Steps of the trajectory.
+        num_sites: Sites of the model.
+    """
+    cells = [(t, s, out / own) for t, s, out, own in tried if out > 0 and own > 0]
+    if not cells:
+        return np.ones((num_steps, num_sites))
+    logs = np.log([ratio for *_, ratio in cells])
+    rows = np.zeros((len(cells), num_steps + num_sites))
+    for row, (step, site, _) in enumerate(cells):
+        rows[row, step] = rows[row, num_steps + site] = 1.0
+    mean = logs.mean()
+    normal = rows.T @ rows + 0.3 * np.eye(rows.shape[1])
+    factors = np.linalg.solve(normal, rows.T @ (logs - mean))
+    return np.asarray(np.exp(mean + factors[:num_steps, None] + factors[None, num_steps:]))
+
+
+def spread_gain(known: dict[int, float], num_steps: int) -> Floats:
+    """``[steps]``: gains at all steps, from those at some, linear between their logarithms."""
+    steps = sorted(step for step, gain in known.items() if gain > 0)
+    if not steps:
+        return np.ones(num_steps)
+    logs = np.log([known[step] for step in steps])
+    return np.asarray(np.exp(np.interp(np.arange(num_steps), steps, logs)))

@@ -1,0 +1,182 @@
+"""The search for tables: exact under the additive model, then tried and improved in pictures.
+
+The model of errors (see `Measured`) adds what each reuse does alone, while errors of one
+trajectory cancel and compound: it tells good tables from bad ones, not the best from the good.
+So its best ones are tried on pictures, beside regular ones, and improved step by step:
+computed steps are moved, added and removed within the time that is allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .candidate import Candidate, group_sites, work_out
+from .front import Point
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .candidate import Groups, Plan
+    from .measured import Measured
+    from .segments import Segments
+    from .trials import Trials
+
+NEIGHBOURS = 24
+"""Moves that are weighed by the model before one is tried."""
+GREEDY = 0.3
+"""Share of moves that the model chooses; chance chooses the others."""
+SPENT = 0.85
+"""Share of the time that a regular table must spend to be tried."""
+
+
+@dataclass
+class Search:
+    """Tries candidates, and keeps what was found.
+
+    Attributes:
+        measured: What is known of the model.
+        segments: Errors of its segments.
+        trials: Tries tables on pictures.
+        sites: The sites that schedules are meant for.
+        cache_bytes: Most bytes that a stream may keep; None for any number.
+        rng: Chooses moves.
+        tell: Called after each trial.
+        points: What was tried.
+    """
+
+    measured: Measured
+    segments: Segments
+    trials: Trials
+    sites: str | tuple[str, ...]
+    cache_bytes: int | None
+    rng: np.random.Generator
+    tell: Callable[[Point], None]
+    points: dict[Candidate, Point | None] = field(default_factory=dict)
+
+    def improve(self, ms: float, num_trials: int) -> Point | None:
+        """The best point within a time, by so many trials."""
+        left = num_trials
+        for candidate in self.proposals(ms):
+            left -= self.is_new(candidate)
+            self.try_out(candidate)
+            if left <= 0:
+                break
+        best = self.best_within(ms)
+        while best is not None and left > 0:
+            move = self.next_move(best, ms)
+            if move is None:
+                break
+            self.try_out(move)
+            left -= 1
+            best = self.best_within(ms)
+        return None if best is None else self.points[best]
+
+    def proposals(self, ms: float) -> Iterator[Candidate]:
+        """Those that a search begins with: the model's best, and regular ones, within a time.
+
+        Regular ones compute at first and then at equal intervals, as FORA and TaylorSeer do.
+        """
+        groupings = group_sites(self.measured)
+        for groups in groupings.values():
+            found = self.solve(groups, ms)
+            if found is not None:
+                yield found
+        steps = self.measured.num_steps
+        for every in range(1, self.segments.max_age + 2):
+            for first in range(1, 7):
+                computed = (*range(min(first, steps)), *range(first - 1 + every, steps, every))
+                regular = Candidate(groupings["together"], (tuple(sorted(set(computed))),))
+                if SPENT * ms <= regular.ms(self.measured) <= ms:
+                    yield regular
+
+    def solve(self, groups: Groups, ms: float) -> Candidate | None:
+        """The candidate whose price of errors just uses a time up; None if none is as fast."""
+        low, high, best = -12.0, 18.0, None
+        for _ in range(26):
+            middle = (low + high) / 2
+            price = float(np.exp(middle) * self.measured.step_ms)
+            steps = tuple(self.segments.cheapest(group, price) for group in groups)
+            candidate = Candidate(groups, steps)
+            if candidate.ms(self.measured) <= ms:
+                low, best = middle, candidate
+            else:
+                high = middle
+        return best
+
+    def is_new(self, candidate: Candidate) -> bool:
+        """Whether a candidate was not tried yet."""
+        return candidate not in self.points
+
+    def try_out(self, candidate: Candidate) -> Point | None:
+        """What a candidate gives; None where it takes too many bytes."""
+        if candidate not in self.points:
+            plan = work_out(candidate, self.measured, self.segments, self.sites)
+            allowed = self.cache_bytes is None or plan.cache_bytes <= self.cache_bytes
+            self.points[candidate] = self._point(candidate, plan) if allowed else None
+        return self.points[candidate]
+
+    def _point(self, candidate: Candidate, plan: Plan) -> Point:
+        point = Point(
+            ms=candidate.ms(self.measured),
+            psnr_db=self.trials.psnr(plan.schedule, self.measured.sites),
+            predicted_error=plan.error,
+            cache_bytes=plan.cache_bytes,
+            schedule=plan.schedule,
+        )
+        self.tell(point)
+        return point
+
+    def best_within(self, ms: float) -> Candidate | None:
+        """The tried candidate with the best pictures within a time."""
+        within = [
+            (point.psnr_db, -point.ms, candidate)
+            for candidate, point in self.points.items()
+            if point is not None and point.ms <= ms
+        ]
+        return max(within, key=lambda row: row[:2])[2] if within else None
+
+    def next_move(self, candidate: Candidate, ms: float) -> Candidate | None:
+        """A neighbour that was not tried; None if none is found."""
+        found = dict.fromkeys(
+            move
+            for _ in range(4 * NEIGHBOURS)
+            for move in [self.move(candidate)]
+            if move is not None and self.is_new(move) and move.ms(self.measured) <= ms
+        )
+        moves = list(found)[:NEIGHBOURS]
+        if not moves:
+            return None
+        if self.rng.random() < GREEDY:
+            return min(moves, key=self.predict)
+        return moves[int(self.rng.integers(len(moves)))]
+
+    def predict(self, candidate: Candidate) -> float:
+        """The model's error of a candidate."""
+        pairs = zip(candidate.groups, candidate.computed, strict=True)
+        return sum(self.segments.error(group, steps) for group, steps in pairs)
+
+    def move(self, candidate: Candidate) -> Candidate | None:
+        """A random neighbour; None where the move breaks a rule."""
+        rng, steps = self.rng, [set(each) for each in candidate.computed]
+        one = steps[int(rng.integers(len(steps)))]
+        kind = rng.choice(["shift", "jump", "swap"], p=[0.6, 0.2, 0.2])
+        taken = sorted(one - {0})
+        if taken and kind != "swap":
+            old = int(rng.choice(taken))
+            one.discard(old)
+            near = kind == "shift"
+            one.add(old + int(rng.choice([-1, 1])) if near else self._any_step())
+        else:
+            other = steps[int(rng.integers(len(steps)))]
+            other.add(self._any_step())
+            if taken and rng.random() < 0.9:
+                one.discard(int(rng.choice(taken)))
+        moved = tuple(tuple(sorted(each)) for each in steps)
+        is_legal = all(self.segments.is_legal(each) for each in moved)
+        return Candidate(candidate.groups, moved) if is_legal else None
+
+    def _any_step(self) -> int:
+        return int(self.rng.integers(1, self.measured.num_steps))
