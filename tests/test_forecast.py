@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
+from torch._inductor import metrics
 
 import dqar_fx
 from dqar_fx import Action, BranchTable, Schedule, ScheduleError
@@ -268,3 +269,20 @@ def test_forecast_of_another_history_is_captured_anew():
     denoiser(**case.inputs(0))
     other = denoiser.with_schedule(Schedule.interval(STEPS, 3, warmup=3).forecast(1))
     check_against_hooks(case, other, exact=False)
+
+
+def test_forecast_of_a_whole_block_is_one_kernel():
+    """Attention and feed-forward forecast from quantised slots, and added: one loop."""
+    torch._dynamo.reset()
+    case = make_dit(layers=2)
+    schedule = Schedule.interval(STEPS, 3, warmup=2).forecast(2)
+    denoiser = dqar_fx.transform(
+        case.model, schedule, sites="all", cache="int8", compile="regional"
+    )
+    kernels = []
+    for step in range(4):
+        metrics.reset()
+        denoiser(**case.inputs(step))
+        kernels.append(metrics.generated_kernel_count)
+    assert kernels[0] > 10
+    assert kernels[1:] == [0, 1, 0]
