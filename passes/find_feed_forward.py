@@ -8,9 +8,9 @@ What: a site is what the innermost module around both linears computes:
 Legal for the same reason as attention: every path from the second linear to the rest of the
 graph leads through the module's outputs.
 
-Leaves alone: two linears that only the block itself holds together, as in blocks that add
-attention and feed-forward in one projection; a module that holds an attention; linears outside
-of blocks, which embed. The first two are reported.
+Leaves alone: two linears that only the block itself holds together, and those whose second
+reads attention as well, as in Flux's single-stream blocks; a module that holds an attention;
+linears outside of blocks, which embed. All but the last are reported.
 
 Source: Vaswani et al. 2017 (position-wise feed-forward); FORA, arXiv 2407.01425 (reused
 beside attention).
@@ -30,7 +30,7 @@ from .module_sites import group_by_call, match_site, numbered
 from .vocabulary import NoMatch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Sequence
 
     from torch import fx
 
@@ -45,6 +45,7 @@ ACTIVATIONS = {
     aten.mish.default,
     aten.leaky_relu.default,
 }
+JOINS = {aten.cat.default, aten.concat.default}
 KIND = "feed_forward"
 
 
@@ -68,7 +69,25 @@ def find_feed_forward(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
                 matches.append(match_feed_forward(gm, key, node, activation))
         except NoMatch as miss:
             near_misses.append(miss)
+    near_misses += joined(gm.graph.nodes, blocks, matches)
     return numbered(matches), near_misses
+
+
+def joined(
+    nodes: Iterable[fx.Node], blocks: Collection[str], matches: Sequence[Match]
+) -> list[NoMatch]:
+    """Feed-forwards whose second linear reads attention as well: a reason for each."""
+    known = {node for match in matches for node in match.body}
+    reason = "a feed-forward joined with other values before its second linear"
+    return [
+        NoMatch(f'{reason}: sites="block" reuses both', node)
+        for node in nodes
+        if node.target in ACTIVATIONS
+        and node not in known
+        and block_of(node, blocks)
+        and linear_before(node) is not None
+        and any(user.target in JOINS for user in node.users)
+    ]
 
 
 def match_feed_forward(
