@@ -16,7 +16,9 @@ from .errors import (
     StepError,
 )
 from .gates import entropy_gate, policy_gate, snr_gate
+from .guidance import Guidance
 from .noise import signal_to_noise
+from .optimiser import Front, Optimum, optimise
 from .passes import Action, Site
 from .policy import Policy
 from .schedule import Schedule
@@ -31,6 +33,9 @@ __all__ = [
     "Denoiser",
     "DqarError",
     "FormatError",
+    "Front",
+    "Guidance",
+    "Optimum",
     "Policy",
     "Schedule",
     "ScheduleError",
@@ -39,6 +44,7 @@ __all__ = [
     "StepError",
     "calibrate",
     "entropy_gate",
+    "optimise",
     "policy_gate",
     "signal_to_noise",
     "snr_gate",

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections import OrderedDict
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from diffusers import ModelMixin
-from torch import nn
 from torch.utils import _pytree as pytree
 
-from .capture import fork_model
 from .errors import DqarError, StepError
+from .face import Face
 from .inputs import signature_of
 from .lowering import CompileOptions
 from .steps import Context, StepTracker
@@ -23,7 +19,7 @@ from .steps import Context, StepTracker
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
-    from torch import fx
+    from torch import fx, nn
 
     from .explanation import Explanation
     from .program import Program
@@ -53,7 +49,7 @@ MAX_PROGRAMS = 8
 """Input signatures that are kept; the least recently used one goes first."""
 
 
-class Denoiser(nn.Module):
+class Denoiser(Face):
     """A denoiser that reuses attention; put it where the original model was.
 
     Made by `dqar_fx.transform`. It has the original's forward signature, ``config``,
@@ -67,15 +63,9 @@ class Denoiser(nn.Module):
     """
 
     def __init__(self, model: nn.Module, builder: Builder, options: CompileOptions) -> None:
-        super().__init__()
-        original = getattr(model, "_orig_mod", model)  # of a module that torch.compile wraps
-        self.model = fork_model(original)
+        super().__init__(model)
         self._builder = builder
         self._options = options
-        self._signature = inspect.signature(original.forward)
-        asks = self._signature.parameters.get("return_dict")
-        is_diffusers = isinstance(original, ModelMixin)
-        self._gives_objects = is_diffusers and asks is not None and asks.default is True
         self._tracker = StepTracker()
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._latest: Program | None = None
@@ -83,56 +73,7 @@ class Denoiser(nn.Module):
         self._last: dict[tuple[str | None, int], Position] = {}
         self._restarts = 0
 
-    # ---- the original's face -------------------------------------------------------------
-
-    @property
-    def forward(self) -> Callable[..., Any]:
-        """One step of one stream; signature and result are the original's."""
-        replaced: Callable[..., Any] | None = self.__dict__.get("_replaced_forward")
-        if replaced is not None:
-            return replaced
-        call = partial(self._forward)
-        call.__signature__ = self._signature  # type: ignore[attr-defined]
-        return call
-
-    @forward.setter
-    def forward(self, replacement: Callable[..., Any]) -> None:
-        """Offloading hooks put a forward of their own around this one."""
-        self.__dict__["_replaced_forward"] = replacement
-
-    @property
-    def config(self) -> Any:
-        """The original's configuration."""
-        return self.model.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the parameters, as the original tells it."""
-        own = getattr(self.model, "dtype", None)
-        if isinstance(own, torch.dtype):
-            return own
-        return next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the parameters."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
-
-    def __getattr__(self, name: str) -> Any:
-        """Attributes and submodules of the original; not its methods, which know no graph."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            model = self.__dict__.get("_modules", {}).get("model")
-            if model is None or name.startswith("_") or not hasattr(model, name):
-                raise
-            value = getattr(model, name)
-            if isinstance(value, nn.Module) or not callable(value):
-                return value
-            raise AttributeError(
-                f"{type(self).__name__} has no method {name!r}; to change the model, "
-                "call its methods before dqar_fx.transform"
-            ) from None
+    # ---- parameters ----------------------------------------------------------------------
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Denoiser:
         """Move or convert the parameters; graphs are captured anew where that changed them."""
@@ -141,21 +82,6 @@ class Denoiser(nn.Module):
         if before != self._placement():
             self._forget_programs()
         return self
-
-    def _placement(self) -> list[tuple[torch.dtype, torch.device]]:
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return [(tensor.dtype, tensor.device) for tensor in tensors]
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the parameters are the original's.
-
-        Raises:
-            DqarError: Always.
-        """
-        raise DqarError(
-            "a denoiser shares its parameters with the model it was made of. Load the state "
-            "into that model, then call denoiser.reset()"
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without graphs and kept outputs: a copy captures anew."""
@@ -229,7 +155,8 @@ class Denoiser(nn.Module):
     def with_schedule(self, schedule: Schedule) -> Denoiser:
         """Another denoiser for another schedule: same parameters, graphs, compiled regions.
 
-        Nothing that was captured or compiled is done again; slots and steps are its own.
+        Nothing that was captured or compiled is done again, unless the schedule's forecasts
+        read more steps than this one's; slots and steps are its own.
 
         Raises:
             ScheduleError: The schedule does not fit the sites, or was calibrated on another
@@ -237,13 +164,21 @@ class Denoiser(nn.Module):
         """
         schedule.refuse_other_model(self.model)
         twin = Denoiser(self.model, self._builder.with_schedule(schedule), self._options)
+        self._lend(twin, schedule)
+        return twin
+
+    def _lend(self, twin: Denoiser, schedule: Schedule) -> None:
+        """Give another denoiser, of that schedule, what was captured and compiled."""
         for key, program in self._programs.items():
-            table = schedule.resolve(program.table.sites)
-            if table.history != program.table.history:
-                continue  # its graphs keep more or fewer steps: captured anew when called
+            table = schedule.resolve(program.table.sites, around=program.table.around)
+            if twin._count_kept(table) > program.history:
+                continue  # its graphs keep fewer steps: captured anew when called
             twin._programs[key] = twin._latest = program.with_table(table)
         twin._tracker.scheduler = self._tracker.scheduler
-        return twin
+
+    def _count_kept(self, table: BranchTable) -> int:
+        """How many outputs of a site are kept at a time."""
+        return table.history
 
     def compile_repeated_blocks(self, **keywords: Any) -> None:
         """Compile regionally, under the name that diffusers has for it."""
@@ -258,7 +193,7 @@ class Denoiser(nn.Module):
             ScheduleError: The schedule does not fit the sites.
         """
         args, kwargs, _ = self._bind_call(args, kwargs)
-        return self._find_program(args, kwargs, *pytree.tree_flatten((args, kwargs)))
+        return self._find_program(*pytree.tree_flatten((args, kwargs)))
 
     # ---- a call --------------------------------------------------------------------------
 
@@ -267,36 +202,24 @@ class Denoiser(nn.Module):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         refuse_gradients(leaves)
         with torch.inference_mode(mode=False), torch.no_grad():
-            program = self._find_program(args, kwargs, leaves, spec)
-            position = self._locate(program, leaves)
-            outputs = program.run(leaves, position)
+            program, outputs = self._run(leaves, spec)
         result = pytree.tree_unflatten(outputs, program.captured.out_spec)
         return result.to_tuple() if as_tuple else result
 
-    def _bind_call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
-        """Arguments in the signature's order, and whether a tuple is asked for.
+    def _run(
+        self, leaves: Sequence[Any], spec: pytree.TreeSpec
+    ) -> tuple[Program, list[torch.Tensor]]:
+        """One call: the program for its inputs, and the flat outputs."""
+        program = self._find_program(leaves, spec)
+        return program, program.run(leaves, self._locate(program, leaves))
 
-        The graph always gives the model's output object: ``return_dict=False`` is answered
-        from it, not by a second graph.
-        """
-        bound = self._signature.bind(*args, **kwargs)
-        as_tuple = self._gives_objects and not bound.arguments.pop("return_dict", True)
-        return bound.args, bound.kwargs, as_tuple
-
-    def _find_program(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        leaves: Sequence[Any],
-        spec: pytree.TreeSpec,
-    ) -> Program:
+    def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """The program for these inputs; built if there is none."""
         key = signature_of(leaves, spec)
         if key in self._programs:
             self._programs.move_to_end(key)
         else:
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
             self._programs[key] = self._builder(self.model, args, kwargs, self._options)
             if len(self._programs) > MAX_PROGRAMS:
                 self._programs.popitem(last=False)
@@ -343,7 +266,7 @@ class Denoiser(nn.Module):
             self._restarts = 0
         elif last.trajectory is not position.trajectory:
             self._restarts += 1
-        if self._restarts == MANY_RESTARTS and table.reuse_ratio > 0:
+        if self._restarts == MANY_RESTARTS and self._reuses(table):
             warnings.warn(
                 f"{MANY_RESTARTS + 1} calls in a row each began a new trajectory, so nothing "
                 "is reused. Expected a timestep that falls from call to call, or one latent "
@@ -351,6 +274,10 @@ class Denoiser(nn.Module):
                 "Denoiser.cache_context(name, step_index=...) or attach_scheduler(scheduler)",
                 stacklevel=7,
             )
+
+    def _reuses(self, table: BranchTable) -> bool:
+        """Whether anything is ever reused."""
+        return table.reuse_ratio > 0
 
     def _forget_programs(self) -> None:
         self._programs.clear()

@@ -239,7 +239,7 @@ class Program:
                 "Steps that reuse them give NaN or infinity, too. Expected finite numbers "
                 "(below 65504 for cache='fp16'): try cache='bf16' or 'same', and look at "
                 "what the original model gives",
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def _warn_cold(self, cold: int, position: Position) -> None:
@@ -249,5 +249,5 @@ class Program:
             "should reuse an output that this trajectory has not kept, and are computed "
             "instead. The trajectory did not begin at step 0, skipped a step, or could not "
             "be recognised (see Denoiser.cache_context and Denoiser.attach_scheduler)",
-            stacklevel=6,
+            stacklevel=7,
         )

@@ -63,6 +63,11 @@ class Slots:
         self.stored_at[:] = NEVER
         self._kept = [[] for _ in self._kept]
         self._trajectory = trajectory
+        if (
+            self.history > 1
+        ):  # a forecast multiplies by zero what it does not use: no NaN may be
+            for buffer in self.buffers.values():
+                buffer.zero_()
 
     def forget(self) -> None:
         """Let nothing be read that is in the buffers now."""

@@ -29,6 +29,8 @@ from .capture import capture
 from .denoiser import Denoiser
 from .errors import CaptureError, FormatError, ScheduleError, SiteError
 from .explanation import Explanation
+from .guidance import Guidance
+from .guided import GuidedDenoiser
 from .lowering import CompileOptions, Lowering
 from .plan import make_plan
 from .program import Program
@@ -58,6 +60,7 @@ def transform(
     keep: str = "output",
     cache: str = "same",
     compile: str | Mapping[str, Any] | None = None,
+    guidance: Guidance | None = None,
 ) -> Denoiser:
     """Compile a denoiser so that it reuses attention as a schedule says.
 
@@ -79,6 +82,8 @@ def transform(
         compile: None to run eagerly on any device; ``"regional"`` to compile each distinct
             block once; ``"whole"`` to compile one graph per distinct row; or a dict of
             ``torch.compile`` keywords with an optional ``"unit"`` of these.
+        guidance: What the unconditional stream does apart from the conditional one; None if
+            all streams do the same, or there is one.
 
     Returns:
         A module with the model's forward signature, to be used in its place.
@@ -87,7 +92,7 @@ def transform(
         CaptureError: The model is none, or cannot be captured (now, if ``example_inputs``
             are given).
         SiteError: No attention is found, or a pattern selects none.
-        ScheduleError: The schedule does not fit the sites.
+        ScheduleError: The schedule does not fit the sites, or guidance's do not go with it.
         FormatError: An unknown ``keep``, ``cache`` or ``compile``, or a device that lacks the
             cache's dtype (now, if ``example_inputs`` are given).
 
@@ -110,8 +115,13 @@ def transform(
     if keep not in KINDS_KEPT:
         raise FormatError(f"keep={keep!r} is unknown; known are {', '.join(KINDS_KEPT)}")
     schedule.refuse_other_model(model)
-    builder = Builder(schedule, sites, keep, FORMATS[cache])
-    denoiser = Denoiser(model, builder, CompileOptions.of(compile))
+    options = CompileOptions.of(compile)
+    if guidance is None:
+        denoiser = Denoiser(model, Builder(schedule, sites, keep, FORMATS[cache]), options)
+    else:
+        check_guidance(guidance, sites)
+        builder = Builder(schedule, sites, keep, FORMATS[cache], guidance.unconditional)
+        denoiser = GuidedDenoiser(model, builder, options, schedule, guidance)
     if example_inputs is not None:
         denoiser.prepare(**example_inputs)
     return denoiser
@@ -131,18 +141,44 @@ def check_model(model: object) -> None:
         )
 
 
+def check_guidance(guidance: object, sites: str | Sequence[str]) -> None:
+    """Raise for what is no guidance, or is meant for other sites."""
+    if not isinstance(guidance, Guidance):
+        raise ScheduleError(f"guidance={guidance!r}: expected a dqar_fx.Guidance, or None")
+    meant = None if guidance.unconditional is None else guidance.unconditional.sites
+    if meant is not None and meant != sites:
+        raise ScheduleError(
+            f"guidance unconditional is a schedule for sites={meant!r}, but the denoiser's "
+            f"are {sites!r}. Both streams have the same sites: give transform sites= that "
+            "both schedules are good for, and replace(schedule, sites=None)"
+        )
+
+
 @dataclass(frozen=True)
 class Builder:
-    """Builds a program for each input signature of a denoiser."""
+    """Builds a program for each input signature of a denoiser.
+
+    Attributes:
+        schedule: Of the program.
+        sites: As for `transform`.
+        keep: As for `transform`.
+        cache: The storage format.
+        other: A schedule that its graphs must be able to follow as well.
+    """
 
     schedule: Schedule
     sites: str | Sequence[str]
     keep: str
     cache: CacheFormat
+    other: Schedule | None = None
 
     def with_schedule(self, schedule: Schedule) -> Builder:
         """The same for another schedule."""
         return replace(self, schedule=schedule)
+
+    def with_other(self, other: Schedule | None) -> Builder:
+        """The same with another second schedule."""
+        return replace(self, other=other)
 
     def __call__(
         self,
@@ -165,12 +201,15 @@ class Builder:
         chosen = choose_sites(matches, near_misses, self.sites)
         refuse_format(self.cache, (spec for match in chosen for spec in match.site.kept))
         paths = [match.site.path for match in chosen]
-        table = self.schedule.resolve(paths, around=find_around(chosen))
+        around = find_around(chosen)
+        table = self.schedule.resolve(paths, around=around)
+        other = table if self.other is None else self.other.resolve(paths, around=around)
+        history = max(table.history, other.history)
 
         guarded = graph
         reports += run_passes(
             guarded,
-            [partial(insert_guards, matches=chosen, cache=self.cache, history=table.history)],
+            [partial(insert_guards, matches=chosen, cache=self.cache, history=history)],
         )
         outlined = fork(guarded)
         reports += outline(outlined, () if options.unit == "whole" else blocks)

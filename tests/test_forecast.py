@@ -286,3 +286,17 @@ def test_forecast_of_a_whole_block_is_one_kernel():
         kernels.append(metrics.generated_kernel_count)
     assert kernels[0] > 10
     assert kernels[1:] == [0, 1, 0]
+
+
+def test_forecast_reads_nothing_of_an_earlier_trajectory():
+    """Weights of zero do not hide NaN: places that are not used yet must hold numbers."""
+    case = make_dit()
+    schedule = Schedule.from_actions("CCFCCF", orders=[[0], [0], [1], [0], [0], [2]])
+    denoiser = dqar_fx.transform(case.model, schedule)
+    broken = {
+        k: v * torch.nan if k == "hidden_states" else v for k, v in case.inputs(0).items()
+    }
+    for step in range(6):
+        denoiser(**(broken | {"timestep": case.inputs(step)["timestep"]}))
+    for step in range(6):
+        assert denoiser(**case.inputs(step)).sample.isfinite().all()

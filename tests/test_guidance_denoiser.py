@@ -94,7 +94,8 @@ def test_table_is_valid_whatever_is_not_called(output, every, max_age, order, ar
     table = guidance.resolve(schedule, SITES, around)
     assert not table.actions[1:][output].any()
     assert all(table.why(step, site) for step in range(6) for site in range(2))
-    assert (table.is_skipped[1:] <= schedule.resolve(SITES, around).is_skipped[1:]).all()
+    if max_age is None:  # else refreshes move
+        assert (table.is_skipped <= schedule.resolve(SITES, around).is_skipped).all()
 
 
 def test_table_of_spans_covers_what_they_contain():
@@ -119,7 +120,7 @@ def test_table_of_spans_covers_what_they_contain():
     ("uncond", "output", "more", "sites", "outputs"),
     [
         ("CCCC", "CRRR", {"batched": FIRST}, 1, 1),
-        ("CRCR", "CRRC", {"batched": FIRST, "keep": "difference"}, 1, 1),
+        ("CRCC", "CRRC", {"batched": FIRST, "keep": "difference"}, 1, 1),
         ("CRCR", None, {"batched": FIRST}, 2, 0),
         ("CCCC", "CRRR", {}, 2, 2),
         ("CCCC", "CRRR", {"keep": "difference"}, 2, 4),  # conditional outputs are held
@@ -230,13 +231,14 @@ def test_denoiser_with_deeper_forecasts_of_one_stream_captures_once(case, monkey
     assert denoiser.unconditional.table.history == 3
 
 
-def test_denoiser_lets_go_of_both_streams_of_a_signature(case):
+def test_denoiser_lets_go_of_both_streams_of_a_signature(case, monkeypatch):
+    monkeypatch.setattr(sys.modules["dqar_fx.denoiser"], "MAX_PROGRAMS", 2)
     denoiser = guided(case, "CRCR", None, "CRRR", batched=FIRST)
     inputs = case.inputs(0)
-    for rows in range(2, 22, 2):
+    for rows in (2, 4, 6):
         given = {name: v[:1].expand(rows, *v.shape[1:]) for name, v in inputs.items()}
         denoiser.prepare(**given)
-    assert len(denoiser._programs) == 8
+    assert len(denoiser._programs) == 2
     assert set(denoiser._others) == set(denoiser._programs.values())
 
 

@@ -38,6 +38,7 @@ class Measured:
         step_ms: Time of one step that computes all.
         saved_ms: Per site, the time that not computing it saves.
         fingerprint: The model.
+        identity: Differs for another model, scheduler or job.
     """
 
     sites: tuple[str, ...]
@@ -49,6 +50,7 @@ class Measured:
     step_ms: float
     saved_ms: Floats
     fingerprint: Fingerprint
+    identity: str = ""
 
     @property
     def num_steps(self) -> int:
@@ -85,6 +87,7 @@ class Measured:
             "kinds": self.kinds,
             "site_bytes": self.site_bytes,
             "step_ms": self.step_ms,
+            "identity": self.identity,
         }
         write(folder, "measured", arrays, facts, self.fingerprint)
 
@@ -102,6 +105,7 @@ class Measured:
                 kinds=tuple(facts["kinds"]),
                 site_bytes=tuple(facts["site_bytes"]),
                 step_ms=float(facts["step_ms"]),
+                identity=facts["identity"],
                 fingerprint=fingerprint,
                 **arrays,
             )

@@ -135,11 +135,11 @@ def optimise(
     with tqdm(total=trials, desc="optimise", disable=not progress) as bar:
         bar.set_postfix_str("measuring")
         denoiser = keep_steps(job, wanted, history, method, compile)
-        salt = identify(job, wanted)
+        salt = identify(job, wanted, compile)
         found = Trials(job, denoiser, salt, None if place is None else place / "trials.jsonl")
-        measured = recall(place, pipeline, num_steps)
+        measured = recall(place, salt, max_age)
         if measured is None:
-            measured = measure(job, found, wanted, max_age)
+            measured = measure(job, found, wanted, max_age, salt)
             if place is not None:
                 measured.save(place)
         segments = Segments(measured, max_age, orders, method)
@@ -213,7 +213,9 @@ def keep_steps(
     return denoiser
 
 
-def measure(job: Job, trials: Trials, sites: str | tuple[str, ...], max_age: int) -> Measured:
+def measure(
+    job: Job, trials: Trials, sites: str | tuple[str, ...], max_age: int, identity: str
+) -> Measured:
     """All that a search goes by."""
     num_calls = trials.denoiser.table.num_steps
     reach = 3 * max_age + 2  # the third step back of a parabola, at the largest distances
@@ -242,6 +244,7 @@ def measure(job: Job, trials: Trials, sites: str | tuple[str, ...], max_age: int
         step_ms=step_ms,
         saved_ms=saved_ms,
         fingerprint=Fingerprint.of(model),
+        identity=f"{identity}-{max_age}",
     )
     return Measured(**{**vars(first), "gain": measure_gain(first, trials)})
 
@@ -259,31 +262,31 @@ def measure_gain(measured: Measured, trials: Trials) -> Any:
     return spread_gain(known, measured.num_steps)
 
 
-def recall(folder: Path | None, pipeline: Any, num_steps: int) -> Measured | None:
+def recall(folder: Path | None, identity: str, max_age: int) -> Measured | None:
     """What an earlier search in the folder has measured.
 
     Raises:
-        ScheduleError: It was of another model, or of another number of steps.
+        ScheduleError: It was of another model, scheduler or job.
     """
     if folder is None or not (folder / "measured.json").exists():
         return None
     measured = Measured.load(folder)
-    measured.fingerprint.refuse_other(pipeline.transformer, str(folder))
-    calls = count_calls(pipeline.scheduler, num_steps)
-    if measured.num_steps != calls:
+    if measured.identity != f"{identity}-{max_age}":
         raise ScheduleError(
-            f"{folder} holds measurements of {measured.num_steps} steps, but this pipeline "
-            f"takes {calls}. Give another folder"
+            f"{folder} holds measurements of another model, scheduler or job: "
+            f"{measured.num_steps} steps, {len(measured.sites)} sites. Inputs, steps, seed, "
+            "sites, max_age and the pipeline's arguments count. Give another folder"
         )
     return measured
 
 
-def identify(job: Job, sites: str | tuple[str, ...]) -> str:
-    """A text that differs for another model, scheduler or job."""
+def identify(job: Job, sites: str | tuple[str, ...], compile: Any) -> str:
+    """A text that differs for another model, scheduler, job or lowering."""
     scheduler = job.pipeline.scheduler
     facts = json.dumps(
         [
             repr(job.inputs),
+            repr(compile),
             (job.seed, job.num_steps, job.batch_size),
             repr(sorted(job.call.items())),
             repr(sites),
