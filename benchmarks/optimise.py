@@ -44,6 +44,7 @@ class Options:
         guidance: Guidance scale.
         seed: Of the noise; other benchmarks count from 0, so that this should lie far off.
         sites: Sites of the schedules.
+        unconditional: Intervals at which the unconditional stream may be called.
         trials: Tables that are tried, for the front and for each speed.
         speeds: Speeds to search harder at, against computing everything.
         out: Folder to write to.
@@ -58,6 +59,7 @@ class Options:
     guidance: float
     seed: int
     sites: str
+    unconditional: list[int]
     trials: int
     speeds: list[float]
     out: Path
@@ -94,6 +96,14 @@ def build_parser() -> Parser:
     add("--guidance", type=float, default=1.5, help="guidance scale (1.5)")
     add("--seed", type=at_least(0), default=500_000, help="of the noise (500000)")
     add("--sites", default="all", help="sites of the schedules (all)")
+    add(
+        "--unconditional",
+        type=at_least(2),
+        nargs="*",
+        default=[2, 3, 4, 6],
+        metavar="EVERY",
+        help="intervals at which the unconditional stream may be called (2 3 4 6)",
+    )
     add("--trials", type=at_least(1), default=70, help="tables to try, per search (70)")
     add("--speeds", type=speed, nargs="*", default=[2.0, 2.5], help="search harder (2.0 2.5)")
     add("--out", type=folder_to_write, default="results/optimise", help="(results/optimise)")
@@ -113,6 +123,22 @@ def parse_options(argv: Sequence[str] | None) -> Options:
     return Options(**values)
 
 
+def list_guidances(options: Options) -> list[dqar_fx.Guidance]:
+    """What the unconditional stream may do: its difference forecast between calls."""
+    if options.guidance <= 1:
+        return []
+    plain = (
+        dqar_fx.Schedule.interval(options.steps, every, warmup=min(3, options.steps))
+        for every in options.unconditional
+    )
+    return [
+        dqar_fx.Guidance(
+            output=schedule.forecast(1), keep="difference", batched="conditional_first"
+        )
+        for schedule in plain
+    ]
+
+
 def search(options: Options) -> dqar_fx.Front:
     """The front of all searches."""
     pipe = load_pipeline(options)
@@ -125,6 +151,7 @@ def search(options: Options) -> dqar_fx.Front:
             labels,
             ms=ms,
             sites=options.sites,
+            guidances=list_guidances(options),
             num_steps=options.steps,
             trials=options.trials,
             batch_size=options.samples,

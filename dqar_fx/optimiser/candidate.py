@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dqar_fx.guidance import Guidance
     from dqar_fx.rules import Moment
 
     from .measured import Measured
@@ -32,10 +33,12 @@ class Candidate:
     Attributes:
         groups: The groups of sites.
         computed: Per group, the steps that compute, ascending from 0.
+        guidance: What the unconditional stream does; None where it is as the other.
     """
 
     groups: Groups
     computed: tuple[tuple[int, ...], ...]
+    guidance: Guidance | None = None
 
     def is_computed(self, num_steps: int) -> NDArray[np.bool_]:
         """Bool ``[steps, sites]``."""
@@ -47,9 +50,16 @@ class Candidate:
     def ms(self, measured: Measured) -> float:
         """Predicted time of a trajectory in the denoiser, in milliseconds."""
         skipped = ~self.is_computed(measured.num_steps)
-        return float(
-            measured.num_steps * measured.step_ms - skipped.sum(0) @ measured.saved_ms
-        )
+        each = measured.step_ms - skipped @ measured.saved_ms
+        return float(each @ share_called(self.guidance, measured.num_steps))
+
+
+def share_called(guidance: Guidance | None, num_steps: int) -> NDArray[np.float64]:
+    """``[steps]``: share of a step's work: half where one stream is left out."""
+    table = None if guidance is None else guidance.output_table()
+    if table is None:
+        return np.ones(num_steps)
+    return np.where(table.is_read[:, 0], 0.5, 1.0)
 
 
 @dataclass(frozen=True)

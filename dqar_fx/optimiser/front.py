@@ -11,6 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from dqar_fx.errors import DqarError, ScheduleError
+from dqar_fx.guidance import Guidance
 from dqar_fx.table import BranchTable
 
 from .candidate import Found
@@ -31,6 +32,7 @@ class Point:
         predicted_error: What the additive model predicts, relative.
         cache_bytes: Of one stream.
         schedule: The table, as a schedule.
+        guidance: What the unconditional stream does, for ``transform``; None for the same.
         held_out_db: The same as ``psnr_db`` on other seeds; None if not measured.
     """
 
@@ -39,6 +41,7 @@ class Point:
     predicted_error: float
     cache_bytes: int
     schedule: Schedule
+    guidance: Guidance | None = None
     held_out_db: float | None = None
 
 
@@ -120,6 +123,7 @@ class Front:
                 "held-out": "-" if point.held_out_db is None else f"{point.held_out_db:.1f}",
                 "computed": f"{1 - self.table(point).reuse_ratio:.3f}",
                 "cache KB": f"{point.cache_bytes / 1e3:.0f}",
+                "unconditional": describe(point.guidance),
             }
             for point in self.points
         ]
@@ -137,7 +141,8 @@ class Front:
             row = {key: getattr(point, key) for key in numbers}
             rule, sites = point.schedule.rule, point.schedule.sites
             assert isinstance(rule, Found)
-            rows.append({**row, "table": name, "sites": sites, "reasons": rule.reasons})
+            row |= {"table": name, "sites": sites, "reasons": rule.reasons}
+            rows.append({**row, "guidance": write_guidance(point.guidance)})
         facts = {"full_ms": self.full_ms, "sites": self.sites, "points": rows}
         (path / "front.json").write_text(json.dumps(facts, indent=1) + "\n")
 
@@ -185,6 +190,12 @@ class Front:
         figure.savefig(path)
 
 
+def describe(guidance: Guidance | None) -> str:
+    """How many calls of the unconditional stream are made."""
+    table = None if guidance is None else guidance.output_table()
+    return "all" if table is None else f"{int((~table.is_read).sum())} of {table.num_steps}"
+
+
 def read_point(folder: Path, row: dict[str, Any]) -> Point:
     """A point from its line and its table's file."""
     from dqar_fx.schedule import Schedule
@@ -201,7 +212,36 @@ def read_point(folder: Path, row: dict[str, Any]) -> Point:
         predicted_error=row["predicted_error"],
         cache_bytes=row["cache_bytes"],
         schedule=replace(plain, rule=rule, sites=sites),
+        guidance=read_guidance(row["guidance"]),
         held_out_db=row["held_out_db"],
+    )
+
+
+def write_guidance(guidance: Guidance | None) -> dict[str, Any] | None:
+    """What JSON keeps of guidance: its output's actions written out."""
+    table = None if guidance is None else guidance.output_table()
+    if guidance is None or table is None:
+        return None
+    return {
+        "actions": table.actions[:, 0].tolist(),
+        "orders": table.orders[:, 0].tolist(),
+        "method": table.method,
+        "keep": guidance.keep,
+        "batched": guidance.batched,
+        "stream": guidance.stream,
+    }
+
+
+def read_guidance(row: dict[str, Any] | None) -> Guidance | None:
+    """What `write_guidance` wrote."""
+    from dqar_fx.schedule import Schedule
+
+    if row is None:
+        return None
+    actions, orders = (np.array(row[name])[:, None] for name in ("actions", "orders"))
+    output = Schedule.from_actions(actions, orders=orders, method=row["method"])
+    return Guidance(
+        output=output, keep=row["keep"], batched=row["batched"], stream=row["stream"]
     )
 
 

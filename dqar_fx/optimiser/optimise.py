@@ -18,6 +18,7 @@ from dqar_fx.denoiser import Denoiser
 from dqar_fx.errors import DqarError, ScheduleError
 from dqar_fx.fingerprint import Fingerprint
 from dqar_fx.forecast import MAX_ORDER, METHODS, points_of
+from dqar_fx.guidance import Guidance
 from dqar_fx.lowering import CompileOptions
 from dqar_fx.schedule import Schedule, check_at_least
 from dqar_fx.transform import transform
@@ -63,6 +64,11 @@ class Optimum:
         return self.point.schedule
 
     @property
+    def guidance(self) -> Guidance | None:
+        """For ``transform``, too."""
+        return self.point.guidance
+
+    @property
     def table(self) -> BranchTable:
         """The branch table; ``table.why(step, site)`` tells of each cell."""
         return self.front.table(self.point)
@@ -78,6 +84,7 @@ def optimise(
     orders: Sequence[int] = (0, 1, 2),
     method: str = "taylor",
     sites: str | Sequence[str] = "all",
+    guidances: Sequence[Guidance] = (),
     num_steps: int = 50,
     max_age: int = 6,
     trials: int = 80,
@@ -105,6 +112,9 @@ def optimise(
         orders: Orders that a forecast may have; 0 is reuse.
         method: How to forecast, see `Schedule.forecast`.
         sites: As for ``transform``; sites inside of others are refused.
+        guidances: What the unconditional stream may do, beside the same as the conditional;
+            all with the same ``batched`` and ``stream``, and without sites' schedules of
+            their own.
         num_steps: Denoising steps (``num_inference_steps``).
         max_age: Steps that a kept value may live.
         trials: Tables that are tried on pictures.
@@ -125,6 +135,7 @@ def optimise(
         DqarError: The pipeline has no transformer or no scheduler.
     """
     check_arguments(pipeline, inputs, orders, method, ms=ms, quality=quality)
+    check_guidances(guidances)
     check_at_least(1, num_steps=num_steps, max_age=max_age, batch_size=batch_size)
     check_at_least(1, trials=trials)
     wanted = sites if isinstance(sites, str) else tuple(sites)
@@ -134,8 +145,8 @@ def optimise(
 
     with tqdm(total=trials, desc="optimise", disable=not progress) as bar:
         bar.set_postfix_str("measuring")
-        denoiser = keep_steps(job, wanted, history, method, compile)
-        salt = identify(job, wanted, compile)
+        denoiser = keep_steps(job, wanted, history, method, compile, guidances)
+        salt = identify(job, wanted, (compile, bool(guidances)))
         found = Trials(job, denoiser, salt, None if place is None else place / "trials.jsonl")
         measured = recall(place, salt, max_age)
         if measured is None:
@@ -149,7 +160,8 @@ def optimise(
             bar.update()
             bar.set_postfix_str(f"{point.ms:.0f} ms, {point.psnr_db:.1f} dB")
 
-        search = Search(measured, segments, found, wanted, cache_bytes, rng, tell)
+        streams = (None, *guidances)
+        search = Search(measured, segments, found, wanted, cache_bytes, streams, rng, tell)
         search_front(search, ms, quality, trials)
 
     full_ms = measured.num_steps * measured.step_ms
@@ -195,15 +207,38 @@ def check_arguments(
             raise ScheduleError(f"{name} must be a positive number, found {value!r}")
 
 
+def check_guidances(guidances: Sequence[Guidance]) -> None:
+    """Raise for guidance that cannot stand side by side in one search."""
+    if not all(isinstance(each, Guidance) for each in guidances):
+        raise ScheduleError(f"guidances must be dqar_fx.Guidance, found {guidances!r}")
+    if len({(each.batched, each.stream) for each in guidances}) > 1:
+        raise ScheduleError("guidances must agree in batched and stream")
+    if any(each.unconditional is not None for each in guidances):
+        raise ScheduleError(
+            "guidances must not bring schedules of the unconditional stream's sites: these "
+            "are searched"
+        )
+
+
 def keep_steps(
-    job: Job, sites: str | tuple[str, ...], history: int, method: str, compile: Any
+    job: Job,
+    sites: str | tuple[str, ...],
+    history: int,
+    method: str,
+    compile: Any,
+    guidances: Sequence[Guidance],
 ) -> Denoiser:
     """A denoiser whose graphs keep enough steps for every table that is tried."""
     num_calls = count_calls(job.pipeline.scheduler, job.num_steps)
     order = next(o for o in range(MAX_ORDER + 1) if points_of(method, o) >= history)
     plain = Schedule.interval(num_calls, 2, warmup=history)
     schedule = plain.forecast(order, method) if order else plain
-    denoiser = transform(job.pipeline.transformer, schedule, sites=sites, compile=compile)
+    same = None  # where there is guidance: two streams that do the same
+    if guidances:
+        same = Guidance(batched=guidances[0].batched, stream=guidances[0].stream)
+    denoiser = transform(
+        job.pipeline.transformer, schedule, sites=sites, compile=compile, guidance=same
+    )
     Trials(job, denoiser).capture()
     if any(denoiser.table.around):
         raise ScheduleError(
@@ -280,13 +315,13 @@ def recall(folder: Path | None, identity: str, max_age: int) -> Measured | None:
     return measured
 
 
-def identify(job: Job, sites: str | tuple[str, ...], compile: Any) -> str:
+def identify(job: Job, sites: str | tuple[str, ...], lowering: Any) -> str:
     """A text that differs for another model, scheduler, job or lowering."""
     scheduler = job.pipeline.scheduler
     facts = json.dumps(
         [
             repr(job.inputs),
-            repr(compile),
+            repr(lowering),
             (job.seed, job.num_steps, job.batch_size),
             repr(sorted(job.call.items())),
             repr(sites),
@@ -323,4 +358,6 @@ def judge(front: Front, job: Job, trials: Trials, folder: Path | None) -> Front:
     other = Job(**{**vars(job), "seed": job.seed + 1_000_000})
     file = None if folder is None else folder / "trials.jsonl"
     held = Trials(other, trials.denoiser, trials.salt + "held-out", file)
-    return front.with_held_out([held.psnr(p.schedule, front.sites) for p in front.points])
+    return front.with_held_out(
+        [held.psnr(p.schedule, front.sites, p.guidance) for p in front.points]
+    )

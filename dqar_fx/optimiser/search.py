@@ -9,6 +9,7 @@ computed steps are moved, added and removed within the time that is allowed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ from .front import Point
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from dqar_fx.guidance import Guidance
+
     from .candidate import Groups, Plan
     from .measured import Measured
     from .segments import Segments
@@ -28,6 +31,8 @@ NEIGHBOURS = 24
 """Moves that are weighed by the model before one is tried."""
 GREEDY = 0.3
 """Share of moves that the model chooses; chance chooses the others."""
+TURN = 0.1
+"""Share of moves that may change guidance, too."""
 SPENT = 0.85
 """Share of the time that a regular table must spend to be tried."""
 
@@ -42,6 +47,7 @@ class Search:
         trials: Tries tables on pictures.
         sites: The sites that schedules are meant for.
         cache_bytes: Most bytes that a stream may keep; None for any number.
+        guidances: What the unconditional stream may do.
         rng: Chooses moves.
         tell: Called after each trial.
         points: What was tried.
@@ -52,6 +58,7 @@ class Search:
     trials: Trials
     sites: str | tuple[str, ...]
     cache_bytes: int | None
+    guidances: tuple[Guidance | None, ...]
     rng: np.random.Generator
     tell: Callable[[Point], None]
     points: dict[Candidate, Point | None] = field(default_factory=dict)
@@ -80,26 +87,35 @@ class Search:
         Regular ones compute at first and then at equal intervals, as FORA and TaylorSeer do.
         """
         groupings = group_sites(self.measured)
-        for groups in groupings.values():
-            found = self.solve(groups, ms)
+        for guidance, groups in product(self.guidances, groupings.values()):
+            found = self.solve(groups, ms, guidance)
             if found is not None:
                 yield found
-        steps = self.measured.num_steps
-        for every in range(1, self.segments.max_age + 2):
-            for first in range(1, 7):
-                computed = (*range(min(first, steps)), *range(first - 1 + every, steps, every))
-                regular = Candidate(groupings["together"], (tuple(sorted(set(computed))),))
-                if SPENT * ms <= regular.ms(self.measured) <= ms:
-                    yield regular
+        regular = (
+            Candidate(groupings["together"], (steps,), guidance)
+            for guidance, steps in product(self.guidances, self.regular_steps())
+        )
+        within = [each for each in regular if SPENT * ms <= each.ms(self.measured) <= ms]
+        yield from (within[i] for i in self.rng.permutation(len(within)))
 
-    def solve(self, groups: Groups, ms: float) -> Candidate | None:
+    def regular_steps(self) -> list[tuple[int, ...]]:
+        """The first steps, and then one of so many."""
+        steps = self.measured.num_steps
+        found = dict.fromkeys(
+            (*range(first), *range(first - 1 + every, steps, every))
+            for every in range(1, self.segments.max_age + 2)
+            for first in range(1, min(7, steps))
+        )
+        return list(found)
+
+    def solve(self, groups: Groups, ms: float, guidance: Guidance | None) -> Candidate | None:
         """The candidate whose price of errors just uses a time up; None if none is as fast."""
         low, high, best = -12.0, 18.0, None
         for _ in range(26):
             middle = (low + high) / 2
             price = float(np.exp(middle) * self.measured.step_ms)
             steps = tuple(self.segments.cheapest(group, price) for group in groups)
-            candidate = Candidate(groups, steps)
+            candidate = Candidate(groups, steps, guidance)
             if candidate.ms(self.measured) <= ms:
                 low, best = middle, candidate
             else:
@@ -121,10 +137,11 @@ class Search:
     def _point(self, candidate: Candidate, plan: Plan) -> Point:
         point = Point(
             ms=candidate.ms(self.measured),
-            psnr_db=self.trials.psnr(plan.schedule, self.measured.sites),
+            psnr_db=self.trials.psnr(plan.schedule, self.measured.sites, candidate.guidance),
             predicted_error=plan.error,
             cache_bytes=plan.cache_bytes,
             schedule=plan.schedule,
+            guidance=candidate.guidance,
         )
         self.tell(point)
         return point
@@ -176,7 +193,10 @@ class Search:
                 one.discard(int(rng.choice(taken)))
         moved = tuple(tuple(sorted(each)) for each in steps)
         is_legal = all(self.segments.is_legal(each) for each in moved)
-        return Candidate(candidate.groups, moved) if is_legal else None
+        guidance = candidate.guidance
+        if rng.random() < TURN:
+            guidance = self.guidances[int(rng.integers(len(self.guidances)))]
+        return Candidate(candidate.groups, moved, guidance) if is_legal else None
 
     def _any_step(self) -> int:
         return int(self.rng.integers(1, self.measured.num_steps))

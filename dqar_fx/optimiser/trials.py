@@ -12,6 +12,7 @@ import torch
 
 from dqar_fx.calibrate import quiet, replaced, seeded_apart
 from dqar_fx.errors import DqarError
+from dqar_fx.guided import GuidedDenoiser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dqar_fx.denoiser import Denoiser
+    from dqar_fx.guidance import Guidance
     from dqar_fx.schedule import Schedule
     from dqar_fx.table import BranchTable
 
@@ -107,12 +109,13 @@ class Trials:
                 row = json.loads(line)
                 self.known[row["table"]] = row["psnr_db"]
 
-    def psnr(self, schedule: Schedule, paths: Sequence[str]) -> float:
+    def psnr(
+        self, schedule: Schedule, paths: Sequence[str], guidance: Guidance | None = None
+    ) -> float:
         """Mean over pictures of their peak signal-to-noise ratio in decibels."""
-        table = schedule.resolve(paths)
-        key = self.salt + identity(table)
+        key = self.salt + identity(schedule.resolve(paths), guidance)
         if key not in self.known:
-            self.known[key] = psnr(self.right, self.pictures(schedule))
+            self.known[key] = psnr(self.right, self.pictures(schedule, guidance))
             self._write(key)
         return self.known[key]
 
@@ -127,14 +130,23 @@ class Trials:
         """Run the denoiser as it is, so that every signature of the job is captured once."""
         self._run(self.denoiser)
 
-    def pictures(self, schedule: Schedule, around: Around | None = None) -> torch.Tensor:
+    def pictures(
+        self,
+        schedule: Schedule,
+        guidance: Guidance | None = None,
+        around: Around | None = None,
+    ) -> torch.Tensor:
         """The pictures with a schedule.
 
         Args:
             schedule: The schedule.
+            guidance: What the unconditional stream does; None for what it does already.
             around: Wraps the forward of the denoiser, given its device.
         """
-        tried = self.denoiser.with_schedule(schedule)
+        if isinstance(self.denoiser, GuidedDenoiser):
+            tried: Denoiser = self.denoiser.with_schedule(schedule, guidance=guidance)
+        else:
+            tried = self.denoiser.with_schedule(schedule)
         if around is not None:
             tried.forward = around(tried.forward, tried.device)
         return self._run(tried)
@@ -154,10 +166,12 @@ class Trials:
                 lines.write(json.dumps(row) + "\n")
 
 
-def identity(table: BranchTable) -> str:
-    """A text that is equal for equal tables."""
+def identity(table: BranchTable, guidance: Guidance | None) -> str:
+    """A text that is equal for equal tables and guidance."""
     digest = hashlib.sha256(table.actions.tobytes() + table.orders.tobytes())
     digest.update(repr((table.sites, table.method, table.actions.shape)).encode())
+    if guidance is not None:
+        digest.update(repr(guidance).encode())
     return digest.hexdigest()[:32]
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import dqar_fx
-from dqar_fx import DqarError, ScheduleError
+from dqar_fx import DqarError, Guidance, Schedule, ScheduleError
 from dqar_fx.optimiser import Front, optimise
+from dqar_fx.optimiser.candidate import share_called
 from dqar_fx.optimiser.costs import share_out
 from dqar_fx.optimiser.trials import Job, Trials, psnr
 from tests.optimiser.helpers import reference_pipeline
@@ -106,9 +108,9 @@ def test_optimise_goes_on_where_it_was_and_gives_the_same(pipe, folder, optimum,
 def known_only(psnr_of):
     """Fails where a table would have to be tried again."""
 
-    def known(self, schedule, paths):
+    def known(self, *given):
         before = dict(self.known)
-        found = psnr_of(self, schedule, paths)
+        found = psnr_of(self, *given)
         assert self.known == before
         return found
 
@@ -162,6 +164,46 @@ def test_optimise_within_a_time_keeps_to_it(pipe, folder, optimum):
     found = optimise(pipe, INPUTS, ms=ms, trials=4, folder=folder, **CALL)
     assert found.point.ms <= ms
     assert found.front.full_ms == optimum.front.full_ms
+
+
+def test_optimise_with_guidance_as_an_axis(pipe, tmp_path):
+    guidances = [
+        Guidance(
+            output=Schedule.interval(STEPS, every).forecast(1),
+            keep="difference",
+            batched="conditional_first",
+        )
+        for every in (2, 3)
+    ]
+    found = optimise(pipe, INPUTS, trials=21, guidances=guidances, folder=tmp_path, **CALL)
+    chosen = [point.guidance for point in found.front.points]
+    assert any(each in guidances for each in chosen)
+    point = next(p for p in found.front.points if p.guidance in guidances)
+    right = generate(pipe, pipe.transformer, 0)
+    denoiser = dqar_fx.transform(pipe.transformer, point.schedule, guidance=point.guidance)
+    other = generate(pipe, denoiser, 0)
+    squares = ((other - right).astype(float) ** 2).mean(axis=(1, 2, 3))
+    assert point.psnr_db == pytest.approx((-10 * np.log10(squares)).mean(), abs=0.01)
+    again = Front.load(tmp_path).points[found.front.points.index(point)]
+    assert np.array_equal(
+        again.guidance.output_table().actions, point.guidance.output_table().actions
+    )
+    assert again.guidance.keep == "difference"
+
+
+def test_optimise_guidances_that_disagree_rejected(pipe):
+    one = Guidance(output=Schedule.interval(STEPS, 2), batched="conditional_first")
+    with pytest.raises(ScheduleError, match="must agree in batched"):
+        optimise(pipe, INPUTS, guidances=[one, replace(one, batched=None)], **CALL)
+    own = replace(one, unconditional=Schedule.interval(STEPS, 2))
+    with pytest.raises(ScheduleError, match="must not bring schedules"):
+        optimise(pipe, INPUTS, guidances=[own], **CALL)
+
+
+def test_share_called_is_half_where_a_stream_is_left_out():
+    guidance = Guidance(output=Schedule.from_actions("CRRC"), batched="conditional_first")
+    assert share_called(guidance, 4).tolist() == [1, 0.5, 0.5, 1]
+    assert share_called(None, 4).tolist() == [1, 1, 1, 1]
 
 
 def test_optimise_refuses_a_folder_of_another_job(pipe, folder, optimum):
