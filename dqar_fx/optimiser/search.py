@@ -86,17 +86,18 @@ class Search:
 
         Regular ones compute at first and then at equal intervals, as FORA and TaylorSeer do.
         """
+        plain, *guided = self.guidances
         groupings = group_sites(self.measured)
-        for guidance, groups in product(self.guidances, groupings.values()):
-            found = self.solve(groups, ms, guidance)
-            if found is not None:
-                yield found
+        together = groupings["together"]
+        solved = [self.solve(groups, ms, plain) for groups in groupings.values()]
         regular = (
-            Candidate(groupings["together"], (steps,), guidance)
+            Candidate(together, (steps,), guidance)
             for guidance, steps in product(self.guidances, self.regular_steps())
         )
         within = [each for each in regular if SPENT * ms <= each.ms(self.measured) <= ms]
-        yield from (within[i] for i in self.rng.permutation(len(within)))
+        solved += [within[i] for i in self.rng.permutation(len(within))]
+        solved += [self.solve(together, ms, guidance) for guidance in guided]
+        yield from (each for each in solved if each is not None)
 
     def regular_steps(self) -> list[tuple[int, ...]]:
         """The first steps, and then one of so many."""

@@ -1,0 +1,137 @@
+"""Where contenders run: one pipeline, the same pictures, one trajectory at a time.
+
+The time of a trajectory is that from the beginning of the denoiser's first call to the end of
+its last: with the scheduler and the guidance between, without the noise and the VAE.
+"""
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.ablation.protocol import Protocol
+from benchmarks.machine import synchronise
+from benchmarks.measure import hooked
+from benchmarks.pareto.contenders import EAGER, Contender, Entrant
+from benchmarks.pareto.standin import Counting
+from benchmarks.pipelines import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A pipeline, its model, and the pictures.
+
+    Attributes:
+        pipe: The pipeline.
+        original: Its model, untransformed.
+        protocol: Which pictures.
+        samples: Of these, how many are generated in one batch.
+        steps: Denoising steps of the full run.
+        device: Of the pipeline.
+        lowering: ``"regional"``, ``"whole"`` or ``"eager"``.
+    """
+
+    pipe: Any
+    original: nn.Module
+    protocol: Protocol
+    samples: int
+    steps: int
+    device: torch.device
+    lowering: str
+    made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def compiled(self) -> nn.Module:
+        """The untransformed model as one graph; shared by those who use it."""
+        return self.compile(self.original, fullgraph=True, dynamic=False)
+
+    def compile(self, model: nn.Module, **keywords: Any) -> Any:
+        """``torch.compile``, with graphs and a limit of recompiles of its own.
+
+        Otherwise copies of a model would share those of their code: the ninth to be compiled
+        would run in eager mode without a word.
+        """
+        return torch.compile(model, isolate_recompiles=True, **keywords)
+
+    def clone(self) -> nn.Module:
+        """A copy of the model that hooks may be put on."""
+        return copy.deepcopy(self.original)
+
+    def once(self, make: Callable[["Bench"], Any]) -> Any:
+        """What a function makes of this bench; it is called once."""
+        if make not in self.made:
+            self.made[make] = make(self)
+        return self.made[make]
+
+    def task(self, number: int) -> Task:
+        """The pictures of a numbered trajectory: others for each number."""
+        return self.protocol.task(0, number * self.samples, self.samples)
+
+    def run(self, entrant: Entrant, steps: int, task: Task) -> tuple[torch.Tensor, float]:
+        """One trajectory: pictures ``[samples, C, H, W]`` in [0, 1], and its time."""
+        with self.entered(entrant), timed(entrant.module, steps, self.device) as marks:
+            images = task.generate(self.pipe, steps)
+        begin, end = marks
+        return images, end - begin
+
+    @contextmanager
+    def entered(self, entrant: Entrant) -> Iterator[None]:
+        """With a contender in the pipeline, and nothing left of its last trajectory."""
+        self.pipe.transformer = entrant.module
+        try:
+            with entrant.fresh():
+                yield
+        finally:
+            self.pipe.transformer = self.original
+
+    @torch.no_grad()
+    def count_macs(self, contender: Contender) -> int:
+        """Multiply-accumulates of a trajectory in eager mode, counted while it runs.
+
+        What is not computed is not counted, whoever decides it and on what grounds. Modes of
+        one setting are counted once.
+        """
+        if contender.setting not in self.made:
+            entrant = contender.recipe.build(self, EAGER)
+            counting = Counting(entrant.module)
+            with self.entered(entrant), warnings.catch_warnings(action="ignore"):
+                self.task(0).generate(self.pipe, 1)  # what is done once is not counted
+            with self.entered(replace(entrant, module=counting)):
+                self.task(0).generate(self.pipe, contender.steps)
+            self.made[contender.setting] = counting.macs
+        macs: int = self.made[contender.setting]
+        return macs
+
+
+@contextmanager
+def timed(module: nn.Module, steps: int, device: torch.device) -> Iterator[list[float]]:
+    """Note when the first of some calls of a module begins, and when the last one ends.
+
+    The device is waited for at these two points only.
+    """
+    marks: list[float] = []
+    left = steps
+
+    def mark() -> None:
+        synchronise(device)
+        marks.append(time.perf_counter())
+
+    def begin(*_: Any) -> None:
+        if left == steps:
+            mark()
+
+    def end(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            mark()
+
+    with hooked(module.register_forward_pre_hook(begin), module.register_forward_hook(end)):
+        yield marks

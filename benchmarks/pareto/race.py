@@ -1,0 +1,148 @@
+"""The race: everybody warms up, then all run in turn, often with the base before them.
+
+Speed is the time of the base's trajectory by that of a contender that runs soon after it, in
+the same process. Each repeat has other pictures, the same for all, and another order.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.machine import describe_machine
+from benchmarks.measure import Compiled
+from benchmarks.pareto.bench import Bench
+from benchmarks.pareto.contenders import Contender, Entrant
+from benchmarks.pareto.records import WARMUP, Record
+
+
+@dataclass
+class Race:
+    """A race, as far as it got.
+
+    Attributes:
+        bench: Where it runs.
+        base: Whose time is the unit.
+        contenders: Who runs, the base among them.
+        records: What is known of each, by name.
+        entrants: What has been built in this process, by name.
+    """
+
+    bench: Bench
+    base: Contender
+    contenders: Sequence[Contender]
+    records: dict[str, Record]
+    entrants: dict[str, Entrant] = field(default_factory=dict)
+
+    def run(self, repeats: int, pair: int) -> None:
+        """Make all repeats that are not on disk.
+
+        Args:
+            repeats: How many.
+            pair: How many contenders run after each trajectory of the base.
+        """
+        numbers = range(WARMUP + 1, WARMUP + 1 + repeats)
+        missing = {number: self.list_late(number) for number in numbers}
+        late = {each.name: each for listed in missing.values() for each in listed}
+        if not late:
+            return
+        total = len(late) + sum(map(len, missing.values()))
+        with quiet_compiler(), tqdm(total=total, desc="race", unit="run") as bar:
+            for contender in {self.base.name: self.base, **late}.values():
+                bar.set_description(f"warm-up: {contender.name}")
+                self.attempt(self.warm_up, contender)
+                bar.update(contender.name in late)
+            for number, listed in missing.items():
+                bar.set_description(f"repeat {number} of {repeats}")
+                first = number * len(listed) // repeats  # another for each repeat
+                self.repeat(number, [*listed[first:], *listed[:first]], pair, bar)
+
+    def list_late(self, number: int) -> list[Contender]:
+        """Who has not run a repeat yet."""
+        return [each for each in self.contenders if self.records[each.name].lacks(number)]
+
+    def repeat(self, number: int, listed: Sequence[Contender], pair: int, bar: Any) -> None:
+        """One repeat of some contenders, the base before each few of them."""
+        others = [each for each in listed if each.name != self.base.name]
+        bar.update(len(listed) - len(others))
+        # Without others, the base alone may lack this repeat.
+        for start in range(0, max(len(others), bool(listed)), pair):
+            base_s = self.time_base(number)
+            if base_s is None:
+                return
+            for contender in others[start : start + pair]:
+                self.attempt(self.time, contender, number, base_s)
+                bar.update()
+
+    def warm_up(self, contender: Contender) -> None:
+        """Build a contender, and run a first trajectory in which all is compiled."""
+        record, before = self.records[contender.name], Compiled.so_far()
+        entrant = contender.recipe.build(self.bench, contender.mode)
+        images, took_s = self.bench.run(entrant, contender.steps, self.bench.task(WARMUP))
+        compiled = Compiled.so_far() - before
+        self.entrants[contender.name] = entrant
+        if record.facts:
+            return  # of an earlier process: only to compile again
+        record.images[WARMUP] = images
+        record.note(
+            warmup_s=took_s,
+            graphs=compiled.graphs,
+            breaks=compiled.breaks,
+            recompiles=0,
+            hooked=entrant.hooked,
+            macs=self.bench.count_macs(contender),
+            machine=self.describe_machine(),
+        )
+
+    def time(self, contender: Contender, number: int, base_s: float) -> None:
+        """One timed trajectory of a contender."""
+        record, before = self.records[contender.name], Compiled.so_far()
+        if record.error is not None:
+            return
+        entrant = self.entrants[contender.name]
+        images, own_s = self.bench.run(entrant, contender.steps, self.bench.task(number))
+        record.facts["recompiles"] += (Compiled.so_far() - before).graphs
+        record.add(number, images, base_s, own_s)
+
+    def time_base(self, number: int) -> float | None:
+        """One timed trajectory of the base; the first of each repeat is its own row's."""
+        record = self.records[self.base.name]
+        if record.error is not None:
+            return None
+        task = self.bench.task(number)
+        images, took_s = self.bench.run(self.entrants[self.base.name], self.base.steps, task)
+        if number not in record.times:
+            record.add(number, images, took_s, took_s)
+        return took_s
+
+    def describe_machine(self) -> dict[str, Any]:
+        """Where this is, and of which sources."""
+        return asdict(describe_machine(self.bench.device))
+
+    def attempt(self, action: Callable[..., None], contender: Contender, *args: Any) -> None:
+        """Let a contender do something; a failure is noted, and the others go on."""
+        try:
+            action(contender, *args)
+        except Exception as error:
+            self.records[contender.name].note(
+                error=f"{type(error).__name__}: {error}", machine=self.describe_machine()
+            )
+            tqdm.write(f"{contender.name} failed:", file=sys.stderr)
+            traceback.print_exc()
+
+
+@contextmanager
+def quiet_compiler() -> Iterator[None]:
+    """Without a page of warnings for each rival that recompiles: rows count the graphs."""
+    logger = logging.getLogger("torch._dynamo")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
