@@ -22,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 import dqar_fx
+from benchmarks.command_line import Parser, at_least, folder_to_write
 from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
 from benchmarks.machine import ROOT, can_compile, describe_machine, set_up_compiler
 from benchmarks.measure import Compiled
-from benchmarks.options import Parser, at_least, folder_to_write
 
 CPU = torch.device("cpu")
 KINDS = {

@@ -19,10 +19,10 @@ from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
+from benchmarks.command_line import Parser, at_least, folder_to_write
 from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
 from benchmarks.machine import can_compile, describe_machine, set_up_compiler
 from benchmarks.measure import Compiled
-from benchmarks.options import Parser, at_least, folder_to_write
 
 CPU = torch.device("cpu")
 BASE = "fp16"

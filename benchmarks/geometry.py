@@ -9,7 +9,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from benchmarks.options import Parser, at_least
+from benchmarks.command_line import Parser, at_least
 
 PATCH, CHANNELS, NUM_CLASSES = 2, 4, 1000
 

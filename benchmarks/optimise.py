@@ -9,10 +9,14 @@ from pathlib import Path
 import torch
 
 import dqar_fx
-from benchmarks.machine import choose_device
-from benchmarks.options import DTYPES, Parser, at_least, describe, device_of, folder_to_write
+from benchmarks.command_line import (
+    Parser,
+    add_out,
+    at_least,
+    new_parser,
+    read_values,
+)
 from benchmarks.pipelines import load_pipeline, name_classes
-from benchmarks.reference import PIPELINE
 from benchmarks.reference.errors import InputError
 
 QUICK = {"steps": 8, "samples": 2, "trials": 14, "lowering": "eager", "speeds": [2.0]}
@@ -78,16 +82,8 @@ def speed(text: str) -> float:
 
 def build_parser() -> Parser:
     """The parser of the search."""
-    parser = Parser(
-        prog="python -m benchmarks.optimise",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("python -m benchmarks.optimise", DESCRIPTION, EXAMPLES)
     add, lowerings = parser.add_argument, ("regional", "whole", "eager")
-    add("--model", default=str(PIPELINE), help="DiT pipeline folder or hub name (reference)")
-    add("--device", type=device_of, help="cpu, cuda, mps, ... (the fastest there is)")
-    add("--dtype", choices=DTYPES, default="float32", help="dtype of the parameters (float32)")
     add(
         "--lowering", choices=lowerings, default="regional", help="what is compiled (regional)"
     )
@@ -106,20 +102,13 @@ def build_parser() -> Parser:
     )
     add("--trials", type=at_least(1), default=70, help="tables to try, per search (70)")
     add("--speeds", type=speed, nargs="*", default=[2.0, 2.5], help="search harder (2.0 2.5)")
-    add("--out", type=folder_to_write, default="results/optimise", help="(results/optimise)")
-    add("--quick", action="store_true", help=f"other defaults: {describe(QUICK)}")
+    add_out(parser, "results/optimise", QUICK)
     return parser
 
 
 def parse_options(argv: Sequence[str] | None) -> Options:
     """Read the command line; None takes that of the process."""
-    parser = build_parser()
-    values = vars(parser.parse_args(argv))
-    if values["quick"]:
-        parser.set_defaults(**QUICK)
-        values = vars(parser.parse_args(argv))
-    del values["quick"]
-    values["device"] = values["device"] or choose_device()
+    values = read_values(build_parser(), argv, QUICK)
     return Options(**values)
 
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiTPipeline
 from diffusers.utils import logging
 
-from benchmarks.options import DTYPES
+from benchmarks.command_line import DTYPES
 from benchmarks.reference.errors import InputError
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import can_compile, choose_device
-from benchmarks.options import (
-    DTYPES,
+from benchmarks.command_line import (
     LOWERINGS,
     Parser,
+    add_out,
     at_least,
-    describe,
-    device_of,
-    folder_to_write,
+    new_parser,
+    read_values,
 )
-from benchmarks.reference import PIPELINE
+from benchmarks.machine import can_compile
 
 SCHEDULERS = ("ddpm", "keep")
 QUICK = {
@@ -95,16 +93,9 @@ class Options:
 
 def build_parser() -> Parser:
     """The parser of the ablation."""
-    parser = Parser(
-        prog="python -m benchmarks.ablation",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("python -m benchmarks.ablation", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("--model", default=str(PIPELINE), help="DiT pipeline folder or hub name (reference)")
-    add("--device", type=device_of, help="cpu, cuda, mps, ... (the fastest there is)")
-    add("--dtype", choices=DTYPES, help="of the parameters (float16 on cuda, else float32)")
+    parser.set_defaults(dtype=None)  # float16 on cuda, else float32
     add(
         "--lowering", choices=LOWERINGS, default="regional", help="what is compiled (regional)"
     )
@@ -115,8 +106,7 @@ def build_parser() -> Parser:
     add_timing(parser)
     add_quality(parser)
     add("--more", action="store_true", help="also compare at the table with max_age=3")
-    add("--out", type=folder_to_write, default="results/ablation", help="(results/ablation)")
-    add("--quick", action="store_true", help=f"other defaults: {describe(QUICK)}")
+    add_out(parser, "results/ablation", QUICK)
     return parser
 
 
@@ -149,17 +139,13 @@ def add_quality(parser: Parser) -> None:
 def parse_options(argv: Sequence[str] | None) -> Options:
     """Read the command line; None takes that of the process."""
     parser = build_parser()
-    values = vars(parser.parse_args(argv))
-    if values["quick"]:
-        parser.set_defaults(**QUICK)
-        values = vars(parser.parse_args(argv))
-    del values["quick"]
+    values = read_values(parser, argv, QUICK)
     if values["images"] % values["seed_groups"]:
         parser.error(
             f"--images {values['images']} is no multiple of --seed-groups "
             f"{values['seed_groups']}: each group needs as many pictures"
         )
-    device = values["device"] = values["device"] or choose_device()
+    device = values["device"]
     values["dtype"] = values["dtype"] or ("float16" if device.type == "cuda" else "float32")
     if values["classes"] is not None:
         values["classes"] = tuple(values["classes"])

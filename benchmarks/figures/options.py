@@ -1,6 +1,5 @@
 """The command line of the figures."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +7,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.ablation.options import SCHEDULERS
-from benchmarks.machine import choose_device
-from benchmarks.options import (
-    DTYPES,
+from benchmarks.command_line import (
     Parser,
+    add_out,
     at_least,
-    describe,
-    device_of,
     folder_to_write,
+    new_parser,
+    read_values,
 )
-from benchmarks.reference import PIPELINE
 
 FIGURES = ("speed", "reuse", "quality", "architecture", "mismatch")
 QUICK: dict[str, object] = {"steps": 6, "samples": 1}
@@ -77,16 +74,8 @@ def folder_to_keep(text: str) -> Path:
 
 def build_parser() -> Parser:
     """The parser of the figures."""
-    parser = Parser(
-        prog="python -m benchmarks.figures",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("python -m benchmarks.figures", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("--model", default=str(PIPELINE), help="DiT pipeline folder or hub name (reference)")
-    add("--device", type=device_of, help="cpu, cuda, mps, ... (the fastest there is)")
-    add("--dtype", choices=DTYPES, default="float32", help="dtype of the parameters (float32)")
     add("--scheduler", choices=SCHEDULERS, default="ddpm", help="ddpm or the pipeline's own")
     add("--steps", type=at_least(4), default=50, help="denoising steps (50)")
     add("--labels", type=at_least(0), nargs="+", metavar="N", help="classes of the pictures")
@@ -106,20 +95,13 @@ def build_parser() -> Parser:
         help="rows of the ablation (results/ablation)",
     )
     add("--only", choices=FIGURES, nargs="+", metavar="NAME", help=f"of {', '.join(FIGURES)}")
-    add("--out", type=folder_to_write, default="results/figures", help="(results/figures)")
-    add("--quick", action="store_true", help=f"other defaults: {describe(QUICK)}")
+    add_out(parser, "results/figures", QUICK)
     return parser
 
 
 def parse_options(argv: Sequence[str] | None) -> Options:
     """Read the command line; None takes that of the process."""
-    parser = build_parser()
-    values = vars(parser.parse_args(argv))
-    if values["quick"]:
-        parser.set_defaults(**QUICK)
-        values = vars(parser.parse_args(argv))
-    del values["quick"]
-    values["device"] = values["device"] or choose_device()
+    values = read_values(build_parser(), argv, QUICK)
     values["only"] = tuple(values["only"] or FIGURES)
     values["labels"] = tuple(values["labels"]) if values["labels"] else None
     return Options(**values)

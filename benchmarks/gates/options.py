@@ -8,16 +8,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.ablation.options import SCHEDULERS
-from benchmarks.machine import choose_device
-from benchmarks.options import (
-    DTYPES,
+from benchmarks.command_line import (
     Parser,
+    add_out,
     at_least,
-    describe,
-    device_of,
-    folder_to_write,
+    new_parser,
+    read_values,
 )
-from benchmarks.reference import PIPELINE
 
 QUICK: dict[str, object] = {"steps": 8, "samples": 1}
 
@@ -82,16 +79,8 @@ def share(text: str) -> float:
 
 def build_parser() -> Parser:
     """The parser of the comparison."""
-    parser = Parser(
-        prog="python -m benchmarks.gates",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("python -m benchmarks.gates", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("--model", default=str(PIPELINE), help="DiT pipeline folder or hub name (reference)")
-    add("--device", type=device_of, help="cpu, cuda, mps, ... (the fastest there is)")
-    add("--dtype", choices=DTYPES, default="float32", help="dtype of the parameters (float32)")
     add("--scheduler", choices=SCHEDULERS, default="keep", help="the pipeline's own, or ddpm")
     add("--steps", type=at_least(6), default=50, help="denoising steps (50)")
     add("--labels", type=at_least(0), nargs="+", metavar="N", help="classes of the pictures")
@@ -100,19 +89,12 @@ def build_parser() -> Parser:
     add("--seed", type=at_least(0), default=0, help="of the calibration (0)")
     add("--reuse", type=share, default=0.5, help="reuse ratio that gates are set to (0.5)")
     add("--calibration", type=Path, metavar="FOLDER", help="read it there, or write it there")
-    add("--out", type=folder_to_write, default="results/gates", help="(results/gates)")
-    add("--quick", action="store_true", help=f"other defaults: {describe(QUICK)}")
+    add_out(parser, "results/gates", QUICK)
     return parser
 
 
 def parse_options(argv: Sequence[str] | None) -> Options:
     """Read the command line; None takes that of the process."""
-    parser = build_parser()
-    values = vars(parser.parse_args(argv))
-    if values["quick"]:
-        parser.set_defaults(**QUICK)
-        values = vars(parser.parse_args(argv))
-    del values["quick"]
-    values["device"] = values["device"] or choose_device()
+    values = read_values(build_parser(), argv, QUICK)
     values["labels"] = tuple(values["labels"]) if values["labels"] else None
     return Options(**values)

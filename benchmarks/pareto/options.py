@@ -8,18 +8,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import can_compile, choose_device
-from benchmarks.options import (
-    DTYPES,
+from benchmarks.command_line import (
     LOWERINGS,
     Parser,
+    add_out,
     at_least,
-    describe,
-    device_of,
-    folder_to_write,
+    new_parser,
+    read_values,
 )
+from benchmarks.machine import can_compile
 from benchmarks.pareto.contenders import KEYS
-from benchmarks.reference import PIPELINE
 from dqar_fx.forecast import MAX_ORDER
 
 SWEEP = (10, 12, 14, 15, 17, 20, 22, 25, 30, 35, 40)
@@ -106,16 +104,8 @@ class Options:
 
 def build_parser() -> Parser:
     """The parser of this command."""
-    parser = Parser(
-        prog="python -m benchmarks.pareto",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("python -m benchmarks.pareto", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("--model", default=str(PIPELINE), help="DiT pipeline folder or hub name (reference)")
-    add("--device", type=device_of, help="cpu, cuda, mps, ... (the fastest there is)")
-    add("--dtype", choices=DTYPES, default="float32", help="dtype of the parameters (float32)")
     add("--lowering", choices=LOWERINGS, default="regional", help="of ours (regional)")
     add("--steps", type=at_least(2), default=50, help="denoising steps of the full run (50)")
     add("--guidance", type=float, default=1.5, help="guidance scale (1.5)")
@@ -123,8 +113,7 @@ def build_parser() -> Parser:
     add_rows(parser)
     add_times(parser)
     add_quality(parser)
-    add("--out", type=folder_to_write, default="results/pareto", help="(results/pareto)")
-    add("--quick", action="store_true", help=f"other defaults: {describe(QUICK)}")
+    add_out(parser, "results/pareto", QUICK)
     return parser
 
 
@@ -202,18 +191,13 @@ def order_of(text: str) -> int:
 def parse_options(argv: Sequence[str] | None) -> Options:
     """Read the command line; None takes that of the process."""
     parser = build_parser()
-    values = vars(parser.parse_args(argv))
-    if values["quick"]:
-        parser.set_defaults(**QUICK)
-        values = vars(parser.parse_args(argv))
-    del values["quick"]
+    values = read_values(parser, argv, QUICK)
     if values["images"] % values["seed_groups"]:
         parser.error(
             f"--images {values['images']} is no multiple of --seed-groups "
             f"{values['seed_groups']}: each group needs as many pictures"
         )
     values["fewer"] = choose_fewer(parser, values["fewer"], values["steps"])
-    values["device"] = values["device"] or choose_device()
     for name in ("only", "rows", "every", "orders", "targets"):
         values[name] = tuple(dict.fromkeys(values[name]))
     if values["judge"] is not None:

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
-from dqar_fx.calibrate import count_calls
-from dqar_fx.denoiser import Denoiser
-from dqar_fx.errors import DqarError, ScheduleError
-from dqar_fx.fingerprint import Fingerprint
-from dqar_fx.forecast import MAX_ORDER, METHODS, points_of
-from dqar_fx.guidance import Guidance
-from dqar_fx.lowering import CompileOptions
-from dqar_fx.schedule import Schedule, check_at_least
-from dqar_fx.transform import transform
+from dqar_fx.forecast import points_of
+from dqar_fx.schedule import check_at_least
 
-from .costs import measure_costs
+from .arguments import check_arguments, check_guidances
 from .front import Front, Point
-from .measured import Measured, fit_sensitivity, spread_gain
-from .observe import Notes, ObserverBuilder
+from .measuring import identify, keep_steps, measure, recall
 from .search import Search
 from .segments import Segments
 from .trials import Job, Trials
@@ -34,14 +22,14 @@ from .trials import Job, Trials
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dqar_fx.guidance import Guidance
+    from dqar_fx.schedule import Schedule
     from dqar_fx.table import BranchTable
+
+    from .measured import Measured
 
 LEVELS = (0.3, 0.36, 0.42, 0.5, 0.6, 0.72, 0.85)
 """Shares of the full time at which a front is searched."""
-GAINS = 16
-"""Steps at which the way from a denoiser's error to the pictures is measured."""
-TRIES = 6
-"""Reuses of single sites that are tried at each step."""
 
 
 @dataclass(frozen=True)
@@ -172,165 +160,6 @@ def optimise(
     return Optimum(
         front.within(ms=ms, quality=quality, cache_bytes=cache_bytes), front, measured
     )
-
-
-def check_arguments(
-    pipeline: Any,
-    inputs: Sequence[Any],
-    orders: Sequence[int],
-    method: str,
-    *,
-    ms: float | None,
-    quality: float | None,
-) -> None:
-    """Raise for what cannot be optimised."""
-    model = getattr(pipeline, "transformer", None)
-    if not isinstance(model, torch.nn.Module) or isinstance(model, Denoiser):
-        raise DqarError(
-            "optimise needs a diffusers pipeline with its own transformer; found "
-            f"{type(pipeline).__name__} with a transformer of type {type(model).__name__}"
-        )
-    if getattr(pipeline, "scheduler", None) is None:
-        raise DqarError(f"optimise needs a scheduler, but {type(pipeline).__name__} has none")
-    if isinstance(inputs, str) or not len(inputs):
-        raise ScheduleError(f"inputs must be several prompts or labels, found {inputs!r}")
-    if not orders or not all(isinstance(o, int) and 0 <= o <= MAX_ORDER for o in orders):
-        raise ScheduleError(f"orders must be among 0 to {MAX_ORDER}, found {orders!r}")
-    if 0 not in orders:
-        raise ScheduleError(
-            f"orders={tuple(orders)!r} lacks 0: the step after the first can only be reused"
-        )
-    if method not in METHODS:
-        raise ScheduleError(f"forecast {method!r} is unknown; known are {', '.join(METHODS)}")
-    for name, value in (("ms", ms), ("quality", quality)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise ScheduleError(f"{name} must be a positive number, found {value!r}")
-
-
-def check_guidances(guidances: Sequence[Guidance]) -> None:
-    """Raise for guidance that cannot stand side by side in one search."""
-    if not all(isinstance(each, Guidance) for each in guidances):
-        raise ScheduleError(f"guidances must be dqar_fx.Guidance, found {guidances!r}")
-    if len({(each.batched, each.stream) for each in guidances}) > 1:
-        raise ScheduleError("guidances must agree in batched and stream")
-    if any(each.unconditional is not None for each in guidances):
-        raise ScheduleError(
-            "guidances must not bring schedules of the unconditional stream's sites: these "
-            "are searched"
-        )
-
-
-def keep_steps(
-    job: Job,
-    sites: str | tuple[str, ...],
-    history: int,
-    method: str,
-    compile: Any,
-    guidances: Sequence[Guidance],
-) -> Denoiser:
-    """A denoiser whose graphs keep enough steps for every table that is tried."""
-    num_calls = count_calls(job.pipeline.scheduler, job.num_steps)
-    order = next(o for o in range(MAX_ORDER + 1) if points_of(method, o) >= history)
-    plain = Schedule.interval(num_calls, 2, warmup=history)
-    schedule = plain.forecast(order, method) if order else plain
-    same = None  # where there is guidance: two streams that do the same
-    if guidances:
-        same = Guidance(batched=guidances[0].batched, stream=guidances[0].stream)
-    denoiser = transform(
-        job.pipeline.transformer, schedule, sites=sites, compile=compile, guidance=same
-    )
-    Trials(job, denoiser).capture()
-    if any(denoiser.table.around):
-        raise ScheduleError(
-            f"sites={sites!r} has sites inside of others, whose errors do not add up. "
-            "Optimise one kind at a time: 'all' (attention and feed-forward), 'block', 'span'"
-        )
-    return denoiser
-
-
-def measure(
-    job: Job, trials: Trials, sites: str | tuple[str, ...], max_age: int, identity: str
-) -> Measured:
-    """All that a search goes by."""
-    num_calls = trials.denoiser.table.num_steps
-    reach = 3 * max_age + 2  # the third step back of a parabola, at the largest distances
-    notes = Notes(num_calls, reach, TRIES, np.random.default_rng(job.seed))
-    model, own = job.pipeline.transformer, copy.deepcopy(job.pipeline.scheduler)
-    observing = Denoiser(model, ObserverBuilder(notes, sites), CompileOptions.of(None))
-    if hasattr(own, "step_index"):
-        observing.attach_scheduler(own)
-    job.run(observing, own)
-    unseen = [step for step in range(num_calls) if not notes.gram[:, step, step].any()]
-    if unseen:
-        raise ScheduleError(
-            f"the pipeline called its denoiser at {num_calls - len(unseen)} of {num_calls} "
-            "steps. Expected one call or several per step; give num_steps as the number of "
-            "timesteps"
-        )
-    kinds = tuple(site.kind for site in notes.sites)
-    step_ms, saved_ms = measure_costs(trials, kinds, num_calls)
-    first = Measured(
-        sites=tuple(site.path for site in notes.sites),
-        kinds=kinds,
-        site_bytes=tuple(sum(s.nbytes for s in site.kept) for site in notes.sites),
-        gram=notes.gram,
-        sensitivity=fit_sensitivity(notes.tried, num_calls, len(notes.sites)),
-        gain=np.ones(num_calls),
-        step_ms=step_ms,
-        saved_ms=saved_ms,
-        fingerprint=Fingerprint.of(model),
-        identity=f"{identity}-{max_age}",
-    )
-    return Measured(**{**vars(first), "gain": measure_gain(first, trials)})
-
-
-def measure_gain(measured: Measured, trials: Trials) -> Any:
-    """``[steps]``: error of the pictures when one step reuses all, by the model's for it."""
-    steps = np.unique(np.linspace(1, measured.num_steps - 1, GAINS).round().astype(int))
-    known = {}
-    for step in steps.tolist():
-        reused = np.zeros(measured.num_steps, bool)
-        reused[step] = True
-        other = trials.pictures(Schedule.from_actions(reused))
-        error = (trials.right - other).double().square().mean().sqrt().item()
-        known[step] = error / measured.errors(step, [step - 1], 0, "taylor").sum()
-    return spread_gain(known, measured.num_steps)
-
-
-def recall(folder: Path | None, identity: str, max_age: int) -> Measured | None:
-    """What an earlier search in the folder has measured.
-
-    Raises:
-        ScheduleError: It was of another model, scheduler or job.
-    """
-    if folder is None or not (folder / "measured.json").exists():
-        return None
-    measured = Measured.load(folder)
-    if measured.identity != f"{identity}-{max_age}":
-        raise ScheduleError(
-            f"{folder} holds measurements of another model, scheduler or job: "
-            f"{measured.num_steps} steps, {len(measured.sites)} sites. Inputs, steps, seed, "
-            "sites, max_age and the pipeline's arguments count. Give another folder"
-        )
-    return measured
-
-
-def identify(job: Job, sites: str | tuple[str, ...], lowering: Any) -> str:
-    """A text that differs for another model, scheduler, job or lowering."""
-    scheduler = job.pipeline.scheduler
-    facts = json.dumps(
-        [
-            repr(job.inputs),
-            repr(lowering),
-            (job.seed, job.num_steps, job.batch_size),
-            repr(sorted(job.call.items())),
-            repr(sites),
-            Fingerprint.of(job.pipeline.transformer).values.tolist(),
-            type(scheduler).__name__,
-            repr(getattr(scheduler, "config", "")),
-        ]
-    )
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def search_front(search: Search, ms: float | None, quality: float | None, trials: int) -> None:

@@ -1,0 +1,107 @@
+"""What the command lines of all benchmarks share."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from benchmarks.machine import choose_device
+from benchmarks.reference import PIPELINE
+
+LOWERINGS = ("regional", "whole", "eager")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with code 2."""
+        self.exit(2, f"error: {message}\n")
+
+
+def new_parser(command: str, description: str, examples: str) -> Parser:
+    """A parser that knows which pipeline, and where it runs."""
+    parser = Parser(
+        prog=command,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", default=str(PIPELINE), help="DiT pipeline folder or hub name (reference)")
+    add("--device", type=device_of, help="cpu, cuda, mps, ... (the fastest there is)")
+    add("--dtype", choices=DTYPES, default="float32", help="dtype of the parameters (float32)")
+    return parser
+
+
+def add_out(parser: Parser, folder: str, quick: Mapping[str, object]) -> None:
+    """Options of where to write, and of a run that only shows that it works."""
+    add = parser.add_argument
+    add("--out", type=folder_to_write, default=folder, help=f"folder ({folder})")
+    add("--quick", action="store_true", help=f"other defaults: {describe(quick)}")
+
+
+def read_values(
+    parser: Parser, argv: Sequence[str] | None, quick: Mapping[str, object]
+) -> dict[str, Any]:
+    """The values of a command line; None takes that of the process."""
+    values = vars(parser.parse_args(argv))
+    if values["quick"]:
+        parser.set_defaults(**quick)
+        values = vars(parser.parse_args(argv))
+    del values["quick"]
+    values["device"] = values["device"] or choose_device()
+    return values
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """A converter for argparse: an integer that is not below ``minimum``."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(
+                f"expected an integer of at least {minimum}, found {text!r}"
+            )
+        return value
+
+    return convert
+
+
+def device_of(text: str) -> torch.device:
+    """A converter for argparse: a device that can be used here."""
+    try:
+        device = torch.device(text)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"cannot use device {text!r}: {reason}") from None
+    if device.type == "meta":
+        raise argparse.ArgumentTypeError("device 'meta' computes nothing; try cpu")
+    return device
+
+
+def folder_to_write(text: str) -> Path:
+    """A converter for argparse: a folder that exists or can be made."""
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"cannot write to {text!r}: {error.strerror}"
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to {text!r}: no permission")
+    return folder
+
+
+def describe(values: Mapping[str, object]) -> str:
+    """Names and values in words."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
