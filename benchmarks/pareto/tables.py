@@ -10,7 +10,7 @@ import torch
 import dqar_fx
 from benchmarks.macs import to_meta, to_meta_call
 from benchmarks.reference.errors import InputError
-from dqar_fx import BranchTable, DqarError, Front, Guidance, Schedule
+from dqar_fx import Action, BranchTable, DqarError, Front, Guidance, Schedule
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,12 @@ class Saved:
     def schedule(self) -> Schedule:
         """As a schedule of the sites in the table."""
         table = self.table
-        return Schedule.from_actions(table.actions, orders=table.orders, method=table.method)
+        texts = [
+            # what is stored follows from what is read, also where a stream is left out
+            "".join(Action(a).letter.replace("S", "C") for a in column)
+            for column in table.actions.T
+        ]
+        return Schedule.from_actions(texts, orders=table.orders, method=table.method)
 
 
 def read_tables(

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from dqar_fx.errors import DqarError, ScheduleError
 from dqar_fx.guidance import Guidance
+from dqar_fx.rules import Written
 from dqar_fx.table import BranchTable
 
 from .candidate import Found
@@ -204,7 +205,10 @@ def read_point(folder: Path, row: dict[str, Any]) -> Point:
     plain = Schedule.from_actions(table.actions, orders=table.orders, method=table.method)
     reasons = tuple(tuple(each) for each in row["reasons"])
     written = plain.rule
-    rule = Found(written.letters, written.strict, written.orders, reasons)  # type: ignore[attr-defined]  # from_actions writes out
+    assert isinstance(written, Written)
+    # what is stored follows from what is read, also where a stream is left out
+    letters = tuple(tuple(c.replace("S", "C") for c in row) for row in written.letters)
+    rule = Found(letters, False, written.orders, reasons)
     sites = row["sites"] if isinstance(row["sites"], str) else tuple(row["sites"])
     return Point(
         ms=row["ms"],
@@ -212,7 +216,7 @@ def read_point(folder: Path, row: dict[str, Any]) -> Point:
         predicted_error=row["predicted_error"],
         cache_bytes=row["cache_bytes"],
         schedule=replace(plain, rule=rule, sites=sites),
-        guidance=read_guidance(row["guidance"]),
+        guidance=read_guidance(row.get("guidance")),
         held_out_db=row["held_out_db"],
     )
 

@@ -102,7 +102,7 @@ def optimise(
         sites: As for ``transform``; sites inside of others are refused.
         guidances: What the unconditional stream may do, beside the same as the conditional;
             all with the same ``batched`` and ``stream``, and without sites' schedules of
-            their own.
+            their own. A step without it is taken to cost half, which small models exceed.
         num_steps: Denoising steps (``num_inference_steps``).
         max_age: Steps that a kept value may live.
         trials: Tables that are tried on pictures.
