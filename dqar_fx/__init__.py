@@ -4,6 +4,7 @@
 across denoising steps, as a static `BranchTable` says.
 """
 
+from . import rivals
 from .calibrate import calibrate
 from .calibration import Calibration
 from .denoiser import Denoiser
@@ -46,6 +47,7 @@ __all__ = [
     "entropy_gate",
     "optimise",
     "policy_gate",
+    "rivals",
     "signal_to_noise",
     "snr_gate",
     "transform",
