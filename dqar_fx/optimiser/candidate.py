@@ -50,16 +50,12 @@ class Candidate:
     def ms(self, measured: Measured) -> float:
         """Predicted time of a trajectory in the denoiser, in milliseconds."""
         skipped = ~self.is_computed(measured.num_steps)
-        each = measured.step_ms - skipped @ measured.saved_ms
-        return float(each @ share_called(self.guidance, measured.num_steps))
-
-
-def share_called(guidance: Guidance | None, num_steps: int) -> NDArray[np.float64]:
-    """``[steps]``: share of a step's work: half where one stream is left out."""
-    table = None if guidance is None else guidance.output_table()
-    if table is None:
-        return np.ones(num_steps)
-    return np.where(table.is_read[:, 0], 0.5, 1.0)
+        table = None if self.guidance is None else self.guidance.output_table()
+        if table is None:
+            return float((measured.step_ms - skipped @ measured.saved_ms).sum())
+        mode = table.is_read[:, 0].astype(int)  # 1 where the unconditional stream is left out
+        saved = (skipped * measured.guided_saved_ms[mode]).sum(axis=1)
+        return float((measured.guided_ms[mode] - saved).sum())
 
 
 @dataclass(frozen=True)

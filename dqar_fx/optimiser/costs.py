@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dqar_fx.guidance import Guidance
+
     from .trials import Trials
 
 
 def measure_costs(
-    trials: Trials, kinds: Sequence[str], num_steps: int
+    trials: Trials, kinds: Sequence[str], num_steps: int, guidance: Guidance | None = None
 ) -> tuple[float, NDArray[np.float64]]:
     """Milliseconds of a step that computes all, and what each site saves when it does not.
 
@@ -31,19 +33,17 @@ def measure_costs(
         trials: The pipeline, and the denoiser to time.
         kinds: Kind of each site.
         num_steps: Steps of the trajectory.
+        guidance: What the unconditional stream does; None for what it does already.
     """
     names = list(dict.fromkeys(kinds))
-    patterns = [
-        frozenset(names),
-        *(frozenset({name}) for name in names[:-1]),
-    ]
+    patterns = [frozenset(names), *(frozenset({name}) for name in names[:-1])]
     rows = [
         patterns[step // 2 % len(patterns)] if step % 2 else None for step in range(num_steps)
     ]
     masks = [[row is not None and kind in row for kind in kinds] for row in rows]
     schedule = Schedule.from_actions(np.array(masks, bool))
-    trials.pictures(schedule)
-    times = time_steps(trials, schedule, num_steps)
+    trials.pictures(schedule, guidance)
+    times = time_steps(trials, schedule, num_steps, guidance)
     by_row: dict[frozenset[str] | None, list[float]] = {}
     for row, ms in zip(rows[2:], times[2:], strict=True):  # the first two only fill the slots
         by_row.setdefault(row, []).append(ms)
@@ -65,7 +65,9 @@ def share_out(
     return np.array([each[kind] / counts[kind] for kind in kinds])
 
 
-def time_steps(trials: Trials, schedule: Schedule, num_steps: int) -> list[float]:
+def time_steps(
+    trials: Trials, schedule: Schedule, num_steps: int, guidance: Guidance | None
+) -> list[float]:
     """Milliseconds of each step in the denoiser, the streams of a step added up."""
     times: list[float] = []
 
@@ -80,7 +82,7 @@ def time_steps(trials: Trials, schedule: Schedule, num_steps: int) -> list[float
 
         return run
 
-    trials.pictures(schedule, around=timed)
+    trials.pictures(schedule, guidance, around=timed)
     batches = -(-len(trials.job.inputs) // trials.job.batch_size)
     streams = max(len(times) // (num_steps * batches), 1)
     sums = np.array(times[: num_steps * batches * streams]).reshape(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,10 @@ class Measured:
             the relative error of the denoiser's output at a step.
         step_ms: Time of one step that computes all.
         saved_ms: Per site, the time that not computing it saves.
+        guided_ms: ``[2]``: the same as ``step_ms`` where streams are told apart: of a step
+            that calls both, and of one that leaves the unconditional one out. Empty where
+            there is no guidance to search.
+        guided_saved_ms: ``[2, sites]``: what not computing a site saves there.
         fingerprint: The model.
         identity: Differs for another model, scheduler or job.
     """
@@ -51,6 +55,8 @@ class Measured:
     saved_ms: Floats
     fingerprint: Fingerprint
     identity: str = ""
+    guided_ms: Floats = field(default_factory=lambda: np.zeros(0))
+    guided_saved_ms: Floats = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def num_steps(self) -> int:
@@ -80,7 +86,7 @@ class Measured:
 
     def save(self, folder: str | Path) -> None:
         """Write ``measured.safetensors`` and ``measured.json``."""
-        names = ("gram", "sensitivity", "gain", "saved_ms")
+        names = ("gram", "sensitivity", "gain", "saved_ms", "guided_ms", "guided_saved_ms")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
         facts = {
             "sites": self.sites,

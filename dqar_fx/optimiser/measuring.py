@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +96,23 @@ def measure(
         fingerprint=Fingerprint.of(model),
         identity=f"{identity}-{max_age}",
     )
-    return Measured(**{**vars(first), "gain": measure_gain(first, trials)})
+    return replace(first, gain=measure_gain(first, trials))
+
+
+def add_guided_costs(measured: Measured, trials: Trials, guidance: Guidance) -> Measured:
+    """The same, with what steps cost where streams are told apart: both called, or one."""
+    read = np.ones(measured.num_steps, bool)
+    read[0] = False
+    left_out = replace(guidance, output=Schedule.from_actions(read), keep="output")
+    costs = [
+        measure_costs(trials, measured.kinds, measured.num_steps, each)
+        for each in (None, left_out)
+    ]
+    return replace(
+        measured,
+        guided_ms=np.array([ms for ms, _ in costs]),
+        guided_saved_ms=np.stack([saved for _, saved in costs]),
+    )
 
 
 def measure_gain(measured: Measured, trials: Trials) -> Any:

@@ -14,7 +14,7 @@ from dqar_fx.schedule import check_at_least
 
 from .arguments import check_arguments, check_guidances
 from .front import Front, Point
-from .measuring import identify, keep_steps, measure, recall
+from .measuring import add_guided_costs, identify, keep_steps, measure, recall
 from .search import Search
 from .segments import Segments
 from .trials import Job, Trials
@@ -102,7 +102,7 @@ def optimise(
         sites: As for ``transform``; sites inside of others are refused.
         guidances: What the unconditional stream may do, beside the same as the conditional;
             all with the same ``batched`` and ``stream``, and without sites' schedules of
-            their own. A step without it is taken to cost half, which small models exceed.
+            their own.
         num_steps: Denoising steps (``num_inference_steps``).
         max_age: Steps that a kept value may live.
         trials: Tables that are tried on pictures.
@@ -138,7 +138,13 @@ def optimise(
         found = Trials(job, denoiser, salt, None if place is None else place / "trials.jsonl")
         measured = recall(place, salt, max_age)
         if measured is None:
-            measured = measure(job, found, wanted, max_age, salt)
+            plain = found
+            if guidances:  # where streams are not told apart, other graphs run
+                alone = keep_steps(job, wanted, history, method, compile, ())
+                plain = Trials(job, alone)
+            measured = measure(job, plain, wanted, max_age, salt)
+            if guidances:
+                measured = add_guided_costs(measured, found, guidances[0])
             if place is not None:
                 measured.save(place)
         segments = Segments(measured, max_age, orders, method)

@@ -11,8 +11,7 @@ import torch
 
 import dqar_fx
 from dqar_fx import DqarError, Guidance, Schedule, ScheduleError
-from dqar_fx.optimiser import Front, optimise
-from dqar_fx.optimiser.candidate import share_called
+from dqar_fx.optimiser import Front, measuring, optimise
 from dqar_fx.optimiser.costs import share_out
 from dqar_fx.optimiser.trials import Job, Trials, psnr
 from tests.optimiser.helpers import reference_pipeline
@@ -166,7 +165,14 @@ def test_optimise_within_a_time_keeps_to_it(pipe, folder, optimum):
     assert found.front.full_ms == optimum.front.full_ms
 
 
-def test_optimise_with_guidance_as_an_axis(pipe, tmp_path):
+def test_optimise_with_guidance_as_an_axis(pipe, tmp_path, monkeypatch):
+    """Of given costs, so that the machine does not decide who is in the front."""
+
+    def costs(_trials, kinds, _num_steps, guidance=None):
+        step_ms = 10.0 if guidance is None else 5.0
+        return step_ms, np.full(len(kinds), 0.9 * step_ms / len(kinds))
+
+    monkeypatch.setattr(measuring, "measure_costs", costs)
     guidances = [
         Guidance(
             output=Schedule.interval(STEPS, every).forecast(1),
@@ -198,12 +204,6 @@ def test_optimise_guidances_that_disagree_rejected(pipe):
     own = replace(one, unconditional=Schedule.interval(STEPS, 2))
     with pytest.raises(ScheduleError, match="must not bring schedules"):
         optimise(pipe, INPUTS, guidances=[own], **CALL)
-
-
-def test_share_called_is_half_where_a_stream_is_left_out():
-    guidance = Guidance(output=Schedule.from_actions("CRRC"), batched="conditional_first")
-    assert share_called(guidance, 4).tolist() == [1, 0.5, 0.5, 1]
-    assert share_called(None, 4).tolist() == [1, 1, 1, 1]
 
 
 def test_optimise_refuses_a_folder_of_another_job(pipe, folder, optimum):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqar_fx import ScheduleError
+from dqar_fx import Guidance, Schedule, ScheduleError
 from dqar_fx.forecast import weigh
 from dqar_fx.optimiser.candidate import Candidate, group_sites, work_out
 from dqar_fx.optimiser.measured import Measured, fit_sensitivity, spread_gain
@@ -112,6 +112,19 @@ def test_work_out_takes_the_best_order_and_says_why():
     )
 
 
+def test_candidate_costs_what_its_steps_cost_with_and_without_the_unconditional_stream():
+    measured, _ = made_up(
+        num_steps=4,
+        guided_ms=np.array([12.0, 7.0]),
+        guided_saved_ms=np.array([[1.0, 2, 3, 4], [0.5, 1, 1.5, 2]]),
+    )
+    guidance = Guidance(output=Schedule.from_actions("CRRC"), batched="conditional_first")
+    candidate = Candidate(((0, 1, 2, 3),), ((0, 2),), guidance)
+    assert candidate.ms(measured) == pytest.approx(12 + (7 - 5) + 7 + (12 - 10))
+    plain = Candidate(((0, 1, 2, 3),), ((0, 2),))
+    assert plain.ms(measured) == pytest.approx(40 - 2 * measured.saved_ms.sum())
+
+
 def test_group_sites_covers_every_site_once():
     measured, _ = made_up(num_sites=6)
     for groups in group_sites(measured).values():
@@ -140,7 +153,7 @@ def test_measured_saves_loads_and_refuses_what_is_damaged(tmp_path):
         measured.kinds,
         measured.site_bytes,
     )
-    for name in ("gram", "sensitivity", "gain", "saved_ms"):
+    for name in ("gram", "sensitivity", "gain", "saved_ms", "guided_saved_ms"):
         assert np.array_equal(getattr(again, name), getattr(measured, name))
     (tmp_path / "measured.json").write_text("{}")
     with pytest.raises(ScheduleError, match="no measured can be read"):
