@@ -102,6 +102,12 @@ def folder_to_write(text: str) -> Path:
     return folder
 
 
+def folder_to_keep(text: str) -> Path:
+    """A converter for argparse: a folder with a calibration, or one to write it to."""
+    folder = Path(text)
+    return folder if (folder / "calibration.json").exists() else folder_to_write(text)
+
+
 def describe(values: Mapping[str, object]) -> str:
     """Names and values in words."""
     return ", ".join(f"{name} {value}" for name, value in values.items())

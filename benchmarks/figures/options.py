@@ -11,7 +11,7 @@ from benchmarks.command_line import (
     Parser,
     add_out,
     at_least,
-    folder_to_write,
+    folder_to_keep,
     new_parser,
     read_values,
 )
@@ -64,12 +64,6 @@ class Options:
     ablation: Path
     only: tuple[str, ...]
     out: Path
-
-
-def folder_to_keep(text: str) -> Path:
-    """A converter for argparse: a folder with a calibration, or one to write it to."""
-    folder = Path(text)
-    return folder if (folder / "calibration.json").exists() else folder_to_write(text)
 
 
 def build_parser() -> Parser:

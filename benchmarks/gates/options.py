@@ -12,6 +12,7 @@ from benchmarks.command_line import (
     Parser,
     add_out,
     at_least,
+    folder_to_keep,
     new_parser,
     read_values,
 )
@@ -88,7 +89,12 @@ def build_parser() -> Parser:
     add("--guidance", type=float, default=1.5, help="guidance scale (1.5)")
     add("--seed", type=at_least(0), default=0, help="of the calibration (0)")
     add("--reuse", type=share, default=0.5, help="reuse ratio that gates are set to (0.5)")
-    add("--calibration", type=Path, metavar="FOLDER", help="read it there, or write it there")
+    add(
+        "--calibration",
+        type=folder_to_keep,
+        metavar="FOLDER",
+        help="read it there, or write it there",
+    )
     add_out(parser, "results/gates", QUICK)
     return parser
 

@@ -289,3 +289,11 @@ def test_using_gives_the_model_back_after_an_error():
     with pytest.raises(RuntimeError), using(pipe, torch.nn.Identity()):
         raise RuntimeError
     assert pipe.transformer == "original"
+
+
+def test_gates_calibration_that_is_a_file_rejected_at_once(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        main(["--calibration", str(tmp_path / "file"), "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "--calibration: cannot write to" in capsys.readouterr().err
