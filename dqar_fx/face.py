@@ -51,8 +51,10 @@ class Face(nn.Module):
         """Offloading hooks put a forward of their own around this one."""
         self.__dict__["_replaced_forward"] = replacement
 
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _forward(self, *args: Any, **kwargs: Any) -> Any:
+            """One step of one stream, which a subclass runs."""
 
     def _bind_call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
