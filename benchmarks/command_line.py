@@ -75,6 +75,23 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return convert
 
 
+def above(minimum: float) -> Callable[[str], float]:
+    """A converter for argparse: a number above ``minimum``."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = minimum
+        if not minimum < value < float("inf"):
+            raise argparse.ArgumentTypeError(
+                f"expected a number above {minimum:g}, found {text!r}"
+            )
+        return value
+
+    return convert
+
+
 def device_of(text: str) -> torch.device:
     """A converter for argparse: a device that can be used here."""
     try:

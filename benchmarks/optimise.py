@@ -1,6 +1,5 @@
 """``python -m benchmarks.optimise``: find schedules for a pipeline, and write their tables."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +8,7 @@ from pathlib import Path
 import torch
 
 import dqar_fx
-from benchmarks.command_line import (
-    Parser,
-    add_out,
-    at_least,
-    new_parser,
-    read_values,
-)
+from benchmarks.command_line import Parser, above, add_out, at_least, new_parser, read_values
 from benchmarks.pipelines import load_pipeline, name_classes
 from benchmarks.reference.errors import InputError
 
@@ -69,17 +62,6 @@ class Options:
     out: Path
 
 
-def speed(text: str) -> float:
-    """A converter for argparse: a number above 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 1, found {text!r}")
-    return value
-
-
 def build_parser() -> Parser:
     """The parser of the search."""
     parser = new_parser("python -m benchmarks.optimise", DESCRIPTION, EXAMPLES)
@@ -101,7 +83,13 @@ def build_parser() -> Parser:
         help="intervals at which the unconditional stream may be called (2 3 4 6)",
     )
     add("--trials", type=at_least(1), default=70, help="tables to try, per search (70)")
-    add("--speeds", type=speed, nargs="*", default=[2.0, 2.5], help="search harder (2.0 2.5)")
+    add(
+        "--speeds",
+        type=above(1.0),
+        nargs="*",
+        default=[2.0, 2.5],
+        help="search harder (2.0 2.5)",
+    )
     add_out(parser, "results/optimise", QUICK)
     return parser
 

@@ -63,9 +63,7 @@ class Slots:
         self.stored_at[:] = NEVER
         self._kept = [[] for _ in self._kept]
         self._trajectory = trajectory
-        if (
-            self.history > 1
-        ):  # a forecast multiplies by zero what it does not use: no NaN may be
+        if self.history > 1:  # what a forecast multiplies by zero must be a number
             for buffer in self.buffers.values():
                 buffer.zero_()
 

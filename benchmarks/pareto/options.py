@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from benchmarks.command_line import (
     LOWERINGS,
     Parser,
+    above,
     add_out,
     at_least,
     new_parser,
@@ -161,23 +162,6 @@ def add_quality(parser: Parser) -> None:
     )
     add("--images", type=at_least(0), default=2100, help="per judged row (2100); 0 for none")
     add("--seed-groups", type=at_least(1), default=3, help="groups of seeds (3)")
-
-
-def above(minimum: float) -> Callable[[str], float]:
-    """A converter for argparse: a number above ``minimum``."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = minimum
-        if not minimum < value < float("inf"):
-            raise argparse.ArgumentTypeError(
-                f"expected a number above {minimum:g}, found {text!r}"
-            )
-        return value
-
-    return convert
 
 
 def order_of(text: str) -> int:
