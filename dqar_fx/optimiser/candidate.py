@@ -34,11 +34,13 @@ class Candidate:
         groups: The groups of sites.
         computed: Per group, the steps that compute, ascending from 0.
         guidance: What the unconditional stream does; None where it is as the other.
+        order: Of all forecasts, as far as enough is kept; None for the best at each step.
     """
 
     groups: Groups
     computed: tuple[tuple[int, ...], ...]
     guidance: Guidance | None = None
+    order: int | None = None
 
     def is_computed(self, num_steps: int) -> NDArray[np.bool_]:
         """Bool ``[steps, sites]``."""
@@ -105,7 +107,7 @@ def work_out(
         for step in range(1, num_steps):
             kept = [s for s in reversed(computed) if s < step][: segments.most_kept]
             by_order = segments.least(step, kept)[:, columns]
-            best = by_order.sum(axis=1).argmin()
+            best = choose_order(by_order.sum(axis=1), segments.orders, candidate.order)
             errors[step, columns] = by_order[best]
             if step not in computed:
                 orders[step, columns] = segments.orders[best]
@@ -122,6 +124,17 @@ def work_out(
         float(errors[letters != "C"].sum()),
         cache_bytes(letters, orders, measured, segments.method),
     )
+
+
+def choose_order(
+    errors: NDArray[np.float64], orders: Sequence[int], wanted: int | None
+) -> int:
+    """The place of the order that errs least; or of the highest up to the wanted one."""
+    if wanted is None:
+        return int(errors.argmin())
+    known = [place for place, order in enumerate(orders) if order <= wanted]
+    enough = [place for place in known if np.isfinite(errors[place])]
+    return max(enough, key=lambda place: orders[place], default=int(errors.argmin()))
 
 
 def cache_bytes(

@@ -9,7 +9,7 @@ computed steps are moved, added and removed within the time that is allowed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import product, zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +32,7 @@ NEIGHBOURS = 24
 GREEDY = 0.3
 """Share of moves that the model chooses; chance chooses the others."""
 TURN = 0.1
-"""Share of moves that may change guidance, too."""
+"""Share of moves that may change guidance, too; likewise the order of forecasts."""
 SPENT = 0.85
 """Share of the time that a regular table must spend to be tried."""
 
@@ -69,7 +69,7 @@ class Search:
         for candidate in self.proposals(ms):
             left -= self.is_new(candidate)
             self.try_out(candidate)
-            if left <= 0:
+            if left <= num_trials // 2:  # the other half improves the best of these
                 break
         best = self.best_within(ms)
         while best is not None and left > 0:
@@ -91,13 +91,21 @@ class Search:
         together = groupings["together"]
         solved = [self.solve(groups, ms, plain) for groups in groupings.values()]
         regular = (
-            Candidate(together, (steps,), guidance)
-            for guidance, steps in product(self.guidances, self.regular_steps())
+            Candidate(together, (steps,), guidance, order)
+            for guidance, steps, order in product(
+                self.guidances, self.regular_steps(), self.segments.orders
+            )
         )
         within = [each for each in regular if SPENT * ms <= each.ms(self.measured) <= ms]
-        solved += [within[i] for i in self.rng.permutation(len(within))]
+        mixed = [within[i] for i in self.rng.permutation(len(within))]
         solved += [self.solve(together, ms, guidance) for guidance in guided]
         yield from (each for each in solved if each is not None)
+        # a plain one, a guided one, and so on: neither kind crowds out the other
+        pairs = zip_longest(
+            (each for each in mixed if each.guidance is None),
+            (each for each in mixed if each.guidance is not None),
+        )
+        yield from (each for pair in pairs for each in pair if each is not None)
 
     def regular_steps(self) -> list[tuple[int, ...]]:
         """The first steps, and then one of so many."""
@@ -194,10 +202,13 @@ class Search:
                 one.discard(int(rng.choice(taken)))
         moved = tuple(tuple(sorted(each)) for each in steps)
         is_legal = all(self.segments.is_legal(each) for each in moved)
-        guidance = candidate.guidance
+        guidance, order = candidate.guidance, candidate.order
         if rng.random() < TURN:
             guidance = self.guidances[int(rng.integers(len(self.guidances)))]
-        return Candidate(candidate.groups, moved, guidance) if is_legal else None
+        if rng.random() < TURN:
+            choices = (None, *self.segments.orders)
+            order = choices[int(rng.integers(len(choices)))]
+        return Candidate(candidate.groups, moved, guidance, order) if is_legal else None
 
     def _any_step(self) -> int:
         return int(self.rng.integers(1, self.measured.num_steps))
