@@ -13,5 +13,7 @@ from pathlib import Path
 
 PIPELINE = Path(__file__).resolve().parent / "pipeline"
 """The shipped pipeline folder, to be given to ``DiTPipeline.from_pretrained``."""
+SMALL = PIPELINE.with_name("small")
+"""A second one of another shape: half the blocks, width 96 of 3 heads, the same VAE."""
 
-__all__ = ["PIPELINE"]
+__all__ = ["PIPELINE", "SMALL"]

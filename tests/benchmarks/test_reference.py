@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DiTPipeline
 
-from benchmarks.reference import PIPELINE, train_transformer, train_vae, training
+from benchmarks.reference import PIPELINE, SMALL, train_transformer, train_vae, training
 from benchmarks.reference.assemble import assemble
 from benchmarks.reference.data import FOLDER_VARIABLE, Split, load_split
 from benchmarks.reference.errors import InputError
@@ -98,8 +98,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_pipeline_generates_images():
-    pipeline = load_pipeline(PIPELINE)
+@pytest.mark.parametrize(("folder", "blocks", "width"), [(PIPELINE, 12, 128), (SMALL, 6, 96)])
+def test_pipeline_generates_images(folder, blocks, width):
+    pipeline = load_pipeline(folder)
+    assert len(pipeline.transformer.transformer_blocks) == blocks
+    assert pipeline.transformer.inner_dim == width
     images = generate(pipeline, pipeline.get_label_ids(["Trouser", "Bag"]), num_steps=4)
     assert images.shape == (2, 1, 28, 28)
     assert images.isfinite().all()
