@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def measure_costs(
-    trials: Trials, kinds: Sequence[str], num_steps: int, guidance: Guidance | None = None
+    trials: Trials,
+    kinds: Sequence[str],
+    num_steps: int,
+    forecast: tuple[int, str],
+    guidance: Guidance | None = None,
 ) -> tuple[float, NDArray[np.float64]]:
     """Milliseconds of a step that computes all, and what each site saves when it does not.
 
@@ -33,8 +37,11 @@ def measure_costs(
         trials: The pipeline, and the denoiser to time.
         kinds: Kind of each site.
         num_steps: Steps of the trajectory.
+        forecast: Order and method of what stands in for a site: reading several kept values
+            takes time, too.
         guidance: What the unconditional stream does; None for what it does already.
     """
+    order, method = forecast
     names = list(dict.fromkeys(kinds))
     patterns = [frozenset(names), *(frozenset({name}) for name in names[:-1])]
     rows = [
@@ -42,6 +49,8 @@ def measure_costs(
     ]
     masks = [[row is not None and kind in row for kind in kinds] for row in rows]
     schedule = Schedule.from_actions(np.array(masks, bool))
+    if order:
+        schedule = schedule.forecast(order, method)
     trials.pictures(schedule, guidance)
     times = time_steps(trials, schedule, num_steps, guidance)
     by_row: dict[frozenset[str] | None, list[float]] = {}

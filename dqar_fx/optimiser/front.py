@@ -29,7 +29,8 @@ class Point:
 
     Attributes:
         ms: Predicted time of a trajectory in the denoiser, from measured costs.
-        psnr_db: Measured, against the untransformed model, on the inputs it was found with.
+        psnr_db: Measured, against the untransformed model, on the inputs it was found with:
+            of two sets of seeds, or of one alone where that was not better than others.
         predicted_error: What the additive model predicts, relative.
         cache_bytes: Of one stream.
         schedule: The table, as a schedule.

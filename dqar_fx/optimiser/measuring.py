@@ -64,9 +64,14 @@ def keep_steps(
 
 
 def measure(
-    job: Job, trials: Trials, sites: str | tuple[str, ...], max_age: int, identity: str
+    job: Job,
+    trials: Trials,
+    sites: str | tuple[str, ...],
+    max_age: int,
+    forecast: tuple[int, str],
+    identity: str,
 ) -> Measured:
-    """All that a search goes by."""
+    """All that a search goes by; costs are those of forecasts of that order and method."""
     num_calls = trials.denoiser.table.num_steps
     reach = 3 * max_age + 2  # the third step back of a parabola, at the largest distances
     notes = Notes(num_calls, reach, TRIES, np.random.default_rng(job.seed))
@@ -83,7 +88,7 @@ def measure(
             "timesteps"
         )
     kinds = tuple(site.kind for site in notes.sites)
-    step_ms, saved_ms = measure_costs(trials, kinds, num_calls)
+    step_ms, saved_ms = measure_costs(trials, kinds, num_calls, forecast)
     first = Measured(
         sites=tuple(site.path for site in notes.sites),
         kinds=kinds,
@@ -99,13 +104,15 @@ def measure(
     return replace(first, gain=measure_gain(first, trials))
 
 
-def add_guided_costs(measured: Measured, trials: Trials, guidance: Guidance) -> Measured:
+def add_guided_costs(
+    measured: Measured, trials: Trials, forecast: tuple[int, str], guidance: Guidance
+) -> Measured:
     """The same, with what steps cost where streams are told apart: both called, or one."""
     read = np.ones(measured.num_steps, bool)
     read[0] = False
     left_out = replace(guidance, output=Schedule.from_actions(read), keep="output")
     costs = [
-        measure_costs(trials, measured.kinds, measured.num_steps, each)
+        measure_costs(trials, measured.kinds, measured.num_steps, forecast, each)
         for each in (None, left_out)
     ]
     return replace(

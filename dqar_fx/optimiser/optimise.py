@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LEVELS = (0.3, 0.36, 0.42, 0.5, 0.6, 0.72, 0.85)
 """Shares of the full time at which a front is searched."""
+OTHER_SEEDS, HELD_OUT = 500_000, 1_000_000
+"""Distances of the seeds that confirm what seems better, and of those that judge the front."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def optimise(
     with tqdm(total=trials, desc="optimise", disable=not progress) as bar:
         bar.set_postfix_str("measuring")
         denoiser = keep_steps(job, wanted, history, method, compile, guidances)
-        salt = identify(job, wanted, (compile, bool(guidances)))
+        costliest = (max(orders), method)
+        salt = identify(job, wanted, (compile, bool(guidances), costliest))
         found = Trials(job, denoiser, salt, None if place is None else place / "trials.jsonl")
         measured = recall(place, salt, max_age)
         if measured is None:
@@ -142,9 +145,9 @@ def optimise(
             if guidances:  # where streams are not told apart, other graphs run
                 alone = keep_steps(job, wanted, history, method, compile, ())
                 plain = Trials(job, alone)
-            measured = measure(job, plain, wanted, max_age, salt)
+            measured = measure(job, plain, wanted, max_age, costliest, salt)
             if guidances:
-                measured = add_guided_costs(measured, found, guidances[0])
+                measured = add_guided_costs(measured, found, costliest, guidances[0])
             if place is not None:
                 measured.save(place)
         segments = Segments(measured, max_age, orders, method)
@@ -155,12 +158,15 @@ def optimise(
             bar.set_postfix_str(f"{point.ms:.0f} ms, {point.psnr_db:.1f} dB")
 
         streams = (None, *guidances)
-        search = Search(measured, segments, found, wanted, cache_bytes, streams, rng, tell)
+        others = on_other_seeds(found, OTHER_SEEDS)
+        search = Search(
+            measured, segments, found, others, wanted, cache_bytes, streams, rng, tell
+        )
         search_front(search, ms, quality, trials)
 
     full_ms = measured.num_steps * measured.step_ms
     front = Front.of(filter(None, search.points.values()), measured.sites, full_ms)
-    front = judge(front, job, found, place)
+    front = judge(front, on_other_seeds(found, HELD_OUT))
     if place is not None:
         front.save(place)
     return Optimum(
@@ -188,11 +194,14 @@ def search_front(search: Search, ms: float | None, quality: float | None, trials
             return
 
 
-def judge(front: Front, job: Job, trials: Trials, folder: Path | None) -> Front:
+def on_other_seeds(trials: Trials, offset: int) -> Trials:
+    """Trials of the same job on other seeds, in the same file."""
+    job = replace(trials.job, seed=trials.job.seed + offset)
+    return Trials(job, trials.denoiser, f"{trials.salt}{offset}-", trials.file)
+
+
+def judge(front: Front, held: Trials) -> Front:
     """The front with what its tables do on seeds that the search has not seen."""
-    other = Job(**{**vars(job), "seed": job.seed + 1_000_000})
-    file = None if folder is None else folder / "trials.jsonl"
-    held = Trials(other, trials.denoiser, trials.salt + "held-out", file)
     return front.with_held_out(
         [held.psnr(p.schedule, front.sites, p.guidance) for p in front.points]
     )

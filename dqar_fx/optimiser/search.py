@@ -3,19 +3,21 @@
 The model of errors (see `Measured`) adds what each reuse does alone, while errors of one
 trajectory cancel and compound: it tells good tables from bad ones, not the best from the good.
 So its best ones are tried on pictures, beside regular ones, and improved step by step:
-computed steps are moved, added and removed within the time that is allowed.
+computed steps are moved, added and removed within the time that is allowed. Whatever seems
+better than all before is tried on other seeds, too: the best of many is partly luck.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import product, zip_longest
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .candidate import Candidate, group_sites, work_out
 from .front import Point
+from .trials import together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,8 +35,10 @@ GREEDY = 0.3
 """Share of moves that the model chooses; chance chooses the others."""
 TURN = 0.1
 """Share of moves that may change guidance, too; likewise the order of forecasts."""
-SPENT = 0.85
+SPENT = 0.75
 """Share of the time that a regular table must spend to be tried."""
+MOST_FIRST = 6
+"""First steps that a regular table may compute."""
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Search:
         measured: What is known of the model.
         segments: Errors of its segments.
         trials: Tries tables on pictures.
+        others: Tries again, on other seeds, what seems better than all before.
         sites: The sites that schedules are meant for.
         cache_bytes: Most bytes that a stream may keep; None for any number.
         guidances: What the unconditional stream may do.
@@ -56,6 +61,7 @@ class Search:
     measured: Measured
     segments: Segments
     trials: Trials
+    others: Trials
     sites: str | tuple[str, ...]
     cache_bytes: int | None
     guidances: tuple[Guidance | None, ...]
@@ -90,30 +96,31 @@ class Search:
         groupings = group_sites(self.measured)
         together = groupings["together"]
         solved = [self.solve(groups, ms, plain) for groups in groupings.values()]
-        regular = (
-            Candidate(together, (steps,), guidance, order)
-            for guidance, steps, order in product(
-                self.guidances, self.regular_steps(), self.segments.orders
-            )
-        )
-        within = [each for each in regular if SPENT * ms <= each.ms(self.measured) <= ms]
-        mixed = [within[i] for i in self.rng.permutation(len(within))]
         solved += [self.solve(together, ms, guidance) for guidance in guided]
         yield from (each for each in solved if each is not None)
+        regular = [
+            [
+                Candidate(together, (steps,), guidance, order)
+                for steps, order in self.list_regular()
+                for guidance in guidances
+            ]
+            for guidances in ((plain,), guided)
+        ]
         # a plain one, a guided one, and so on: neither kind crowds out the other
-        pairs = zip_longest(
-            (each for each in mixed if each.guidance is None),
-            (each for each in mixed if each.guidance is not None),
-        )
-        yield from (each for pair in pairs for each in pair if each is not None)
+        mixed = (each for pair in zip_longest(*regular) for each in pair if each is not None)
+        yield from (each for each in mixed if SPENT * ms <= each.ms(self.measured) <= ms)
 
-    def regular_steps(self) -> list[tuple[int, ...]]:
-        """The first steps, and then one of so many."""
+    def list_regular(self) -> list[tuple[tuple[int, ...], int]]:
+        """The first steps, and then one of so many; with the order of forecasts.
+
+        As one would write them by hand: few first steps and the highest order come first.
+        """
         steps = self.measured.num_steps
         found = dict.fromkeys(
-            (*range(first), *range(first - 1 + every, steps, every))
+            ((*range(first), *range(first - 1 + every, steps, every)), order)
+            for first in range(1, min(MOST_FIRST, steps - 1) + 1)
+            for order in sorted(self.segments.orders, reverse=True)
             for every in range(1, self.segments.max_age + 2)
-            for first in range(1, min(7, steps))
         )
         return list(found)
 
@@ -144,9 +151,18 @@ class Search:
         return self.points[candidate]
 
     def _point(self, candidate: Candidate, plan: Plan) -> Point:
+        ms, given = (
+            candidate.ms(self.measured),
+            (plan.schedule, self.measured.sites, candidate.guidance),
+        )
+        psnr_db = self.trials.psnr(*given)
+        best = self.best_within(ms)
+        known = None if best is None else self.points[best]
+        if known is None or psnr_db > known.psnr_db:
+            psnr_db = together(psnr_db, self.others.psnr(*given))
         point = Point(
-            ms=candidate.ms(self.measured),
-            psnr_db=self.trials.psnr(plan.schedule, self.measured.sites, candidate.guidance),
+            ms=ms,
+            psnr_db=psnr_db,
             predicted_error=plan.error,
             cache_bytes=plan.cache_bytes,
             schedule=plan.schedule,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ class Trials:
     def psnr(
         self, schedule: Schedule, paths: Sequence[str], guidance: Guidance | None = None
     ) -> float:
-        """Mean over pictures of their peak signal-to-noise ratio in decibels."""
+        """Peak signal-to-noise ratio of all pictures together, in decibels."""
         key = self.salt + identity(schedule.resolve(paths), guidance)
         if key not in self.known:
             self.known[key] = psnr(self.right, self.pictures(schedule, guidance))
@@ -176,6 +177,15 @@ def identity(table: BranchTable, guidance: Guidance | None) -> str:
 
 
 def psnr(right: torch.Tensor, other: torch.Tensor) -> float:
-    """Mean over pictures of ``10 log10(1 / mean squared difference)``, values in [0, 1]."""
-    squares = (right - other).flatten(1).double().square().mean(1)
-    return float((-10 * torch.log10(squares.clamp(min=1e-12))).mean())
+    """``10 log10(1 / mean squared difference)`` of all values, which lie in [0, 1].
+
+    Of all pictures together, so that one that is ruined is not made up for by the others.
+    """
+    square = (right - other).double().square().mean()
+    return float(-10 * torch.log10(square.clamp(min=1e-12)))
+
+
+def together(one_db: float, other_db: float) -> float:
+    """The PSNR of two equally large sets of pictures, from those of each."""
+    squares = (10 ** (-db / 10) for db in (one_db, other_db))
+    return -10 * math.log10(sum(squares) / 2)
