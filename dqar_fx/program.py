@@ -25,16 +25,36 @@ from .slots import Slots, plan_slots, slots_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import fx
 
     from .capture import Capture
     from .explanation import Explanation
+    from .ledger import Actions, Ledger
     from .lowering import Lowering
     from .plan import Static
     from .steps import Position
     from .table import BranchTable
+
+
+MAX_PREPARED = 4096
+"""Steps of a stream that are prepared at a time; a trajectory takes one for each step."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step, worked out for what is kept when it begins.
+
+    Attributes:
+        calls: What it runs.
+        after: What is kept when it ends.
+        num_cold: Sites that start cold.
+        is_checked: Whether to ask at its end for what is not finite.
+    """
+
+    calls: list[BoundCall]
+    after: Ledger
+    num_cold: int
+    is_checked: bool
 
 
 @dataclass
@@ -45,11 +65,13 @@ class Stream:
         slots: The kept outputs.
         memo: The conditioning that is known.
         rows: Bound calls by actions, and by places and weights of what is kept.
+        prepared: Steps by what is kept when they begin.
     """
 
     slots: Slots
     memo: Memo = field(default_factory=Memo)
     rows: dict[Hashable, list[BoundCall]] = field(default_factory=dict)
+    prepared: dict[tuple[Ledger, int], Prepared] = field(default_factory=dict)
 
 
 class Program:
@@ -154,10 +176,9 @@ class Program:
         if not slots.holds(position.trajectory):
             self._report_flags(slots)
             slots.enter(position.trajectory)
-        actions, cold = slots.actions_for(self.table, position.step)
-        if cold and not self._warned:
-            self._warn_cold(cold, position)
-        calls = self._bound_row(stream, actions, position.step)
+        step = self._prepare(stream, position.step)
+        if step.num_cold and not self._warned:
+            self._warn_cold(step.num_cold, position)
         values: list[Any] = [None] * self.plan.size
         for number, leaf in zip(self.plan.inputs, leaves, strict=True):
             values[number] = leaf
@@ -165,15 +186,14 @@ class Program:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it so
         try:
             self._conditioning.evaluate(stream.memo, leaves, values, position)
-            execute(calls, values)
+            execute(step.calls, values)
         except BaseException:
             slots.forget()  # some slots may be written and others not
             stream.memo = Memo()
             raise
-        slots.note(actions, position.step)
-        is_last = position.step == self.table.num_steps - 1
-        if is_last or (self._is_on_host and Action.STORE in actions):
-            self._report_flags(slots)  # on other devices at the end alone: asking them waits
+        slots.ledger = step.after
+        if step.is_checked:
+            self._report_flags(slots)
         # what is kept for a later step is copied before the caller may write to it
         copied = self.plan.outputs if self.lowering.options.replays else self._shared
         return [
@@ -187,11 +207,31 @@ class Program:
             self.streams[key] = Stream(slots)
         return self.streams[key]
 
-    def _bound_row(
-        self, stream: Stream, actions: NDArray[np.int8], step: int
-    ) -> list[BoundCall]:
+    def _prepare(self, stream: Stream, step: int) -> Prepared:
+        """Work a step out, once for what is kept."""
+        ledger = stream.slots.ledger
+        known = stream.prepared.get((ledger, step))
+        if known is not None:
+            return known
+        if len(stream.prepared) >= MAX_PREPARED:
+            stream.prepared.clear()
+        actions, num_cold = ledger.actions_for(self.table, step)
+        is_last = step == self.table.num_steps - 1
+        # on other devices at the end alone: asking them waits
+        is_checked = is_last or (self._is_on_host and Action.STORE in actions)
+        made = Prepared(
+            self._bound_row(stream, actions, step),
+            ledger.after(actions, step),
+            num_cold,
+            is_checked,
+        )
+        stream.prepared[ledger, step] = made
+        return made
+
+    def _bound_row(self, stream: Stream, actions: Actions, step: int) -> list[BoundCall]:
         slots = stream.slots
-        places, weights = slots.places(actions), slots.weigh(self.table, actions, step)
+        places = slots.ledger.places(actions)
+        weights = slots.ledger.weigh(self.table, actions, step)
         key = (actions.tobytes(), places, weights)
         if key not in stream.rows:
             fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)
@@ -218,15 +258,18 @@ class Program:
         """The slot of a key, weights of a column; else a parameter, without its gradient."""
         if isinstance(static, tuple):
             assert slots is not None, "conditioning has no slots"
-            return slots.buffer(static, places)
-        if isinstance(static, int):
+            found = slots.buffer(static, places)
+        elif isinstance(static, int):
             device = self.slot_specs[static, 0, 0, 0].device
-            return torch.tensor(weights[static], dtype=torch.float32, device=device)
-        assert static is not None, "actions are resolved before binding"
-        owner, _, name = static.rpartition(".")
-        found = getattr(self.captured.gm.get_submodule(owner), name)
-        assert isinstance(found, torch.Tensor)
-        return found.detach()
+            found = torch.tensor(weights[static], dtype=torch.float32, device=device)
+        else:
+            assert static is not None, "actions are resolved before binding"
+            owner, _, name = static.rpartition(".")
+            found = getattr(self.captured.gm.get_submodule(owner), name).detach()
+        if self.lowering.options.replays:
+            # else a replayed graph copies every weight, and none is made of what writes slots
+            torch._dynamo.mark_static_address(found, guard=False)  # blocks share one graph
+        return found
 
     def _report_flags(self, slots: Slots) -> None:
         """Warn if something was kept that is not finite."""
