@@ -1,0 +1,63 @@
+"""The time outside of regions: what is left when regions do nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import dqar_fx
+from benchmarks import overhead
+from benchmarks.geometry import Geometry
+from dqar_fx.lowering import Lowering
+
+
+def test_empty_regions_compute_nothing_and_are_gone_afterwards():
+    geometry = Geometry(layers=2, width=16, heads=2, tokens=4)
+    lower = Lowering.lower
+    with overhead.empty_regions():
+        denoiser = dqar_fx.transform(
+            geometry.build(), dqar_fx.Schedule.interval(4, 2), compile="regional"
+        )
+        call = {"timestep": torch.tensor([9, 9]), "class_labels": geometry.labels()}
+        with torch.no_grad():
+            result = denoiser(geometry.draw_latent(), **call).sample
+    assert not result.any()
+    assert Lowering.lower is lower
+
+
+def test_overhead_tells_calls_from_steps():
+    found = overhead.measure("attention, every 2nd step", steps=6, repeats=1, depths=(2, 4))
+    assert found.calls[4] - found.calls[2] == 2  # one call per block
+    assert found.step_us.keys() == {2, 4}
+    slope = (found.step_us[4] - found.step_us[2]) / 2
+    assert found.per_call_us == pytest.approx(slope)
+
+
+def test_overhead_command_prints_and_writes(tmp_path, capsys):
+    out = str(tmp_path / "found")
+    assert (
+        overhead.main(["--steps", "6", "--repeats", "1", "--depths", "1", "2", "--out", out])
+        == 0
+    )
+    text = (tmp_path / "found" / "rows.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["schedule"] for row in rows] == list(overhead.SCHEDULES)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in overhead.SCHEDULES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--depths", "4", "4"], "two different ones"),
+        (["--steps", "4"], "5"),
+        (["--repeats", "0"], "1"),
+    ],
+)
+def test_overhead_wrong_arguments_are_refused(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        overhead.main([*arguments, "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
