@@ -12,6 +12,7 @@ from benchmarks.machine import count_cores, name_processor
 from benchmarks.main_job import model_name
 from benchmarks.pareto.contenders import Contender
 from benchmarks.pareto.options import Options
+from benchmarks.pipelines import Source
 from benchmarks.store import Piece, file_name, take_fingerprint
 
 
@@ -30,26 +31,15 @@ class Plan:
     @classmethod
     def of(cls, pipe: Any, options: Options) -> "Plan":
         """The plan for a pipeline."""
-        return cls(
+        shared = describe_place(
+            pipe,
             options,
-            {
-                "model": model_name(options.model),
-                "weights": take_fingerprint(pipe.transformer, pipe.vae),
-                "device": options.device.type,
-                "processor": name_processor(options.device),
-                "cores": count_cores(),
-                "threads": torch.get_num_threads(),
-                "dtype": options.dtype,
-                "lowering": options.lowering,
-                "steps": options.steps,
-                "scheduler_class": type(pipe.scheduler).__name__,
-                "guidance": options.guidance,
-                "samples": options.samples,
-                "torch": torch.__version__,
-                "diffusers": version("diffusers"),
-                "cache_dit": find_version("cache-dit"),
-            },
+            lowering=options.lowering,
+            steps=options.steps,
+            guidance=options.guidance,
+            samples=options.samples,
         )
+        return cls(options, shared)
 
     def times(self, contender: Contender) -> Piece:
         """The piece of a contender's times and pictures."""
@@ -69,6 +59,24 @@ class Plan:
         own = {"first_seed": SEED + GROUP_STRIDE * group, "pictures": size}
         identity = {**self.shared, **contender.identity, **own}
         return Piece(self.options.out / "images" / name, identity)
+
+
+def describe_place(pipe: Any, source: Source, **settings: Any) -> dict[str, Any]:
+    """Where and with what a pipeline runs, beside settings of its own."""
+    return {
+        "model": model_name(source.model),
+        "weights": take_fingerprint(pipe.transformer, pipe.vae),
+        "device": source.device.type,
+        "processor": name_processor(source.device),
+        "cores": count_cores(),
+        "threads": torch.get_num_threads(),
+        "dtype": source.dtype,
+        **settings,
+        "scheduler_class": type(pipe.scheduler).__name__,
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
+        "cache_dit": find_version("cache-dit"),
+    }
 
 
 def find_version(package: str) -> str | None:

@@ -34,11 +34,19 @@ class Record:
         Raises:
             InputError: What is on disk is of another run, or damaged.
         """
+        record = cls.read(piece)
+        return cls(piece) if record.error is not None else record
+
+    @classmethod
+    def read(cls, piece: Piece) -> "Record":
+        """All that is on disk, also of a contender that failed.
+
+        Raises:
+            InputError: What is on disk is of another run, or damaged.
+        """
         if not piece.is_finished():
             return cls(piece)
         notes = piece.read_notes()
-        if notes["facts"].get("error"):
-            return cls(piece)
         return cls(
             piece,
             notes["facts"],

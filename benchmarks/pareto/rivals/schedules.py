@@ -67,11 +67,11 @@ def calibrate(bench: Bench) -> dqar_fx.Calibration:
     )
 
 
-def masked(policy: str, order: int) -> Transformed:
+def masked(policy: str | int, order: int) -> Transformed:
     """cache-dit's step mask, with all blocks but the first as one span."""
 
     def make(bench: Bench) -> Schedule:
-        last = len(bench.clone().transformer_blocks)  # type: ignore[arg-type]
+        last = len(bench.original.transformer_blocks)  # type: ignore[arg-type]
         schedule = rivals.step_mask(
             make_mask(policy, bench.steps), sites=f"transformer_blocks.1:{last}"
         )

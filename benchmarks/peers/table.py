@@ -1,0 +1,127 @@
+"""The table, made from rows, and the notes that explain it."""
+
+from collections.abc import Sequence
+
+from benchmarks.pareto.table import (
+    describe_machine,
+    list_oddities,
+    make_table,
+    show_psnr,
+    show_speed,
+)
+from benchmarks.peers.rows import Row
+from benchmarks.table import NOTHING, show
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The table of all rows; a failed one says so in the place of its speed."""
+    headers = (
+        "row",
+        "MACs",
+        "graphs",
+        "breaks",
+        "recompiles",
+        "compile s",
+        "step ms",
+        "trajectory s",
+        "speed (range)",
+        "peak MB, first / later",
+        "cache MB",
+        *name_quality(rows),
+    )
+    return make_table(headers, [format_row(row, has_pictures(rows)) for row in rows])
+
+
+def has_pictures(rows: Sequence[Row]) -> bool:
+    """Whether pictures were compared, and not latents."""
+    return rows[0].run.get("geometry") is None
+
+
+def name_quality(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Headers of what was compared."""
+    if not has_pictures(rows):
+        return ("error",)
+    return "PSNR dB", rows[0].run.get("frechet_name") or "FD"
+
+
+def format_row(row: Row, has_pictures: bool) -> tuple[str, ...]:
+    """One line of the table."""
+    quality: tuple[str, ...] = (show(row.relative_error, ".1e"),)
+    if has_pictures:
+        frechet = row.quality.pooled_frechet if row.quality else None
+        quality = show_psnr(row), show(frechet, ".1f")
+    peaks = (row.first_peak_bytes, row.later_peak_bytes)
+    return (
+        row.name,
+        show(row.macs_ratio, ".3f"),
+        *(show(n, "d") for n in (row.graphs, row.breaks, row.recompiles)),
+        show(row.compile_s, ".1f"),
+        show(row.step_ms, ".2f"),
+        show(row.trajectory_s, ".3f"),
+        show_speed(row),
+        " / ".join(show_mb(peak, ".0f") for peak in peaks) if any(peaks) else NOTHING,
+        show_mb(row.cache_bytes, ".2f"),
+        *quality,
+    )
+
+
+def show_mb(count: int | None, form: str) -> str:
+    """Bytes as megabytes, or a dash."""
+    return show(None if count is None else count / 1e6, form)
+
+
+def format_notes(rows: Sequence[Row]) -> list[str]:
+    """What the columns mean, and where they were measured."""
+    run, base = rows[0].run, rows[0]
+    repeats = max(row.repeats for row in rows)
+    notes = [
+        f"{run['model']}: {base.steps} steps of {run['scheduler_class']}, guidance "
+        f"{run['guidance']:g}, {run['dtype']}, a batch of {run['samples']} pictures (twice as "
+        "many samples in a call).",
+        f"Each row is a process of its own with an empty Inductor cache, in which its "
+        f"trajectories take turns with the unit's: the untransformed model, {run['unit']}. "
+        f"speed: time of the unit's trajectory by that of the row soon after it, {repeats} "
+        "repeats: median (lowest-highest). The row of the unit runs against itself: its range "
+        "is the noise. trajectory s and step ms are medians of the row's own process.",
+        "graphs, breaks: of the first trajectory. recompiles: graphs compiled later. compile "
+        "s: the first trajectory less a later one, capture included. Fewer steps run the "
+        "unit's graph.",
+        "peak MB: the highest resident memory (on CUDA: allocated) above that before the row "
+        "was built, up to the end of the first trajectory, where things are compiled, and in "
+        "the second; the copy of the model that hooks need is not in it. cache MB: bytes "
+        "that the cache holds at most after a step.",
+        "MACs: multiply-accumulates by those of the full run, counted while the eager mode "
+        "ran.",
+        describe_quality(rows),
+        "dqar_fx as ...: the branch table of that rival's rule. FirstBlockCache and "
+        "cache-dit's thresholds decide on the device while they run, and FasterCache "
+        "extrapolates in a way of its own: no table of ours has their decisions.",
+        describe_machine(rows),
+    ]
+    return notes + list_oddities(rows)
+
+
+def describe_quality(rows: Sequence[Row]) -> str:
+    """What is compared with what."""
+    run = rows[0].run
+    if has_pictures(rows):
+        judged = next((row.quality for row in rows if row.quality), None)
+        floor = judged.pooled_floor if judged else None
+        compared = (
+            "PSNR: against the pictures of the untransformed model in eager mode, of the "
+            f"same seeds: {rows[0].pictures} of them."
+        )
+        if judged is None:
+            return compared
+        return (
+            f"{compared} {run.get('frechet_name') or 'FD'}: distance of {run['images']} "
+            "pictures from real ones"
+            f"{'' if floor is None else f'; as many real ones have {floor:.1f}'}."
+        )
+    return (
+        f"{run['model']} has random weights: there are no pictures, and no FD. error: of the "
+        "final latent against the untransformed model's in eager mode, relative. Every step "
+        f"is run; there are {rows[0].steps} in the place of 50, which leaves the share that "
+        "reuses as it is for tables of every second step, and makes it lower for rules with "
+        "first steps of their own: the column MACs tells."
+    )

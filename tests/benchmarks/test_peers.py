@@ -1,0 +1,334 @@
+"""The comparison with peers: who takes part, processes, going on, and wrong input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.geometry import Geometry
+from benchmarks.pareto.contenders import BASE, BLOCKS, COMPILED, EAGER, Contender
+from benchmarks.pareto.records import Record
+from benchmarks.peers import apart, equal_cost, options
+from benchmarks.peers.apart import Launcher, describe_end
+from benchmarks.peers.equal_cost import find_equal_cost
+from benchmarks.peers.job import main
+from benchmarks.peers.lineup import line_up
+from benchmarks.peers.options import parse_options
+from benchmarks.peers.plan import Plan
+from benchmarks.peers.recipes import REGIONAL, STOCK, UNLIMITED, WHOLE, Repeated
+from benchmarks.peers.same_tables import PAB, list_tables
+from benchmarks.peers.stage import GEOMETRIES, Sized, set_stage
+from benchmarks.store import file_name
+from tests.benchmarks.cut_pipeline import cut_pipeline
+
+EAGERLY = ["--geometry", "tiny", "--eager", "--steps", "6", "--repeats", "2"]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A geometry that costs nothing."""
+    sized = Sized(Geometry(layers=2, width=32, heads=2, tokens=16), steps=6, repeats=2)
+    monkeypatch.setitem(GEOMETRIES, "tiny", sized)
+
+
+def parse(tmp_path, *arguments):
+    return parse_options(["--out", str(tmp_path), *arguments])
+
+
+def names(options, fewer=(5,)):
+    return [each.name for each in line_up(options, fewer)]
+
+
+def run_main(arguments):
+    try:
+        return main(arguments)
+    except SystemExit as exit:
+        return exit.code
+
+
+# ---- who takes part -----------------------------------------------------------------------
+
+
+def test_line_up_has_everybody_in_each_mode(tmp_path):
+    peers = line_up(parse(tmp_path), (40,))
+    listed = [each.name for each in peers]
+    assert listed[:2] == ["untransformed, compiled", "untransformed, eager"]
+    assert "untransformed, compiled by block" in listed
+    assert "40 steps" in listed
+    assert len({*map(file_name, listed)}) == len(listed)
+    json.dumps([each.identity for each in peers])  # as pieces need it
+    tools = {"PAB", "FasterCache", "FirstBlockCache", "TaylorSeer", "MagCache", "cache-dit"}
+    assert {each.tool for each in peers} == {*tools, "diffusers", None}
+    modes = {}
+    for each in peers:
+        modes.setdefault(each.setting, []).append(each.mode)
+    assert modes[PAB] == [EAGER, COMPILED, BLOCKS, UNLIMITED]
+    assert modes[f"dqar_fx as {PAB}"] == [EAGER, REGIONAL, WHOLE]
+    assert modes["TaylorSeer defaults"] == [STOCK]
+
+
+def test_line_up_same_tables_are_equal_in_one_rival_and_ours(tmp_path):
+    tables = {}
+    for each in line_up(parse(tmp_path), ()):
+        if each.table is not None:
+            tables.setdefault(each.table, set()).add(each.family.kind)
+    assert len(tables) == 4
+    assert all(kinds == {"rival", "theirs"} for kinds in tables.values())
+
+
+def test_line_up_eager_compiles_nothing(tmp_path):
+    peers = line_up(parse(tmp_path, "--eager"), (40,))
+    assert {each.mode for each in peers} == {EAGER, STOCK}
+    assert peers[0].name == "untransformed, eager"
+
+
+def test_line_up_takes_wanted_rows_and_the_base(tmp_path):
+    found = names(parse(tmp_path, "--only", "5 steps", "MagCache*, eager"))
+    base = ["untransformed, compiled", "untransformed, eager"]
+    assert found == [*base, "5 steps", "MagCache 0.06, at most 3, eager"]
+
+
+def test_pab_table_computes_at_every_second_step():
+    same = next(each for each in list_tables(6) if each.setting == PAB)
+    table = same.schedule.resolve(["a", "b"])
+    assert table.is_read.tolist() == [[bool(step % 2)] * 2 for step in range(6)]
+
+
+def test_find_equal_cost_is_fewer_steps(tmp_path, monkeypatch):
+    first = [same for same in list_tables(12) if same.setting == PAB]
+    monkeypatch.setattr(equal_cost, "list_tables", lambda steps: first)
+    stage = set_stage(parse(tmp_path, *EAGERLY, "--steps", "12"))
+    found = find_equal_cost(stage)
+    assert list(found) == sorted({*found}, reverse=True)
+    assert all(0 < steps < 12 for steps in found)
+
+
+def test_compile_repeated_blocks_as_documented_fails_on_a_dit(tmp_path):
+    stage = set_stage(parse(tmp_path, *EAGERLY))
+    with pytest.raises(ValueError, match="_repeated_blocks"):
+        Repeated().build(stage, STOCK)
+    model = Repeated().build(stage, BLOCKS).module
+    compiled = [each._compiled_call_impl is not None for each in model.transformer_blocks]
+    assert compiled == [True] * 2
+
+
+def test_stage_hands_out_the_clone_that_is_there(tmp_path):
+    stage = set_stage(parse(tmp_path, *EAGERLY))
+    stage.prepare_clone()
+    ready = stage.made["clone"]
+    assert stage.clone() is ready
+    assert stage.clone() is not ready
+    assert ready is not stage.original
+
+
+def test_latents_are_the_same_for_the_same_seeds(tmp_path):
+    stage = set_stage(parse(tmp_path, *EAGERLY))
+    first, second = (stage.task(1).generate(stage.pipe, 3) for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.shape == (1, 4, 8, 8)
+    assert first.isfinite().all()
+    assert not torch.equal(first, stage.task(2).generate(stage.pipe, 3))
+
+
+# ---- processes ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    options = parse(tmp_path, *EAGERLY)
+    return Launcher(options, (), Plan(tmp_path, 0, {"model": "x"}))
+
+
+PEER = Contender("untransformed", BASE, 6, Repeated(), EAGER)
+
+
+def finish(launcher, times=2, **facts):
+    record = Record(launcher.plan.times(PEER), {"graphs": 0, **facts})
+    record.times = dict.fromkeys(range(1, 1 + times), (2.0, 1.0))
+    record.save()
+
+
+def test_launcher_runs_what_lacks_repeats(launcher):
+    assert launcher.lacks(PEER)
+    finish(launcher, times=1)
+    assert launcher.lacks(PEER)
+    finish(launcher)
+    assert not launcher.lacks(PEER)
+
+
+def test_launcher_runs_failures_again_only_if_asked(launcher):
+    finish(launcher, times=0, error="ValueError: x")
+    assert not launcher.lacks(PEER)
+    object.__setattr__(launcher.options, "retry", True)
+    assert launcher.lacks(PEER)
+
+
+@pytest.mark.parametrize(
+    ("code", "limit", "message"),
+    [
+        (
+            "import sys; print('no such kernel'); sys.exit(3)",
+            60,
+            "with code 3: no such kernel",
+        ),
+        ("import os; os.kill(os.getpid(), 9)", 60, "ended with signal 9: it said nothing"),
+        ("import time; time.sleep(60)", 0.2, "TimeoutError: took more than 0.2 s"),
+        ("pass", 60, "its process wrote no result, see logs/untransformed_eager.log"),
+    ],
+)
+def test_launcher_process_without_result_is_a_row(
+    code, limit, message, launcher, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(apart, "COMMAND", (sys.executable, "-c", code))
+    object.__setattr__(launcher.options, "timeout_s", limit)
+    launcher.run_one(PEER, tmp_path)
+    assert message in Record.read(launcher.plan.times(PEER)).error
+    assert "untransformed, eager failed: " in capsys.readouterr().err
+
+
+def test_launcher_gives_each_process_an_empty_cache(launcher, tmp_path, monkeypatch):
+    seen, popen = [], subprocess.Popen
+
+    def start(command, env, **keywords):
+        seen.append((command[3:], env["TORCHINDUCTOR_CACHE_DIR"]))
+        return popen([sys.executable, "-c", "pass"], env=env, **keywords)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    launcher = Launcher(launcher.options, ("--steps", "6"), launcher.plan, (5, 4))
+    for _ in range(2):
+        launcher.launch(PEER, tmp_path / "warm", tmp_path / "log")
+    command, first = seen[0]
+    own = ("--contender", "untransformed, eager", "--warm-cache", str(tmp_path / "warm"))
+    assert tuple(command) == ("--steps", "6", "--fewer", "5", "4", *own)
+    assert first != seen[1][1]
+
+
+def test_describe_end_quotes_the_last_line(tmp_path):
+    (tmp_path / "log").write_text("Traceback\nValueError: x\n\n")
+    assert describe_end(1, tmp_path / "log").endswith("with code 1: ValueError: x")
+
+
+# ---- the whole job, in this process -------------------------------------------------------
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Processes are calls; the names of those that were made."""
+    calls = []
+
+    def launch(self, peer, warm, log):
+        calls.append(peer.name)
+        return None if main([*self.arguments, "--contender", peer.name]) == 0 else "code"
+
+    monkeypatch.setattr(Launcher, "launch", launch)
+    return calls
+
+
+ROWS = [
+    "untransformed, eager",
+    "5 steps, eager",
+    f"{PAB}, eager",
+    f"dqar_fx as {PAB}, eager",
+    "FirstBlockCache in the stock pipeline, as documented",
+]
+
+
+def read_rows(folder):
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    return {row["name"]: row for row in map(json.loads, lines)}
+
+
+def test_main_writes_rows_table_and_goes_on(tmp_path, here, capsys):
+    command = [*EAGERLY, "--fewer", "5", "--only", *ROWS, "--out", str(tmp_path)]
+    assert main(command) == 0  # a rival that fails is a row, not a failure
+    assert here == ROWS
+    rows = read_rows(tmp_path)
+    assert list(rows) == ROWS
+    base, fewer, pab, ours, stock = rows.values()
+    assert stock["error"].startswith("ValueError: No cache context is set.")
+    assert (stock["speed_median"], stock["relative_error"]) == (None, None)
+    assert (base["relative_error"], base["cache_bytes"]) == (0, None)
+    assert base["macs_ratio"] == 1
+    assert fewer["macs_ratio"] == pytest.approx(5 / 6)
+    assert ours["macs_ratio"] <= pab["macs_ratio"] < 1  # conditioning counts in so small a one
+    assert pab["relative_error"] == pytest.approx(ours["relative_error"], rel=1e-3)
+    assert pab["cache_bytes"] == ours["cache_bytes"] == 2 * 2 * 16 * 32 * 4
+    for row in (base, fewer, pab, ours):
+        assert row["repeats"] == 2
+        assert row["trajectory_s"] > 0
+        assert row["later_peak_bytes"] >= 0
+        assert (row["graphs"], row["breaks"], row["recompiles"]) == (0, 0, 0)
+    page = (tmp_path / "table.md").read_text()
+    assert "tiny has random weights" in page
+    assert f"Same table as {PAB}: no compiled row of dqar_fx was timed." in page
+    capsys.readouterr()
+
+    here.clear()
+    assert main(command) == 0
+    assert here == []
+    assert read_rows(tmp_path) == rows
+    (tmp_path / "rows" / f"{file_name(ROWS[1])}.safetensors").unlink()
+    assert main([*command, "--report"]) == 0
+    assert here == []
+    assert list(read_rows(tmp_path)) == [ROWS[0], *ROWS[2:]]
+    assert main([*command, "--retry"]) == 0
+    assert here == [ROWS[1], ROWS[4]]
+    assert main([*command, "--guidance", "2"]) == 2
+    assert "is of another run: guidance 1.5 there, 2.0 here" in capsys.readouterr().err
+
+
+def test_quick_runs_in_a_process_of_its_own(tmp_path):
+    folder = cut_pipeline(tmp_path / "pipeline", 1)
+    command = ["--quick", "--only", "untransformed, eager", "--model", folder]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    (row,) = read_rows(tmp_path / "out").values()
+    assert (row["error"], row["repeats"], row["psnr_db"]) == (None, 1, "inf")
+    assert row["speed_median"] > 0
+
+
+# ---- options ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "TeaCache"], "--only: no row is called 'TeaCache'; there are "),
+        (["--geometry", "DiT-S/2", "--images", "9"], "--images 9: --geometry DiT-S/2 has"),
+        (["--geometry", "DiT-S/2", "--model", "x"], "--model and --geometry are two models"),
+        (["--geometry", "DiT-G/2"], "argument --geometry: invalid choice: 'DiT-G/2'"),
+        (["--fewer", "50"], "--fewer 50 is not fewer than --steps 50"),
+        (["--images", "1"], "--images 1 has no distribution"),
+        (["--guidance", "1"], "argument --guidance: expected a number above 1, found '1'"),
+        (["--repeats", "0"], "argument --repeats: expected an integer of at least 1"),
+        (["--steps", "1"], "argument --steps: expected an integer of at least 2"),
+        (["--samples", "0"], "argument --samples: expected an integer of at least 1"),
+        (["--timeout", "0"], "argument --timeout: expected a number above 0, found '0'"),
+        (["--device", "abacus"], "argument --device: cannot use device 'abacus': "),
+        (["--model", "no/such/folder"], "--model no/such/folder is no pipeline: expected"),
+        (["--report", "--fewer", "5"], "--report: nothing has been measured in "),
+    ],
+)
+def test_main_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
+    fewer = ["--fewer", "5"] if "--fewer" not in arguments else []
+    assert run_main([*fewer, *arguments, "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_options_of_a_geometry_are_smaller(tmp_path):
+    found = parse(tmp_path)
+    assert (found.steps, found.samples, found.repeats, found.images) == (50, 8, 5, 700)
+    found = parse(tmp_path, "--geometry", "DiT-XL/2")
+    assert (found.steps, found.samples, found.repeats, found.images) == (12, 1, 3, 0)
+    assert found.model == "DiT-XL/2"
+    assert parse(tmp_path, "--geometry", "DiT-XL/2", "--steps", "8").steps == 8
+
+
+def test_options_without_compiler_say_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(options, "can_compile", lambda device: False)
+    assert parse(tmp_path).eager
+    assert "no C++ compiler was found" in capsys.readouterr().err
