@@ -1,0 +1,125 @@
+"""What one process measures: a model's first trajectory against its second.
+
+Not counted: the start of the process, imports, the model's construction, what torch.export
+and Inductor set up once (something tiny is exported and compiled before), and running: from
+each step that compiled something, the same step of a second trajectory is taken off. Counted
+are capture, passes and table, Dynamo, Inductor and the C++ compiler.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+import dqar_fx
+from benchmarks.compile_cost.points import Point
+from benchmarks.compile_cost.rows import Measured
+from benchmarks.geometry import Geometry, draw_timesteps
+from benchmarks.machine import set_up_compiler
+from benchmarks.measure import Compiled
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step: its time, and what was compiled in it."""
+
+    seconds: float
+    compiled: Compiled
+
+
+@torch.no_grad()
+def measure(point: Point) -> Measured:
+    """Compile in this process, with the cache as it is."""
+    model = point.geometry.build()
+    set_up()
+    hits = count_hits()
+    module, transform_s = build(model, point)
+    first, second = run_trajectory(module, point), run_trajectory(module, point)
+    pairs = list(zip(first, second, strict=True))
+    differences = [(a.seconds - b.seconds, a.compiled.graphs > 0) for a, b in pairs]
+    steps = [*first, *second]
+    return Measured(
+        transform_s=transform_s,
+        compile_s=(transform_s or 0.0) + sum(s for s, compiled in differences if compiled),
+        other_s=sum(s for s, compiled in differences if not compiled),
+        run_s=sum(step.seconds for step in second),
+        graphs=sum(step.compiled.graphs for step in first),
+        breaks=sum(step.compiled.breaks for step in steps),
+        recompiles=sum(step.compiled.graphs for step in second),
+        cache_hits=count_hits() - hits,
+        distinct_rows=1 if transform_s is None else len(module.table.rows),
+    )
+
+
+def set_up() -> None:
+    """Do once what no measurement should pay for."""
+    set_up_compiler(CPU)
+    torch.export.export(nn.ReLU(), (torch.ones(8),), strict=False)
+
+
+def build(model: nn.Module, point: Point) -> tuple[Any, float | None]:
+    """What is called, and the time of the transformation if there is one."""
+    if point.kind == "whole":
+        return torch.compile(model, fullgraph=True), None
+    call = draw_calls(point)[0]
+    start = time.perf_counter()
+    denoiser = dqar_fx.transform(model, point.schedule, compile="regional")
+    denoiser.prepare(**call)
+    return denoiser, time.perf_counter() - start
+
+
+def run_trajectory(model: Any, point: Point) -> list[Step]:
+    """Each step of a trajectory, called as stock pipelines call."""
+    steps = []
+    for call in draw_calls(point):
+        before, start = Compiled.so_far(), time.perf_counter()
+        model(**call)
+        seconds = time.perf_counter() - start
+        steps.append(Step(seconds, Compiled.so_far() - before))
+    return steps
+
+
+def draw_calls(point: Point) -> list[dict[str, torch.Tensor]]:
+    """The arguments of each step's call."""
+    geometry = point.geometry
+    labels, timesteps = geometry.labels(), draw_timesteps(point.steps)
+    return [
+        {
+            "hidden_states": geometry.draw_latent(),
+            "timestep": timestep.expand(geometry.batch),
+            "class_labels": labels,
+        }
+        for timestep in timesteps
+    ]
+
+
+def count_hits() -> int:
+    """Graphs that were found in the cache on disk so far."""
+    return int(counters["aot_autograd"]["autograd_cache_hit"])
+
+
+def write_order(point: Point, threads: int) -> str:
+    """What a process is told."""
+    return json.dumps({"point": asdict(point), "threads": threads})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure what `write_order` wrote, and print it as the last line."""
+    order = json.loads(argv[0])
+    torch.set_num_threads(order["threads"])
+    values = order["point"]
+    point = Point(**values | {"geometry": Geometry(**values["geometry"])})
+    print(json.dumps(asdict(measure(point))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,328 @@
+"""benchmarks.compile_cost: points, rows, going on after an interruption, processes."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from benchmarks.compile_cost import job, options, process
+from benchmarks.compile_cost.apart import Launcher, describe_end
+from benchmarks.compile_cost.options import parse_options
+from benchmarks.compile_cost.points import Point, cross, middle
+from benchmarks.compile_cost.rows import Measured, Row, append_rows, read_rows
+from benchmarks.geometry import Geometry
+from benchmarks.machine import describe_machine
+from benchmarks.measure import Compiled
+from benchmarks.reference.errors import InputError
+
+TINY = Geometry(layers=2, width=16, heads=2, tokens=4, batch=2)
+MACHINE = describe_machine(torch.device("cpu"))
+MEASURED = Measured(1.0, 8.0, 0.1, 2.0, 7, 0, 0, 0, 5)
+DEEP = dataclasses.replace(TINY, layers=4)
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch):
+    monkeypatch.setattr(options, "can_compile", lambda device: True)
+
+
+def parse(folder, *arguments):
+    return parse_options(["--out", str(folder), *arguments])
+
+
+def rows_of(point, repeat, error=None):
+    cold = Row(point, "cold", repeat, 9.0, None if error else MEASURED, error, MACHINE)
+    return [cold] if error else [cold, dataclasses.replace(cold, phase="warm")]
+
+
+class Counting:
+    """Stands for the processes."""
+
+    def __init__(self, error=None):
+        self.asked, self.error = [], error
+
+    def __call__(self, point, repeat):
+        self.asked.append((point, repeat))
+        return rows_of(point, repeat, self.error)
+
+
+def run(settings, measure, machine=MACHINE):
+    with tqdm(disable=True) as bar:
+        return job.run(settings, machine, measure, bar)
+
+
+# ---- points ------------------------------------------------------------------------------
+
+
+def test_points_by_default_differ_from_the_middle_in_one_thing(tmp_path):
+    points = parse(tmp_path).points
+    assert [str(point) for point in points] == [
+        "28 layers, whole",
+        "12 layers, 50 steps",
+        "28 layers, 50 steps",
+        "56 layers, 50 steps",
+        "28 layers, 20 steps",
+        "28 layers, 100 steps",
+        "28 layers, 50 steps, ramp 2",
+        "28 layers, 50 steps, ramp 45",
+    ]
+    assert len(set(points)) == len(points)
+
+
+def test_points_of_one_number_each_are_one_schedule():
+    assert cross([TINY], [8], []) == [Point("regional", TINY, 8)]
+
+
+@pytest.mark.parametrize(("values", "expected"), [([3], 3), ([3, 5], 5), ([3, 5, 9], 5)])
+def test_middle(values, expected):
+    assert middle(values) == expected
+
+
+def test_ramp_decides_the_distinct_rows():
+    paths = [f"blocks.{i}" for i in range(28)]
+    rows = [
+        len(Point("regional", TINY, 50, ramp).schedule.resolve(paths).rows)
+        for ramp in (2, None, 45)
+    ]
+    assert rows == sorted(set(rows))
+
+
+# ---- command line ------------------------------------------------------------------------
+
+
+def test_options_sort_and_take_each_number_once(tmp_path):
+    settings = parse(tmp_path, "--layers", "9", "3", "9", "--steps", "7", "--whole")
+    assert [geometry.layers for geometry in settings.geometries] == [3, 9]
+    assert settings.whole == ()
+    assert not [point for point in settings.points if point.kind == "whole"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "0"], "argument --layers: expected an integer of at least 1"),
+        (["--steps", "x"], "argument --steps: expected an integer of at least 1"),
+        (["--tokens", "60"], "--tokens must be a square number, found 60"),
+        (["--heads", "5"], "--width 384 is no multiple of --heads 5"),
+        (["--whole", "14"], "--whole 14 is none of --layers 12 28 56"),
+        (["--timeout-s", "0"], "argument --timeout-s: expected a number above 0"),
+        (["--repeats", "0"], "argument --repeats: expected an integer of at least 1"),
+    ],
+)
+def test_options_bad_input_is_one_line_and_code_2(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        parse(tmp_path, *arguments)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_options_without_compiler_say_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(options, "can_compile", lambda device: False)
+    with pytest.raises(SystemExit):
+        parse(tmp_path)
+    assert "no C++ compiler was found" in capsys.readouterr().err
+
+
+# ---- rows on disk ------------------------------------------------------------------------
+
+
+def test_rows_read_as_they_were_written(tmp_path):
+    rows = [
+        *rows_of(Point("regional", TINY, 8, ramp=2), 0),
+        *rows_of(Point("whole", TINY, 1), 1, error="RuntimeError: no"),
+    ]
+    append_rows(rows[:1], tmp_path / "rows.jsonl")
+    append_rows(rows[1:], tmp_path / "rows.jsonl")
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_rows_of_another_version_are_left_out(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"kind": "whole", "compile_s": 27.8}\n')
+    assert read_rows(tmp_path / "rows.jsonl") == []
+
+
+@pytest.mark.parametrize("line", ['{"kind": "wh', "7"])
+def test_rows_damaged_line_is_named(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text(f"{{}}\n{line}\n")
+    with pytest.raises(InputError, match=r"line 2: no JSON object .*delete the line"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+# ---- going on after an interruption ------------------------------------------------------
+
+
+QUICK = ("--quick", "--repeats", "2")
+
+
+def test_run_repeats_take_turns_in_rotating_order(tmp_path):
+    settings, measure = parse(tmp_path, *QUICK), Counting()
+    rows = run(settings, measure)
+    whole, regional = settings.points
+    assert measure.asked == [(whole, 0), (regional, 0), (regional, 1), (whole, 1)]
+    assert [row.point.kind for row in rows] == ["whole"] * 4 + ["regional"] * 4
+
+
+def test_run_again_measures_nothing(tmp_path):
+    settings = parse(tmp_path, *QUICK)
+    first, again = run(settings, Counting()), Counting()
+    assert run(settings, again) == first
+    assert not again.asked
+
+
+def test_run_goes_on_where_it_was(tmp_path):
+    run(parse(tmp_path, "--quick"), Counting())
+    again, settings = Counting(), parse(tmp_path, *QUICK)
+    assert len(run(settings, again)) == 8
+    assert [repeat for _, repeat in again.asked] == [1, 1]
+
+
+def test_run_measures_anew_what_failed(tmp_path):
+    settings = parse(tmp_path, "--quick")
+    run(settings, Counting(error="TimeoutError: took more than 1 s"))
+    again = Counting()
+    assert all(row.error is None for row in run(settings, again))
+    assert len(again.asked) == 2
+
+
+def test_run_measures_anew_without_its_warm_half(tmp_path):
+    settings = parse(tmp_path, "--quick")
+    append_rows(rows_of(settings.points[0], 0)[:1], job.name_rows(settings))
+    again = Counting()
+    run(settings, again)
+    assert len(again.asked) == 2
+
+
+@pytest.mark.parametrize("fact", ["commit", "threads", "torch", "processor"])
+def test_run_measures_anew_on_other_machines_and_sources(tmp_path, fact):
+    settings, again = parse(tmp_path, "--quick"), Counting()
+    run(settings, Counting())
+    run(settings, again, dataclasses.replace(MACHINE, **{fact: "another"}))
+    assert len(again.asked) == 2
+
+
+def test_main_prints_table_verdict_and_failures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        Launcher, "measure", lambda self, point, repeat: rows_of(point, repeat)
+    )
+    arguments = ["--out", str(tmp_path), "--quick"]
+    assert job.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "| regional | 2        | 8       |" in said
+    assert "regional by whole: 1.000" in said
+    broken = Counting(error="RuntimeError: no")
+    monkeypatch.setattr(Launcher, "measure", lambda self, *asked: broken(*asked))
+    assert job.main([*arguments, "--repeats", "2"]) == 1
+    assert "failed: 2 layers, whole, cold, repeat 2: RuntimeError: no" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+
+
+def test_main_damaged_rows_are_an_error_and_code_2(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text("{")
+    assert job.main(["--out", str(tmp_path), "--quick"]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+# ---- processes ---------------------------------------------------------------------------
+
+
+def script(text):
+    return [sys.executable, "-c", text]
+
+
+def test_launcher_takes_the_last_line(tmp_path):
+    line = json.dumps(dataclasses.asdict(MEASURED))
+    found = Launcher(MACHINE, 60).run(script(f"print('first'); print('''{line}''')"), tmp_path)
+    assert found == MEASURED
+
+
+def test_launcher_gives_each_process_the_folder_for_its_cache(tmp_path):
+    text = "import os, sys; sys.exit(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    found = Launcher(MACHINE, 60).run(script(text), tmp_path)
+    assert found == (
+        f"RuntimeError: its process ended with code 1: {tmp_path / 'TORCHINDUCTOR_CACHE_DIR'}"
+    )
+
+
+def test_launcher_ends_what_takes_too_long(tmp_path):
+    found = Launcher(MACHINE, 0.2).run(script("import time; time.sleep(60)"), tmp_path)
+    assert found == "TimeoutError: took more than 0.2 s"
+
+
+def test_launcher_failed_cold_process_has_no_warm_one(monkeypatch):
+    monkeypatch.setattr(Launcher, "run", lambda self, command, folder: "RuntimeError: no")
+    told = []
+    (row,) = Launcher(MACHINE, 60, told.append).measure(Point("whole", TINY, 1), 0)
+    assert (row.phase, row.measured, row.error) == ("cold", None, "RuntimeError: no")
+    assert told == ["cold"]
+
+
+def test_launcher_warm_process_has_the_cold_ones_folder(monkeypatch):
+    folders = []
+
+    def note(self, command, folder):
+        folders.append((folder, list(folder.iterdir())))
+        (folder / "kept").touch()
+        return MEASURED
+
+    monkeypatch.setattr(Launcher, "run", note)
+    rows = Launcher(MACHINE, 60, lambda phase: None).measure(Point("whole", TINY, 1), 0)
+    assert [row.phase for row in rows] == ["cold", "warm"]
+    (cold, empty), (warm, kept) = folders
+    assert cold == warm
+    assert (empty, [path.name for path in kept]) == ([], ["kept"])
+    assert not cold.exists()
+
+
+def test_describe_end_of_signals_and_silence():
+    assert describe_end(-9, "") == (
+        "RuntimeError: its process ended with signal 9: it said nothing"
+    )
+
+
+# ---- what a process measures -------------------------------------------------------------
+
+
+def test_measure_takes_off_the_same_steps_of_a_second_trajectory(monkeypatch):
+    times = iter([[(9.0, 2), (1.5, 0), (4.0, 1)], [(1.0, 0), (1.0, 0), (1.0, 1)]])
+    monkeypatch.setattr(process, "set_up", lambda: None)
+    monkeypatch.setattr(process, "build", lambda model, point: (None, None))
+    monkeypatch.setattr(
+        process,
+        "run_trajectory",
+        lambda *_: [process.Step(s, Compiled(graphs, 0)) for s, graphs in next(times)],
+    )
+    found = process.measure(Point("whole", TINY, 3))
+    assert (found.compile_s, found.other_s, found.run_s) == (11.0, 0.5, 3.0)
+    assert (found.graphs, found.recompiles, found.breaks) == (3, 1, 0)
+
+
+def test_build_captures_the_call_that_follows(monkeypatch):
+    point = Point("regional", TINY, 3)
+    denoiser, seconds = process.build(TINY.build(), point)
+    program = denoiser.program
+    monkeypatch.setattr(type(program), "run", lambda self, leaves, position: [self])
+    with torch.no_grad():
+        assert denoiser._run(*flat(process.draw_calls(point)[0], denoiser))[1] == [program]
+    assert seconds > 0
+    assert len(denoiser._programs) == 1
+
+
+def flat(call, denoiser):
+    args, kwargs, _ = denoiser._bind_call((), call)
+    return torch.utils._pytree.tree_flatten((args, kwargs))
+
+
+def test_orders_are_read_as_they_were_written(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(process, "measure", lambda point: asked.append(point) or MEASURED)
+    point = Point("regional", DEEP, 8, ramp=2)
+    process.main([process.write_order(point, torch.get_num_threads())])
+    assert asked == [point]
+    assert Measured(**json.loads(capsys.readouterr().out)) == MEASURED
