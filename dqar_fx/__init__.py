@@ -7,6 +7,7 @@ across denoising steps, as a static `BranchTable` says.
 from . import rivals
 from .calibrate import calibrate
 from .calibration import Calibration
+from .costs import DeviceProfile, Report, compare, measure_profile
 from .denoiser import Denoiser
 from .errors import (
     CaptureError,
@@ -32,19 +33,23 @@ __all__ = [
     "Calibration",
     "CaptureError",
     "Denoiser",
+    "DeviceProfile",
     "DqarError",
     "FormatError",
     "Front",
     "Guidance",
     "Optimum",
     "Policy",
+    "Report",
     "Schedule",
     "ScheduleError",
     "Site",
     "SiteError",
     "StepError",
     "calibrate",
+    "compare",
     "entropy_gate",
+    "measure_profile",
     "optimise",
     "policy_gate",
     "rivals",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import fx, nn
 
+    from .costs import DeviceProfile, Report
     from .explanation import Explanation
     from .program import Program
     from .schedule import Schedule
@@ -312,6 +313,30 @@ class Denoiser(Face):
     def explain(self) -> Explanation:
         """Sites, near misses and what each pass did, for the latest captured signature."""
         return self.program.explain()
+
+    def report(
+        self,
+        schedule: Schedule | None = None,
+        *,
+        device: str | torch.device | DeviceProfile | None = None,
+    ) -> Report:
+        """What rows and trajectory cost, and how long they take by prediction.
+
+        Counted on the graphs of the latest captured signature; nothing is compiled or run.
+
+        Args:
+            schedule: Another one to look at; None for the denoiser's own.
+            device: ``"A100"``, ``"H100"`` or ``"T4"`` for predictions from their datasheets; a
+                device of this machine, or None for the denoiser's own, to measure its
+                operators there, which takes seconds; or a profile measured before.
+
+        Raises:
+            DqarError: Nothing has been captured yet, or the device is unknown.
+            ScheduleError: The schedule does not fit the sites.
+        """
+        from .costs.report import report_of  # imports this module's users
+
+        return report_of(self, schedule, device)
 
     def row_graph(self, step: int) -> fx.GraphModule:
         """The whole step's graph at a step of the table: guards resolved, dead code gone."""

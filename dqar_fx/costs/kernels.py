@@ -1,0 +1,279 @@
+"""From a graph to the kernels that it runs: products one by one, the rest fused or not.
+
+What a compiler does to the rest is approximated: operators between two products that read
+each other are one kernel, which reads its inputs and writes its outputs once. Where nothing
+is compiled, each operator is a kernel. Views are none.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from dqar_fx.passes import hoist_conditioning, normalise
+from dqar_fx.passes.find_attention import find_attention
+from dqar_fx.passes.find_feed_forward import find_feed_forward
+from dqar_fx.passes.graphs import module_stack, tensor_value
+from dqar_fx.runner import fork, run_passes
+
+from .operation import Operand, Operation, count_macs, map_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
+
+aten = torch.ops.aten
+KINDS = (
+    "attention",
+    "feed_forward",
+    "products",
+    "pointwise",
+    "slots",
+    "conditioning",
+    "overhead",
+)
+"""Where the time goes: ``products`` are those outside of attention and feed-forwards,
+``pointwise`` is all that is none, ``slots`` are reads and writes of what is kept."""
+MAY_COPY = (aten.reshape, aten.flatten, aten.contiguous, aten.to, aten.reshape_as)
+"""Views where strides and dtype allow it."""
+COSTLY = (
+    *(aten.gelu, aten.silu, aten.tanh, aten.sigmoid, aten.exp, aten.erf, aten.log),
+    *(aten.sin, aten.cos, aten.softplus, aten.mish, aten.pow, aten.elu),
+    *(aten.softmax, aten._softmax, aten.layer_norm, aten.native_layer_norm),
+    *(aten.rms_norm, aten._fused_rms_norm, aten.group_norm, aten.native_group_norm),
+)
+"""Operators that take more than reading and writing their tensors does, also when fused."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a device is given at a time.
+
+    Attributes:
+        kind: One of `KINDS`.
+        macs: Multiply-accumulates.
+        nbytes: Bytes that it reads and writes.
+        slot_bytes: Those of them that belong to slots.
+        dtype: Of its result.
+        timed: What to time in its place: itself; of fused operators the costly ones.
+        is_fused: Whether several operators may be in it.
+    """
+
+    kind: str
+    macs: int
+    nbytes: int
+    slot_bytes: int
+    dtype: torch.dtype
+    timed: tuple[Operation, ...]
+    is_fused: bool
+
+    def scaled(self, factor: int) -> Kernel:
+        """The same for ``factor`` times the rows."""
+        fixed = sum(o.nbytes for each in self.timed for o in each.operands if o.is_parameter)
+        flowing = max(self.nbytes - fixed, 0)
+        return replace(
+            self,
+            macs=self.macs * factor,
+            nbytes=self.nbytes + flowing * (factor - 1),
+            timed=tuple(each.scaled(factor) for each in self.timed),
+        )
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Which modules are attentions and which feed-forwards.
+
+    Attributes:
+        attention: Their paths.
+        feed_forward: Their paths.
+    """
+
+    attention: frozenset[str]
+    feed_forward: frozenset[str]
+
+    @classmethod
+    def of(cls, gm: fx.GraphModule) -> Modules:
+        """Those of a captured model, conditioning left out: that is a kind of its own."""
+        graph = fork(gm)
+        run_passes(graph, [normalise, hoist_conditioning])
+        found = (find(graph)[0] for find in (find_attention, find_feed_forward))
+        paths = (frozenset(match.site.path for match in matches) for matches in found)
+        return cls(*paths)
+
+    def kind(self, node: fx.Node, *, is_product: bool) -> str:
+        """The kind of what a node computes."""
+        stack = {path for _, path in module_stack(node)}
+        if stack & self.attention:
+            return "attention"
+        if stack & self.feed_forward:
+            return "feed_forward"
+        return "products" if is_product else "pointwise"
+
+
+def find_kernels(graph: fx.Graph, modules: Modules, *, fused: bool) -> Counter[Kernel]:
+    """The kernels of a graph, and how often each occurs."""
+    nodes = [node for node in graph.nodes if computes(node)]
+    operations = {node: Operation.of(node, source_of) for node in nodes}
+    macs = {node: count_macs(operation) for node, operation in operations.items()}
+    products = {node for node in nodes if macs[node]}
+    alone = [[node] for node in nodes if not fused or node in products]
+    groups = find_groups(nodes, products) if fused else []
+
+    def kernel(group: Sequence[fx.Node]) -> Kernel:
+        inside = frozenset(group)
+        is_fused = fused and group[0] not in products
+        timed = [operations[n] for n in group if not is_fused or is_costly(n)]
+        nbytes, slot_bytes = count_bytes(inside)
+        return Kernel(
+            kind=common_kind(modules, group, is_product=group[0] in products),
+            macs=sum(macs[n] for n in group),
+            nbytes=nbytes,
+            slot_bytes=slot_bytes,
+            dtype=dtype_of(group[-1]),
+            timed=tuple(each.as_compiled() if fused else each for each in timed),
+            is_fused=is_fused,
+        )
+
+    return Counter(kernel(group) for group in (*alone, *groups))
+
+
+def find_groups(
+    nodes: Sequence[fx.Node], products: AbstractSet[fx.Node]
+) -> list[list[fx.Node]]:
+    """What is no product, in groups that read each other with no product on the way."""
+    level: dict[fx.Node, int] = {}
+    group: dict[fx.Node, list[fx.Node]] = {}
+    for node in nodes:
+        sources = [s for s in map(source_of, node.all_input_nodes) if s in level]
+        level[node] = max((level[s] + (s in products) for s in sources), default=0)
+        if node in products:
+            continue
+        group[node] = [node]
+        for source in sources:
+            if source in group and level[source] == level[node]:
+                join(group, source, node)
+    return list({id(members): members for members in group.values()}.values())
+
+
+def join(group: dict[fx.Node, list[fx.Node]], a: fx.Node, b: fx.Node) -> None:
+    """Make one group of two."""
+    first, second = group[a], group[b]
+    if first is second:
+        return
+    first += second
+    for node in second:
+        group[node] = first
+
+
+def common_kind(modules: Modules, group: Sequence[fx.Node], *, is_product: bool) -> str:
+    """The kind of all nodes of a group; ``pointwise`` where they differ."""
+    kinds = {modules.kind(node, is_product=is_product) for node in group}
+    return kinds.pop() if len(kinds) == 1 else "pointwise"
+
+
+def count_bytes(group: AbstractSet[fx.Node]) -> tuple[int, int]:
+    """Bytes that a kernel of these nodes reads and writes, and those of slots."""
+    reads: dict[fx.Node, dict[fx.Node, int]] = {}
+    written = dict[fx.Node, int]()
+    for node in group:
+        targets = written_inputs(node)
+        for arg in node.all_input_nodes:
+            source = source_of(arg)
+            if source in group or arg in targets:
+                continue
+            reads.setdefault(source, {})[arg] = bytes_of(arg)
+        written.update((source_of(t), bytes_of(t)) for t in targets)
+        if not targets and is_read_outside(node, group):
+            written[node] = bytes_of(node)
+    pairs = [(s, min(sum(views.values()), bytes_of(s))) for s, views in reads.items()]
+    pairs += written.items()
+    slots = sum(size for source, size in pairs if "slot" in source.meta)
+    return sum(size for _, size in pairs), slots
+
+
+def is_read_outside(node: fx.Node, group: AbstractSet[fx.Node]) -> bool:
+    """Whether a value leaves the group, itself or as a view."""
+    return any(
+        is_read_outside(user, group) if is_view(user) else user not in group
+        for user in node.users
+    )
+
+
+def written_inputs(node: fx.Node) -> list[fx.Node]:
+    """The arguments that a node writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    pairs = zip(schema.arguments, node.args, strict=False)
+    return [
+        arg
+        for formal, arg in pairs
+        if formal.alias_info and formal.alias_info.is_write and hasattr(arg, "users")
+    ]
+
+
+def computes(node: fx.Node) -> bool:
+    """Whether a node is a call that is no view."""
+    return node.op == "call_function" and not is_view(node)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a node shows (a part of) what another computed, without work."""
+    if node.op != "call_function":
+        return False
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    shows = bool(schema.returns) and all(r.alias_info is not None for r in schema.returns)
+    return shows and not schema.is_mutable and not is_copy(node)
+
+
+def is_copy(node: fx.Node) -> bool:
+    """Whether what may be a view must copy."""
+    if getattr(node.target, "overloadpacket", None) not in MAY_COPY:
+        return False
+    before, after = tensor_value(node.all_input_nodes[0]), tensor_value(node)
+    if before is None or after is None:
+        return False
+    if before.dtype != after.dtype:
+        return True
+    if node.target is aten.contiguous.default:
+        return not before.is_contiguous()
+    try:
+        Operand.of(before).allocate(torch.device("meta")).view(after.shape)
+    except RuntimeError:
+        return True
+    return False
+
+
+def source_of(node: fx.Node) -> fx.Node:
+    """The node whose memory a node shows; itself if it is no view."""
+    while is_view(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def is_costly(node: fx.Node) -> bool:
+    """Whether a node's arithmetic counts beside its reads and writes."""
+    return getattr(node.target, "overloadpacket", None) in COSTLY
+
+
+def bytes_of(node: fx.Node) -> int:
+    """Bytes of a node's value, or of all its values."""
+    sizes: list[int] = []
+    map_tensors(node.meta.get("val"), lambda value: sizes.append(Operand.of(value).nbytes))
+    return sum(sizes)
+
+
+def dtype_of(node: fx.Node) -> torch.dtype:
+    """Dtype of a node's (first) value."""
+    found: list[Any] = []
+    map_tensors(node.meta.get("val"), lambda value: found.append(value.dtype))
+    return found[0] if found else torch.float32

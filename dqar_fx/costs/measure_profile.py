@@ -1,0 +1,180 @@
+"""A short run that measures a device with the operators of a model, at their true shapes.
+
+All operators take turns, each with as many sets of parameters as the model has for it, so that
+a weight is about as cold in the caches as it is in a step. The median of the turns counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dqar_fx.errors import DqarError
+
+from .operation import Operation, count_macs
+from .profile import DeviceProfile
+from .workload import count_everything
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dqar_fx.denoiser import Denoiser
+    from dqar_fx.schedule import Schedule
+
+BUDGET_S = 4.0
+"""Time that the turns may take."""
+MIN_TURNS, MAX_TURNS = 5, 60
+MAX_SETS = 32
+"""Sets of parameters of one operator."""
+MAX_BYTES = 2**28
+"""Of all sets of parameters of one operator."""
+TRAFFIC = tuple(4**k * 3 * 1024 for k in range(1, 9))
+"""Bytes, from 12 KB to 200 MB, that a kernel of nothing but traffic reads and writes."""
+PROBES_PER_CALL, PROBES_PER_INPUT, PROBES_PER_STEP = 30.0, 1.0, 60.0
+"""Host times in those of a tiny operator, `PROBE_SIZE`: measured once, see the cost model."""
+PROBE_SIZE = 8
+
+
+def measure_profile(
+    denoiser: Denoiser,
+    schedules: Sequence[Schedule] = (),
+    *,
+    device: str | torch.device | None = None,
+    budget_s: float = BUDGET_S,
+) -> DeviceProfile:
+    """Measure a device with the operators of a denoiser, without compiling anything.
+
+    Args:
+        denoiser: Whose operators; captured already.
+        schedules: Further schedules that the profile must know the operators of.
+        device: Where to measure; by default the denoiser's own, or the CPU for one on the
+            meta device.
+        budget_s: About how long it may take.
+
+    Raises:
+        DqarError: Nothing has been captured yet, or the device cannot be used.
+        ScheduleError: A schedule does not fit the sites.
+    """
+    operations = count_everything(denoiser, schedules).operations()
+    return measure(operations, place_of(denoiser, device), budget_s)
+
+
+def place_of(denoiser: Denoiser, device: str | torch.device | None) -> torch.device:
+    """The device to measure.
+
+    Raises:
+        DqarError: It cannot be used.
+    """
+    wanted = denoiser.device if device is None else device
+    try:
+        place = torch.device(wanted)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DqarError(
+            f"device={str(wanted)!r} cannot be measured here: {str(error).splitlines()[0]}. "
+            "Give device='cpu', or a datasheet such as 'A100'"
+        ) from error
+    return torch.device("cpu") if place.type == "meta" else place
+
+
+@torch.no_grad()
+def measure(
+    operations: Mapping[Operation, int], device: torch.device, budget_s: float = BUDGET_S
+) -> DeviceProfile:
+    """The profile of a device, with the times of operators that occur so and so often."""
+    calls: dict[Any, list[Callable[[], Any]]] = {
+        operation: sets
+        for operation, count in operations.items()
+        if (sets := prepare(operation, count, device))
+    }
+    calls |= {nbytes: [traffic(nbytes, device)] for nbytes in TRAFFIC}
+    calls["probe"] = [traffic(PROBE_SIZE * 12, device)]
+    seconds = take_turns(calls, device, budget_s)
+    probe_s = seconds.pop("probe")
+    traffic_s = tuple((nbytes, seconds.pop(nbytes)) for nbytes in TRAFFIC)
+    return DeviceProfile(
+        name=name_device(device),
+        source="measured",
+        macs_per_s=fastest(seconds),
+        bytes_per_s=traffic_s[-1][0] / traffic_s[-1][1],
+        call_s=PROBES_PER_CALL * probe_s,
+        input_s=PROBES_PER_INPUT * probe_s,
+        step_s=PROBES_PER_STEP * probe_s,
+        operation_s=seconds,
+        traffic_s=traffic_s,
+    )
+
+
+def prepare(operation: Operation, count: int, device: torch.device) -> list[Callable[[], Any]]:
+    """Calls of an operator, each with parameters of its own; none if it cannot run alone."""
+    nbytes = sum(operand.nbytes for operand in operation.operands)
+    owns = any(operand.is_parameter for operand in operation.operands)
+    sets = min(count, MAX_SETS, MAX_BYTES // max(nbytes, 1)) if owns else 1
+    calls = [operation.prepare(device) for _ in range(max(sets, 1))]
+    try:
+        calls[0]()
+    except (RuntimeError, NotImplementedError, IndexError):
+        return []  # made-up values or sizes are not good enough: predicted by its bytes
+    return calls
+
+
+def traffic(nbytes: int, device: torch.device) -> Callable[[], Any]:
+    """A call that reads two thirds of so many bytes and writes a third."""
+    a, b, c = torch.ones(3, max(nbytes // 12, 1), device=device)
+    return lambda: torch.add(a, b, out=c)
+
+
+def take_turns(
+    calls: Mapping[Any, Sequence[Callable[[], Any]]], device: torch.device, budget_s: float
+) -> dict[Any, float]:
+    """Median seconds of each call, in turns."""
+    times: dict[Any, list[float]] = {key: [] for key in calls}
+    begun, turns = time.perf_counter(), 0
+    while turns < MAX_TURNS:
+        for key, sets in calls.items():
+            seconds = time_call(sets[turns % len(sets)], device)
+            if turns:  # the first one sets up what kernels keep
+                times[key].append(seconds)
+        turns += 1
+        if turns > MIN_TURNS and time.perf_counter() - begun > budget_s:
+            break
+    return {key: statistics.median(each) for key, each in times.items()}
+
+
+def time_call(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a call, the device's work included."""
+    synchronise(device)
+    start = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def fastest(seconds: Mapping[Operation, float]) -> dict[str, float]:
+    """Most multiply-accumulates per second that any operator reached, by dtype."""
+    rates: dict[str, float] = {}
+    for operation, each_s in seconds.items():
+        dtypes = Counter(str(operand.dtype) for operand in operation.operands)
+        name = next(iter(dtypes), "torch.float32").removeprefix("torch.")
+        rate = count_macs(operation) / max(each_s, 1e-9)
+        rates[name] = max(rates.get(name, 0.0), rate)
+    return {name: rate for name, rate in rates.items() if rate} or {"float32": 1e9}
+
+
+def name_device(device: torch.device) -> str:
+    """A name for what was measured."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"this machine's CPU, {torch.get_num_threads()} threads"
+    return f"this machine's {device.type}"

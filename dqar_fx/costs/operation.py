@@ -1,0 +1,203 @@
+"""An operator at its true shapes: what is counted once and timed once, wherever it occurs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from dqar_fx.passes.graphs import parameter_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+aten = torch.ops.aten
+
+
+def count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Operations of a fused attention, from the shapes of its arguments."""
+    flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+    return flops
+
+
+UNKNOWN_TO_TORCH = {aten._scaled_dot_product_flash_attention_for_cpu: count_attention}
+"""Formulas for operators that PyTorch's counter takes to be free."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor argument.
+
+    Attributes:
+        shape: Its shape.
+        stride: Its strides.
+        dtype: Its dtype.
+        is_parameter: Whether each occurrence of the operator has a tensor of its own.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    is_parameter: bool = False
+
+    @classmethod
+    def of(cls, value: torch.Tensor, *, is_parameter: bool = False) -> Operand:
+        """That of a tensor, fake or not."""
+        return cls(tuple(value.shape), tuple(value.stride()), value.dtype, is_parameter)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are touched when all of it is read: what is expanded, once."""
+        size = self.dtype.itemsize
+        for length, stride in zip(self.shape, self.stride, strict=True):
+            size *= length if stride else min(length, 1)
+        return size
+
+    def allocate(self, device: torch.device) -> torch.Tensor:
+        """A tensor like it; floating point numbers are random, integers zero."""
+        empty = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+        if empty.is_meta:
+            return empty
+        if self.dtype.is_floating_point and self.dtype.itemsize > 1:
+            return empty.normal_() if 0 not in self.stride else empty.fill_(0.5)
+        return empty.zero_()
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operator and its arguments, tensors as `Operand`.
+
+    Attributes:
+        target: The operator.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+    """
+
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, node: fx.Node, source: Callable[[fx.Node], fx.Node]) -> Operation:
+        """That of a node.
+
+        Args:
+            node: A call.
+            source: The node that a view shows.
+        """
+
+        def operand(arg: fx.Node) -> Any:
+            owned = parameter_path(source(arg)) is not None
+            make = partial(Operand.of, is_parameter=owned)
+            return map_tensors(arg.meta.get("val"), make)
+
+        args = tuple(freeze(fx.map_arg(arg, operand)) for arg in node.args)
+        named = ((name, freeze(fx.map_arg(v, operand))) for name, v in node.kwargs.items())
+        assert callable(node.target)
+        return cls(node.target, args, tuple(sorted(named)))
+
+    @property
+    def operands(self) -> list[Operand]:
+        """Its tensor arguments."""
+        found: list[Operand] = []
+        for each in (self.args, tuple(value for _, value in self.kwargs)):
+            map_operands(each, lambda operand: found.append(operand))
+        return found
+
+    def scaled(self, factor: int) -> Operation:
+        """The same with ``factor`` times the rows in what is no parameter.
+
+        What is broadcast to other operands stays as it is.
+        """
+        flowing = [each for each in self.operands if not each.is_parameter and each.shape]
+        rank = max((len(each.shape) for each in flowing), default=0)
+        rows = max((each.shape[0] for each in flowing if len(each.shape) == rank), default=0)
+
+        def scale(operand: Operand) -> Operand:
+            shape = operand.shape
+            if operand.is_parameter or len(shape) != rank or not rank or shape[0] != rows:
+                return operand
+            step = max(operand.stride[0], prod(shape[1:]))
+            return replace(
+                operand,
+                shape=(rows * factor, *shape[1:]),
+                stride=(step, *operand.stride[1:]),
+            )
+
+        return replace(self, args=map_operands(self.args, scale))
+
+    def as_compiled(self) -> Operation:
+        """What Inductor calls in its place: a linear is a product of matrices."""
+        if self.target is not aten.linear.default:
+            return self
+        x, weight, *rest = self.args
+        bias = rest[0] if rest else None
+        rows, width = x.nbytes // x.dtype.itemsize // x.shape[-1], x.shape[-1]
+        left = replace(x, shape=(rows, width), stride=(width, 1))
+        right = replace(weight, shape=weight.shape[::-1], stride=weight.stride[::-1])
+        if bias is None:
+            return Operation(aten.mm.default, (left, right))
+        return Operation(aten.addmm.default, (bias, left, right))
+
+    def prepare(self, device: torch.device) -> Callable[[], Any]:
+        """A call of it with tensors of its own."""
+        args = map_operands(self.args, lambda operand: operand.allocate(device))
+        kwargs = map_operands(dict(self.kwargs), lambda operand: operand.allocate(device))
+        args, kwargs = place((args, kwargs), device)
+        return lambda: self.target(*args, **kwargs)
+
+    def __str__(self) -> str:
+        shapes = ", ".join(str(operand) for operand in self.operands)
+        return f"{str(self.target).removeprefix('aten.')}({shapes})"
+
+
+@cache
+def count_macs(operation: Operation) -> int:
+    """Multiply-accumulates, by PyTorch's counter on the meta device."""
+    if len(operation.operands) < 2:
+        return 0  # a product has two factors
+    call = operation.prepare(torch.device("meta"))
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
+        call()
+    flops: int = counter.get_total_flops()
+    return flops // 2
+
+
+def freeze(value: Any) -> Any:
+    """The same, hashable: lists as tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(freeze(each) for each in value)
+    return value
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Apply a function to each tensor."""
+    if isinstance(value, list | tuple):
+        return tuple(map_tensors(each, function) for each in value)
+    return function(value) if isinstance(value, torch.Tensor) else value
+
+
+def map_operands(value: Any, function: Callable[[Operand], Any]) -> Any:
+    """Apply a function to each operand."""
+    if isinstance(value, tuple):
+        return tuple(map_operands(each, function) for each in value)
+    if isinstance(value, dict):
+        return {name: map_operands(each, function) for name, each in value.items()}
+    return function(value) if isinstance(value, Operand) else value
+
+
+def place(value: Any, device: torch.device) -> Any:
+    """The same with each device that is named in it another one."""
+    if isinstance(value, tuple):
+        return tuple(place(each, device) for each in value)
+    if isinstance(value, dict):
+        return {name: place(each, device) for name, each in value.items()}
+    return device if isinstance(value, torch.device) else value

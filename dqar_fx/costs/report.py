@@ -1,0 +1,305 @@
+"""What a denoiser's rows and trajectory cost, and where the rest goes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import reduce
+from itertools import groupby
+from operator import add
+from typing import TYPE_CHECKING
+
+import torch
+from tabulate import tabulate
+
+from dqar_fx.errors import DqarError
+
+from .kernels import KINDS
+from .measure_profile import measure, place_of
+from .profile import DATASHEETS, DeviceProfile, find_datasheet
+from .workload import (
+    Cost,
+    Counting,
+    Workload,
+    all_computed,
+    all_reused,
+    count_everything,
+    streams_of,
+    with_schedule,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from dqar_fx.denoiser import Denoiser
+    from dqar_fx.schedule import Schedule
+
+    Device = str | torch.device | DeviceProfile | None
+
+MEASURED_TYPES = ("cpu", "cuda", "mps", "xpu")
+MAX_LINES = 24
+"""Distinct rows that are printed; JSON has all of them."""
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """One distinct row of the branch table.
+
+    Attributes:
+        stream: 0, or 1 for guidance's unconditional stream.
+        actions: Its letters, one per site.
+        steps: Where it stands in the table.
+        costs: Of one such step by kind, conditioning left out.
+    """
+
+    stream: int
+    actions: str
+    steps: tuple[int, ...]
+    costs: dict[str, Cost]
+
+    @property
+    def cost(self) -> Cost:
+        """Of one such step."""
+        return sum_up(self.costs.values())
+
+
+@dataclass(frozen=True)
+class Report:
+    """Costs of one trajectory, of all streams that the denoiser tells apart.
+
+    Attributes:
+        device: Name of the device that the times are predicted for.
+        source: ``"measured"`` or ``"datasheet"``: what the prediction is made from.
+        lowering: ``"regional"``, ``"whole"`` or ``"eager"``.
+        num_steps: Steps of the trajectory.
+        rows: The distinct rows.
+        conditioning: Of the whole trajectory. It is taken to be evaluated for all timesteps
+            at once where something is compiled, and once where it does not read the timestep.
+        cache_bytes: Of the slots.
+        untransformed_macs: Of the model's own trajectory.
+        computed_ms: Of the trajectory that computes every site, lowered in the same way.
+        reused: Of one step in which every site reads what is kept.
+        computed: Of one step in which every site computes.
+    """
+
+    device: str
+    source: str
+    lowering: str
+    num_steps: int
+    rows: tuple[RowReport, ...]
+    conditioning: Cost
+    cache_bytes: int
+    untransformed_macs: int
+    computed_ms: float
+    reused: Cost
+    computed: Cost
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """Of the trajectory, by kind: where the time goes."""
+        total = {
+            kind: sum_up(row.costs[kind] * len(row.steps) for row in self.rows)
+            for kind in KINDS
+        }
+        total["conditioning"] += self.conditioning
+        return total
+
+    @property
+    def cost(self) -> Cost:
+        """Of the trajectory."""
+        return sum_up(self.costs.values())
+
+    @property
+    def macs(self) -> int:
+        """Of the trajectory."""
+        return self.cost.macs
+
+    @property
+    def ms(self) -> float:
+        """Predicted, of the trajectory."""
+        return self.cost.ms
+
+    @property
+    def ceiling(self) -> float:
+        """How many times as fast as the untransformed model this is if time were MACs."""
+        return self.untransformed_macs / self.macs
+
+    @property
+    def full_reuse_ceiling(self) -> float:
+        """Amdahl's: the same if every site were reused at every step, at no cost at all."""
+        streams = 1 + max(row.stream for row in self.rows)
+        least = self.reused.macs * self.num_steps * streams + self.conditioning.macs
+        return self.untransformed_macs / least
+
+    @property
+    def speed(self) -> float:
+        """Predicted, against computing every site, lowered in the same way."""
+        return self.computed_ms / self.ms
+
+    def to_json(self) -> str:
+        """All of it, for `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DqarError: It is something else.
+        """
+        try:
+            content = json.loads(text)
+            rows = [
+                RowReport(
+                    row["stream"],
+                    row["actions"],
+                    tuple(row["steps"]),
+                    {kind: Cost(**row["costs"][kind]) for kind in KINDS},
+                )
+                for row in content.pop("rows")
+            ]
+            names = ("conditioning", "reused", "computed")
+            costs = {name: Cost(**content.pop(name)) for name in names}
+            return cls(rows=tuple(rows), **costs, **content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DqarError(
+                f"this is no report in JSON: {type(error).__name__}: {error}. Expected what "
+                "Report.to_json() gives"
+            ) from error
+
+    def __str__(self) -> str:
+        how = "measured" if self.source == "measured" else "datasheet, not measured"
+        shown = [format_row(row) for row in self.rows[:MAX_LINES]]
+        left = len(self.rows) - len(shown)
+        parts = [
+            f"{self.device} ({how}), {self.lowering}, {self.num_steps} steps",
+            format_table(shown),
+            *([f"and {left} rows more"] if left else []),
+            format_table([format_kind(*each, self.ms) for each in self.costs.items()]),
+            f"trajectory {self.ms:.1f} ms, {self.macs / 1e9:.3f} GMACs; slots "
+            f"{self.cache_bytes / 1e6:.3f} MB",
+            f"speed {self.speed:.3f} against computing all; ceiling by MACs "
+            f"{self.ceiling:.3f}, {self.full_reuse_ceiling:.3f} if all were reused always",
+        ]
+        return "\n".join(parts)
+
+
+def sum_up(costs: Iterable[Cost]) -> Cost:
+    """The sum of costs."""
+    return reduce(add, costs, Cost())
+
+
+def format_table(rows: list[dict[str, str]]) -> str:
+    """A table of texts."""
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def format_row(row: RowReport) -> dict[str, str]:
+    """One line of the table of rows."""
+    cost = row.cost
+    return {
+        "sites": run_lengths(row.actions) + (" (unconditional)" if row.stream else ""),
+        "steps": str(len(row.steps)),
+        "GMACs": f"{cost.macs / 1e9:.3f}",
+        "MB": f"{cost.nbytes / 1e6:.1f}",
+        "ms": f"{cost.ms:.3f}",
+    }
+
+
+def format_kind(kind: str, cost: Cost, whole_ms: float) -> dict[str, str]:
+    """One line of where the time goes."""
+    return {
+        "where": kind,
+        "GMACs": f"{cost.macs / 1e9:.3f}",
+        "MB": f"{cost.nbytes / 1e6:.1f}",
+        "ms": f"{cost.ms:.1f}",
+        "share": f"{cost.ms / whole_ms:.1%}" if whole_ms else "-",
+    }
+
+
+def run_lengths(letters: str) -> str:
+    """``"SSSRR"`` as ``"3S 2R"``."""
+    return " ".join(f"{len(list(run))}{letter}" for letter, run in groupby(letters))
+
+
+def compare(
+    denoiser: Denoiser, schedules: Mapping[str, Schedule], *, device: Device = None
+) -> dict[str, Report]:
+    """A report for each of several schedules, before anything is compiled.
+
+    Args:
+        denoiser: Captured already; how it lowers, and what it keeps, is taken over.
+        schedules: By name.
+        device: As for `Denoiser.report`; measured once for all.
+
+    Raises:
+        DqarError: Nothing has been captured yet, or the device is unknown.
+        ScheduleError: A schedule does not fit the sites.
+    """
+    twins = {name: with_schedule(denoiser, each) for name, each in schedules.items()}
+    profile = profile_of(denoiser, tuple(schedules.values()), device)
+    counting = Counting(denoiser.program)
+    return {name: make_report(twin, counting, profile) for name, twin in twins.items()}
+
+
+def report_of(denoiser: Denoiser, schedule: Schedule | None, device: Device) -> Report:
+    """What `Denoiser.report` gives."""
+    twin = denoiser if schedule is None else with_schedule(denoiser, schedule)
+    profile = profile_of(twin, (), device)
+    return make_report(twin, Counting(denoiser.program), profile)
+
+
+def profile_of(
+    denoiser: Denoiser, schedules: tuple[Schedule, ...], device: Device
+) -> DeviceProfile:
+    """The profile that stands for a device.
+
+    Raises:
+        DqarError: It is unknown, or cannot be used.
+    """
+    if isinstance(device, DeviceProfile):
+        return device
+    if device is not None and not isinstance(device, str | torch.device):
+        raise DqarError(
+            f"device={device!r}: expected the name of a datasheet ({', '.join(DATASHEETS)}), "
+            "a device of this machine such as 'cpu', a dqar_fx.DeviceProfile, or None"
+        )
+    if isinstance(device, str) and device.partition(":")[0] not in MEASURED_TYPES:
+        return find_datasheet(device)
+    place = place_of(denoiser, device)
+    return measure(count_everything(denoiser, schedules).operations(), place)
+
+
+def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) -> Report:
+    """Count and predict with the denoiser's own tables."""
+    program, streams = denoiser.program, streams_of(denoiser)
+    steps = program.table.num_steps
+    conditioning = cost_of(counting.count_conditioning(steps), profile) * len(streams)
+    computed = cost_of(counting.count_row(all_computed(program)), profile)
+    return Report(
+        device=profile.name,
+        source=profile.source,
+        lowering=program.lowering.options.unit or "eager",
+        num_steps=steps,
+        rows=tuple(
+            RowReport(
+                number,
+                "".join(action.letter for action in row),
+                mine,
+                counting.count_row(row).costs(profile),
+            )
+            for number, stream in enumerate(streams)
+            for row, mine in stream.rows()
+        ),
+        conditioning=conditioning,
+        cache_bytes=denoiser.cache_bytes,
+        untransformed_macs=counting.count_untransformed() * steps * len(streams),
+        computed_ms=computed.ms * steps * len(streams) + conditioning.ms,
+        reused=cost_of(counting.count_row(all_reused(program)), profile),
+        computed=computed,
+    )
+
+
+def cost_of(work: Workload, profile: DeviceProfile) -> Cost:
+    """Of all kinds together."""
+    return sum_up(work.costs(profile).values())

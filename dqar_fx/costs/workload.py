@@ -1,0 +1,288 @@
+"""What rows, conditioning and trajectories of a program run: kernels, calls and steps.
+
+Counted on the graphs that run: a row is bound to variants of regions as `Program` does it, and
+what it leaves dead is dropped, but no variant is lowered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dqar_fx.conditioning import MAX_TABULATED_BYTES
+from dqar_fx.errors import ScheduleError
+from dqar_fx.lowering import COMPILED, specialise_region
+from dqar_fx.plan import Variant, bind
+from dqar_fx.runner import run_passes
+from dqar_fx.schedule import Schedule
+
+from .kernels import KINDS, Kernel, Modules, computes, find_kernels, source_of
+from .operation import Operation, count_macs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import fx
+
+    from dqar_fx.denoiser import Denoiser
+    from dqar_fx.passes import Action
+    from dqar_fx.plan import Plan, Stage
+    from dqar_fx.program import Program
+    from dqar_fx.table import BranchTable
+
+    from .profile import DeviceProfile
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a part of a trajectory.
+
+    Attributes:
+        macs: Multiply-accumulates.
+        nbytes: Bytes read and written.
+        ms: Predicted milliseconds.
+    """
+
+    macs: int = 0
+    nbytes: int = 0
+    ms: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.nbytes + other.nbytes, self.ms + other.ms)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.macs * times, self.nbytes * times, self.ms * times)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Kernels, and what is done around them.
+
+    Attributes:
+        kernels: How often each kernel runs.
+        calls: Calls of regions.
+        inputs: Tensors that they are given.
+        steps: Steps.
+    """
+
+    kernels: Counter[Kernel] = field(default_factory=Counter)
+    calls: int = 0
+    inputs: int = 0
+    steps: int = 0
+
+    def __add__(self, other: Workload) -> Workload:
+        return Workload(
+            self.kernels + other.kernels,
+            self.calls + other.calls,
+            self.inputs + other.inputs,
+            self.steps + other.steps,
+        )
+
+    def __or__(self, other: Workload) -> Workload:
+        """Of each kernel as many as in the one that has more."""
+        return replace(self, kernels=self.kernels | other.kernels)
+
+    def scaled(self, factor: int) -> Workload:
+        """The same for ``factor`` times the rows."""
+        scaled = Counter({kernel.scaled(factor): n for kernel, n in self.kernels.items()})
+        return replace(self, kernels=scaled)
+
+    def named(self, kind: str) -> Workload:
+        """The same, all of one kind."""
+        renamed = Counter[Kernel]()
+        for kernel, count in self.kernels.items():
+            renamed[replace(kernel, kind=kind)] += count
+        return replace(self, kernels=renamed)
+
+    def operations(self) -> Counter[Operation]:
+        """Operators that are timed, and how often they occur."""
+        found = Counter[Operation]()
+        for kernel, count in self.kernels.items():
+            for operation in kernel.timed:
+                found[operation] += count
+        return found
+
+    def costs(self, profile: DeviceProfile) -> dict[str, Cost]:
+        """Costs by kind; what a kernel takes for slots is that of slots."""
+        costs = dict.fromkeys(KINDS, Cost())
+        for kernel, count in self.kernels.items():
+            ms = 1e3 * profile.predict(kernel)
+            slots_ms = ms * kernel.slot_bytes / kernel.nbytes if not kernel.macs else 0.0
+            own = Cost(kernel.macs, kernel.nbytes - kernel.slot_bytes, ms - slots_ms)
+            costs[kernel.kind] += own * count
+            costs["slots"] += Cost(0, kernel.slot_bytes, slots_ms) * count
+        around_s = self.calls * profile.call_s + self.inputs * profile.input_s
+        costs["overhead"] += Cost(ms=1e3 * (around_s + self.steps * profile.step_s))
+        return costs
+
+
+class Counting:
+    """Counts workloads of one plan, each distinct variant of a region once.
+
+    Args:
+        program: Whose plan; its table does not matter.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.plan = program.plan
+        self._roles = program.roles
+        self._captured = program.captured.gm
+        self._modules = Modules.of(self._captured)
+        self._is_compiled = program.lowering.options.unit is not None
+        self._known: dict[Any, tuple[Counter[Kernel], tuple[int, ...]]] = {}
+        self._rows: dict[tuple[Action, ...], Workload] = {}
+
+    def count_untransformed(self) -> int:
+        """Multiply-accumulates of one step of the captured model."""
+        nodes = [node for node in self._captured.graph.nodes if computes(node)]
+        return sum(count_macs(Operation.of(node, source_of)) for node in nodes)
+
+    def count_row(self, actions: tuple[Action, ...]) -> Workload:
+        """One step with these actions, without conditioning."""
+        if actions not in self._rows:
+            self._rows[actions] = replace(self._count_plan(self.plan, actions), steps=1)
+        return self._rows[actions]
+
+    def count_conditioning(self, num_steps: int) -> Workload:
+        """The conditioning of a trajectory; with a compiler for all its steps at once."""
+        total = Workload()
+        for stage in self.plan.stages:
+            total += self._count_stage(stage, num_steps)
+        return total.named("conditioning")
+
+    def _count_stage(self, stage: Stage, num_steps: int) -> Workload:
+        if self._roles.timestep not in stage.leaves:
+            return self._count_plan(stage.plan, ())
+        if self._is_compiled and num_steps * stage.nbytes <= MAX_TABULATED_BYTES:
+            kernels = find_kernels(stage.gm.graph, self._modules, fused=False)
+            return Workload(kernels).scaled(num_steps)
+        total = Workload()
+        for _ in range(num_steps):
+            total += self._count_plan(stage.plan, ())
+        return total
+
+    def _count_plan(self, plan: Plan, actions: Sequence[int]) -> Workload:
+        """The bound calls of a plan."""
+        kernels = Counter[Kernel]()
+
+        def specialised(
+            region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
+        ) -> Variant:
+            found, kept = self._count_variant(plan.regions[region], mine, live)
+            kernels.update(found)
+            return Variant(plan.regions[region], return_nothing, kept, "")
+
+        calls = bind(plan, actions, specialised, lambda static: None)
+        inputs = sum(len(call.inputs) + len(call.static) for call in calls)
+        return Workload(kernels, len(calls), inputs)
+
+    def _count_variant(
+        self, region: fx.GraphModule, actions: tuple[Action, ...], live: tuple[bool, ...]
+    ) -> tuple[Counter[Kernel], tuple[int, ...]]:
+        key = (region, actions, live)
+        if key not in self._known:
+            gm, kept, _ = specialise_region(region, actions, live)
+            if self._is_compiled:
+                run_passes(gm, COMPILED, graph="region")
+            found = find_kernels(gm.graph, self._modules, fused=self._is_compiled)
+            self._known[key] = found, kept
+        return self._known[key]
+
+
+def return_nothing(*_: Any) -> tuple[Any, ...]:
+    """In the place of a lowered region, which nobody calls."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one stream does.
+
+    Attributes:
+        table: Its branch table.
+        called: Per step, whether the denoiser runs at all.
+    """
+
+    table: BranchTable
+    called: tuple[bool, ...]
+
+    def rows(self) -> Iterator[tuple[tuple[Action, ...], tuple[int, ...]]]:
+        """The distinct rows, each with its steps."""
+        for row in self.table.rows:
+            steps = [k for k, is_called in enumerate(self.called) if is_called]
+            mine = tuple(step for step in steps if self.table.row(step) == row)
+            if mine:
+                yield row, mine
+
+
+def streams_of(denoiser: Denoiser) -> list[Stream]:
+    """The streams that a denoiser knows to be apart: one, or the two of guidance.
+
+    Raises:
+        DqarError: Nothing has been captured yet.
+    """
+    table = denoiser.program.table
+    streams = [Stream(table, (True,) * table.num_steps)]
+    if hasattr(denoiser, "guidance"):
+        other, output = denoiser.unconditional.table, denoiser.guidance_table
+        called = (True,) * other.num_steps
+        if output is not None:
+            called = tuple((~output.is_skipped[:, 0]).tolist())
+        streams.append(Stream(other, called))
+    return streams
+
+
+def with_schedule(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
+    """The same denoiser with another schedule, for counting only.
+
+    Raises:
+        DqarError: Nothing has been captured yet.
+        ScheduleError: The schedule does not fit the sites, or its forecasts read more steps
+            than the graphs keep.
+    """
+    if not isinstance(schedule, Schedule):
+        raise ScheduleError(f"expected a dqar_fx.Schedule, found {schedule!r}")
+    program = denoiser.program
+    table = schedule.resolve(program.table.sites, around=program.table.around)
+    if table.history > program.history:
+        raise ScheduleError(
+            f"the schedule's forecasts read {table.history} steps of each site, but the "
+            f"captured graphs keep {program.history}. Transform with the schedule that reads "
+            "most, and compare the others with it"
+        )
+    return denoiser.with_schedule(schedule)
+
+
+def all_reused(program: Program) -> tuple[Action, ...]:
+    """The row in which each site reads what is kept, or is inside of one that does."""
+    table = program.table
+    return Schedule.from_actions("SR").resolve(table.sites, around=table.around).row(1)
+
+
+def all_computed(program: Program) -> tuple[Action, ...]:
+    """The row in which each site computes."""
+    return Schedule.compute_all(1).resolve(program.table.sites).row(0)
+
+
+def count_everything(denoiser: Denoiser, schedules: Sequence[Schedule] = ()) -> Workload:
+    """All kernels that any step of a denoiser or of other schedules runs.
+
+    Of each as many as one step has: what a profile is measured with.
+
+    Raises:
+        DqarError: Nothing has been captured yet.
+        ScheduleError: A schedule does not fit the sites.
+    """
+    program = denoiser.program
+    counting = Counting(program)
+    total = Workload()
+    others = [with_schedule(denoiser, schedule) for schedule in schedules]
+    for each in (denoiser, *others):
+        total |= counting.count_conditioning(each.table.num_steps)
+        for stream in streams_of(each):
+            for row, _ in stream.rows():
+                total |= counting.count_row(row)
+    for row in (all_computed(program), all_reused(program)):
+        total |= counting.count_row(row)
+    return total
