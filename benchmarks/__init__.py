@@ -11,5 +11,9 @@
     python -m benchmarks.saving         # how much of the saved work is saved as time
     python -m benchmarks.formats        # steps that store and reuse, for every cache format
     python -m benchmarks.ceiling        # one all-reuse step against what its MACs allow
-    python -m benchmarks.compile_cost   # cold compilation, each in a process of its own
+    python -m benchmarks.peers          # every rival in a process of its own, all columns
+    python -m benchmarks.compile_cost   # cold and warm compilation, in processes of their own
+    python -m benchmarks.overhead       # what a step takes outside of its regions
+    python -m benchmarks.scale          # growth of a transformation with layers and steps
+    python -m benchmarks.cost_model     # predicted against measured time of trajectories
 """

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from .table import BranchTable
 
-Actions = NDArray[np.int8] if TYPE_CHECKING else object
+    Actions = NDArray[np.int8]
+
 Weights = tuple[tuple[float, ...], ...]
 """Per site, the weights of its history for a forecast; empty for other actions."""
 

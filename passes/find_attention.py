@@ -28,7 +28,7 @@ import torch
 from torch import fx
 
 from .attention_kind import kind_of
-from .graphs import module_stack, tensor_value
+from .graphs import module_path, module_stack, tensor_value
 from .module_sites import (
     Match,
     Operator,
@@ -67,10 +67,12 @@ def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
         except NoMatch as miss:
             near_misses.append(miss)
     members = group_by_call(gm.graph.nodes, owned)
+    around = find_nested(owned)
     matches: list[Match] = []
     for key, operators in owned.items():
         try:
-            refuse_nested(key, owned)
+            if key in around:
+                refuse_nested(owned[key][0].result, around[key])
             matches.append(match_attention(key, members[key], operators))
         except NoMatch as miss:
             near_misses.append(miss)
@@ -95,12 +97,19 @@ def match_attention(key: str, members: list[fx.Node], operators: list[Operator])
     )
 
 
-def refuse_nested(key: str, owned: dict[str, list[Operator]]) -> None:
+def find_nested(owned: dict[str, list[Operator]]) -> dict[str, fx.Node]:
+    """Module calls with another attention inside, and the first such operator."""
+    nested: dict[str, fx.Node] = {}
+    for own, (operator, *_) in owned.items():
+        for key, _ in module_stack(operator.result):
+            if key != own and key in owned:
+                nested.setdefault(key, operator.result)
+    return nested
+
+
+def refuse_nested(outer: fx.Node, inner: fx.Node) -> None:
     """Raise for a module call that has another attention inside: the inner one is the site."""
-    for other, (operator, *_) in owned.items():
-        if other != key and belongs_to(operator.result, key):
-            inner = module_stack(operator.result)[-1][1]
-            raise NoMatch(f"another attention is inside, {inner}", owned[key][0].result)
+    raise NoMatch(f"another attention is inside, {module_path(inner)}", outer)
 
 
 def is_candidate(node: fx.Node) -> bool:

@@ -52,9 +52,8 @@ KIND = "feed_forward"
 def find_feed_forward(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
     """All feed-forward sites in execution order, and a reason for each that is none."""
     blocks = frozenset(find_blocks(gm.graph.nodes))
-    matches: list[Match] = []
     near_misses: list[NoMatch] = []
-    taken = set[str]()
+    found: dict[str, tuple[fx.Node, fx.Node]] = {}
     for node in gm.graph.nodes:
         activation = activation_before(node) if block_of(node, blocks) else None
         if activation is None:
@@ -63,10 +62,14 @@ def find_feed_forward(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
         if first is None:
             continue
         try:
-            key = common_call(first, node, blocks)
-            if key not in taken:
-                taken.add(key)
-                matches.append(match_feed_forward(gm, key, node, activation))
+            found.setdefault(common_call(first, node, blocks), (node, activation))
+        except NoMatch as miss:
+            near_misses.append(miss)
+    members = group_by_call(gm.graph.nodes, found)
+    matches: list[Match] = []
+    for key, pair in found.items():
+        try:
+            matches.append(match_feed_forward(key, members[key], *pair))
         except NoMatch as miss:
             near_misses.append(miss)
     near_misses += joined(gm.graph.nodes, blocks, matches)
@@ -91,14 +94,13 @@ def joined(
 
 
 def match_feed_forward(
-    gm: fx.GraphModule, key: str, last: fx.Node, activation: fx.Node
+    key: str, members: Sequence[fx.Node], last: fx.Node, activation: fx.Node
 ) -> Match:
     """The site of a module call.
 
     Raises:
         NoMatch: It holds an attention, or its output cannot be kept.
     """
-    members = group_by_call(gm.graph.nodes, [key])[key]
     if any(is_candidate(node) for node in members):
         raise NoMatch("a feed-forward beside an attention, in one module", last)
     variant = str(activation.target).split(".")[1]

@@ -213,7 +213,7 @@ def written_inputs(node: fx.Node) -> list[fx.Node]:
     return [
         arg
         for formal, arg in pairs
-        if formal.alias_info and formal.alias_info.is_write and hasattr(arg, "users")
+        if formal.alias_info and formal.alias_info.is_write and isinstance(arg, fx.Node)
     ]
 
 

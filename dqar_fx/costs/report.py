@@ -159,8 +159,8 @@ class Report:
                 for row in content.pop("rows")
             ]
             names = ("conditioning", "reused", "computed")
-            costs = {name: Cost(**content.pop(name)) for name in names}
-            return cls(rows=tuple(rows), **costs, **content)
+            costs = {name: Cost(**content[name]) for name in names}
+            return cls(**{**content, **costs, "rows": tuple(rows)})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DqarError(
                 f"this is no report in JSON: {type(error).__name__}: {error}. Expected what "

@@ -1,13 +1,10 @@
-"""The two other commands: their parts, and their errors."""
-
-import json
+"""The ceiling's command: its parts, and its errors."""
 
 import pytest
 import torch
 
 import dqar_fx
-from benchmarks import ceiling, compile_cost
-from benchmarks.compile_cost import Cost
+from benchmarks import ceiling
 from benchmarks.geometry import Geometry, draw_timesteps
 
 TINY = Geometry(layers=2, width=16, heads=2, tokens=16, batch=2)
@@ -66,15 +63,6 @@ def test_ceiling_count_is_that_of_paper(model):
     assert 1 < ceiling.count_ceiling(model, g) < bound
 
 
-def test_compile_cost_describes_and_writes(tmp_path):
-    costs = [Cost("whole", 40.0, 0.1, 1, 0, 1), Cost("regional", 20.0, 0.2, 9, 0, 24)]
-    assert "regional by whole: 0.50 (processes of each: 1)" in compile_cost.describe(costs)
-    compile_cost.write_costs(costs, TINY, tmp_path / "rows.jsonl")
-    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
-    assert [json.loads(line)["graphs"] for line in lines] == [1, 9]
-
-
-@pytest.mark.parametrize("main", [ceiling.main, compile_cost.main])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -83,20 +71,19 @@ def test_compile_cost_describes_and_writes(tmp_path):
         (["--layers", "0"], "argument --layers: expected an integer of at least 1"),
     ],
 )
-def test_commands_bad_geometry_is_one_line_and_code_2(
-    main, arguments, message, capsys, tmp_path, monkeypatch
+def test_ceiling_bad_geometry_is_one_line_and_code_2(
+    arguments, message, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert run_command(main, arguments) == 2
+    assert run_command(ceiling.main, arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", [ceiling, compile_cost])
-def test_commands_without_compiler_say_so(module, capsys, tmp_path, monkeypatch):
+def test_ceiling_without_compiler_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "can_compile", lambda device: False)
-    assert run_command(module.main, []) == 2
+    monkeypatch.setattr(ceiling, "can_compile", lambda device: False)
+    assert run_command(ceiling.main, []) == 2
     assert "no C++ compiler was found" in capsys.readouterr().err
