@@ -35,7 +35,7 @@ MAX_BYTES = 2**28
 TRAFFIC = tuple(4**k * 3 * 1024 for k in range(1, 9))
 """Bytes, from 12 KB to 200 MB, that a kernel of nothing but traffic reads and writes."""
 PROBES_PER_CALL, PROBES_PER_INPUT, PROBES_PER_STEP = 30.0, 1.0, 60.0
-"""Host times in those of a tiny operator, `PROBE_SIZE`: measured once, see the cost model."""
+"""Host times in those of a tiny operator of `PROBE_SIZE`: assumed, not calibrated yet."""
 PROBE_SIZE = 8
 
 
