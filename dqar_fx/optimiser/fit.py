@@ -5,7 +5,8 @@ them from the distances of steps. Here they are those with which the denoiser's 
 nearest to what it should be: at each step that forecasts, the weights of all its sites
 together, given all that went before, by one step of Gauss and Newton's method:
 
-    r(w) = output with weights w - output of the untransformed model, for the same inputs
+    r(w) = output with weights w - output of the untransformed model, for the same inputs, as
+           the scheduler sees them (guidance applied)
     w    = w0 - (J'J + ridge)^-1 J' r(w0),  J = dr/dw by differences
 
 Errors of sites that cancel in the output are left to cancel, and drift of earlier steps is
@@ -16,6 +17,7 @@ Source: Nocedal and Wright 2006, "Numerical optimization", section 10.3.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +35,8 @@ from dqar_fx.transform import Builder
 
 from .arguments import check_pipeline
 from .candidate import Found
-from .observe import flat
 from .trials import Job, run_attached
+from .view import View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 
 NUDGE = 0.02
 """By how much a weight is moved to see what it does."""
-RIDGE = 1e-6
+RIDGE = 1e-5
 """Share of the mean squared effect of a weight that holds all weights where they are."""
 HALVINGS = 4
 """How often a fit that does more harm than good is taken back by half."""
@@ -122,7 +124,9 @@ def fit(job: Job, schedule: Schedule, sites: str | tuple[str, ...]) -> Schedule:
     model, fits = job.pipeline.transformer, Fits()
     builder = FitBuilder(Builder(schedule, sites, "output", FORMATS["same"]), fits)
     denoiser = Denoiser(model, builder, CompileOptions.of(None))
-    run_attached(job, denoiser)
+    scheduler = copy.deepcopy(job.pipeline.scheduler)
+    scheduler.step = fits.view.watch(scheduler.step)
+    run_attached(job, denoiser, scheduler)
     table = denoiser.table
     if not (table.actions == Action.FORECAST).any():
         raise ScheduleError(
@@ -163,9 +167,11 @@ class Fits:
 
     Attributes:
         weights: Per step that forecasts, per site its weights; empty for other sites.
+        view: What the scheduler sees of the denoiser's outputs.
     """
 
     weights: dict[int, Weights] = field(default_factory=dict)
+    view: View = field(default_factory=View)
 
     def array(self, table: BranchTable) -> NDArray[np.float64]:
         """``[steps, sites, points]``."""
@@ -220,18 +226,20 @@ class Fitter:
         step, program = position.step, self._program
         forecasts = (self.table.actions[step] == Action.FORECAST).any()
         if not forecasts or not program.can_rehearse(position):
-            return program.run(leaves, position)
+            outputs = program.run(leaves, position)
+            self._fits.view.note(outputs)
+            return outputs
         if step not in self._fits.weights:
             self._fits.weights[step] = self._fit(leaves, position)
         return program.run(leaves, position, self._fits.weights[step])
 
     def _fit(self, leaves: Sequence[Any], position: Position) -> Weights:
         """The weights with which a step comes nearest to the untransformed one."""
-        right = flat(self.captured.gm(*leaves)).double()
-        start = self._program.weigh(position)
+        start, view = self._program.weigh(position), self._fits.view
+        right = view(self.captured.gm(*leaves))
 
         def error_of(weights: Weights) -> torch.Tensor:
-            return flat(self._program.rehearse(leaves, position, weights)).double() - right
+            return view(self._program.rehearse(leaves, position, weights)) - right
 
         error = error_of(start)
         read = self.table.kept[position.step]

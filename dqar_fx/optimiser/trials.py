@@ -164,9 +164,9 @@ class Trials:
                 lines.write(json.dumps(row) + "\n")
 
 
-def run_attached(job: Job, denoiser: Denoiser) -> torch.Tensor:
+def run_attached(job: Job, denoiser: Denoiser, scheduler: Any = None) -> torch.Tensor:
     """All pictures of a denoiser, which follows the scheduler where that counts its steps."""
-    own = copy.deepcopy(job.pipeline.scheduler)
+    own = copy.deepcopy(job.pipeline.scheduler) if scheduler is None else scheduler
     if hasattr(own, "step_index"):
         denoiser.attach_scheduler(own)
     return job.run(denoiser, own)
