@@ -141,9 +141,9 @@ class BranchTable:
                 f"{list(self.weights.shape)}. A forecast of this table reads {self.history} "
                 "kept outputs at most"
             )
-        self._reject(~np.isfinite(self.weights).all(axis=2), "weights that are no numbers")
-        given = self.weights.any(axis=2)
-        idle = given & (self.actions != Action.FORECAST)
+        unknown = np.asarray(~np.isfinite(self.weights).all(axis=2))
+        self._reject(unknown, "weights that are no numbers")
+        idle = np.asarray(self.weights.any(axis=2) & (self.actions != Action.FORECAST))
         self._reject(idle, "weights, but no FORECAST")
 
     def _dead_stores(self) -> NDArray[np.bool_]:
