@@ -1,19 +1,19 @@
 """Runs the conditioning: each stage only when one of its inputs changed.
 
 What does not read the timestep is evaluated once per prompt. What does is evaluated at every
-step; compiled denoisers evaluate it for all steps of a trajectory at once, where the timesteps
-are known ahead (an element of a descending tensor is passed, as in ``for t in timesteps``):
-one product of many rows reads a weight once instead of once per step. The order of its sums
-differs from that of a product of few rows, so that eager mode does not do it.
+step, or for all steps of a trajectory at once, where the timesteps are known ahead: one
+product of many rows reads a weight once instead of once per step. The order of its sums
+differs from that of a product of few rows, so that eager mode does it only if asked to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .errors import FormatError
 from .plan import BoundCall, Stage, execute
 from .steps import Seen
 
@@ -21,21 +21,73 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .plan import Plan, Static
+    from .release import Weights
+    from .rulers import Ruler
     from .steps import Position
 
 MAX_TABULATED_BYTES = 2**28
-"""Largest conditioning of a whole trajectory that is kept; more is evaluated step by step."""
+"""Largest conditioning of a whole trajectory that is kept unasked; more is evaluated step by
+step."""
+WAYS = ("auto", "step", "trajectory")
 
 Outputs = tuple[torch.Tensor, ...]
 """What a stage gives at one step."""
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """When to evaluate all steps of a trajectory at once.
+
+    Attributes:
+        way: ``"auto"``, ``"step"`` or ``"trajectory"``.
+        is_compiled: Whether sums may be taken in another order.
+    """
+
+    way: str
+    is_compiled: bool
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether to do so where the timesteps are known."""
+        return self.way == "trajectory" or (self.way == "auto" and self.is_compiled)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether at any cost: of memory, or of reading a timestep on an accelerator."""
+        return self.way == "trajectory"
+
+    def allows(self, num_bytes: int) -> bool:
+        """Whether a table may take so much."""
+        return self.is_asked or num_bytes <= MAX_TABULATED_BYTES
+
+
+def check_way(way: object) -> str:
+    """The ``conditioning`` argument of ``transform``.
+
+    Raises:
+        FormatError: It is unknown.
+    """
+    if not isinstance(way, str) or way not in WAYS:
+        raise FormatError(f"conditioning={way!r} is unknown; known are {', '.join(WAYS)}")
+    return way
+
+
+@dataclass(frozen=True)
 class Tabulated:
-    """A stage's outputs for each step of one trajectory, or None where it varies otherwise."""
+    """A stage's outputs for each step of a trajectory, or None where it varies otherwise.
+
+    Good for another trajectory of the same timesteps, as long as no other input changes.
+    """
 
     trajectory: object
+    ruler: Ruler
     rows: list[Outputs] | None
+
+    def goes_on(self, position: Position) -> bool:
+        """Whether it is good for a call of the same or of another trajectory."""
+        if position.ruler is None or not self.ruler.is_equal(position.ruler):
+            return False
+        return self.rows is not None or self.trajectory is position.trajectory
 
 
 @dataclass
@@ -59,10 +111,13 @@ class Conditioning:
     Args:
         stages: In the order in which they run.
         timestep: Position of the timestep among the denoiser's inputs, or None.
-        ahead: Whether to evaluate all steps of a trajectory at once.
+        ahead: When to evaluate all steps of a trajectory at once.
         copy: Whether to copy what a stage gives: a replayed CUDA graph overwrites it.
         bind: Gives the bound calls of a stage's plan.
         fill: Gives the tensor for a parameter's path.
+
+    Attributes:
+        weights: Where the parameters are; None where they stay.
     """
 
     def __init__(
@@ -70,20 +125,21 @@ class Conditioning:
         stages: Sequence[Stage],
         timestep: int | None,
         *,
-        ahead: bool,
+        ahead: Ahead,
         copy: bool,
         bind: Callable[[Plan], list[BoundCall]],
         fill: Callable[[Static], Any],
     ) -> None:
         self.stages = tuple(stages)
         self.leaves = frozenset[int]().union(*(stage.leaves for stage in stages))
+        self.weights: Weights | None = None
         self._timestep = timestep
         self._ahead, self._copy = ahead, copy
         self._bind, self._fill = bind, fill
         self._calls: dict[int, list[BoundCall]] = {}
 
     def forget(self) -> None:
-        """Take parameters anew at the next step."""
+        """Take parameters anew when next they are needed."""
         self._calls.clear()
 
     def evaluate(
@@ -91,15 +147,21 @@ class Conditioning:
     ) -> None:
         """Fill in, among the numbered tensors ``values``, what the stages give."""
         changed = self._changed_leaves(memo, leaves)
+        is_settled = True
         for k, stage in enumerate(self.stages):
-            rows = self._rows_ahead(k, memo, changed, values, position)
+            self._outdate(k, memo, changed)
+            rows = self._rows_ahead(k, memo, values, position)
             if rows is not None:
                 memo.outputs[k] = rows[position.step]
-            elif k not in memo.outputs or not changed.isdisjoint(stage.leaves):
-                memo.outputs[k] = self._run(k, values)
+            else:
+                is_settled = is_settled and self._timestep not in stage.leaves
+                if k not in memo.outputs or not changed.isdisjoint(stage.leaves):
+                    memo.outputs[k] = self._run(k, values)
             for number, value in zip(stage.outputs, memo.outputs[k], strict=True):
                 if number is not None:
                     values[number] = value
+        if self.weights is not None:
+            self.weights.release(is_settled=is_settled)
 
     def _changed_leaves(self, memo: Memo, leaves: Sequence[Any]) -> set[int]:
         """Inputs that are not the tensors they were; no value is read."""
@@ -113,8 +175,18 @@ class Conditioning:
                 changed.add(i)
         return changed
 
+    def _outdate(self, k: int, memo: Memo, changed: set[int]) -> None:
+        """Drop a stage's table if another input than the timestep changed."""
+        known = memo.tabulated.get(k)
+        if known is not None and not changed.isdisjoint(
+            self.stages[k].leaves - {self._timestep}
+        ):
+            memo.tabulated[k] = replace(known, rows=None)
+
     def _run(self, k: int, values: Sequence[Any]) -> Outputs:
         """Evaluate a stage for this step."""
+        if self.weights is not None:
+            self.weights.bring_back()
         stage = self.stages[k]
         if k not in self._calls:
             self._calls[k] = self._bind(stage.plan)
@@ -126,38 +198,33 @@ class Conditioning:
         return tuple(o.clone() for o in outputs) if self._copy else tuple(outputs)
 
     def _rows_ahead(
-        self,
-        k: int,
-        memo: Memo,
-        changed: set[int],
-        values: Sequence[Any],
-        position: Position,
+        self, k: int, memo: Memo, values: Sequence[Any], position: Position
     ) -> list[Outputs] | None:
         """The outputs of a stage for all steps, if they can be known ahead."""
-        leaves = self.stages[k].leaves
-        if not self._ahead or position.timesteps is None or self._timestep not in leaves:
+        ruler = position.ruler
+        if not self._ahead.is_wanted or ruler is None:
+            return None
+        if self._timestep not in self.stages[k].leaves:
             return None
         known = memo.tabulated.get(k)
-        if known is None or known.trajectory is not position.trajectory:
-            rows = self._tabulate(k, values, position.timesteps)
-            memo.tabulated[k] = Tabulated(position.trajectory, rows)
-        elif not changed.isdisjoint(leaves - {self._timestep}):
-            memo.tabulated[k] = Tabulated(position.trajectory, None)
-        return memo.tabulated[k].rows
+        if known is None or not known.goes_on(position):
+            known = Tabulated(position.trajectory, ruler, self._tabulate(k, values, ruler))
+        memo.tabulated[k] = replace(known, trajectory=position.trajectory)
+        return known.rows
 
-    def _tabulate(
-        self, k: int, values: Sequence[Any], timesteps: torch.Tensor
-    ) -> list[Outputs] | None:
+    def _tabulate(self, k: int, values: Sequence[Any], ruler: Ruler) -> list[Outputs] | None:
         """Evaluate a stage for all timesteps in one batched call."""
-        stage, steps = self.stages[k], len(timesteps)
-        if steps * stage.nbytes > MAX_TABULATED_BYTES:
+        stage, steps = self.stages[k], len(ruler.values)
+        if not self._ahead.allows(steps * stage.nbytes):
             return None
+        if self.weights is not None:
+            self.weights.bring_back()
         inputs = [values[number] for number in stage.inputs]
         dims = [0 if number == self._timestep else None for number in stage.inputs]
         for i, dim in enumerate(dims):
             if dim == 0:
                 shape = inputs[i].shape
-                column = timesteps.reshape(steps, *(1 for _ in shape))
+                column = ruler.tensor.reshape(steps, *(1 for _ in shape))
                 inputs[i] = column.expand(steps, *shape)
         static = [self._fill(argument) for argument in stage.static]
         batched = torch.func.vmap(stage.gm.forward, (*dims, *(None for _ in static)))

@@ -5,16 +5,22 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
 
+from dqar_fx.passes.merge_equal_parameters import memory_of
+
 from .errors import DqarError, StepError
 from .face import Face
 from .inputs import signature_of
 from .lowering import CompileOptions
+from .release import Weights
 from .steps import Context, StepTracker
+from .ties import Ties
+from .weights import ParameterBytes, count_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -61,10 +67,20 @@ class Denoiser(Face):
         model: The original; it is not modified.
         builder: Makes a program for the inputs of a call.
         options: How to lower.
+        weights: Where the conditioning's parameters are; None to leave them.
     """
 
-    def __init__(self, model: nn.Module, builder: Builder, options: CompileOptions) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        builder: Builder,
+        options: CompileOptions,
+        weights: Weights | None = None,
+    ) -> None:
         super().__init__(model)
+        self._ties = Ties(getattr(model, "_orig_mod", model))
+        self._weights = Weights() if weights is None else weights
+        self._weights.add_model(self.model)
         self._builder = builder
         self._options = options
         self._tracker = StepTracker()
@@ -77,17 +93,45 @@ class Denoiser(Face):
     # ---- parameters ----------------------------------------------------------------------
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Denoiser:
-        """Move or convert the parameters; graphs are captured anew where that changed them."""
+        """Move or convert the parameters; graphs are captured anew where that changed them.
+
+        Tensors that are one stay one, and what was released comes back.
+        """
+        self._weights.bring_back()
         before = self._placement()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
+        super()._apply(once_per_memory(fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
         if before != self._placement():
+            self._weights.forget_saved()
             self._forget_programs()
         return self
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The state of the denoiser's fork of the model, with what was released."""
+        self._weights.bring_back()
+        return super().state_dict(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without graphs and kept outputs: a copy captures anew."""
+        self._weights.bring_back()
         fresh: dict[str, Any] = {"_programs": OrderedDict(), "_latest": None, "_last": {}}
         return {**self.__dict__, **fresh, "_tracker": StepTracker()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take care of the copy's own parameters."""
+        super().__setstate__(state)
+        self._weights.add_model(self.model)
+
+    @property
+    def parameter_bytes(self) -> ParameterBytes:
+        """Bytes of parameters by what they serve, over all captured signatures."""
+        self._weights.bring_back()
+        merged = self._ties.merged_bytes
+        return count_parameters(self._programs.values(), self.model, merged)
+
+    @property
+    def released_bytes(self) -> int:
+        """Bytes of parameters that are away from their device now."""
+        return self._weights.released_bytes
 
     # ---- where the loop is ---------------------------------------------------------------
 
@@ -125,8 +169,36 @@ class Denoiser(Face):
         self.reset()
         return self
 
+    def attach_timesteps(self, timesteps: torch.Tensor | None) -> Denoiser:
+        """Say which timesteps trajectories will have, so that conditioning is evaluated ahead.
+
+        Needed only where the call's timestep is neither an element of a 1-D tensor nor, as it
+        is or divided by ``num_train_timesteps``, one of an attached scheduler's. Which step a
+        call is does not follow from them, and a call whose timestep has another value than
+        theirs at its step is evaluated by itself.
+
+        Args:
+            timesteps: One value per step, 1-D, as the calls will have them; None detaches.
+
+        Raises:
+            StepError: They are no 1-D tensor.
+        """
+        if timesteps is not None and not (
+            isinstance(timesteps, torch.Tensor) and timesteps.dim() == 1
+        ):
+            raise StepError(
+                f"timesteps: expected a 1-D tensor with a value for each step, found "
+                f"{timesteps!r}"
+            )
+        self._tracker.rulers.attached = timesteps
+        self.reset()
+        return self
+
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
+        if self._ties.loosen(self.model):
+            self._programs.clear()  # their graphs read one of what is equal no longer
+            self._latest = None
         self._tracker.reset()
         self._last.clear()
         self._restarts = 0
@@ -163,10 +235,16 @@ class Denoiser(Face):
             ScheduleError: The schedule does not fit the sites, or was calibrated on another
                 model.
         """
-        schedule.refuse_other_model(self.model)
-        twin = Denoiser(self.model, self._builder.with_schedule(schedule), self._options)
+        self._refuse_other_model(schedule)
+        builder = self._builder.with_schedule(schedule)
+        twin = Denoiser(self.model, builder, self._options, self._weights)
         self._lend(twin, schedule)
         return twin
+
+    def _refuse_other_model(self, schedule: Schedule) -> None:
+        """Raise if a schedule was calibrated on another model."""
+        self._weights.bring_back()
+        schedule.refuse_other_model(self.model)
 
     def _lend(self, twin: Denoiser, schedule: Schedule) -> None:
         """Give another denoiser, of that schedule, what was captured and compiled."""
@@ -176,6 +254,8 @@ class Denoiser(Face):
                 continue  # its graphs keep fewer steps: captured anew when called
             twin._programs[key] = twin._latest = program.with_table(table)
         twin._tracker.scheduler = self._tracker.scheduler
+        twin._tracker.rulers.attached = self._tracker.rulers.attached
+        twin._ties = self._ties.copy()
 
     def _count_kept(self, table: BranchTable) -> int:
         """How many outputs of a site are kept at a time."""
@@ -220,12 +300,20 @@ class Denoiser(Face):
         if key in self._programs:
             self._programs.move_to_end(key)
         else:
-            args, kwargs = pytree.tree_unflatten(leaves, spec)
-            self._programs[key] = self._builder(self.model, args, kwargs, self._options)
+            self._programs[key] = self._capture(*pytree.tree_unflatten(leaves, spec))
             if len(self._programs) > MAX_PROGRAMS:
                 self._programs.popitem(last=False)
         self._latest = self._programs[key]
         return self._latest
+
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        """A program for these inputs."""
+        self._weights.bring_back()
+        self._ties.tie(self.model)
+        program = self._builder(self.model, args, kwargs, self._options)
+        if self._weights.place is not None:
+            program.attach(self._weights)
+        return program
 
     def _locate(self, program: Program, leaves: Sequence[Any]) -> Position:
         """Which step this is.
@@ -234,11 +322,15 @@ class Denoiser(Face):
             StepError: It is unknown, or the table has no such step.
         """
         roles, num_steps = program.roles, program.table.num_steps
+        timestep = None if roles.timestep is None else leaves[roles.timestep]
         position = self._tracker.locate(
-            None if roles.timestep is None else leaves[roles.timestep],
-            leaves[roles.latent],
-            [leaves[i] for i in roles.conditioning],
+            timestep, leaves[roles.latent], [leaves[i] for i in roles.conditioning]
         )
+        if program.ahead.is_wanted and position.ruler is None and timestep is not None:
+            ruler = self._tracker.rulers.find(
+                timestep, position.step, reads=program.ahead.is_asked
+            )
+            position = replace(position, ruler=ruler)
         self._watch_restarts(position, program.table)
         length = position.length or position.step + 1
         if position.length is not None and length < num_steps and not self._warned_short:
@@ -341,6 +433,19 @@ class Denoiser(Face):
     def row_graph(self, step: int) -> fx.GraphModule:
         """The whole step's graph at a step of the table: guards resolved, dead code gone."""
         return self.program.row_graph(step)
+
+
+def once_per_memory(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors that gives one result for tensors that are the same view."""
+    results: dict[Hashable, Any] = {}
+
+    def apply(tensor: torch.Tensor) -> Any:
+        key = memory_of(tensor)
+        if key not in results:
+            results[key] = fn(tensor)
+        return results[key]
+
+    return apply
 
 
 def refuse_gradients(leaves: Sequence[Any]) -> None:

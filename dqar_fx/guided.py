@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .guidance import Guidance
     from .lowering import CompileOptions
     from .program import Program
+    from .release import Weights
     from .schedule import Schedule
     from .steps import Position
     from .table import BranchTable
@@ -67,6 +68,7 @@ class GuidedDenoiser(Denoiser):
         options: How to lower.
         schedule: The conditional stream's, as the builder has it.
         guidance: What the unconditional stream does.
+        weights: Where the conditioning's parameters are.
 
     Raises:
         ScheduleError: The schedules do not go together, or with the model.
@@ -79,8 +81,9 @@ class GuidedDenoiser(Denoiser):
         options: CompileOptions,
         schedule: Schedule,
         guidance: Guidance,
+        weights: Weights | None = None,
     ) -> None:
-        super().__init__(model, builder, options)
+        super().__init__(model, builder, options, weights)
         self._builder: GuidedBuilder = builder
         guidance.check(schedule, model)
         self.guidance = guidance
@@ -122,7 +125,7 @@ class GuidedDenoiser(Denoiser):
             ScheduleError: The schedules do not fit the sites or each other, or were
                 calibrated on another model.
         """
-        schedule.refuse_other_model(self.model)
+        self._refuse_other_model(schedule)
         guidance = self.guidance if guidance is None else guidance
         builder = self._builder.with_schedule(schedule).with_other(guidance.unconditional)
         twin = GuidedDenoiser(self.model, builder, self._options, schedule, guidance)

@@ -27,6 +27,7 @@ from dqar_fx.passes import (
 )
 from dqar_fx.passes.graphs import graph_outputs
 
+from .conditioning import Ahead
 from .inputs import Roles
 from .runner import fork, run_pass, run_passes
 from .schedule import Schedule
@@ -142,6 +143,7 @@ class Probe:
     ) -> None:
         self.captured = captured
         self.roles = Roles.of(captured.gm)
+        self.ahead = Ahead("step", is_compiled=False)
         gm, matches = prepared(captured.gm, sites)
         self.table = Schedule.compute_all(num_steps).resolve([m.site.path for m in matches])
         keys_values = [key_value_match(match) if compare_kv else None for match in matches]

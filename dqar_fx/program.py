@@ -15,7 +15,7 @@ import torch
 
 from dqar_fx.passes import Action, specialise
 
-from .conditioning import Conditioning, Memo
+from .conditioning import Ahead, Conditioning, Memo
 from .errors import StepError
 from .inputs import Roles
 from .plan import BoundCall, Plan, Variant, bind, execute
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .ledger import Actions, Ledger, Weights
     from .lowering import Lowering
     from .plan import Static
+    from .release import Weights
     from .steps import Position
     from .table import BranchTable
 
@@ -87,6 +88,7 @@ class Program:
         history: How many outputs of a site they keep, as many as its graphs have inputs for.
         explanation: What was found and done.
         streams: The streams that have been called.
+        ahead: When conditioning is evaluated for a whole trajectory.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Program:
         plan: Plan,
         lowering: Lowering,
         explanation: Explanation,
+        conditioning: str = "auto",
     ) -> None:
         self.captured = captured
         self.guarded = guarded
@@ -110,10 +113,11 @@ class Program:
         self.explanation = explanation
         self.streams: dict[tuple[str | None, int], Stream] = {}
         self.roles = Roles.of(captured.gm)
+        self.ahead = Ahead(conditioning, is_compiled=lowering.options.unit is not None)
         self._conditioning = Conditioning(
             plan.stages,
             self.roles.timestep,
-            ahead=lowering.options.unit is not None,
+            ahead=self.ahead,
             copy=lowering.options.replays,
             bind=partial(self._bind, actions=(), fill=self._tensor_of),
             fill=self._tensor_of,
@@ -125,14 +129,27 @@ class Program:
 
     def with_table(self, table: BranchTable) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
-        return Program(
+        twin = Program(
             captured=self.captured,
             guarded=self.guarded,
             table=table,
             plan=self.plan,
             lowering=self.lowering,
             explanation=self.explanation,
+            conditioning=self.ahead.way,
         )
+        if self._conditioning.weights is not None:
+            twin.attach(self._conditioning.weights)
+        return twin
+
+    def attach(self, weights: Weights) -> None:
+        """Let parameters be where ``weights`` puts them."""
+        self._conditioning.weights = weights
+        weights.add_program(self)
+
+    def forget_conditioning(self) -> None:
+        """Hold no parameter of the conditioning in bound calls."""
+        self._conditioning.forget()
 
     def explain(self) -> Explanation:
         """What was found and done, passes on the regions lowered so far included."""
@@ -143,6 +160,26 @@ class Program:
     def cache_bytes(self) -> int:
         """Slot bytes of one stream, known before anything runs."""
         return sum(spec.nbytes for spec in self.slot_specs.values())
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of one stream's conditioning for all steps of the table.
+
+        0 where it is evaluated step by step; else what is kept once timesteps are known.
+        """
+        num_steps, timestep = self.table.num_steps, self.roles.timestep
+        sizes = [
+            num_steps * stage.nbytes
+            for stage in self.plan.stages
+            if timestep in stage.leaves and self.ahead.allows(num_steps * stage.nbytes)
+        ]
+        return sum(sizes) if self.ahead.is_wanted else 0
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of one stream's conditioning that does not read the timestep."""
+        stages = self.plan.stages
+        return sum(s.nbytes for s in stages if self.roles.timestep not in s.leaves)
 
     @property
     def variants(self) -> dict[str, Variant]:

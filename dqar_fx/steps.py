@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import StepError
+from .rulers import Ruler, Rulers, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ class Position:
         stream: Name given by ``cache_context`` (or None), and number of the call in its step.
         step: Index of the step in the trajectory.
         length: Steps of the trajectory, where known.
-        timesteps: The timesteps of the trajectory, where the call's timestep is the element
+        ruler: The timesteps of the trajectory, where the call's timestep is the element
             ``step`` of them; else None.
     """
 
@@ -49,7 +50,7 @@ class Position:
     stream: tuple[str | None, int]
     step: int
     length: int | None = None
-    timesteps: torch.Tensor | None = None
+    ruler: Ruler | None = None
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,6 @@ class Clock:
     value: float
     ruler: Ruler | None = None
     length: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Ruler:
-    """The timesteps of a trajectory, read once."""
-
-    tensor: torch.Tensor
-    version: int | None
-    values: list[float]
 
 
 @dataclass
@@ -128,14 +120,22 @@ class StepTracker:
 
     def __init__(self) -> None:
         self.context: Context | None = None
-        self.scheduler: Any = None
+        self.rulers = Rulers()
         self._trajectories: dict[str | None, Trajectory] = {}
-        self._ruler: Ruler | None = None
+
+    @property
+    def scheduler(self) -> Any:
+        """The attached scheduler, or None."""
+        return self.rulers.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self.rulers.scheduler = scheduler
 
     def reset(self) -> None:
         """Forget all trajectories: the next call starts a new one."""
         self._trajectories.clear()
-        self._ruler = None
+        self.rulers.forget()
 
     def locate(
         self,
@@ -171,7 +171,7 @@ class StepTracker:
             stream=(name, stream),
             step=current.step,
             length=clock.length,
-            timesteps=None if ruler is None else ruler.tensor,
+            ruler=ruler,
         )
 
     def _read_clock(self, timestep: object) -> Clock:
@@ -196,17 +196,13 @@ class StepTracker:
 
     def _read_ruler(self, timestep: torch.Tensor) -> Clock | None:
         """The clock of a timestep that is an element of a descending 1-D tensor."""
-        base = timestep._base
-        single = timestep.numel() == 1 or not any(timestep.stride())
-        if base is None or base.dim() != 1 or base.numel() < 2 or not single:
+        found = self.rulers.read_base(timestep)
+        if found is None:
             return None
-        ruler, version = self._ruler, version_of(base)
-        if ruler is None or ruler.tensor is not base or ruler.version != version:
-            ruler = self._ruler = Ruler(base, version, base.tolist())
+        ruler, index = found
         values = ruler.values
         if values[0] <= values[-1]:
             return None
-        index = (timestep.storage_offset() - base.storage_offset()) // base.stride(0)
         return Clock(index, values[index], ruler, len(values))
 
 
@@ -265,11 +261,6 @@ def agree(
 ) -> bool:
     """Whether each remembered tensor agrees with its counterpart."""
     return len(seen) == len(tensors) and all(map(compare, seen, tensors))
-
-
-def version_of(tensor: torch.Tensor) -> int | None:
-    """How often a tensor was written in place; None where that is not recorded."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def shows_same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

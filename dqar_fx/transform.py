@@ -17,6 +17,7 @@ from dqar_fx.passes import (
     hoist_conditioning,
     insert_guards,
     keep_keys_values,
+    merge_equal_parameters,
     normalise,
     outline_regions,
     unify_layouts,
@@ -26,6 +27,7 @@ from dqar_fx.passes.find_attention import is_candidate
 
 from .cache_support import refuse_format
 from .capture import capture
+from .conditioning import check_way
 from .denoiser import Denoiser
 from .errors import CaptureError, FormatError, ScheduleError, SiteError
 from .explanation import Explanation
@@ -34,6 +36,7 @@ from .guided import GuidedDenoiser
 from .lowering import CompileOptions, Lowering
 from .plan import make_plan
 from .program import Program
+from .release import Weights, check_place
 from .runner import fork, run_passes
 from .schedule import Schedule
 from .sites import choose_sites
@@ -61,6 +64,8 @@ def transform(
     cache: str = "same",
     compile: str | Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
+    conditioning: str = "auto",
+    release: str | None = None,
 ) -> Denoiser:
     """Compile a denoiser so that it reuses attention as a schedule says.
 
@@ -84,6 +89,14 @@ def transform(
             ``torch.compile`` keywords with an optional ``"unit"`` of these.
         guidance: What the unconditional stream does apart from the conditional one; None if
             all streams do the same, or there is one.
+        conditioning: When what reads the timestep but not the latent is evaluated: at each
+            ``"step"``, bit for bit as the original does in eager mode; for the whole
+            ``"trajectory"`` at once where its timesteps are known (rounding as a product of
+            more rows does); or ``"auto"``, which is the latter where something is compiled
+            and it takes 256 MiB at most.
+        release: Where parameters that serve the conditioning alone go while a trajectory's
+            steps do not need them: ``"host"`` memory, a temporary file on ``"disk"``, or
+            None to leave them. It implies ``conditioning="trajectory"``.
 
     Returns:
         A module with the model's forward signature, to be used in its place.
@@ -93,8 +106,9 @@ def transform(
             are given).
         SiteError: No attention is found, or a pattern selects none.
         ScheduleError: The schedule does not fit the sites, or guidance's do not go with it.
-        FormatError: An unknown ``keep``, ``cache`` or ``compile``, or a device that lacks the
-            cache's dtype (now, if ``example_inputs`` are given).
+        FormatError: An unknown ``keep``, ``cache``, ``compile``, ``conditioning`` or
+            ``release``, or a device that lacks the cache's dtype (now, if ``example_inputs``
+            are given).
 
     Source:
         DQAR report, sections "Phase 1: K/V caching", "Phase 2: attention output caching" and
@@ -116,15 +130,32 @@ def transform(
         raise FormatError(f"keep={keep!r} is unknown; known are {', '.join(KINDS_KEPT)}")
     schedule.refuse_other_model(model)
     options = CompileOptions.of(compile)
+    way, weights = read_conditioning(conditioning, release)
+    builder = Builder(schedule, sites, keep, FORMATS[cache], way=way)
     if guidance is None:
-        denoiser = Denoiser(model, Builder(schedule, sites, keep, FORMATS[cache]), options)
+        denoiser = Denoiser(model, builder, options, weights)
     else:
         check_guidance(guidance, sites)
-        builder = Builder(schedule, sites, keep, FORMATS[cache], guidance.unconditional)
-        denoiser = GuidedDenoiser(model, builder, options, schedule, guidance)
+        builder = builder.with_other(guidance.unconditional)
+        denoiser = GuidedDenoiser(model, builder, options, schedule, guidance, weights)
     if example_inputs is not None:
         denoiser.prepare(**example_inputs)
     return denoiser
+
+
+def read_conditioning(conditioning: object, release: object) -> tuple[str, Weights]:
+    """When conditioning is evaluated, and where its parameters are.
+
+    Raises:
+        FormatError: One of the arguments is unknown, or they do not go together.
+    """
+    way, place = check_way(conditioning), check_place(release)
+    if place is not None and way == "step":
+        raise FormatError(
+            f"release={place!r} with conditioning='step': every step needs the parameters. "
+            "Expected conditioning='trajectory' or 'auto', or release=None"
+        )
+    return way if place is None else "trajectory", Weights(place)
 
 
 def check_model(model: object) -> None:
@@ -164,6 +195,7 @@ class Builder:
         keep: As for `transform`.
         cache: The storage format.
         other: A schedule that its graphs must be able to follow as well.
+        way: When conditioning is evaluated, as for `transform`.
     """
 
     schedule: Schedule
@@ -171,6 +203,7 @@ class Builder:
     keep: str
     cache: CacheFormat
     other: Schedule | None = None
+    way: str = "auto"
 
     def with_schedule(self, schedule: Schedule) -> Builder:
         """The same for another schedule."""
@@ -226,6 +259,7 @@ class Builder:
                 near_misses=tuple(near_misses),
                 reports=tuple(reports),
             ),
+            conditioning=self.way,
         )
 
 
@@ -233,6 +267,7 @@ def early_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
     """Passes before matching, in order."""
     passes: list[Any] = [
         normalise,  # first: the matchers below need not know what does nothing
+        merge_equal_parameters,  # before hoisting, which merges what this makes equal
         hoist_conditioning,  # before matching: what is hoisted is no site's to compute
     ]
     if options.unit is not None:

@@ -15,6 +15,7 @@ from .hoist_conditioning import hoist_conditioning
 from .insert_guards import compute_or_reuse, insert_guards
 from .keep_keys_values import keep_keys_values
 from .merge_duplicates import merge_duplicates
+from .merge_equal_parameters import merge_equal_parameters
 from .normalise import normalise
 from .outline_regions import outline_regions
 from .specialise import specialise
@@ -40,6 +41,7 @@ __all__ = [
     "insert_guards",
     "keep_keys_values",
     "merge_duplicates",
+    "merge_equal_parameters",
     "normalise",
     "outline_regions",
     "specialise",

@@ -45,11 +45,7 @@ EVERY_STEP = frozenset(TIMESTEP_NAMES)
 
 def hoist_conditioning(gm: fx.GraphModule) -> int:
     """Move latent-independent nodes into stages; the number of nodes moved."""
-    nodes = [n for n in gm.graph.nodes if is_computing(n)]
-    latent = find_latent(gm)
-    if latent is None:
-        return 0
-    hoisted = choose_nodes(nodes, latent, find_runs(nodes, find_blocks(nodes)))
+    hoisted = find_conditioning(gm)
     if not hoisted:
         return 0
     # only now: where blocks share a value, the first differs from its siblings
@@ -62,6 +58,15 @@ def hoist_conditioning(gm: fx.GraphModule) -> int:
         call = outline(gm, stage, outputs, f"conditioning_{number}", before=first)
         call.meta["stage"] = number
     return len(hoisted)
+
+
+def find_conditioning(gm: fx.GraphModule) -> list[fx.Node]:
+    """Nodes that may leave the step, in order."""
+    nodes = [n for n in gm.graph.nodes if is_computing(n)]
+    latent = find_latent(gm)
+    if latent is None:
+        return []
+    return choose_nodes(nodes, latent, find_runs(nodes, find_blocks(nodes)))
 
 
 def first_of_step(gm: fx.GraphModule, hoisted: Collection[fx.Node]) -> fx.Node:

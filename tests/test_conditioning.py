@@ -53,18 +53,29 @@ def test_conditioning_ahead_equals_the_original(name):
     assert rows_ahead(denoiser) == [STEPS]
 
 
-def test_conditioning_ahead_is_evaluated_once_per_trajectory(monkeypatch):
-    case, calls = make_dit(layers=2), []
-    tabulate = conditioning.Conditioning._tabulate
+@pytest.fixture
+def tabulated(monkeypatch):
+    """Notes the calls that tabulate a stage."""
+    calls, tabulate = [], conditioning.Conditioning._tabulate
     monkeypatch.setattr(
         conditioning.Conditioning,
         "_tabulate",
         lambda self, *args: calls.append(1) or tabulate(self, *args),
     )
+    return calls
+
+
+def test_conditioning_ahead_is_evaluated_once_per_prompt(tabulated):
+    case = make_dit(layers=2)
     denoiser = compiled(case)
     for seed in range(2):
         run(case, denoiser, schedule_of(case), seed)
-    assert len(calls) == 2
+    assert len(tabulated) == 1
+    case.given["class_labels"][0] += 1
+    run(case, denoiser, schedule_of(case))
+    assert len(tabulated) == 2
+    run(case, denoiser, schedule_of(case, 4) * 1.01)
+    assert len(tabulated) == 3
 
 
 def test_conditioning_eager_is_evaluated_per_step():

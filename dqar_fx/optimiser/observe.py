@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dqar_fx.capture import capture
+from dqar_fx.conditioning import Ahead
 from dqar_fx.inputs import Roles
 from dqar_fx.passes.graphs import emit, graph_outputs
 from dqar_fx.probe import Tried, prepared, relative
@@ -123,6 +124,7 @@ class Observer:
     def __init__(self, captured: Capture, sites: str | Sequence[str], notes: Notes) -> None:
         self.captured = captured
         self.roles = Roles.of(captured.gm)
+        self.ahead = Ahead("step", is_compiled=False)
         self._notes = notes
         gm, matches = prepared(captured.gm, sites)
         paths = [match.site.path for match in matches]

@@ -1,0 +1,99 @@
+"""Equal tensors that a denoiser holds once.
+
+A denoiser shares its tensors with the model it was made of. Where several of them are equal,
+all of the denoiser's show the memory of the first: once the model itself is gone, so are the
+others. As long as it is there its tensors may be written to, so that `Ties.loosen` looks
+again whether they are still equal.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import reduce
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from dqar_fx.passes.merge_equal_parameters import group_equal, memory_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+    from torch import nn
+
+
+class Ties:
+    """Which tensors of a denoiser's fork show one memory.
+
+    Args:
+        original: The model that the fork was made of; None where nothing else has its memory.
+
+    Attributes:
+        groups: Names of tensors that are equal, and the bytes that tying them saves.
+    """
+
+    def __init__(self, original: nn.Module | None = None) -> None:
+        self._original = None if original is None else weakref.ref(original)
+        self.groups: dict[tuple[str, ...], int] = {}
+
+    @property
+    def merged_bytes(self) -> int:
+        """What the original holds beyond the fork."""
+        return sum(self.groups.values())
+
+    def copy(self) -> Ties:
+        """For a fork of the fork."""
+        twin = Ties()
+        twin._original, twin.groups = self._original, dict(self.groups)
+        return twin
+
+    def __reduce__(self) -> tuple[type[Ties], tuple[()]]:
+        """A copy has memory of its own, and ties it anew."""
+        return Ties, ()
+
+    def tie(self, model: nn.Module) -> None:
+        """Let equal tensors of the fork show one memory."""
+        named = dict(named_tensors(model))
+        names, tensors = list(named), list(named.values())
+        for group in group_equal(tensors):
+            first, others = tensors[group[0]], [tensors[i] for i in group[1:]]
+            apart = [other for other in others if memory_of(other) != memory_of(first)]
+            if not apart:
+                continue
+            for other in apart:
+                other.data = first.data
+            saved = sum(other.nbytes for other in apart)
+            self.groups[tuple(names[i] for i in group)] = saved
+
+    def loosen(self, model: nn.Module) -> bool:
+        """Untie tensors whose originals are equal no longer; whether there were any."""
+        original = None if self._original is None else self._original()
+        if original is None or not self.groups:
+            return False
+        theirs = {
+            names: [find_named(original, name) for name in names] for names in self.groups
+        }
+        changed = [names for names, tensors in theirs.items() if not are_equal(tensors)]
+        for names in changed:
+            own = [find_named(model, name) for name in names]
+            if memory_of(own[0]) == memory_of(theirs[names][0]):  # not moved since
+                for tensor, its in zip(own, theirs[names], strict=True):
+                    tensor.data = its.data
+            del self.groups[names]
+        return bool(changed)
+
+
+def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by name, each tensor object once."""
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+def find_named(model: nn.Module, name: str) -> torch.Tensor:
+    """The tensor of that name."""
+    found: torch.Tensor = reduce(getattr, name.split("."), model)  # type: ignore[arg-type, assignment]
+    return found
+
+
+def are_equal(tensors: list[torch.Tensor]) -> bool:
+    """Whether all are equal bit for bit."""
+    return group_equal(tensors) == [list(range(len(tensors)))]
