@@ -164,16 +164,24 @@ class Conditioning:
             self.weights.release(is_settled=is_settled)
 
     def _changed_leaves(self, memo: Memo, leaves: Sequence[Any]) -> set[int]:
-        """Inputs that are not the tensors they were; no value is read."""
+        """Inputs that are not the tensors they were, nor have their values."""
         changed = set[int]()
         for i in self.leaves:
             leaf = leaves[i]
             if not isinstance(leaf, torch.Tensor):
                 continue
-            if i not in memo.seen or not memo.seen[i].is_same(leaf):
-                memo.seen[i] = Seen.of(leaf)
+            seen = memo.seen.get(i)
+            if seen is not None and seen.is_same(leaf):
+                continue
+            memo.seen[i] = Seen.of(leaf)
+            if seen is None or not (self._compares(i, leaf) and seen.still_equals(leaf)):
                 changed.add(i)
         return changed
+
+    def _compares(self, i: int, leaf: torch.Tensor) -> bool:
+        """Whether to look at an input's values: where that does not wait, or if it saves much."""
+        is_cheap = leaf.device.type == "cpu" or self._ahead.is_asked
+        return is_cheap and i != self._timestep
 
     def _outdate(self, k: int, memo: Memo, changed: set[int]) -> None:
         """Drop a stage's table if another input than the timestep changed."""

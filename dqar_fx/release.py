@@ -238,6 +238,7 @@ class Weights:
             return OnHost(flat.cpu())
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="dqar_fx-")  # noqa: SIM115  # kept open
+            weakref.finalize(self, self._file.close)
         return OnDisk.write(self._file, flat)
 
     def _warn_unsettled(self) -> None:

@@ -81,6 +81,11 @@ class Seen:
             return False
         return self.tensor is tensor or shows_same_memory(self.tensor, tensor)
 
+    def still_equals(self, tensor: torch.Tensor) -> bool:
+        """Whether the remembered tensor was not written to and has this one's values."""
+        is_known = self.version is not None and version_of(self.tensor) == self.version
+        return is_known and self.is_equal(tensor)
+
     def is_object(self, tensor: torch.Tensor) -> bool:
         """Whether this is that tensor, as far as is known: inference mode counts no writes."""
         return self.is_same(tensor) or (self.version is None and self.tensor is tensor)

@@ -5,13 +5,16 @@ Exact before anything runs, also on the meta device: two tensors over one storag
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
+from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from dqar_fx.passes.graphs import graph_outputs
 from dqar_fx.passes.merge_equal_parameters import find_tensor
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from .plan import Static
+    from .plan import Stage, Static
     from .program import Program
 
 
@@ -93,8 +96,9 @@ def storage_key(tensor: torch.Tensor) -> int:
 
 
 def step_storages(program: Program) -> set[int]:
-    """Storages that calls of the step read."""
-    return storages(program, chain.from_iterable(c.static for c in program.plan.calls))
+    """Storages that calls of the step read, through what stages give too."""
+    static = chain.from_iterable(c.static for c in program.plan.calls)
+    return storages(program, chain(static, shown_parameters(program.plan.stages)))
 
 
 def stage_storages(program: Program) -> set[int]:
@@ -106,3 +110,32 @@ def storages(program: Program, static: Iterable[Static]) -> set[int]:
     """Storages of the parameters among static arguments."""
     paths = {argument for argument in static if isinstance(argument, str)}
     return {storage_key(find_tensor(program.captured.gm, path)) for path in paths}
+
+
+def shown_parameters(stages: Iterable[Stage]) -> set[Static]:
+    """Parameters that stages may give views of: such a view holds their memory."""
+    shown: dict[int, Static] = {}
+    for stage in stages:
+        inputs = [*map(shown.get, stage.inputs), *stage.static]
+        inner = zip(stage.gm.graph.find_nodes(op="placeholder"), inputs, strict=True)
+        given = dict[fx.Node, Static](inner)
+        for number, node in zip(stage.outputs, graph_outputs(stage.gm.graph), strict=True):
+            found = given.get(viewed(node))
+            if found is not None and number is not None:
+                shown[number] = found
+    return set(shown.values())
+
+
+def viewed(node: fx.Node) -> fx.Node:
+    """The node whose memory a node may show: itself where it has memory of its own."""
+    while node.op == "call_function":
+        source = next(iter(node.all_input_nodes), None)
+        target = node.target
+        is_view = target is operator.getitem or (
+            isinstance(target, torch._ops.OpOverload)
+            and any(argument.alias_info is not None for argument in target._schema.arguments)
+        )
+        if source is None or not is_view:
+            break
+        node = source
+    return node

@@ -74,7 +74,7 @@ def test_conditioning_ahead_is_evaluated_once_per_prompt(tabulated):
     case.given["class_labels"][0] += 1
     run(case, denoiser, schedule_of(case))
     assert len(tabulated) == 2
-    run(case, denoiser, schedule_of(case, 4) * 1.01)
+    run(case, denoiser, schedule_of(case) * 1.01)
     assert len(tabulated) == 3
 
 

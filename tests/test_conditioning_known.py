@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import dqar_fx
 from dqar_fx import FormatError, Schedule, StepError
-from tests.models import MAKERS, make_dit, make_flux
+from tests.models import MAKERS, Attention, make_dit, make_flux
 from tests.reads import Reads
 
 STEPS = 50
@@ -58,6 +58,7 @@ def test_conditioning_weights_are_read_once_per_trajectory(name):
     """What a step of the original reads and a later step of the denoiser does not."""
     case = MAKERS[name]()
     denoiser, timesteps = transformed(case, 3), falling(case, 3)
+    denoiser.prepare(**{**case.inputs(0), "timestep": falling(case)[0].expand(2)})
     reads = []
     for step, t in enumerate(timesteps):
         call = {**case.inputs(step), "timestep": t.expand(2)}
@@ -90,6 +91,7 @@ def test_conditioning_rotary_table_is_evaluated_once():
 
     case, counts = make_flux(), []
     denoiser = transformed(case, 3, conditioning="step")
+    denoiser.prepare(**{**case.inputs(0), "timestep": falling(case)[0].expand(2)})
     for step, t in enumerate(falling(case, 3)):
         call = {**case.inputs(step), "timestep": t.expand(2)}
         with Waves() as waves:
@@ -165,10 +167,14 @@ def test_conditioning_timesteps_of_two_samples_are_evaluated_per_step():
 
 def test_conditioning_of_a_model_without_a_timestep():
     class Plain(torch.nn.Module):
-        def forward(self, x, y):
-            return torch.nn.functional.scaled_dot_product_attention(x, x, x) + y.exp()
+        def __init__(self):
+            super().__init__()
+            self.attention = Attention(8)
 
-    model, x, y = Plain(), torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 8)
+        def forward(self, x, y):
+            return self.attention(x) + y.exp()
+
+    model, x, y = Plain(), torch.randn(1, 4, 8), torch.randn(1, 4, 8)
     denoiser = dqar_fx.transform(model, Schedule.compute_all(2), conditioning="trajectory")
     with denoiser.cache_context("only", step_index=0):
         assert torch.equal(denoiser(x, y), model(x, y))
@@ -238,7 +244,7 @@ def test_conditioning_is_never_stale(shared, trajectories, data):
     case, denoiser = shared
     labels = {b: [torch.arange(b), 9 - torch.arange(b)] for b in (1, 2, 3)}
     timesteps = torch.zeros(0)
-    for number, each in enumerate(trajectories):
+    for each in trajectories:
         if not each["retimes"] or len(timesteps) != each["steps"]:
             timesteps = torch.zeros(each["steps"])
         timesteps.copy_(torch.linspace(900 - each["shift"], 20, each["steps"]))
