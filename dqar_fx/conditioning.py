@@ -20,6 +20,7 @@ from .steps import Seen
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .fixed import Fixed
     from .plan import Plan, Static
     from .release import Weights
     from .rulers import Ruler
@@ -118,6 +119,7 @@ class Conditioning:
 
     Attributes:
         weights: Where the parameters are; None where they stay.
+        fixed: What stands for the stages once their parameters were dropped.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Conditioning:
         self.stages = tuple(stages)
         self.leaves = frozenset[int]().union(*(stage.leaves for stage in stages))
         self.weights: Weights | None = None
+        self.fixed: Fixed | None = None
         self._timestep = timestep
         self._ahead, self._copy = ahead, copy
         self._bind, self._fill = bind, fill
@@ -146,6 +149,9 @@ class Conditioning:
         self, memo: Memo, leaves: Sequence[Any], values: list[Any], position: Position
     ) -> None:
         """Fill in, among the numbered tensors ``values``, what the stages give."""
+        if self.fixed is not None:
+            self.fixed.fill(memo, leaves, values, position)
+            return
         changed = self._changed_leaves(memo, leaves)
         is_settled = True
         for k, stage in enumerate(self.stages):
@@ -179,7 +185,7 @@ class Conditioning:
         return changed
 
     def _compares(self, i: int, leaf: torch.Tensor) -> bool:
-        """Whether to look at an input's values: where that does not wait, or if it saves much."""
+        """Whether to look at an input's values: where nothing waits, or if it saves much."""
         is_cheap = leaf.device.type == "cpu" or self._ahead.is_asked
         return is_cheap and i != self._timestep
 

@@ -13,11 +13,13 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.passes.merge_equal_parameters import memory_of
 
-from .errors import DqarError, StepError
+from .errors import DqarError, FormatError, StepError
 from .face import Face
+from .fixed import check_fixable, fixed_bytes
 from .inputs import signature_of
 from .lowering import CompileOptions
 from .release import Weights
+from .rulers import Ruler
 from .steps import Context, StepTracker
 from .ties import Ties
 from .weights import ParameterBytes, count_parameters
@@ -123,7 +125,11 @@ class Denoiser(Face):
 
     @property
     def parameter_bytes(self) -> ParameterBytes:
-        """Bytes of parameters by what they serve, over all captured signatures."""
+        """Bytes of parameters by what they serve, over all captured signatures.
+
+        Raises:
+            DqarError: They were dropped.
+        """
         self._weights.bring_back()
         merged = self._ties.merged_bytes
         return count_parameters(self._programs.values(), self.model, merged)
@@ -132,6 +138,56 @@ class Denoiser(Face):
     def released_bytes(self) -> int:
         """Bytes of parameters that are away from their device now."""
         return self._weights.released_bytes
+
+    def drop_conditioning(self, timesteps: torch.Tensor, **labels: Sequence[int]) -> Denoiser:
+        """Tabulate fixed labels at fixed timesteps, and drop the parameters for good.
+
+        For class-conditional models whose every call will have some of these labels at some
+        of these timesteps, in an input signature that is captured already. The table has a
+        row for each label and timestep, so that it pays for few of them only.
+
+        Args:
+            timesteps: Of all trajectories, 1-D.
+            **labels: Name of the input that holds the labels, and those that it may have, as
+                in ``class_labels=[207, 360, 1000]``.
+
+        Raises:
+            DqarError: Nothing has been captured yet, the conditioning is not evaluated for
+                trajectories, or the table would be larger than the parameters.
+            StepError: The timesteps are no 1-D tensor.
+            FormatError: The conditioning reads anything else.
+        """
+        program = self.program
+        if len(labels) != 1:
+            raise FormatError(f"expected one input of labels, found {sorted(labels)}")
+        if not program.ahead.is_asked:
+            raise DqarError(
+                "drop_conditioning evaluates it for whole trajectories: expected "
+                "transform(..., conditioning='trajectory')"
+            )
+        self.attach_timesteps(timesteps)
+        ((name, values),) = labels.items()
+        known = list(dict.fromkeys(int(value) for value in values))
+        programs = self._captured_programs()
+        leaves = [check_fixable(each, name, known) for each in programs]
+        table = sum(fixed_bytes(each, len(known) * len(timesteps)) for each in programs)
+        if table >= self.parameter_bytes.released:
+            raise DqarError(
+                f"the table of {len(known)} labels at {len(timesteps)} timesteps takes {table} "
+                f"bytes, its parameters {self.parameter_bytes.released}. Expected fewer labels "
+                "or timesteps; or give transform release='host' or 'disk'"
+            )
+        for each, leaf in zip(programs, leaves, strict=True):
+            example = each.captured.gm.graph.find_nodes(op="placeholder")[each.roles.timestep]
+            given = timesteps.to(example.meta["val"].device, example.meta["val"].dtype)
+            each.fix_conditioning(leaf, known, Ruler.of(given))
+            each.attach(self._weights)
+        self._weights.drop()
+        return self
+
+    def _captured_programs(self) -> list[Program]:
+        """All programs, of each signature and stream."""
+        return list(self._programs.values())
 
     # ---- where the loop is ---------------------------------------------------------------
 

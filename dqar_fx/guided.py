@@ -161,6 +161,10 @@ class GuidedDenoiser(Denoiser):
             self._others[program] = Unconditional.of(program, self._schedule, self.guidance)
         return self._others[program]
 
+    def _captured_programs(self) -> list[Program]:
+        others = [self._beside(program).program for program in self._programs.values()]
+        return [*super()._captured_programs(), *others]
+
     def _split(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Halves:
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         named = self._signature.bind(*args, **kwargs).arguments

@@ -17,6 +17,7 @@ from dqar_fx.passes import Action, specialise
 
 from .conditioning import Ahead, Conditioning, Memo
 from .errors import StepError
+from .fixed import tabulate_labels
 from .inputs import Roles
 from .plan import BoundCall, Plan, Variant, bind, execute
 from .runner import fork
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 
     from .capture import Capture
     from .explanation import Explanation
+    from .fixed import Fixed
     from .ledger import Actions, Ledger, Weights
     from .lowering import Lowering
     from .plan import Static
     from .release import Weights
+    from .rulers import Ruler
     from .steps import Position
     from .table import BranchTable
 
@@ -150,6 +153,17 @@ class Program:
     def forget_conditioning(self) -> None:
         """Hold no parameter of the conditioning in bound calls."""
         self._conditioning.forget()
+
+    def fix_conditioning(self, leaf: int, labels: Sequence[int], ruler: Ruler) -> Fixed:
+        """Tabulate the conditioning of labels at timesteps; from now on it has no other.
+
+        Raises:
+            FormatError: What a sample gets depends on the others of its batch.
+        """
+        found = tabulate_labels(self, self._conditioning, leaf, labels, ruler)
+        self.reset()
+        self._conditioning.fixed = found
+        return found
 
     def explain(self) -> Explanation:
         """What was found and done, passes on the regions lowered so far included."""

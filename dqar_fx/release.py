@@ -91,6 +91,23 @@ class OnDisk:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """Bytes that are nowhere any more."""
+
+    def load(self, device: torch.device) -> torch.Tensor:
+        """Refused.
+
+        Raises:
+            DqarError: Always.
+        """
+        raise DqarError(
+            "the parameters of the conditioning were dropped, and this needs them: another "
+            "input signature, schedule, device, dtype or copy, or the state. Do so before "
+            "drop_conditioning, or transform the model anew"
+        )
+
+
+@dataclass(frozen=True)
 class View:
     """How a tensor showed a storage."""
 
@@ -180,6 +197,13 @@ class Weights:
         self.bring_back()
         self._saved.clear()
 
+    def drop(self) -> None:
+        """Release for good what no step reads."""
+        self.bring_back()
+        self._saved.clear()
+        self.place = "drop"
+        self.release()
+
     def release(self, *, is_settled: bool = True) -> None:
         """Release what no step reads.
 
@@ -228,6 +252,8 @@ class Weights:
         return away
 
     def _save(self, flat: torch.Tensor) -> Saved:
+        if self.place == "drop":
+            return Dropped()
         if self.place == "host":
             if flat.device.type == "cpu":
                 self._warn_once(

@@ -118,7 +118,7 @@ def shown_parameters(stages: Iterable[Stage]) -> set[Static]:
     for stage in stages:
         inputs = [*map(shown.get, stage.inputs), *stage.static]
         inner = zip(stage.gm.graph.find_nodes(op="placeholder"), inputs, strict=True)
-        given = dict[fx.Node, Static](inner)
+        given: dict[fx.Node, Static] = dict(inner)
         for number, node in zip(stage.outputs, graph_outputs(stage.gm.graph), strict=True):
             found = given.get(viewed(node))
             if found is not None and number is not None:
