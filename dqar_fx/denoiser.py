@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils import _pytree as pytree
 
-from dqar_fx.passes.merge_equal_parameters import memory_of
-
-from .errors import DqarError, FormatError, StepError
+from .drop import drop
+from .errors import DqarError, StepError
 from .face import Face
-from .fixed import check_fixable, fixed_bytes
 from .inputs import signature_of
 from .lowering import CompileOptions
 from .release import Weights
-from .rulers import Ruler
 from .steps import Context, StepTracker
-from .ties import Ties
+from .ties import Ties, once_per_memory
 from .weights import ParameterBytes, count_parameters
 
 if TYPE_CHECKING:
@@ -120,7 +117,7 @@ class Denoiser(Face):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take care of the copy's own parameters."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it so
         self._weights.add_model(self.model)
 
     @property
@@ -132,7 +129,7 @@ class Denoiser(Face):
         """
         self._weights.bring_back()
         merged = self._ties.merged_bytes
-        return count_parameters(self._programs.values(), self.model, merged)
+        return count_parameters(self.captured_programs(), self.model, merged)
 
     @property
     def released_bytes(self) -> int:
@@ -157,36 +154,11 @@ class Denoiser(Face):
             StepError: The timesteps are no 1-D tensor.
             FormatError: The conditioning reads anything else.
         """
-        program = self.program
-        if len(labels) != 1:
-            raise FormatError(f"expected one input of labels, found {sorted(labels)}")
-        if not program.ahead.is_asked:
-            raise DqarError(
-                "drop_conditioning evaluates it for whole trajectories: expected "
-                "transform(..., conditioning='trajectory')"
-            )
-        self.attach_timesteps(timesteps)
-        ((name, values),) = labels.items()
-        known = list(dict.fromkeys(int(value) for value in values))
-        programs = self._captured_programs()
-        leaves = [check_fixable(each, name, known) for each in programs]
-        table = sum(fixed_bytes(each, len(known) * len(timesteps)) for each in programs)
-        if table >= self.parameter_bytes.released:
-            raise DqarError(
-                f"the table of {len(known)} labels at {len(timesteps)} timesteps takes {table} "
-                f"bytes, its parameters {self.parameter_bytes.released}. Expected fewer labels "
-                "or timesteps; or give transform release='host' or 'disk'"
-            )
-        for each, leaf in zip(programs, leaves, strict=True):
-            example = each.captured.gm.graph.find_nodes(op="placeholder")[each.roles.timestep]
-            given = timesteps.to(example.meta["val"].device, example.meta["val"].dtype)
-            each.fix_conditioning(leaf, known, Ruler.of(given))
-            each.attach(self._weights)
-        self._weights.drop()
+        drop(self, self._weights, timesteps, labels)
         return self
 
-    def _captured_programs(self) -> list[Program]:
-        """All programs, of each signature and stream."""
+    def captured_programs(self) -> list[Program]:
+        """The program of each captured signature and kind of stream."""
         return list(self._programs.values())
 
     # ---- where the loop is ---------------------------------------------------------------
@@ -489,19 +461,6 @@ class Denoiser(Face):
     def row_graph(self, step: int) -> fx.GraphModule:
         """The whole step's graph at a step of the table: guards resolved, dead code gone."""
         return self.program.row_graph(step)
-
-
-def once_per_memory(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors that gives one result for tensors that are the same view."""
-    results: dict[Hashable, Any] = {}
-
-    def apply(tensor: torch.Tensor) -> Any:
-        key = memory_of(tensor)
-        if key not in results:
-            results[key] = fn(tensor)
-        return results[key]
-
-    return apply
 
 
 def refuse_gradients(leaves: Sequence[Any]) -> None:

@@ -161,9 +161,10 @@ class GuidedDenoiser(Denoiser):
             self._others[program] = Unconditional.of(program, self._schedule, self.guidance)
         return self._others[program]
 
-    def _captured_programs(self) -> list[Program]:
+    def captured_programs(self) -> list[Program]:
+        """The program of each captured signature, then those of the unconditional stream."""
         others = [self._beside(program).program for program in self._programs.values()]
-        return [*super()._captured_programs(), *others]
+        return [*super().captured_programs(), *others]
 
     def _split(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Halves:
         args, kwargs = pytree.tree_unflatten(leaves, spec)

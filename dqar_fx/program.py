@@ -16,8 +16,8 @@ import torch
 from dqar_fx.passes import Action, specialise
 
 from .conditioning import Ahead, Conditioning, Memo
+from .drop import tabulate_labels
 from .errors import StepError
-from .fixed import tabulate_labels
 from .inputs import Roles
 from .plan import BoundCall, Plan, Variant, bind, execute
 from .runner import fork

@@ -112,7 +112,7 @@ class View:
     """How a tensor showed a storage."""
 
     tensor: torch.Tensor
-    offset: int
+    offset: int | torch.SymInt
     shape: torch.Size
     stride: tuple[int, ...]
 

@@ -9,14 +9,13 @@ again whether they are still equal.
 from __future__ import annotations
 
 import weakref
-from functools import reduce
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dqar_fx.passes.merge_equal_parameters import group_equal, memory_of
+from dqar_fx.passes.merge_equal_parameters import find_tensor, group_equal, memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
     import torch
     from torch import nn
@@ -71,11 +70,11 @@ class Ties:
         if original is None or not self.groups:
             return False
         theirs = {
-            names: [find_named(original, name) for name in names] for names in self.groups
+            names: [find_tensor(original, name) for name in names] for names in self.groups
         }
         changed = [names for names, tensors in theirs.items() if not are_equal(tensors)]
         for names in changed:
-            own = [find_named(model, name) for name in names]
+            own = [find_tensor(model, name) for name in names]
             if memory_of(own[0]) == memory_of(theirs[names][0]):  # not moved since
                 for tensor, its in zip(own, theirs[names], strict=True):
                     tensor.data = its.data
@@ -83,15 +82,22 @@ class Ties:
         return bool(changed)
 
 
+def once_per_memory(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors that gives one result for tensors that are the same view."""
+    results: dict[Hashable, Any] = {}
+
+    def apply(tensor: torch.Tensor) -> Any:
+        key = memory_of(tensor)
+        if key not in results:
+            results[key] = fn(tensor)
+        return results[key]
+
+    return apply
+
+
 def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
     """Parameters and buffers by name, each tensor object once."""
     return chain(model.named_parameters(), model.named_buffers())
-
-
-def find_named(model: nn.Module, name: str) -> torch.Tensor:
-    """The tensor of that name."""
-    found: torch.Tensor = reduce(getattr, name.split("."), model)  # type: ignore[arg-type, assignment]
-    return found
 
 
 def are_equal(tensors: list[torch.Tensor]) -> bool:

@@ -92,7 +92,8 @@ def is_tensor(value: object) -> bool:
 
 def storage_key(tensor: torch.Tensor) -> int:
     """A number that tensors over one storage share."""
-    return tensor.untyped_storage()._cdata
+    key: int = tensor.untyped_storage()._cdata
+    return key
 
 
 def step_storages(program: Program) -> set[int]:

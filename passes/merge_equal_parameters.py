@@ -55,9 +55,9 @@ def merge_equal_parameters(gm: fx.GraphModule) -> int:
     return rewrites
 
 
-def find_tensor(gm: fx.GraphModule, path: str) -> torch.Tensor:
+def find_tensor(module: torch.nn.Module, path: str) -> torch.Tensor:
     """The tensor at a path."""
-    tensor = reduce(getattr, path.split("."), gm)
+    tensor: object = reduce(getattr, path.split("."), module)
     assert isinstance(tensor, torch.Tensor)
     return tensor
 

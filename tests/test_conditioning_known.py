@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DiTPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqar_fx
+from benchmarks.reference import PIPELINE
 from dqar_fx import FormatError, Schedule, StepError
 from tests.models import MAKERS, Attention, make_dit, make_flux
 from tests.reads import Reads
@@ -51,6 +53,25 @@ def test_conditioning_of_fifty_steps_with_guidance(name, way, tolerance):
         call = {**case.inputs(step), "timestep": t.expand(2)}
         check_call(case, denoiser, call, tolerance)
     assert tabulated_steps(denoiser) == ([] if way == "step" else [STEPS])
+
+
+@pytest.mark.parametrize(("way", "tolerance"), [("step", 0), ("trajectory", 2e-5)])
+def test_conditioning_of_the_reference_pipeline(way, tolerance):
+    pipe = DiTPipeline.from_pretrained(PIPELINE)
+    pipe.set_progress_bar_config(disable=True)
+    model, calls = pipe.transformer, []
+    denoiser = dqar_fx.transform(model, Schedule.compute_all(STEPS), conditioning=way)
+    own = denoiser.forward
+
+    def checked(*args, **kwargs):
+        found, expected = own(*args, **kwargs).sample, model(*args, **kwargs).sample
+        calls.append(float((found - expected).abs().max() / expected.abs().max()))
+        return Transformer2DModelOutput(expected)
+
+    denoiser.forward, pipe.transformer = checked, denoiser
+    pipe([0, 3], num_inference_steps=STEPS, guidance_scale=1.5, output_type="np")
+    assert len(calls) == STEPS
+    assert max(calls) <= tolerance
 
 
 @pytest.mark.parametrize("name", MAKERS)

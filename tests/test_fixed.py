@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import dqar_fx
 from dqar_fx import DqarError, FormatError, Guidance, Schedule, StepError
-from tests.models import make_dit, make_pixart, make_sd3
+from tests.models import Attention, make_dit, make_pixart, make_sd3
 
 TIMESTEPS = torch.linspace(900, 90, 3)
 LABELS = [1, 4, 9]
@@ -77,7 +77,8 @@ def test_fixed_frees_as_counted():
     denoiser.drop_conditioning(TIMESTEPS, class_labels=LABELS)
     assert denoiser.released_bytes == counted.released
     table = denoiser.program._conditioning.fixed
-    predicted = dqar_fx.fixed.fixed_bytes(denoiser.program, len(LABELS) * len(TIMESTEPS))
+    assert sum(len(pack.numbers) for pack in table.packs) > 6 * 5
+    predicted = dqar_fx.drop.fixed_bytes(denoiser.program, len(LABELS) * len(TIMESTEPS))
     assert predicted == table.nbytes < counted.released
 
 
@@ -111,7 +112,7 @@ def test_fixed_then_the_end_of_a_pipeline():
     ("change", "message"),
     [
         ({"class_labels": torch.tensor([4, 5])}, r"labels \[5\].*\[1, 4, 9\]"),
-        ({"timestep": torch.tensor([900.0, 800.0])[1].expand(2)}, "timesteps"),
+        ({"timestep": torch.tensor([900.0, 800.0])[1].expand(2)}, "the timestep 800"),
         ({"timestep": torch.full((2,), 7.0)}, "not known ahead"),
     ],
 )
@@ -148,12 +149,31 @@ def test_fixed_labels_that_take_more_than_the_parameters_are_refused():
     check(case, denoiser, call_of(case, 0))
 
 
+def test_fixed_samples_that_depend_on_others_are_refused():
+    class Mixing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.table = Attention(16), torch.nn.Embedding(10, 16)
+            self.grow = torch.nn.Linear(16, 64)
+
+        def forward(self, x, timestep, labels):
+            given = self.table(labels) * timestep[:, None]
+            given = self.grow(given - given.mean(0))[:, None, :16]
+            return self.attention(x) + given
+
+    call = {"timestep": TIMESTEPS[0].expand(2), "labels": torch.tensor([1, 4])}
+    denoiser = dqar_fx.transform(Mixing(), Schedule.compute_all(3), conditioning="trajectory")
+    denoiser.prepare(torch.randn(2, 3, 16), **call)
+    with pytest.raises(FormatError, match="depends on the others"):
+        denoiser.drop_conditioning(TIMESTEPS, labels=[1, 4])
+
+
 @pytest.mark.parametrize("make", [make_pixart, make_sd3])
 def test_fixed_conditioning_on_text_is_refused(make):
     case = make()
     denoiser = transformed(case)
     denoiser.prepare(**case.inputs(0))
-    with pytest.raises(FormatError, match="reads .*encoder_hidden_states.* alone"):
+    with pytest.raises(FormatError, match=r"reads .*encoder_hidden_states.* alone"):
         denoiser.drop_conditioning(TIMESTEPS, encoder_hidden_states=[1])
 
 
