@@ -1,8 +1,9 @@
 """Graph passes: each edits an fx graph in place and returns its number of rewrites.
 
 All keep every value bit for bit in eager mode, `insert_guards` and `specialise` as long as all
-actions are COMPUTE. `unify_layouts` and `turn_skinny_linears` are for compilers only: another
-layout may take another kernel, another order of sums rounds differently.
+actions are COMPUTE. `unify_layouts`, `narrow_linears` and `turn_skinny_linears` are for
+compilers only: another layout may take another kernel, another order of sums rounds
+differently.
 """
 
 from .expose_attention import expose_attention
@@ -16,6 +17,7 @@ from .insert_guards import compute_or_reuse, insert_guards
 from .keep_keys_values import keep_keys_values
 from .merge_duplicates import merge_duplicates
 from .merge_equal_parameters import merge_equal_parameters
+from .narrow_linears import narrow_linears
 from .normalise import normalise
 from .outline_regions import outline_regions
 from .specialise import specialise
@@ -42,6 +44,7 @@ __all__ = [
     "keep_keys_values",
     "merge_duplicates",
     "merge_equal_parameters",
+    "narrow_linears",
     "normalise",
     "outline_regions",
     "specialise",
