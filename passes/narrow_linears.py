@@ -10,9 +10,9 @@ Legal because a column of ``x @ W.T + b`` depends on one row of the weight alone
 
 What is read of the product is followed through ``chunk``, ``split``, ``slice``,
 ``select`` and ``unbind``, also behind a view that cuts its last dimension up and a permutation
-of that, as fused projections have them. Rows that touch each other are one run, and each run is one product over a view of
-the weight: nothing is copied and nothing is prepared, at the price of reading ``x`` once per
-run. A part has the strides of the narrower product.
+of that, as fused projections have them. Rows that touch each other are one run, and each run
+is one product over a view of the weight: nothing is copied and nothing is prepared, at the
+price of reading ``x`` once per run. A part has the strides of the narrower product.
 
 The order of sums in a kernel may depend on the number of columns (float64 on a CPU differs by
 1e-15 of the largest value, float32 and 16 bits were equal in all of 1,480 cases), so that this
