@@ -9,6 +9,7 @@ from .calibrate import calibrate
 from .calibration import Calibration
 from .costs import DeviceProfile, Report, compare, measure_profile
 from .denoiser import Denoiser
+from .diffs import GraphDiff, graph_diff
 from .errors import (
     CaptureError,
     DqarError,
@@ -37,6 +38,7 @@ __all__ = [
     "DqarError",
     "FormatError",
     "Front",
+    "GraphDiff",
     "Guidance",
     "Optimum",
     "Policy",
@@ -49,6 +51,7 @@ __all__ = [
     "calibrate",
     "compare",
     "entropy_gate",
+    "graph_diff",
     "measure_profile",
     "optimise",
     "policy_gate",
