@@ -16,7 +16,6 @@ and the weights of forecasts are no entries but operands; reading a slot is an e
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +25,6 @@ from torch import fx
 from dqar_fx.passes import compute_or_reuse
 from dqar_fx.passes.graphs import (
     graph_outputs,
-    module_path,
     module_stack,
     parameter_path,
     structure_of,
@@ -34,12 +32,10 @@ from dqar_fx.passes.graphs import (
     written_inputs,
 )
 
+from .operators import inner_graph, name_of, submodule
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-COUNTED = {"guard": "compute_or_reuse", "read": "read slot"}
-"""What entries that are no operators count as."""
-UNCOUNTED = ("input", "output")
 
 
 @dataclass(eq=False)
@@ -114,29 +110,10 @@ class Flat:
     entries: list[Entry] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
 
-    def count(self) -> Counter[str]:
-        """How often each operator occurs, stages, regions, guards and reads of slots too."""
-        return Counter(
-            COUNTED.get(each.kind, each.operator)
-            for each in self.entries
-            if each.kind not in UNCOUNTED
-        )
-
 
 def flatten(gm: fx.GraphModule) -> Flat:
     """The entries of a graph, those of the graphs inside of it included."""
     return Flattening(Flat()).run(gm)
-
-
-def count_operators(gm: fx.GraphModule) -> Counter[str]:
-    """How often each operator occurs in a graph and the graphs inside of it."""
-    return flatten(gm).count()
-
-
-def count_changes(before: Counter[str], after: Counter[str]) -> dict[str, int]:
-    """Per operator how many there are more, or, negative, fewer; by name."""
-    names = sorted(before | after)
-    return {name: after[name] - before[name] for name in names if after[name] != before[name]}
 
 
 class Flattening:
@@ -178,17 +155,15 @@ class Flattening:
             return pick(fx.map_arg(node.args, lambda each: known[each]))
         if node.target is compute_or_reuse:
             return self._guard(gm, node, known, within)
-        if node.op == "call_module":
-            inner = gm.get_submodule(str(node.target))
-            if isinstance(inner, fx.GraphModule):
-                return self._call(inner, node, known, within)
+        inner = inner_graph(gm, node)
+        if inner is not None:
+            return self._call(inner, node, known, within)
         return Ref(self._operator(node, known, within))
 
     def _add(self, node: fx.Node, kind: str, name: str, within: tuple[str, ...]) -> Entry:
         stack = module_stack(node)
-        entry = Entry(
-            node, kind, name, module_path(node), stack[-1][0] if stack else "", within
-        )
+        place, path = stack[-1] if stack else ("", "")
+        entry = Entry(node, kind, name, path, place, within)
         entry.type = type_of(node.meta.get("val"))
         self.flat.entries.append(entry)
         return entry
@@ -227,8 +202,8 @@ class Flattening:
     ) -> list[Any]:
         """A stage or a region: itself, then what is inside; the values of its outputs."""
         kind = "stage" if "stage" in node.meta else "region"
-        label = str(node.target) if kind == "stage" else str(node.meta.get("block", ""))
-        entry = self._add(node, kind, kind, within)
+        label = str(node.target if kind == "stage" else node.meta.get("block", ""))
+        entry = self._add(node, kind, name_of(node), within)
         entry.path = entry.place = label if kind == "region" else ""
         entry.args, entry.type = (label,), ""
         return self._enter(inner, [known[each] for each in node.args], entry, label)
@@ -296,18 +271,6 @@ def name_slot(site: str, key: tuple[int, int, int, int]) -> str:
     while numbers and not numbers[-1]:
         numbers.pop()
     return f"slot[{', '.join([site, *map(str, numbers)])}]"
-
-
-def name_of(node: fx.Node) -> str:
-    """The operator of a node, in a word."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target)
-    return str(getattr(node.target, "__name__", node.target))
-
-
-def submodule(gm: fx.GraphModule, owned: fx.Node) -> fx.GraphModule:
-    """The graph that a node of a guard stands for."""
-    return cast("fx.GraphModule", gm.get_submodule(str(owned.target)))
 
 
 def outputs_of(gm: fx.GraphModule) -> list[Any]:
