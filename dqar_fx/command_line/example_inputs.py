@@ -145,8 +145,9 @@ class Deriving:
         width = next((each for each in widths if isinstance(each, int)), None)
         if width is None:
             raise CaptureError(
-                f"{self.name}: the width of its text is in none of {', '.join(TEXT_WIDTHS)} of "
-                "its config: " + GIVE.format(name="encoder_hidden_states")
+                f"{self.name}: the width of its text is in none of "
+                f"{', '.join(TEXT_WIDTHS)} of its config: "
+                + GIVE.format(name="encoder_hidden_states")
             )
         return self._zeros(self.sizes.batch, self._text_tokens, width)
 
@@ -183,7 +184,7 @@ def input_of(text: str) -> tuple[str, Any]:
     all_sizes = all(size.isdecimal() for size in sizes)
     if not (name.isidentifier() and sizes and all_sizes and isinstance(dtype, torch.dtype)):
         raise argparse.ArgumentTypeError(
-            f"expected NAME=SHAPE:DTYPE such as guidance=2:float32 or ids=512x3, or NAME=none, "
+            "expected NAME=SHAPE:DTYPE such as guidance=2:float32 or ids=512x3, or NAME=none, "
             f"found {text!r}"
         )
     return name, torch.zeros([int(size) for size in sizes], dtype=dtype, device="meta")

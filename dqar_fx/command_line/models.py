@@ -94,8 +94,8 @@ def read_config(source: str) -> dict[str, Any]:
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise CaptureError(
-                f"{source} is a folder without {SUBFOLDER}/{CONFIG} or {CONFIG}: expected that "
-                "of a diffusers pipeline with a transformer, or of a transformer"
+                f"{source} is a folder without {SUBFOLDER}/{CONFIG} or {CONFIG}: expected "
+                "that of a diffusers pipeline with a transformer, or of a transformer"
             )
         return read_json(found)
     if HUB_NAME.fullmatch(source):
@@ -127,12 +127,12 @@ def fetch_config(name: str) -> dict[str, Any]:
     Raises:
         CaptureError: It cannot be had.
     """
-    from diffusers import ModelMixin  # only here: what is local needs no hub
+    from diffusers import AutoModel  # only here: what is local needs no hub
 
     reasons = []
     for subfolder in (SUBFOLDER, None):
         try:
-            config = ModelMixin.load_config(name, subfolder=subfolder)  # type: ignore[attr-defined]
+            config = AutoModel.load_config(name, subfolder=subfolder)
         except (OSError, ValueError) as error:
             reasons.append(str(error).strip().partition("\n")[0])
         else:

@@ -16,14 +16,18 @@ from dqar_fx.transform import KINDS_KEPT
 from .arguments import Parser, at_least, cell_of, pair_of_steps, sites_of, steps_of
 from .diff import show_diff
 from .example_inputs import input_of
-from .inspect import inspect
+from .report import show_report
 from .schedules import NAMED
 from .table import show_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Commands = argparse._SubParsersAction[Parser]
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
 DESCRIPTION = """\
 See what the compiler makes of a diffusion transformer: which attention it finds, what each
@@ -65,59 +69,46 @@ examples:
 
 def build_parser() -> Parser:
     """The parser of the command."""
-    parser = new_parser("dqar-fx", DESCRIPTION, EXAMPLES)
-    commands = parser.add_subparsers(
-        required=True, metavar="COMMAND", parser_class=new_subparser
+    parser = Parser(
+        prog="dqar-fx", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=AS_WRITTEN
     )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_inspect(commands)
     add_table(commands)
     add_diff(commands)
     return parser
 
 
-def new_parser(command: str, description: str, examples: str) -> Parser:
-    """A parser that prints its texts as they are."""
-    return Parser(
-        prog=command,
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def new_subparser(prog: str, description: str, epilog: str) -> Parser:
-    """That of a command."""
-    return new_parser(prog, description, epilog)
-
-
-Commands = argparse._SubParsersAction
-
-
-def add_inspect(commands: Commands[Parser]) -> None:
+def add_inspect(commands: Commands) -> None:
     """``inspect``: everything there is to know."""
     parser = commands.add_parser(
         "inspect",
         help="sites, branch table, costs; as text, page or JSON",
         description="Show sites, branch table, costs of rows and trajectory, and near misses.",
         epilog=INSPECT_EXAMPLES,
+        formatter_class=AS_WRITTEN,
     )
     add_model(parser, "model")
     group = parser.add_argument_group("what to show").add_mutually_exclusive_group()
     group.add_argument("--html", metavar="FILE", help="write a page")
     group.add_argument("--json", action="store_true", help="print JSON")
     group.add_argument(
-        "--diff", type=pair_of_steps, metavar="STEP:STEP", help="print what two steps differ in"
+        "--diff",
+        type=pair_of_steps,
+        metavar="STEP:STEP",
+        help="print what two steps differ in",
     )
-    parser.set_defaults(run=inspect)
+    parser.set_defaults(run=show_report)
 
 
-def add_table(commands: Commands[Parser]) -> None:
+def add_table(commands: Commands) -> None:
     """``table``: the branch table alone."""
     parser = commands.add_parser(
         "table",
         help="the branch table of a schedule, or of a saved file",
         description="Print the branch table of a schedule for a model, or a table of a file.",
         epilog=TABLE_EXAMPLES,
+        formatter_class=AS_WRITTEN,
     )
     add_model(parser, "model or table file")
     group = parser.add_argument_group("what to show")
@@ -126,18 +117,21 @@ def add_table(commands: Commands[Parser]) -> None:
     parser.set_defaults(run=show_table)
 
 
-def add_diff(commands: Commands[Parser]) -> None:
+def add_diff(commands: Commands) -> None:
     """``diff``: two rows, or two schedules at a step."""
     parser = commands.add_parser(
         "diff",
         help="what the graphs of two steps, or of two schedules, differ in",
         description="Print what left the graph, what came, and what that saves.",
         epilog=DIFF_EXAMPLES,
+        formatter_class=AS_WRITTEN,
     )
     add_model(parser, "model")
     parser.add_argument("steps_shown", metavar="STEP[:STEP]", type=steps_of, help="which rows")
     group = parser.add_argument_group("what to show")
-    group.add_argument("--against", metavar="SCHEDULE", help="the schedule after; same options")
+    group.add_argument(
+        "--against", metavar="SCHEDULE", help="the schedule after; same options"
+    )
     group.add_argument("--json", action="store_true", help="print JSON")
     group.add_argument("--exit-code", action="store_true", help="end with 1 if they differ")
     parser.set_defaults(run=show_diff)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     Line = dict[str, Any]
 
-SLOTS = {"read": "read", "write": "write"}
-"""Kinds of entries that touch slots, and what a page calls them."""
+SLOTS = ("read", "write")
+"""Kinds of entries that touch slots."""
+USUAL = (("aten.", ""), (".default(", "("))
+"""What the names of operators have in common, and a page leaves out."""
 
 
 def draw(diff: BlockDiff) -> list[Line]:
@@ -41,8 +43,8 @@ def align(
     before: list[Entry], after: list[Entry], names: dict[Entry, str]
 ) -> Iterator[tuple[Entry | None, Entry | None]]:
     """Counterparts, which have one name, beside each other; others before them."""
-    texts = [[f"{names[entry]} {entry.kind}" for entry in each] for each in (before, after)]
-    matcher = SequenceMatcher(None, *texts, autojunk=False)
+    old, new = ([f"{names[e]} {e.kind}" for e in each] for each in (before, after))
+    matcher = SequenceMatcher(None, old, new, autojunk=False)
     for tag, i, i_end, j, j_end in matcher.get_opcodes():
         if tag == "equal":
             yield from zip(before[i:i_end], after[j:j_end], strict=True)
@@ -65,7 +67,7 @@ def draw_line(
     status = "=" if is_same else "-" if after is None else "+" if before is None else "~"
     line = {
         "s": status,
-        "k": SLOTS.get(own.kind),
+        "k": own.kind if own.kind in SLOTS else None,
         "m": shorten(own.path, diff.first) if own.path != diff.first else None,
         "b": texts[0],
         "a": None if is_same else texts[1],
@@ -87,8 +89,10 @@ def sources(entry: Entry) -> list[Entry]:
 
 
 def shorten(text: str, block: str) -> str:
-    """Module paths from the block on."""
-    return text.replace(f"{block}.", "") if block else text
+    """Module paths from the block on, names of operators without what all have."""
+    for long, short in (*USUAL, *([(f"{block}.", "")] if block else [])):
+        text = text.replace(long, short)
+    return text
 
 
 def describe_diff(diff: BlockDiff) -> dict[str, Any]:

@@ -85,8 +85,11 @@
   };
 
   const graph = find("graph");
+  let shown = [];
   const showBlock = () => {
     const diff = data.diffs[row.diffs[Number(picker.value)]];
+    shown = diff.lines;
+    find("line").textContent = "";
     find("said").textContent = `saves ${diff.saved}`;
     const lines = diff.lines.map(makeLine);
     graph.replaceChildren(drawArcs(diff.lines), ...lines);
@@ -145,6 +148,9 @@
       if (to === number) lines[from].classList.add("in");
       if (from === number) lines[to].classList.add("out");
     });
+    const { b, a, s, m } = shown[number];
+    const texts = s === "~" ? `${a} (before: ${b})` : a || b;
+    find("line").textContent = m ? `${texts} \u2014 ${m}` : texts;
     lines[number].classList.add("at");
     lines[number].setAttribute("aria-selected", "true");
     graph.setAttribute("aria-activedescendant", lines[number].id);

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dqar_fx.denoiser import Denoiser
 
 
-def inspect(options: argparse.Namespace) -> int:
+def show_report(options: argparse.Namespace) -> int:
     """Run the command; its exit code."""
     denoiser = prepare(options)
     if options.diff is not None:
