@@ -118,7 +118,7 @@ class BlockDiffs:
         for (block, number), count in times.items():
             diff = self.found[number]
             for path, each in diff.result.by_module.items():
-                own = block + path.removeprefix(diff.first)
+                own = moved(path, diff.first, block)
                 total[own] = total.get(own, Amounts()) + scaled(each, count)
         return total
 
@@ -178,6 +178,12 @@ class BlockDiffs:
 
 def fill_nothing(_: Any) -> None:
     """In the place of tensors, which nobody reads."""
+
+
+def moved(path: str, first: str, block: str) -> str:
+    """The path of a module of one block in another, equal one."""
+    inside = path == first or path.startswith(f"{first}.")
+    return block + path[len(first) :] if first and inside else path
 
 
 def scaled(amounts: Amounts, times: int) -> Amounts:
