@@ -2,7 +2,13 @@
 
 `transform` turns a denoiser and a `Schedule` into a `Denoiser` that reuses attention outputs
 across denoising steps, as a static `BranchTable` says.
+
+Loggers ``dqar_fx.capture`` and ``dqar_fx.lowering`` say what was captured and lowered (INFO),
+``dqar_fx.runner`` what each pass did (DEBUG); all are silent unless set up. The environment
+variable ``DQAR_FX_DUMP=folder`` writes every graph to files, see `dqar_fx.dumps`.
 """
+
+import logging
 
 from . import rivals
 from .calibrate import calibrate
@@ -27,6 +33,8 @@ from .policy import Policy
 from .schedule import Schedule
 from .table import BranchTable
 from .transform import transform
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent by default
 
 __all__ = [
     "Action",

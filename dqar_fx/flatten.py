@@ -16,7 +16,7 @@ and the weights of forecasts are no entries but operands; reading a slot is an e
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -98,6 +98,26 @@ class Given:
     nbytes: int = 0
 
 
+@dataclass(frozen=True)
+class Where:
+    """What a graph lies in.
+
+    Attributes:
+        within: The stages, guards and regions around it, outermost first.
+        first: Of a region that blocks share, the block that it was cut out of.
+        block: The block that it is called for.
+    """
+
+    within: tuple[str, ...] = ()
+    first: str = ""
+    block: str = ""
+
+    def translate(self, path: str) -> str:
+        """The path in the block that is called for; any other as it is."""
+        inside = path == self.first or path.startswith(f"{self.first}.")
+        return self.block + path[len(self.first) :] if self.first and inside else path
+
+
 @dataclass
 class Flat:
     """A graph, flattened.
@@ -126,63 +146,64 @@ class Flattening:
     def __init__(self, flat: Flat) -> None:
         self.flat = flat
         self._reads: dict[Given, Ref] = {}
+        self._first: dict[str, str] = {}
 
     def run(self, gm: fx.GraphModule) -> Flat:
         """Flatten a whole graph."""
-        node, outputs = gm.graph.output_node(), self._walk(gm, {}, ())
-        args = tuple(self._read(value, node, ()) for value in outputs)
+        node, outputs = gm.graph.output_node(), self._walk(gm, {}, Where())
+        args = tuple(self._read(value, node, Where()) for value in outputs)
         self.flat.entries.append(Entry(node, "output", "return", "", "", (), args))
         return self.flat
 
-    def _walk(
-        self, gm: fx.GraphModule, known: dict[fx.Node, Any], within: tuple[str, ...]
-    ) -> list[Any]:
+    def _walk(self, gm: fx.GraphModule, known: dict[fx.Node, Any], where: Where) -> list[Any]:
         """The values of a graph's outputs; ``known`` has those of its inputs."""
         for node in gm.graph.nodes:
             if node.op != "output" and node not in known and not node.meta.get("is_graph"):
-                known[node] = self._value(gm, node, known, within)
+                known[node] = self._value(gm, node, known, where)
         return [known[node] if isinstance(node, fx.Node) else node for node in outputs_of(gm)]
 
     def _value(
-        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], within: Any
+        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Where
     ) -> Any:
         given = given_by(node)
         if given is not None:
             return given
         if node.op == "placeholder":
-            return Ref(self._add(node, "input", "input", within))
+            return Ref(self._add(node, "input", "input", where))
         if node.target is operator.getitem:
             return pick(fx.map_arg(node.args, lambda each: known[each]))
         if node.target is compute_or_reuse:
-            return self._guard(gm, node, known, within)
+            return self._guard(gm, node, known, where)
         inner = inner_graph(gm, node)
         if inner is not None:
-            return self._call(inner, node, known, within)
-        return Ref(self._operator(node, known, within))
+            return self._call(inner, node, known, where)
+        return Ref(self._operator(node, known, where))
 
-    def _add(self, node: fx.Node, kind: str, name: str, within: tuple[str, ...]) -> Entry:
+    def _add(self, node: fx.Node, kind: str, name: str, where: Where) -> Entry:
         stack = module_stack(node)
         place, path = stack[-1] if stack else ("", "")
-        entry = Entry(node, kind, name, path, place, within)
+        if where.first:
+            path, place = where.translate(path), place.replace(where.first, where.block)
+        entry = Entry(node, kind, name, path, place, where.within)
         entry.type = type_of(node.meta.get("val"))
         self.flat.entries.append(entry)
         return entry
 
-    def _operator(self, node: fx.Node, known: dict[fx.Node, Any], within: Any) -> Entry:
+    def _operator(self, node: fx.Node, known: dict[fx.Node, Any], where: Where) -> Entry:
         """A call of an operator; before it, the reads of slots that it does."""
         written = [known[target] for target in written_inputs(node)]
         operands = fx.map_arg((node.args, dict(node.kwargs)), lambda each: known[each])
         args, kwargs = map_values(
-            operands, lambda each: each if each in written else self._read(each, node, within)
+            operands, lambda each: each if each in written else self._read(each, node, where)
         )
         slots = [each.site for each in written if isinstance(each, Given)]
-        entry = self._add(node, "write" if slots else "operator", name_of(node), within)
+        entry = self._add(node, "write" if slots else "operator", name_of(node), where)
         entry.args = (args, kwargs) if kwargs else (args,)
         entry.site = slots[0] if slots else ""
         settle(entry)
         return entry
 
-    def _read(self, value: Any, reader: fx.Node, within: tuple[str, ...]) -> Any:
+    def _read(self, value: Any, reader: fx.Node, where: Where) -> Any:
         """The value; of a slot, an entry that reads it. Parameters are noted."""
         if not isinstance(value, Given):
             return value
@@ -191,43 +212,47 @@ class Flattening:
         if value.kind != "slot":
             return value
         if value not in self._reads:
-            entry = Entry(reader, "read", "read", value.site, value.site, within, (value,))
-            entry.site, entry.type = value.site, value.type
+            entry = Entry(reader, "read", "read", value.site, value.site, where.within)
+            entry.args, entry.site, entry.type = (value,), value.site, value.type
             self.flat.entries.append(entry)
             self._reads[value] = Ref(entry)
         return self._reads[value]
 
     def _call(
-        self, inner: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], within: Any
+        self, inner: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Where
     ) -> list[Any]:
         """A stage or a region: itself, then what is inside; the values of its outputs."""
         kind = "stage" if "stage" in node.meta else "region"
         label = str(node.target if kind == "stage" else node.meta.get("block", ""))
-        entry = self._add(node, kind, name_of(node), within)
+        entry = self._add(node, kind, name_of(node), where)
         entry.path = entry.place = label if kind == "region" else ""
         entry.args, entry.type = (label,), ""
-        return self._enter(inner, [known[each] for each in node.args], entry, label)
+        given = [known[each] for each in cast("Sequence[fx.Node]", node.args)]
+        first = self._first.setdefault(str(node.target), label) if kind == "region" else ""
+        return self._enter(inner, given, entry, Where(where.within, first, label))
 
     def _guard(
-        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], within: Any
+        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Where
     ) -> list[Any]:
         """A guard: itself, then the site; the values of what the site gives."""
         _, _, slots, body, resume, cache_format, _, inputs, _ = cast("Any", node.args)
-        site = node.meta["site"]
-        entry = self._add(node, "guard", "compute_or_reuse", within)
-        entry.path = entry.place = entry.site = site.path
+        site = where.translate(node.meta["site"].path)
+        entry = self._add(node, "guard", "compute_or_reuse", where)
+        entry.path = entry.place = entry.site = site
         kept = fx.map_arg(slots, lambda each: known[each])
         others = "" if resume is None else structure_of(submodule(gm, resume))
-        entry.args, entry.type = (site.path, kept, cache_format, Hidden(others)), ""
+        entry.args, entry.type = (site, kept, cache_format, Hidden(others)), ""
         given = [known[each] for each in inputs]
-        return self._enter(submodule(gm, body), given, entry, site.path)
+        return self._enter(submodule(gm, body), given, entry, where)
 
     def _enter(
-        self, inner: fx.GraphModule, given: Sequence[Any], entry: Entry, label: str
+        self, inner: fx.GraphModule, given: Sequence[Any], entry: Entry, where: Where
     ) -> list[Any]:
+        """What is inside of a stage, region or guard; the values of its outputs."""
         inputs = inner.graph.find_nodes(op="placeholder")
-        within = (*entry.within, f"{entry.kind} {label}".strip())
-        return self._walk(inner, dict(zip(inputs, given, strict=True)), within)
+        label = f"{entry.kind} {entry.args[0]}".strip()
+        inside = replace(where, within=(*where.within, label))
+        return self._walk(inner, dict(zip(inputs, given, strict=True)), inside)
 
 
 @dataclass(frozen=True)

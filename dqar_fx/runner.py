@@ -73,7 +73,8 @@ def run_passes(
         gm: The graph.
         passes: What to run.
         graph: Its name in the reports.
-        observe: Is shown the graph ``"before"`` and ``"after"`` each pass, with its name.
+        observe: Is shown the graph ``"before"`` and ``"after"`` each pass, with the pass's
+            name, and that of the graph if it is not the step.
     """
     return [run_pass(gm, each, graph, observe) for each in passes]
 
@@ -84,7 +85,8 @@ def run_pass(
     """Run one pass, then lint and recompile the graph."""
     function: Any = each.func if isinstance(each, partial) else each
     name: str = function.__name__
-    observe("before", name, gm)
+    shown = name if graph == "step" else f"{name}.{graph}"
+    observe("before", shown, gm)
     operators, before, start = count_operators(gm), len(gm.graph.nodes), perf_counter()
     rewrites = each(gm)
     ms = 1e3 * (perf_counter() - start)
@@ -94,7 +96,7 @@ def run_pass(
     delta = count_changes(operators, count_operators(gm))
     report = PassReport(name, graph, rewrites, nodes, ms, delta)
     logger.debug("%s", report)
-    observe("after", name, gm)
+    observe("after", shown, gm)
     return report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import DqarError
 
@@ -144,8 +144,6 @@ def count_by_path(changes: Mapping[str, tuple[NodeChange, ...]]) -> dict[str, in
     return {path: len(each) for path, each in changes.items()}
 
 
-def read_change(content: dict[str, object]) -> NodeChange:
+def read_change(content: dict[str, Any]) -> NodeChange:
     """A change from JSON."""
-    within = content["within"]
-    assert isinstance(within, list)
-    return NodeChange(**{**content, "within": tuple(within)})  # type: ignore[arg-type]
+    return NodeChange(**{**content, "within": tuple(content["within"])})

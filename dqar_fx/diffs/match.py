@@ -80,7 +80,8 @@ def number_values(entries: Sequence[Entry], known: Numbers) -> dict[Entry, int]:
 
 def plain_key(entry: Entry) -> tuple[Hashable, ...]:
     """What an entry does and for whom."""
-    return entry.kind, entry.operator, entry.place, entry.site
+    hidden = tuple(each.text for each in entry.args if isinstance(each, Hidden))
+    return entry.kind, entry.operator, entry.place, entry.site, hidden
 
 
 def local_token(value: Any) -> Hashable:
