@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.machine import choose_device
 from benchmarks.reference import PIPELINE
-from dqar_fx.command_line.arguments import Parser, at_least
+from dqar_fx.command_line.arguments import Parser
 
 LOWERINGS = ("regional", "whole", "eager")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
