@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dqar_fx.costs.workload import with_schedule
 from dqar_fx.diffs import graph_diff
 from dqar_fx.errors import StepError
 
@@ -24,8 +25,7 @@ def show_diff(options: argparse.Namespace) -> int:
     before = prepare(options)
     after = before
     if options.against is not None:
-        after = before.with_schedule(read_schedule(options, options.against))
-        after.program  # noqa: B018  # raises where the graphs keep too few steps for it
+        after = with_schedule(before, read_schedule(options, options.against))
     diff = graph_diff(before.row_graph(steps[0]), after.row_graph(steps[-1]))
     if options.json:
         print(diff.to_json())

@@ -40,6 +40,7 @@ def test_exit_code_tells_whether_they_differ(config, capsys, steps, code):
         (("0:50",), "no step 50"),
         (("-1:2",), ""),
         (("3", "--against", "nonsense"), "'nonsense' is none"),
+        (("3", "--forecast", "1", "--against", "table.json"), "is none"),
     ],
 )
 def test_diff_wrong_input_is_one_line(config, capsys, argv, said):

@@ -69,10 +69,13 @@ def test_inspect_diff_is_the_rows(config, capsys):
 def test_inspect_weights_merges_equal_ones(capsys):
     folder = PIPELINE / "transformer"
     argv = ("inspect", folder, "--schedule", "CR", "--lowering", "eager", "--json")
-    nodes = [
-        json.loads(run(capsys, *argv, *more)[1])["model"] for more in ((), ("--weights",))
-    ]
-    assert nodes[0] == nodes[1]
+    without, loaded = (
+        json.loads(run(capsys, *argv, *more)[1]) for more in ((), ("--weights",))
+    )
+    assert without["model"] == loaded["model"]
+    assert without["explanation"]["sites"] == loaded["explanation"]["sites"]
+    macs = [content["report"]["conditioning"]["macs"] for content in (without, loaded)]
+    assert macs[0] >= macs[1] > 0
 
 
 def test_inspect_full_width_from_config_alone(tmp_path, capsys):
