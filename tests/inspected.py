@@ -31,29 +31,19 @@ def row(name, step, **options):
     return prepared(name, **options).row_graph(step)
 
 
-def run_row(name, gm, known=UNKNOWN_TO_TORCH):
-    """Run the graph of a row on zeros for slots and weights; the floating-point operations.
+def run_row(gm, known=UNKNOWN_TO_TORCH):
+    """Run the graph of a row on zeros; the floating-point operations.
 
     ``known`` has formulas for operators that PyTorch's counter takes to be free.
     """
-    named = named_leaves(name)
-    values = [
-        named[node.name] if node.name in named else torch.zeros_like(allocated(node))
-        for node in gm.graph.find_nodes(op="placeholder")
-    ]
+    inputs = [allocated(node.meta["val"]) for node in gm.graph.find_nodes(op="placeholder")]
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
-        gm(*values)
+        gm(*inputs)
     return counter.get_total_flops()
 
 
-def named_leaves(name):
-    """Inputs of a call by the names that captured graphs have for them."""
-    leaves = torch.utils._pytree.tree_leaves(((), MODELS[name]().inputs(0)))
-    inputs = prepared(name).program.captured.gm.graph.find_nodes(op="placeholder")
-    return {node.name: leaf for node, leaf in zip(inputs, leaves, strict=True)}
-
-
-def allocated(node):
-    """A tensor like a node's fake one."""
-    fake = node.meta["val"]
-    return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype)
+def allocated(fake):
+    """Zeros like a fake tensor; any other input as it is."""
+    if not isinstance(fake, torch.Tensor):
+        return fake
+    return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype).zero_()

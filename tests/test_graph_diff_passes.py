@@ -253,9 +253,9 @@ def test_diff_in_full_of_a_guard_and_of_its_reuse():
         rewritten(guard, partial(specialise, actions=[action]))
         for action in (Action.STORE, Action.REUSE)
     )
-    assert_expected_inline(wrapped(graph_diff(before, guard)), "")
-    assert_expected_inline(wrapped(graph_diff(guard, stored)), "")
-    assert_expected_inline(wrapped(graph_diff(stored, reused)), "")
+    assert_expected_inline(wrapped(graph_diff(before, guard)), """""")
+    assert_expected_inline(wrapped(graph_diff(guard, stored)), """""")
+    assert_expected_inline(wrapped(graph_diff(stored, reused)), """""")
 
 
 def wrapped(found):

@@ -2,8 +2,8 @@
 
 First by value: the same operator on the same values gives the same value, whatever it is
 called and wherever it stands. What is left lies behind a change, so that its value is another
-one: it is paired with what the same module does with operands from the same places, then with
-what the same module does at all. Equal candidates are paired in order.
+one: it is paired, in the order of execution, with that entry of the same operator and module
+whose operands agree best, as far as these are paired already.
 
 Source: value numbering (Alpern, Wegman, Zadeck, "Detecting equality of variables in programs",
 POPL 1988).
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.flatten import Given, Hidden, Ref
+from dqar_fx.flatten import Given, Hidden, Ref, map_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Key = Callable[[Entry], Hashable]
 
 
+LEAST_AGREEMENT = (1.0, 0.5, 0.0)
+"""Of operands, in the rounds of pairing: what is sure first, at last whatever is left."""
+
+
 def match_entries(before: Sequence[Entry], after: Sequence[Entry]) -> dict[Entry, Entry]:
     """The entry of ``before`` for each of ``after`` that has one."""
     known: Numbers = {}
@@ -32,13 +36,12 @@ def match_entries(before: Sequence[Entry], after: Sequence[Entry]) -> dict[Entry
     keys: list[Key] = [
         lambda entry: (number[entry], entry.place),
         lambda entry: number[entry],
-        lambda entry: (*plain_key(entry), entry.type, fold(entry.args, local_token)),
-        lambda entry: (*plain_key(entry), entry.type, fold(entry.args, no_token)),
-        plain_key,
     ]
     pairs: dict[Entry, Entry] = {}
     for key in keys:
         pairs |= pair_up(left_over(before, pairs.values()), left_over(after, pairs), key)
+    for least in LEAST_AGREEMENT:
+        pair_alike(left_over(before, pairs.values()), left_over(after, pairs), pairs, least)
     return pairs
 
 
@@ -59,6 +62,53 @@ def pair_up(before: list[Entry], after: list[Entry], key: Key) -> dict[Entry, En
         if candidates:
             pairs[entry] = candidates.pop()
     return pairs
+
+
+def pair_alike(
+    before: Sequence[Entry], after: Sequence[Entry], pairs: dict[Entry, Entry], least: float
+) -> None:
+    """Pair each entry, in order, with the one that agrees with it best; at least so much."""
+    candidates = defaultdict[Any, list[Any]](list)
+    for entry in before:
+        candidates[plain_key(entry)].append(entry)
+    for entry in after:
+        group = candidates[plain_key(entry)]
+        if not group:
+            continue
+        best = max(group, key=lambda other: rate(other, entry, pairs))
+        if rate(best, entry, pairs)[0] >= least:
+            pairs[entry] = best
+            group.remove(best)
+
+
+def rate(before: Entry, after: Entry, pairs: dict[Entry, Entry]) -> tuple[float, bool]:
+    """The share of operands that agree, from 0 to 1, and whether the values look alike."""
+    operands = list_operands(before), list_operands(after)
+    most = max(map(len, operands))
+    agreeing = sum(agree(*each, pairs) for each in zip(*operands, strict=False))
+    return agreeing / most if most else 1.0, before.type == after.type
+
+
+def agree(before: Any, after: Any, pairs: dict[Entry, Entry]) -> float:
+    """How much two operands are the same: 1 if they are, less if they come from one place."""
+    if isinstance(before, Ref) and isinstance(after, Ref):
+        if pairs.get(after.entry) is before.entry:
+            return float(before.index == after.index)
+        is_near = place_token(before) == place_token(after) and after.entry not in pairs
+        return 0.5 * is_near
+    return float(before == after)
+
+
+def place_token(value: Ref) -> Hashable:
+    """Where an operand comes from, whatever its value."""
+    return value.entry.operator, value.entry.place, value.index
+
+
+def list_operands(entry: Entry) -> list[Any]:
+    """What an entry reads, constants left out."""
+    found: list[Any] = []
+    map_values(entry.args, found.append)
+    return found
 
 
 def number_values(entries: Sequence[Entry], known: Numbers) -> dict[Entry, int]:
@@ -82,19 +132,6 @@ def plain_key(entry: Entry) -> tuple[Hashable, ...]:
     """What an entry does and for whom."""
     hidden = tuple(each.text for each in entry.args if isinstance(each, Hidden))
     return entry.kind, entry.operator, entry.place, entry.site, hidden
-
-
-def local_token(value: Any) -> Hashable:
-    """Where an operand comes from, as far as is known without its value."""
-    if isinstance(value, Ref):
-        return value.entry.operator, value.entry.place, value.index
-    return given_token(value)
-
-
-def no_token(value: Any) -> Hashable:
-    """A parameter; else that there is an operand."""
-    is_parameter = isinstance(value, Given) and value.kind == "parameter"
-    return given_token(value) if is_parameter else "operand"
 
 
 def given_token(value: Given) -> Hashable:
