@@ -27,7 +27,7 @@ from .errors import (
 from .gates import entropy_gate, policy_gate, snr_gate
 from .guidance import Guidance
 from .noise import signal_to_noise
-from .optimiser import Front, Optimum, optimise
+from .optimiser import Front, Optimum, fit_forecasts, optimise
 from .passes import Action, Site
 from .policy import Policy
 from .schedule import Schedule
@@ -59,6 +59,7 @@ __all__ = [
     "calibrate",
     "compare",
     "entropy_gate",
+    "fit_forecasts",
     "graph_diff",
     "measure_profile",
     "optimise",

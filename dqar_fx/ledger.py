@@ -83,12 +83,14 @@ class Ledger:
             return ()
         orders = np.where(actions == Action.FORECAST, table.orders[step], 0).tolist()
         return tuple(
-            self._weights(table.method, steps, step, order) if order else ()
-            for steps, order in zip(self.kept, orders, strict=True)
+            self._weigh_site(table, step, site, order) if order else ()
+            for site, order in enumerate(orders)
         )
 
-    def _weights(
-        self, method: str, kept: tuple[int, ...], step: int, order: int
+    def _weigh_site(
+        self, table: BranchTable, step: int, site: int, order: int
     ) -> tuple[float, ...]:
-        known = weigh(method, kept, step, order).tolist()
+        known = table.weights_for(step, site, self.kept[site])
+        if known is None:
+            known = weigh(table.method, self.kept[site], step, order).tolist()
         return (*known, *[0.0] * (self.history - len(known)))

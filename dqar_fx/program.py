@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .capture import Capture
     from .explanation import Explanation
-    from .ledger import Actions, Ledger
+    from .ledger import Actions, Ledger, Weights
     from .lowering import Lowering
     from .plan import Static
     from .steps import Position
@@ -184,14 +184,26 @@ class Program:
         if not 0 <= step < self.table.num_steps:
             raise StepError(f"no step {step}: the branch table has {self.table.num_steps}")
 
-    def run(self, leaves: Sequence[Any], position: Position) -> list[torch.Tensor]:
-        """One step of one stream; the flat outputs of the denoiser."""
+    def run(
+        self, leaves: Sequence[Any], position: Position, weights: Weights | None = None
+    ) -> list[torch.Tensor]:
+        """One step of one stream; the flat outputs of the denoiser.
+
+        Args:
+            leaves: The denoiser's flat inputs.
+            position: Which step of which stream.
+            weights: Of this step's forecasts, per site; None for the table's.
+        """
         stream = self._stream(position.stream)
         slots = stream.slots
         if not slots.holds(position.trajectory):
             self._report_flags(slots)
             slots.enter(position.trajectory)
-        step = self._prepare(stream, position.step)
+        step = (
+            self._prepare(stream, position.step)
+            if weights is None
+            else self._work_out(stream, position.step, weights)
+        )
         if step.num_cold and not self._warned:
             self._warn_cold(step.num_cold, position)
         values: list[Any] = [None] * self.plan.size
@@ -216,6 +228,37 @@ class Program:
             for number in self.plan.outputs
         ]
 
+    def rehearse(
+        self, leaves: Sequence[Any], position: Position, weights: Weights
+    ) -> list[torch.Tensor]:
+        """A step with other weights for its forecasts, which is not the last word.
+
+        What counts as kept afterwards is what was kept before: the same step is to be run
+        again. What it stores is written anew then.
+
+        Args:
+            leaves: The denoiser's flat inputs.
+            position: Which step of which stream; earlier ones of its trajectory have run.
+            weights: Per site, of what it keeps; as `Ledger.weigh` gives them.
+        """
+        slots = self._stream(position.stream).slots
+        before = slots.ledger
+        outputs = self.run(leaves, position, weights)
+        slots.ledger = before
+        return outputs
+
+    def can_rehearse(self, position: Position) -> bool:
+        """Whether a stream has kept all that a step reads."""
+        slots = self._stream(position.stream).slots
+        if not slots.holds(position.trajectory):
+            return False
+        return slots.ledger.actions_for(self.table, position.step)[1] == 0
+
+    def weigh(self, position: Position) -> Weights:
+        """The weights that a step's forecasts have by the table."""
+        ledger, step = self._stream(position.stream).slots.ledger, position.step
+        return ledger.weigh(self.table, self.table.actions[step], step)
+
     def _stream(self, key: tuple[str | None, int]) -> Stream:
         if key not in self.streams:
             slots = Slots(self.slot_specs, len(self.table.sites), self.history)
@@ -230,28 +273,36 @@ class Program:
             return known
         if len(stream.prepared) >= MAX_PREPARED:
             stream.prepared.clear()
-        actions, num_cold = ledger.actions_for(self.table, step)
-        is_last = step == self.table.num_steps - 1
-        # on other devices at the end alone: asking them waits
-        is_checked = is_last or (self._is_on_host and Action.STORE in actions)
-        made = Prepared(
-            self._bound_row(stream, actions, step),
-            ledger.after(actions, step),
-            num_cold,
-            is_checked,
-        )
+        made = self._work_out(stream, step)
         stream.prepared[ledger, step] = made
         return made
 
+    def _work_out(self, stream: Stream, step: int, weights: Weights | None = None) -> Prepared:
+        """A step for what is kept now, with weights of its forecasts or the table's."""
+        ledger = stream.slots.ledger
+        actions, num_cold = ledger.actions_for(self.table, step)
+        is_last = step == self.table.num_steps - 1
+        if weights is None:
+            calls = self._bound_row(stream, actions, step)
+        else:
+            calls = self._bind_row(stream, actions, weights)
+        # on other devices at the end alone: asking them waits
+        is_checked = is_last or (self._is_on_host and Action.STORE in actions)
+        return Prepared(calls, ledger.after(actions, step), num_cold, is_checked)
+
     def _bound_row(self, stream: Stream, actions: Actions, step: int) -> list[BoundCall]:
+        ledger = stream.slots.ledger
+        weights = ledger.weigh(self.table, actions, step)
+        key = (actions.tobytes(), ledger.places(actions), weights)
+        if key not in stream.rows:
+            stream.rows[key] = self._bind_row(stream, actions, weights)
+        return stream.rows[key]
+
+    def _bind_row(self, stream: Stream, actions: Actions, weights: Weights) -> list[BoundCall]:
         slots = stream.slots
         places = slots.ledger.places(actions)
-        weights = slots.ledger.weigh(self.table, actions, step)
-        key = (actions.tobytes(), places, weights)
-        if key not in stream.rows:
-            fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)
-            stream.rows[key] = self._bind(self.plan, actions.tolist(), fill)
-        return stream.rows[key]
+        fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)
+        return self._bind(self.plan, actions.tolist(), fill)
 
     def _bind(
         self, plan: Plan, actions: Sequence[int], fill: Callable[[Static], Any]

@@ -124,6 +124,8 @@ class Written(Plain):
     """Whether each action stands as it is; else C is stored where a later R reads it."""
     orders: tuple[tuple[int, ...], ...] = ((0,),)
     """Of forecasts, ``[steps or 1, sites or 1]``."""
+    weights: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    """Of forecasts, ``[steps, sites, points]``; empty where the method weighs them."""
 
     def spread(self, num_sites: int) -> NDArray[np.str_]:
         """Letters ``[steps, sites]``."""

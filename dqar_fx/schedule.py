@@ -17,7 +17,7 @@ from dqar_fx.passes import Action
 from .errors import ScheduleError
 from .forecast import MAX_ORDER, METHODS, points_of
 from .rules import AllOf, AnyOf, Interval, Linear, Moment, Written, Young
-from .table import READING, BranchTable, find_covered, find_read
+from .table import READING, BranchTable, find_covered, find_read, no_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,6 +125,7 @@ class Schedule:
         max_age: int | None = None,
         orders: ArrayLike | None = None,
         method: str = "taylor",
+        weights: ArrayLike | None = None,
     ) -> Schedule:
         """A schedule written out.
 
@@ -138,16 +139,19 @@ class Schedule:
                 since nothing written out is changed.
             orders: Orders of the forecasts (F), one for all or ``[steps, sites]``.
             method: How to forecast, see `forecast`.
+            weights: Of the forecasts, ``[steps, sites, points]``, in the place of the
+                method's; see `BranchTable`.
 
         Raises:
             ScheduleError: A letter or shape that is none of these.
         """
-        known = orders_of(orders)
+        known, weighed = orders_of(orders), weights_of(weights)
         lines = actions.split() if isinstance(actions, str) else actions
         if isinstance(lines, list | tuple) and lines and isinstance(lines[0], str):
             letters = letters_of_texts([str(line) for line in lines])
             strict = any("S" in line for line in lines)
-            return cls(len(letters), Written(letters, strict, known), max_age, method=method)
+            rule = Written(letters, strict, known, weighed)
+            return cls(len(letters), rule, max_age, method=method)
         try:
             array = np.atleast_1d(np.asarray(lines))
         except ValueError as error:
@@ -160,7 +164,8 @@ class Schedule:
             )
         strict = array.dtype != np.bool_
         letters = letters_of_array(array if strict else array * int(Action.REUSE))
-        return cls(len(letters), Written(letters, strict, known), max_age, method=method)
+        rule = Written(letters, strict, known, weighed)
+        return cls(len(letters), rule, max_age, method=method)
 
     def forecast(self, order: int = 1, method: str = "taylor") -> Schedule:
         """The same schedule, with forecasts in the place of reuse.
@@ -233,11 +238,12 @@ class Schedule:
             actions = self.resolve_written(self.rule, len(paths), around)
         else:
             actions = self.mark_stores(self.decide(paths, around))
-        orders = np.full_like(actions, self.order)
+        orders, weights = np.full_like(actions, self.order), no_weights()
         if isinstance(self.rule, Written) and not self.order:
             orders[:] = self.rule.orders
+            weights = np.array(self.rule.weights) if self.rule.weights else weights
         facts = (self.max_age, self.reason, orders, self.method)
-        return BranchTable(actions, paths, *facts, tuple(around))
+        return BranchTable(actions, paths, *facts, tuple(around), weights)
 
     def mark_stores(
         self, actions: NDArray[np.int8], orders: tuple[tuple[int, ...], ...] = ((0,),)
@@ -317,6 +323,21 @@ def orders_of(orders: ArrayLike | None) -> tuple[tuple[int, ...], ...]:
             f"orders must be one integer, or [steps, sites] of them, found {orders!r}"
         )
     return tuple(tuple(int(order) for order in row) for row in array)
+
+
+def weights_of(weights: ArrayLike | None) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Weights ``[steps, sites, points]`` of forecasts that are written out."""
+    if weights is None:
+        return ()
+    try:
+        array = np.asarray(weights, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScheduleError(f"weights need numbers, [steps, sites, points]: {error}") from None
+    if array.ndim != 3:
+        raise ScheduleError(
+            f"weights need shape [steps, sites, points], but have {list(array.shape)}"
+        )
+    return tuple(tuple(map(tuple, row)) for row in array.tolist())
 
 
 def letters_of_texts(lines: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -35,6 +35,11 @@ def no_orders() -> NDArray[np.int8]:
     return np.zeros((1, 1), np.int8)
 
 
+def no_weights() -> NDArray[np.float64]:
+    """Of a table whose forecasts follow from its method."""
+    return np.zeros((0, 0, 0))
+
+
 @dataclass(frozen=True, eq=False)
 class BranchTable:
     """A schedule resolved against the sites of a model.
@@ -48,11 +53,15 @@ class BranchTable:
             all other cells.
         method: How to forecast, a name of `forecast.METHODS`.
         around: Per column, those of the sites that contain its site; empty where none does.
+        weights: float64 ``[steps, sites, points]``: of what each FORECAST reads, newest first,
+            in the place of the method's; a cell of zeros leaves it to the method, and so does
+            a trajectory that has kept other steps. Empty where the method weighs all.
 
     Raises:
         ScheduleError: A REUSE that no STORE reaches, a STORE that nothing reads, an output
             older than ``max_age``, a site that is covered and should not be or the other way
-            round, an unknown action, or a wrong number of columns.
+            round, an unknown action, a wrong number of columns, or weights that are no
+            numbers or of another shape.
     """
 
     actions: NDArray[np.int8]
@@ -62,6 +71,7 @@ class BranchTable:
     orders: NDArray[np.int8] = field(default_factory=no_orders)
     method: str = "taylor"
     around: tuple[tuple[int, ...], ...] = ()
+    weights: NDArray[np.float64] = field(default_factory=no_weights, repr=False)
 
     def __post_init__(self) -> None:
         actions = np.array(self.actions)
@@ -90,12 +100,15 @@ class BranchTable:
                 f"{list(np.shape(self.orders))}"
             ) from None
         orders = np.where(actions == Action.FORECAST, given, 0).astype(np.int8)
-        for name, array in (("actions", actions), ("orders", orders)):
+        weights = np.array(self.weights, np.float64)
+        arrays = (("actions", actions), ("orders", orders), ("weights", weights))
+        for name, array in arrays:
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         if not any(self.around):
             object.__setattr__(self, "around", ())
         self._verify()
+        self._verify_weights()
 
     def _verify(self) -> None:
         reused = self.is_read
@@ -116,6 +129,22 @@ class BranchTable:
                 f"REUSE of an output older than max_age={self.max_age} steps",
             )
         self._reject(self._dead_stores(), "STORE, but no REUSE reads it")
+
+    def _verify_weights(self) -> None:
+        """Weights are numbers, as many per cell as it reads."""
+        if not self.weights.size:
+            return
+        expected = (*self.actions.shape, self.history)
+        if self.weights.shape != expected:
+            raise ScheduleError(
+                f"weights need shape {list(expected)}, [steps, sites, points], but have "
+                f"{list(self.weights.shape)}. A forecast of this table reads {self.history} "
+                "kept outputs at most"
+            )
+        unknown = np.asarray(~np.isfinite(self.weights).all(axis=2))
+        self._reject(unknown, "weights that are no numbers")
+        idle = np.asarray(self.weights.any(axis=2) & (self.actions != Action.FORECAST))
+        self._reject(idle, "weights, but no FORECAST")
 
     def _dead_stores(self) -> NDArray[np.bool_]:
         stored = self.actions == Action.STORE
@@ -166,6 +195,31 @@ class BranchTable:
         return max(int(self.points.max()), 1)
 
     @cached_property
+    def kept(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """``[steps][sites]``: the steps whose outputs a cell reads, newest first."""
+        stored = [np.nonzero(column == Action.STORE)[0] for column in self.actions.T]
+
+        def read(step: int, site: int) -> tuple[int, ...]:
+            before = stored[site][stored[site] < step]
+            return tuple(before[::-1][: self.points[step, site]].tolist())
+
+        steps, sites = self.actions.shape
+        return tuple(tuple(read(t, s) for s in range(sites)) for t in range(steps))
+
+    def weights_for(self, step: int, site: int, kept: tuple[int, ...]) -> list[float] | None:
+        """Weights of a forecast that the table brings, for the steps that are kept.
+
+        None where it brings none, or where other steps are kept than it was made for.
+        """
+        if not self.weights.size or not self.weights[step, site].any():
+            return None
+        expected = self.kept[step][site]
+        if kept[: len(expected)] != expected:
+            return None
+        found: list[float] = self.weights[step, site].tolist()
+        return found
+
+    @cached_property
     def ages(self) -> NDArray[np.int64]:
         """int64 ``[steps, sites]``: steps since each site was computed last; step 0 has 0."""
         step = np.arange(self.num_steps)[:, None]
@@ -197,6 +251,8 @@ class BranchTable:
         done = f" of step {source}" if action == Action.REUSE else ""
         if action == Action.FORECAST:
             done = f" of order {self.orders[step, column]} from step {source}"
+            if self.weights.size and self.weights[step, column].any():
+                done += f", weights {np.round(self.weights[step, column], 3).tolist()}"
         return f"{self.where(step, column)}: {action.name}{done}, {said}"
 
     def column_of(self, site: int | str) -> int:
@@ -225,6 +281,8 @@ class BranchTable:
             content |= {"method": self.method, "orders": self.orders.T.tolist()}
         if any(self.around):
             content["around"] = self.around
+        if self.weights.size:
+            content["weights"] = self.weights.tolist()
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
@@ -242,6 +300,8 @@ class BranchTable:
             max_age = None if max_age is None else operator.index(max_age)
             orders = content.get("orders")
             known = no_orders() if orders is None else np.array(orders, np.int8).T
+            weights = content.get("weights")
+            weighed = no_weights() if weights is None else np.array(weights, np.float64)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"
@@ -253,6 +313,7 @@ class BranchTable:
             orders=known,
             method=content.get("method", "taylor"),
             around=tuple(tuple(each) for each in content.get("around", ())),
+            weights=weighed,
         )
 
     @property
@@ -282,6 +343,7 @@ class BranchTable:
             all(getattr(self, name) == getattr(other, name) for name in facts)
             and np.array_equal(self.actions, other.actions)
             and np.array_equal(self.orders, other.orders)
+            and np.array_equal(self.weights, other.weights)
         )
 
     def __hash__(self) -> int:
@@ -292,7 +354,8 @@ class BranchTable:
         told = ", . inside of what is read" if (self.actions == Action.COVERED).any() else ""
         if not orders:
             return told
-        return f", F forecast ({self.method}, order {', '.join(map(str, orders))}){told}"
+        how = f"{self.method}, fitted" if self.weights.size else self.method
+        return f", F forecast ({how}, order {', '.join(map(str, orders))}){told}"
 
     def __str__(self) -> str:
         """The report's diagram: time to the right, shallow sites above deep ones."""

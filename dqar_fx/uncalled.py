@@ -14,7 +14,7 @@ import numpy as np
 from dqar_fx.passes import Action
 
 from .rules import AllOf, Written, Young
-from .table import find_read
+from .table import find_read, no_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,9 @@ def resolve_inside(
     if isinstance(schedule.rule, Written):
         table = schedule.resolve(sites, around)
         actions = without_calls(table, skipped, is_strict=schedule.rule.strict)
-        return replace(table, actions=actions, reason=Reason(table, tuple(skipped)))
+        reason = Reason(table, tuple(skipped))
+        left = replace(table, actions=actions, reason=reason, weights=no_weights())
+        return replace(left, weights=weights_of_same(table, left))
     rule = schedule.rule
     if schedule.max_age is not None:
         rule = AllOf((rule, Young(schedule.max_age)))
@@ -76,6 +78,16 @@ def without_calls(table: BranchTable, skipped: Mask, *, is_strict: bool) -> NDAr
     actions = np.where(called & ~computes, table.actions, Action.COMPUTE).astype(np.int8)
     actions[stores & find_read(stores, reads, table.points)] = Action.STORE
     return actions
+
+
+def weights_of_same(table: BranchTable, other: BranchTable) -> NDArray[np.float64]:
+    """A table's weights where another one reads the same steps; elsewhere the method's."""
+    if not table.weights.size:
+        return table.weights
+    pairs = (zip(*rows, strict=True) for rows in zip(table.kept, other.kept, strict=True))
+    same = np.array([[a == b for a, b in row] for row in pairs])
+    known = np.where(same[..., None], table.weights, 0.0)
+    return known[..., : other.history]
 
 
 @dataclass(frozen=True)

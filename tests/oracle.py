@@ -186,6 +186,28 @@ class ForecastOracle:
         return torch.from_numpy(result).reshape(points[0][1].shape).to(points[0][1].dtype)
 
 
+class GivenWeights(ForecastOracle):
+    """Adds up what was kept with the table's weights."""
+
+    def hook(self, site: int, step: int) -> Any:
+        """The hook of one site for one step."""
+        inner = super().hook(site, step)
+
+        def replace(*given: Any) -> Any:
+            self.weights = self.table.weights[step, site].tolist()
+            return inner(*given)
+
+        return replace
+
+    def predict(
+        self, past: list[tuple[int, torch.Tensor]], step: int, order: int
+    ) -> torch.Tensor:
+        """The weighted sum of one tensor's values."""
+        pairs = zip(past, self.weights, strict=False)
+        total = sum(weight * value.double() for (_, value), weight in pairs)
+        return total.to(past[0][1].dtype)
+
+
 class ResidualOracle(ForecastOracle):
     """The same with blocks and spans among the sites: what they add to their input is kept.
 

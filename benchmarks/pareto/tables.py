@@ -38,7 +38,10 @@ class Saved:
             "".join(Action(a).letter.replace("S", "C") for a in column)
             for column in table.actions.T
         ]
-        return Schedule.from_actions(texts, orders=table.orders, method=table.method)
+        weights = table.weights if table.weights.size else None
+        return Schedule.from_actions(
+            texts, orders=table.orders, method=table.method, weights=weights
+        )
 
 
 def read_tables(

@@ -26,16 +26,7 @@ def check_arguments(
     quality: float | None,
 ) -> None:
     """Raise for what cannot be optimised."""
-    model = getattr(pipeline, "transformer", None)
-    if not isinstance(model, torch.nn.Module) or isinstance(model, Denoiser):
-        raise DqarError(
-            "optimise needs a diffusers pipeline with its own transformer; found "
-            f"{type(pipeline).__name__} with a transformer of type {type(model).__name__}"
-        )
-    if getattr(pipeline, "scheduler", None) is None:
-        raise DqarError(f"optimise needs a scheduler, but {type(pipeline).__name__} has none")
-    if isinstance(inputs, str) or not len(inputs):
-        raise ScheduleError(f"inputs must be several prompts or labels, found {inputs!r}")
+    check_pipeline(pipeline, inputs)
     if not orders or not all(isinstance(o, int) and 0 <= o <= MAX_ORDER for o in orders):
         raise ScheduleError(f"orders must be among 0 to {MAX_ORDER}, found {orders!r}")
     if 0 not in orders:
@@ -47,6 +38,20 @@ def check_arguments(
     for name, value in (("ms", ms), ("quality", quality)):
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ScheduleError(f"{name} must be a positive number, found {value!r}")
+
+
+def check_pipeline(pipeline: Any, inputs: Sequence[Any]) -> None:
+    """Raise for what is no pipeline, or nothing to generate."""
+    model = getattr(pipeline, "transformer", None)
+    if not isinstance(model, torch.nn.Module) or isinstance(model, Denoiser):
+        raise DqarError(
+            "expected a diffusers pipeline with its own transformer; found "
+            f"{type(pipeline).__name__} with a transformer of type {type(model).__name__}"
+        )
+    if getattr(pipeline, "scheduler", None) is None:
+        raise DqarError(f"expected a scheduler, but {type(pipeline).__name__} has none")
+    if isinstance(inputs, str) or not len(inputs):
+        raise ScheduleError(f"inputs must be several prompts or labels, found {inputs!r}")
 
 
 def check_guidances(guidances: Sequence[Guidance]) -> None:

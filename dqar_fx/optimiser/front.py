@@ -203,13 +203,16 @@ def read_point(folder: Path, row: dict[str, Any]) -> Point:
     from dqar_fx.schedule import Schedule
 
     table = BranchTable.load(folder / row["table"])
-    plain = Schedule.from_actions(table.actions, orders=table.orders, method=table.method)
+    weights = table.weights if table.weights.size else None
+    plain = Schedule.from_actions(
+        table.actions, orders=table.orders, method=table.method, weights=weights
+    )
     reasons = tuple(tuple(each) for each in row["reasons"])
     written = plain.rule
     assert isinstance(written, Written)
     # what is stored follows from what is read, also where a stream is left out
     letters = tuple(tuple(c.replace("S", "C") for c in row) for row in written.letters)
-    rule = Found(letters, False, written.orders, reasons)
+    rule = Found(letters, False, written.orders, written.weights, reasons)
     sites = row["sites"] if isinstance(row["sites"], str) else tuple(row["sites"])
     return Point(
         ms=row["ms"],

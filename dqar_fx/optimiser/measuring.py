@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from dataclasses import replace
@@ -23,7 +22,7 @@ from dqar_fx.transform import transform
 from .costs import measure_costs
 from .measured import Measured, fit_sensitivity, spread_gain
 from .observe import Notes, ObserverBuilder
-from .trials import Job, Trials
+from .trials import Job, Trials, run_attached
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,11 +74,9 @@ def measure(
     num_calls = trials.denoiser.table.num_steps
     reach = 3 * max_age + 2  # the third step back of a parabola, at the largest distances
     notes = Notes(num_calls, reach, TRIES, np.random.default_rng(job.seed))
-    model, own = job.pipeline.transformer, copy.deepcopy(job.pipeline.scheduler)
+    model = job.pipeline.transformer
     observing = Denoiser(model, ObserverBuilder(notes, sites), CompileOptions.of(None))
-    if hasattr(own, "step_index"):
-        observing.attach_scheduler(own)
-    job.run(observing, own)
+    run_attached(job, observing)
     unseen = [step for step in range(num_calls) if not notes.gram[:, step, step].any()]
     if unseen:
         raise ScheduleError(

@@ -13,6 +13,7 @@ from dqar_fx.forecast import points_of
 from dqar_fx.schedule import check_at_least
 
 from .arguments import check_arguments, check_guidances
+from .fit_front import fit_front
 from .front import Front, Point
 from .measuring import add_guided_costs, identify, keep_steps, measure, recall
 from .search import Search
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 LEVELS = (0.3, 0.36, 0.42, 0.5, 0.6, 0.72, 0.85)
 """Shares of the full time at which a front is searched."""
-OTHER_SEEDS, HELD_OUT = 500_000, 1_000_000
-"""Distances of the seeds that confirm what seems better, and of those that judge the front."""
+FIT_SEEDS, OTHER_SEEDS, HELD_OUT = 250_000, 500_000, 1_000_000
+"""Distances of the seeds that weights are fitted on, of those that confirm what seems better,
+and of those that judge the front."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def optimise(
     num_steps: int = 50,
     max_age: int = 6,
     trials: int = 80,
+    fit: bool = True,
     batch_size: int = 8,
     seed: int = 0,
     compile: str | Mapping[str, Any] | None = None,
@@ -90,7 +93,8 @@ def optimise(
     One run of the untransformed pipeline measures the error of every cell (site, step, age,
     order) and what it does to the denoiser's output; a few more measure what an error at a
     step does to the pictures, and what rows cost. Tables that are best under that model are
-    then tried on pictures and improved. Same inputs and costs give the same tables.
+    then tried on pictures and improved; in the end the weights of their forecasts are fitted.
+    Same inputs and costs give the same tables.
 
     Args:
         pipeline: A diffusers pipeline with a ``transformer`` and a ``scheduler``; both are as
@@ -108,6 +112,9 @@ def optimise(
         num_steps: Denoising steps (``num_inference_steps``).
         max_age: Steps that a kept value may live.
         trials: Tables that are tried on pictures.
+        fit: Whether the best tables also get weights that are fitted to the model, see
+            `fit_forecasts`: the same cost, better pictures; about as many evaluations of a
+            step as it has weights. Tables with guidance of their own are not fitted.
         batch_size: Inputs per run.
         seed: Of the noise, and of the search.
         compile: As for ``transform``: what costs are measured with.
@@ -163,9 +170,13 @@ def optimise(
             measured, segments, found, others, wanted, cache_bytes, streams, rng, tell
         )
         search_front(search, ms, quality, trials)
+        full_ms = measured.num_steps * measured.step_ms
+        front = Front.of(filter(None, search.points.values()), measured.sites, full_ms)
+        if fit:
+            bar.set_postfix_str("fitting")
+            other_job = replace(job, seed=job.seed + FIT_SEEDS, batch_size=len(job.inputs))
+            front = fit_front(front, other_job, (found, others), place, ms)
 
-    full_ms = measured.num_steps * measured.step_ms
-    front = Front.of(filter(None, search.points.values()), measured.sites, full_ms)
     front = judge(front, on_other_seeds(found, HELD_OUT))
     if place is not None:
         front.save(place)

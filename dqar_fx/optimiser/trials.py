@@ -153,11 +153,8 @@ class Trials:
         return self._run(tried)
 
     def _run(self, denoiser: Denoiser) -> torch.Tensor:
-        own = copy.deepcopy(self.job.pipeline.scheduler)
-        if hasattr(own, "step_index"):
-            denoiser.attach_scheduler(own)
         self.pictures_run += len(self.job.inputs)
-        return self.job.run(denoiser, own)
+        return run_attached(self.job, denoiser)
 
     def _write(self, key: str) -> None:
         if self.file is not None:
@@ -167,9 +164,18 @@ class Trials:
                 lines.write(json.dumps(row) + "\n")
 
 
+def run_attached(job: Job, denoiser: Denoiser, scheduler: Any = None) -> torch.Tensor:
+    """All pictures of a denoiser, which follows the scheduler where that counts its steps."""
+    own = copy.deepcopy(job.pipeline.scheduler) if scheduler is None else scheduler
+    if hasattr(own, "step_index"):
+        denoiser.attach_scheduler(own)
+    return job.run(denoiser, own)
+
+
 def identity(table: BranchTable, guidance: Guidance | None) -> str:
     """A text that is equal for equal tables and guidance."""
-    digest = hashlib.sha256(table.actions.tobytes() + table.orders.tobytes())
+    arrays = (table.actions, table.orders, table.weights)
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays))
     digest.update(repr((table.sites, table.method, table.actions.shape)).encode())
     if guidance is not None:
         digest.update(repr(guidance).encode())

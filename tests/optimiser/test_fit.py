@@ -1,0 +1,155 @@
+"""Weights fitted to a model: the least squares, each step, and what is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dqar_fx
+from dqar_fx import DqarError, Schedule, ScheduleError, fit_forecasts
+from dqar_fx.optimiser.fit import solve
+from dqar_fx.optimiser.trials import Job, Trials, psnr
+from tests.models import make_dit
+from tests.optimiser.helpers import reference_pipeline
+from tests.oracle import ForecastOracle, GivenWeights
+
+STEPS = 8
+INPUTS = [1, 8, 3]
+PLAIN = Schedule.interval(STEPS, 3, warmup=2).forecast(2)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return reference_pipeline()
+
+
+@pytest.fixture(scope="module")
+def fitted(pipe):
+    return fit_forecasts(pipe, INPUTS, PLAIN, sites="all", seed=7, guidance_scale=1.5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), size=st.integers(1, 6))
+def test_solve_finds_what_makes_the_error_least(seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    effects = torch.randn(size, 40, generator=generator, dtype=torch.float64)
+    error = torch.randn(40, generator=generator, dtype=torch.float64)
+    found = solve(effects, error)
+    right = np.linalg.lstsq(effects.T.numpy(), -error.numpy(), rcond=None)[0]
+    assert np.allclose(found, right, atol=1e-3)
+
+
+def test_solve_leaves_weights_without_effect():
+    effects = torch.zeros(2, 5, dtype=torch.float64)
+    effects[0] = 1
+    assert solve(effects, torch.ones(5, dtype=torch.float64)).tolist() == pytest.approx(
+        [-1, 0], abs=1e-5
+    )
+
+
+def test_fit_keeps_the_actions_and_brings_pictures_nearer(pipe, fitted):
+    job = Job(pipe, tuple(INPUTS), 7, STEPS, len(INPUTS), {"guidance_scale": 1.5})
+    denoiser = dqar_fx.transform(pipe.transformer, PLAIN, sites="all")
+    trials = Trials(job, denoiser)
+    trials.capture()
+    plain_db, fitted_db = (
+        psnr(trials.right, trials.pictures(each)) for each in (PLAIN, fitted)
+    )
+    table, plain = fitted.resolve(denoiser.table.sites), denoiser.table
+    assert np.array_equal(table.actions, plain.actions)
+    assert np.array_equal(table.orders, plain.orders)
+    assert fitted_db > plain_db + 1
+    assert table.why(3, 0).endswith(plain.why(3, 0).rpartition(", ")[2])
+    assert "weights [" in table.why(3, 0)
+
+
+def test_fit_is_deterministic(pipe, fitted):
+    again = fit_forecasts(pipe, INPUTS, PLAIN, sites="all", seed=7, guidance_scale=1.5)
+    assert again.rule.letters == fitted.rule.letters
+    assert np.allclose(again.rule.weights, fitted.rule.weights, rtol=1e-2, atol=1e-2)
+
+
+def guided(difference):
+    """What guidance of 1.5 makes of an output's error."""
+    conditional, unconditional = difference[:, :4].chunk(2)
+    return unconditional + 1.5 * (conditional - unconditional)
+
+
+class Watched(torch.nn.Module):
+    """Runs a fitted table with hooks, and compares its forecasts with the method's."""
+
+    def __init__(self, model, fitted, plain):
+        super().__init__()
+        self.model, self.config, self.step = model, model.config, 0
+        self.fitted, self.plain = GivenWeights(model, fitted), ForecastOracle(model, plain)
+        self.plain.kept = self.fitted.kept
+        self.errors = []
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def forward(self, hidden_states, **given):
+        given = {"hidden_states": hidden_states, **given}
+        right, step = self.model(**given).sample, self.step
+        found = self.fitted(step, **given)
+        if self.plain.table.orders[step].any():
+            other = self.plain(step, **given)
+            self.errors.append((guided(found - right).norm(), guided(other - right).norm()))
+        self.step += 1
+        return SimpleNamespace(sample=found)
+
+
+def test_fit_comes_nearer_at_each_step_than_the_method(pipe, fitted):
+    paths = dqar_fx.transform(pipe.transformer, PLAIN, sites="all")
+    pipe_job = Job(pipe, tuple(INPUTS), 7, STEPS, len(INPUTS), {"guidance_scale": 1.5})
+    Trials(pipe_job, paths).capture()
+    sites = paths.table.sites
+    watched = Watched(pipe.transformer, fitted.resolve(sites), PLAIN.resolve(sites))
+    pipe_job.run(watched)
+    assert len(watched.errors) == int((paths.table.orders[:, 0] > 0).sum())
+    assert all(own <= 1.001 * other for own, other in watched.errors)
+    assert sum(own for own, _ in watched.errors) < 0.9 * sum(o for _, o in watched.errors)
+
+
+def test_fit_refuses_another_model(fitted):
+    with pytest.raises(ScheduleError, match="the fitted forecast was measured on another"):
+        dqar_fx.transform(make_dit(layers=1).model, fitted)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "change", "error", "message"),
+    [
+        (Schedule.interval(STEPS, 3), {}, ScheduleError, "forecasts nothing"),
+        (PLAIN, {"transformer": None}, DqarError, "expected a diffusers pipeline"),
+        (PLAIN, {"scheduler": None}, DqarError, "expected a scheduler"),
+    ],
+)
+def test_fit_refuses_what_cannot_be_fitted(pipe, schedule, change, error, message):
+    facts = {"transformer": pipe.transformer, "scheduler": pipe.scheduler} | change
+    given = pipe if not change else SimpleNamespace(**facts)
+    with pytest.raises(error, match=message):
+        fit_forecasts(given, INPUTS, schedule, guidance_scale=1.5)
+
+
+class TwiceAsLong:
+    """A scheduler of second order: two timesteps per step."""
+
+    def set_timesteps(self, num_steps):
+        self.timesteps = list(range(2 * num_steps - 1))
+
+
+def test_fit_refuses_a_schedule_of_another_length(pipe):
+    scheduler = TwiceAsLong()
+    given = SimpleNamespace(transformer=pipe.transformer, scheduler=scheduler)
+    with pytest.raises(ScheduleError, match="has 8 steps, but"):
+        fit_forecasts(given, INPUTS, PLAIN)
+
+
+def test_fit_refuses_no_inputs(pipe):
+    with pytest.raises(ScheduleError, match="several prompts or labels"):
+        fit_forecasts(pipe, [], PLAIN)
