@@ -106,6 +106,7 @@ def saved_schedule(table: BranchTable, file: str, options: ScheduleOptions) -> S
         max_age=table.max_age,
         orders=table.orders if table.orders.any() else None,
         method=table.method,
+        weights=table.weights if table.weights.size else None,
     )
     return replace(check_steps(schedule, file, options), sites=table.sites)
 

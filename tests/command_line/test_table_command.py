@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from dqar_fx import BranchTable, Schedule, rivals
+from dqar_fx import Action, BranchTable, Schedule, rivals
 from tests.command_line.configs import config, expect_error, run
 
 __all__ = ["config"]
@@ -47,6 +50,17 @@ def test_saved_table_is_printed_and_is_a_schedule(config, capsys, tmp_path):
     argv = ("table", config, "--schedule", saved, "--out", again)
     assert run(capsys, *argv)[:2] == (0, printed)
     assert BranchTable.load(again) == BranchTable.load(saved)
+
+
+def test_fitted_weights_of_a_saved_table_are_kept(config, capsys, tmp_path):
+    saved, again = tmp_path / "saved.json", tmp_path / "again.json"
+    plain = Schedule.interval(9, 3, warmup=3).forecast(1).resolve(ATTENTION)
+    weights = np.zeros((9, 2, 2))
+    weights[plain.actions == Action.FORECAST] = (1.75, -0.75)
+    table = replace(plain, weights=weights)
+    table.save(saved)
+    assert run(capsys, "table", config, "--schedule", saved, "--out", again)[0] == 0
+    assert BranchTable.load(again) == table != plain
 
 
 @pytest.mark.parametrize("site", ["1", ATTENTION[1]])
