@@ -11,6 +11,7 @@ import torch
 from benchmarks.machine import choose_device
 from benchmarks.reference import PIPELINE
 from dqar_fx.command_line.arguments import Parser
+from dqar_fx.command_line.arguments import at_least as at_least  # for all benchmarks
 
 LOWERINGS = ("regional", "whole", "eager")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
