@@ -4,23 +4,17 @@ import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from benchmarks.machine import choose_device
 from benchmarks.reference import PIPELINE
+from dqar_fx.command_line.arguments import Parser
+from dqar_fx.command_line.arguments import at_least as at_least  # for all benchmarks
 
 LOWERINGS = ("regional", "whole", "eager")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end with code 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def new_parser(command: str, description: str, examples: str) -> Parser:
@@ -56,23 +50,6 @@ def read_values(
     del values["quick"]
     values["device"] = values["device"] or choose_device()
     return values
-
-
-def at_least(minimum: int) -> Callable[[str], int]:
-    """A converter for argparse: an integer that is not below ``minimum``."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = minimum - 1
-        if value < minimum:
-            raise argparse.ArgumentTypeError(
-                f"expected an integer of at least {minimum}, found {text!r}"
-            )
-        return value
-
-    return convert
 
 
 def above(minimum: float) -> Callable[[str], float]:

@@ -2,13 +2,20 @@
 
 `transform` turns a denoiser and a `Schedule` into a `Denoiser` that reuses attention outputs
 across denoising steps, as a static `BranchTable` says.
+
+Loggers ``dqar_fx.capture`` and ``dqar_fx.lowering`` say what was captured and lowered (INFO),
+``dqar_fx.runner`` what each pass did (DEBUG); all are silent unless set up. The environment
+variable ``DQAR_FX_DUMP=folder`` writes every graph to files, see `dqar_fx.dumps`.
 """
+
+import logging
 
 from . import rivals
 from .calibrate import calibrate
 from .calibration import Calibration
 from .costs import DeviceProfile, Report, compare, measure_profile
 from .denoiser import Denoiser
+from .diffs import GraphDiff, graph_diff
 from .errors import (
     CaptureError,
     DqarError,
@@ -27,6 +34,8 @@ from .schedule import Schedule
 from .table import BranchTable
 from .transform import transform
 
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent by default
+
 __all__ = [
     "Action",
     "BranchTable",
@@ -37,6 +46,7 @@ __all__ = [
     "DqarError",
     "FormatError",
     "Front",
+    "GraphDiff",
     "Guidance",
     "Optimum",
     "Policy",
@@ -50,6 +60,7 @@ __all__ = [
     "compare",
     "entropy_gate",
     "fit_forecasts",
+    "graph_diff",
     "measure_profile",
     "optimise",
     "policy_gate",

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,9 @@ from .errors import CaptureError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     Raises:
         CaptureError: The model's forward cannot be exported for these inputs.
     """
+    start = perf_counter()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
@@ -78,6 +84,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     assert isinstance(module, fx.GraphModule)
     module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs
     plain = fx.GraphModule(module, module.graph)  # without the input checks in hooks
+    ms, size = 1e3 * (perf_counter() - start), len(plain.graph.nodes)
+    logger.info("captured %s: %d nodes, %.0f ms", type(model).__name__, size, ms)
     return Capture(plain, exported.call_spec.out_spec)
 
 

@@ -430,9 +430,17 @@ class Denoiser(Face):
         """Slot bytes of one stream of the latest captured signature."""
         return self.program.cache_bytes
 
-    def explain(self) -> Explanation:
-        """Sites, near misses and what each pass did, for the latest captured signature."""
-        return self.program.explain()
+    def explain(self, step: int | None = None) -> Explanation:
+        """Sites, near misses, passes and actions, for the latest captured signature.
+
+        Args:
+            step: Whose actions to explain; None for all.
+
+        Raises:
+            DqarError: Nothing has been captured yet.
+            StepError: The table has no such step.
+        """
+        return self.program.explain(step)
 
     def report(
         self,

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.passes import Action
 
+from .cells import read_rows
 from .denoiser import Denoiser
 from .explanation import Explanation
 from .halves import Halves
@@ -54,6 +55,9 @@ class GuidedExplanation(Explanation):
     """The same, with a word on guidance."""
 
     guidance: str = ""
+
+    def _content(self) -> dict[str, Any]:
+        return {**super()._content(), "guidance": self.guidance}
 
     def __str__(self) -> str:
         return f"{super().__str__()}\n{self.guidance}"
@@ -297,9 +301,11 @@ class GuidedDenoiser(Denoiser):
         """Bytes of both streams' slots and kept output, for the latest captured signature."""
         return super().cache_bytes + self._beside(self.program).cache_bytes
 
-    def explain(self) -> Explanation:
-        """Sites, near misses, passes and guidance, for the latest captured signature."""
-        found = super().explain()
+    def explain(self, step: int | None = None) -> Explanation:
+        """The same, with guidance and the actions of its unconditional stream."""
+        found, table = super().explain(step), self.unconditional.table
         facts = {each.name: getattr(found, each.name) for each in fields(found)}
-        said = self.guidance.describe(self.unconditional.table)
+        steps = range(table.num_steps) if step is None else (step,)
+        facts["rows"] += read_rows(table, steps, stream=1)
+        said = self.guidance.describe(table)
         return GuidedExplanation(**facts, guidance=said)

@@ -8,6 +8,7 @@ variants' graphs as they are, on any device.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from dqar_fx.passes.graphs import graph_outputs, structure_of
 
 from .errors import FormatError
 from .plan import Variant
-from .runner import fork, run_pass, run_passes
+from .runner import fork, ignore, run_pass, run_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
     from dqar_fx.passes import Action
 
-    from .runner import PassReport
+    from .runner import Observer, PassReport
+
+logger = logging.getLogger(__name__)
 
 UNITS = ("regional", "whole")
 REPLAYING_MODES = ("reduce-overhead", "max-autotune")
@@ -82,13 +85,19 @@ class CompileOptions:
 class Lowering:
     """Specialises and lowers regions, each distinct one once.
 
+    Args:
+        options: How.
+        observe: Is shown each graph before and after passes, and ``"lowered"`` with the
+            letters of its actions.
+
     Attributes:
         variants: The lowered variants by structure.
         reports: What passes did to them.
     """
 
-    def __init__(self, options: CompileOptions) -> None:
+    def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:
         self.options = options
+        self._observe = observe
         self.variants: dict[str, Variant] = {}
         self.reports: list[PassReport] = []
         self._known: dict[tuple[fx.GraphModule, object, object], Variant] = {}
@@ -99,15 +108,23 @@ class Lowering:
         """The lowered variant of a region for actions and live outputs."""
         key = (region, actions, live)
         if key not in self._known:
-            gm, kept, report = specialise_region(region, actions, live)
+            gm, kept, report = specialise_region(region, actions, live, self._observe)
             self.reports.append(report)
             structure = structure_of(gm)
             if structure not in self.variants:
                 function = self.lower(gm)
                 self.variants[structure] = Variant(gm, function, kept, structure)
+                self._note(gm, actions)
             shared = self.variants[structure]
             self._known[key] = Variant(shared.gm, shared.function, kept, structure)
         return self._known[key]
+
+    def _note(self, gm: fx.GraphModule, actions: Sequence[Action]) -> None:
+        """Log and show what was lowered."""
+        letters = "".join(action.letter for action in actions)
+        unit, size = self.options.unit or "eager", len(gm.graph.nodes)
+        logger.info("lowered a region (%s): actions %s, %d nodes", unit, letters or "-", size)
+        self._observe("lowered", letters, gm)
 
     def count_variants(self, region: fx.GraphModule) -> int:
         """Distinct lowered variants of a region so far."""
@@ -117,13 +134,16 @@ class Lowering:
         """What runs a graph."""
         if self.options.unit is None:
             return gm.forward
-        self.reports += run_passes(gm, COMPILED, graph="region")
+        self.reports += run_passes(gm, COMPILED, "region", self._observe)
         keywords = {"fullgraph": True, **self.options.keywords}
         return torch.compile(gm.forward, **keywords)
 
 
 def specialise_region(
-    region: fx.GraphModule, actions: Sequence[Action], live: Sequence[bool]
+    region: fx.GraphModule,
+    actions: Sequence[Action],
+    live: Sequence[bool],
+    observe: Observer = ignore,
 ) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
     """A region's graph for actions, giving live outputs only.
 
@@ -134,6 +154,6 @@ def specialise_region(
     outputs = zip(graph_outputs(gm.graph), live, strict=True)
     gm.graph.output_node().args = (tuple(node for node, alive in outputs if alive),)
     before = [node.name for node in gm.graph.find_nodes(op="placeholder")]
-    report = run_pass(gm, partial(specialise, actions=actions), "region")
+    report = run_pass(gm, partial(specialise, actions=actions), "region", observe)
     after = {node.name for node in gm.graph.find_nodes(op="placeholder")}
     return gm, tuple(i for i, name in enumerate(before) if name in after), report

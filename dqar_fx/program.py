@@ -15,6 +15,7 @@ import torch
 
 from dqar_fx.passes import Action, specialise
 
+from .cells import read_rows
 from .conditioning import Ahead, Conditioning, Memo
 from .drop import tabulate_labels
 from .errors import StepError
@@ -165,10 +166,20 @@ class Program:
         self._conditioning.fixed = found
         return found
 
-    def explain(self) -> Explanation:
-        """What was found and done, passes on the regions lowered so far included."""
+    def explain(self, step: int | None = None) -> Explanation:
+        """What was found and done, passes on the regions lowered so far included.
+
+        Args:
+            step: Whose actions to explain; None for all.
+
+        Raises:
+            StepError: The table has no such step.
+        """
         reports = (*self.explanation.reports, *self.lowering.reports)
-        return replace(self.explanation, reports=reports)
+        if step is not None:
+            self._refuse_step(step)
+        steps = range(self.table.num_steps) if step is None else (step,)
+        return replace(self.explanation, reports=reports, rows=read_rows(self.table, steps))
 
     @property
     def cache_bytes(self) -> int:
@@ -213,12 +224,16 @@ class Program:
         Raises:
             StepError: The table has no such step.
         """
-        if not 0 <= step < self.table.num_steps:
-            raise StepError(f"no step {step}: the branch table has {self.table.num_steps}")
+        self._refuse_step(step)
         gm = fork(self.guarded)
         specialise(gm, self.table.row(step))
         gm.recompile()
         return gm
+
+    def _refuse_step(self, step: int) -> None:
+        """Raise for a step that the table does not have."""
+        if not 0 <= step < self.table.num_steps:
+            raise StepError(f"no step {step}: the branch table has {self.table.num_steps}")
 
     def run(
         self, leaves: Sequence[Any], position: Position, weights: Weights | None = None

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from .operators import count_changes, count_operators
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     Pass = Callable[[fx.GraphModule], int] | partial[int]
+    Observer = Callable[[str, str, fx.GraphModule], None]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class PassReport:
         rewrites: The number it returned.
         nodes: Nodes of the graph before and after.
         ms: Time of the pass itself, in milliseconds.
+        delta: Operators gained or, negative, lost, by name, as `operators.count_operators`
+            has them: what moved into a graph inside of this one is not lost.
     """
 
     name: str
@@ -33,6 +41,13 @@ class PassReport:
     rewrites: int
     nodes: tuple[int, int]
     ms: float
+    delta: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> list[str]:
+        """The report in one line, and what it changed in another."""
+        changes = ", ".join(f"{name} {count:+d}" for name, count in self.delta.items())
+        return [str(self), f"    {changes}"] if changes else [str(self)]
 
     def __str__(self) -> str:
         before, after = self.nodes
@@ -42,22 +57,47 @@ class PassReport:
         )
 
 
+def ignore(when: str, name: str, gm: fx.GraphModule) -> None:
+    """The observer that does nothing."""
+
+
 def run_passes(
-    gm: fx.GraphModule, passes: Iterable[Pass], graph: str = "step"
+    gm: fx.GraphModule,
+    passes: Iterable[Pass],
+    graph: str = "step",
+    observe: Observer = ignore,
 ) -> list[PassReport]:
-    """Run passes in order, in place; one report each."""
-    return [run_pass(gm, each, graph) for each in passes]
+    """Run passes in order, in place; one report each.
+
+    Args:
+        gm: The graph.
+        passes: What to run.
+        graph: Its name in the reports.
+        observe: Is shown the graph ``"before"`` and ``"after"`` each pass, with the pass's
+            name, and that of the graph if it is not the step.
+    """
+    return [run_pass(gm, each, graph, observe) for each in passes]
 
 
-def run_pass(gm: fx.GraphModule, each: Pass, graph: str = "step") -> PassReport:
+def run_pass(
+    gm: fx.GraphModule, each: Pass, graph: str = "step", observe: Observer = ignore
+) -> PassReport:
     """Run one pass, then lint and recompile the graph."""
     function: Any = each.func if isinstance(each, partial) else each
-    before, start = len(gm.graph.nodes), perf_counter()
+    name: str = function.__name__
+    shown = name if graph == "step" else f"{name}.{graph}"
+    observe("before", shown, gm)
+    operators, before, start = count_operators(gm), len(gm.graph.nodes), perf_counter()
     rewrites = each(gm)
     ms = 1e3 * (perf_counter() - start)
     gm.graph.lint()
     gm.recompile()
-    return PassReport(function.__name__, graph, rewrites, (before, len(gm.graph.nodes)), ms)
+    nodes = (before, len(gm.graph.nodes))
+    delta = count_changes(operators, count_operators(gm))
+    report = PassReport(name, graph, rewrites, nodes, ms, delta)
+    logger.debug("%s", report)
+    observe("after", shown, gm)
+    return report
 
 
 def fork(gm: fx.GraphModule) -> fx.GraphModule:

@@ -29,6 +29,7 @@ from .cache_support import refuse_format
 from .capture import capture
 from .conditioning import check_way
 from .denoiser import Denoiser
+from .dumps import open_dump
 from .errors import CaptureError, FormatError, ScheduleError, SiteError
 from .explanation import Explanation
 from .guidance import Guidance
@@ -37,7 +38,7 @@ from .lowering import CompileOptions, Lowering
 from .plan import make_plan
 from .program import Program
 from .release import Weights, check_place
-from .runner import fork, run_passes
+from .runner import fork, ignore, run_passes
 from .schedule import Schedule
 from .sites import choose_sites
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from dqar_fx.passes import Site
     from dqar_fx.passes.module_sites import Match
 
-    from .runner import PassReport
+    from .runner import Observer, PassReport
 
 KINDS_KEPT = ("output", "kv")
 
@@ -223,9 +224,11 @@ class Builder:
         """The way of the data, from a model and the inputs of one call."""
         captured = capture(model, args, kwargs)
         blocks = find_blocks(captured.gm.graph.nodes)
+        observe, observe_regions = open_dump(type(model).__name__)
+        observe("captured", type(model).__name__, captured.gm)
 
         graph = fork(captured.gm)
-        reports = run_passes(graph, early_passes(options, blocks))
+        reports = run_passes(graph, early_passes(options, blocks), observe=observe)
         wanted = [self.sites] if isinstance(self.sites, str) else self.sites
         matches, near_misses = find_sites(graph, spans=wanted)
         if self.keep == "kv":
@@ -243,16 +246,17 @@ class Builder:
         reports += run_passes(
             guarded,
             [partial(insert_guards, matches=chosen, cache=self.cache, history=history)],
+            observe=observe,
         )
         outlined = fork(guarded)
-        reports += outline(outlined, () if options.unit == "whole" else blocks)
+        reports += outline(outlined, () if options.unit == "whole" else blocks, observe)
         near_misses += hoisted_attention(outlined)
         return Program(
             captured=captured,
             guarded=guarded,
             plan=make_plan(outlined),
             table=table,
-            lowering=Lowering(options),
+            lowering=Lowering(options, observe_regions),
             explanation=Explanation(
                 sites=tuple(match.site for match in chosen),
                 left_out=left_out(matches, chosen),
@@ -302,7 +306,9 @@ def hoisted_attention(gm: fx.GraphModule) -> list[NoMatch]:
     ]
 
 
-def outline(gm: fx.GraphModule, blocks: Sequence[str]) -> list[PassReport]:
+def outline(
+    gm: fx.GraphModule, blocks: Sequence[str], observe: Observer = ignore
+) -> list[PassReport]:
     """Outline the conditioning's stages, each inside, then the step."""
     cut = partial(outline_regions, blocks=blocks)
     reports: list[PassReport] = []
@@ -310,5 +316,5 @@ def outline(gm: fx.GraphModule, blocks: Sequence[str]) -> list[PassReport]:
         stage = fork(gm.get_submodule(str(call.target)))  # type: ignore[arg-type]
         setattr(gm, str(call.target), stage)
         call.meta["graph"] = fork(stage)
-        reports += run_passes(stage, [cut], graph=str(call.target))
-    return reports + run_passes(gm, [cut])
+        reports += run_passes(stage, [cut], str(call.target), observe)
+    return reports + run_passes(gm, [cut], observe=observe)

@@ -112,6 +112,19 @@ def has_effect(node: fx.Node) -> bool:
     return node.is_impure()
 
 
+def written_inputs(node: fx.Node) -> list[fx.Node]:
+    """The arguments that a node writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    pairs = zip(schema.arguments, node.args, strict=False)
+    return [
+        arg
+        for formal, arg in pairs
+        if formal.alias_info and formal.alias_info.is_write and isinstance(arg, fx.Node)
+    ]
+
+
 def used_by_others(node: fx.Node, group: AbstractSet[fx.Node]) -> bool:
     """Whether a node has a user that is not in ``group``."""
     return any(user not in group for user in node.users)

@@ -249,14 +249,15 @@ def slot_meta(
         spec: Of the buffer.
     """
     with fake_mode_of(match):
-        return {"slot": key, "val": spec.allocate()}
+        return {"slot": key, "site_path": match.site.path, "val": spec.allocate()}
 
 
 def add_weights(gm: fx.GraphModule, match: Match, column: int, history: int) -> fx.Node:
     """A new placeholder for the weights of a forecast."""
     with fake_mode_of(match):
         value = torch.empty(history, device=match.site.kept[0].device)
-    return add_input(gm, f"weights_{column}", {"weights": column, "val": value})
+    meta = {"weights": column, "site_path": match.site.path, "val": value}
+    return add_input(gm, f"weights_{column}", meta)
 
 
 def fake_mode_of(match: Match) -> Any:

@@ -1,4 +1,8 @@
-"""With several workers each takes one core: more threads than cores make all of them slow."""
+"""Threads, and what is collected.
+
+With several workers each takes one core: more threads than cores make all of them slow. Tests
+in a browser are collected where one is installed, and the end of the run says if none is.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,21 @@ import os
 
 import torch
 
+from tests.html.browser import find_browser
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
+
+IN_BROWSER = "html/test_in_browser.py"
+collect_ignore = [] if find_browser() else [IN_BROWSER]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say which tests were left out, and what they need."""
+    if collect_ignore:
+        terminalreporter.write_line(
+            f"tests/{IN_BROWSER} was left out: it needs Chromium and its driver "
+            "(Debian: apt install chromium chromium-driver)",
+            yellow=True,
+        )

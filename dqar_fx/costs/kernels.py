@@ -18,7 +18,7 @@ from torch import fx
 from dqar_fx.passes import hoist_conditioning, normalise
 from dqar_fx.passes.find_attention import find_attention
 from dqar_fx.passes.find_feed_forward import find_feed_forward
-from dqar_fx.passes.graphs import module_stack, tensor_value
+from dqar_fx.passes.graphs import module_stack, tensor_value, written_inputs
 from dqar_fx.runner import fork, run_passes
 
 from .operation import Operand, Operation, count_macs, map_tensors
@@ -202,19 +202,6 @@ def is_read_outside(node: fx.Node, group: AbstractSet[fx.Node]) -> bool:
         is_read_outside(user, group) if is_view(user) else user not in group
         for user in node.users
     )
-
-
-def written_inputs(node: fx.Node) -> list[fx.Node]:
-    """The arguments that a node writes to."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    pairs = zip(schema.arguments, node.args, strict=False)
-    return [
-        arg
-        for formal, arg in pairs
-        if formal.alias_info and formal.alias_info.is_write and isinstance(arg, fx.Node)
-    ]
 
 
 def computes(node: fx.Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from itertools import groupby
 from operator import add
@@ -30,6 +30,7 @@ from .workload import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from dqar_fx.denoiser import Denoiser
     from dqar_fx.schedule import Schedule
@@ -80,6 +81,8 @@ class Report:
         computed_ms: Of the trajectory that computes every site, lowered in the same way.
         reused: Of one step in which every site reads what is kept.
         computed: Of one step in which every site computes.
+        denoiser: What it is the report of, for `to_html`; None if it was read from JSON.
+            Equality ignores it.
     """
 
     device: str
@@ -93,6 +96,7 @@ class Report:
     computed_ms: float
     reused: Cost
     computed: Cost
+    denoiser: Denoiser | None = field(default=None, repr=False, compare=False)
 
     @property
     def costs(self) -> dict[str, Cost]:
@@ -137,8 +141,25 @@ class Report:
         return self.computed_ms / self.ms
 
     def to_json(self) -> str:
-        """All of it, for `from_json`."""
-        return json.dumps(asdict(self))
+        """All of it but the denoiser, for `from_json`."""
+        content = asdict(replace(self, denoiser=None))
+        del content["denoiser"]
+        return json.dumps(content)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a page with all of it, the branch table, its reasons and the graphs of rows.
+
+        One file that loads nothing else.
+
+        Args:
+            path: Where to write it.
+
+        Raises:
+            DqarError: The report was read from JSON, which has no graphs.
+        """
+        from dqar_fx.html import write_html  # draws what this module counts
+
+        write_html(self, path)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -297,6 +318,7 @@ def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) 
         computed_ms=computed.ms * steps * len(streams) + conditioning.ms,
         reused=cost_of(counting.count_row(all_reused(program)), profile),
         computed=computed,
+        denoiser=denoiser,
     )
 
 

@@ -257,7 +257,7 @@ def with_schedule(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
 def all_reused(program: Program) -> tuple[Action, ...]:
     """The row in which each site reads what is kept, or is inside of one that does."""
     table = program.table
-    return Schedule.from_actions("SR").resolve(table.sites, around=table.around).row(1)
+    return Schedule.from_actions("CR").resolve(table.sites, around=table.around).row(1)
 
 
 def all_computed(program: Program) -> tuple[Action, ...]:

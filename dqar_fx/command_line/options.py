@@ -1,0 +1,200 @@
+"""The options of ``dqar-fx`` and of its three commands."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+import torch
+
+from dqar_fx.costs.profile import DATASHEETS
+from dqar_fx.forecast import MAX_ORDER, METHODS
+from dqar_fx.lowering import UNITS
+from dqar_fx.passes import FORMATS
+from dqar_fx.transform import KINDS_KEPT
+
+from .arguments import Parser, at_least, cell_of, pair_of_steps, sites_of, steps_of
+from .diff import show_diff
+from .example_inputs import input_of
+from .report import show_report
+from .schedules import NAMED
+from .table import show_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Commands = argparse._SubParsersAction[Parser]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+AS_WRITTEN = argparse.RawDescriptionHelpFormatter
+
+DESCRIPTION = """\
+See what the compiler makes of a diffusion transformer: which attention it finds, what each
+step computes and reuses, why, and what that saves. Nothing is run: by default the model is
+built from its config alone, without weights.
+"""
+EXAMPLES = """\
+examples:
+  dqar-fx inspect facebook/DiT-XL-2-256 --schedule linear --steps 50 --html report.html
+  dqar-fx inspect --config transformer/config.json --sites all --schedule fora --every 3
+  dqar-fx table ./pipeline --schedule CCRRCRRC --why 2:0
+  dqar-fx diff ./pipeline 4:17 --schedule interval --every 3
+
+'dqar-fx COMMAND --help' tells the options of a command. Errors end with code 2.
+"""
+INSPECT_EXAMPLES = """\
+examples:
+  dqar-fx inspect ./pipeline                            # as a text
+  dqar-fx inspect ./pipeline --html report.html         # as a page, one file
+  dqar-fx inspect ./pipeline --json | jq .report.rows
+  dqar-fx inspect ./pipeline --diff 4:17                # what step 17 has not that step 4 has
+  dqar-fx inspect --config flux.json --sites all --schedule interval --every 4 --forecast 2
+  dqar-fx inspect org/model --input image_rotary_emb=none --input ids=512x3:float32
+"""
+TABLE_EXAMPLES = """\
+examples:
+  dqar-fx table ./pipeline --schedule linear --steps 50 --out table.json
+  dqar-fx table table.json
+  dqar-fx table ./pipeline --why 21:transformer_blocks.3.attn1
+"""
+DIFF_EXAMPLES = """\
+examples:
+  dqar-fx diff ./pipeline 4:17                           # two steps of one schedule
+  dqar-fx diff ./pipeline 17 --against compute_all       # two schedules at a step
+  dqar-fx diff ./pipeline 4:17 --json | jq .delta
+  dqar-fx diff ./pipeline 4:17 --exit-code >/dev/null && echo "the same graph"
+"""
+
+
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
+        prog="dqar-fx", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=AS_WRITTEN
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_inspect(commands)
+    add_table(commands)
+    add_diff(commands)
+    return parser
+
+
+def add_inspect(commands: Commands) -> None:
+    """``inspect``: everything there is to know."""
+    parser = commands.add_parser(
+        "inspect",
+        help="sites, branch table, costs; as text, page or JSON",
+        description="Show sites, branch table, costs of rows and trajectory, and near misses.",
+        epilog=INSPECT_EXAMPLES,
+        formatter_class=AS_WRITTEN,
+    )
+    add_model(parser, "model")
+    group = parser.add_argument_group("what to show").add_mutually_exclusive_group()
+    group.add_argument("--html", metavar="FILE", help="write a page")
+    group.add_argument("--json", action="store_true", help="print JSON")
+    group.add_argument(
+        "--diff",
+        type=pair_of_steps,
+        metavar="STEP:STEP",
+        help="print what two steps differ in",
+    )
+    parser.set_defaults(run=show_report)
+
+
+def add_table(commands: Commands) -> None:
+    """``table``: the branch table alone."""
+    parser = commands.add_parser(
+        "table",
+        help="the branch table of a schedule, or of a saved file",
+        description="Print the branch table of a schedule for a model, or a table of a file.",
+        epilog=TABLE_EXAMPLES,
+        formatter_class=AS_WRITTEN,
+    )
+    add_model(parser, "model or table file")
+    group = parser.add_argument_group("what to show")
+    group.add_argument("--why", type=cell_of, metavar="STEP:SITE", help="explain one cell")
+    group.add_argument("--out", metavar="FILE", help="save the table, for --schedule FILE")
+    parser.set_defaults(run=show_table)
+
+
+def add_diff(commands: Commands) -> None:
+    """``diff``: two rows, or two schedules at a step."""
+    parser = commands.add_parser(
+        "diff",
+        help="what the graphs of two steps, or of two schedules, differ in",
+        description="Print what left the graph, what came, and what that saves.",
+        epilog=DIFF_EXAMPLES,
+        formatter_class=AS_WRITTEN,
+    )
+    add_model(parser, "model")
+    parser.add_argument("steps_shown", metavar="STEP[:STEP]", type=steps_of, help="which rows")
+    group = parser.add_argument_group("what to show")
+    group.add_argument(
+        "--against", metavar="SCHEDULE", help="the schedule after; same options"
+    )
+    group.add_argument("--json", action="store_true", help="print JSON")
+    group.add_argument("--exit-code", action="store_true", help="end with 1 if they differ")
+    parser.set_defaults(run=show_diff)
+
+
+def add_model(parser: Parser, what: str) -> None:
+    """Options of which model and schedule, and how it is transformed."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help=f"{what}: a folder, or a name on the hub",
+    )
+    add_model_options(parser.add_argument_group("model and its inputs").add_argument)
+    add_schedule_options(parser.add_argument_group("schedule").add_argument)
+    add_transform_options(parser.add_argument_group("transformation").add_argument)
+
+
+def add_model_options(add: Callable[..., argparse.Action]) -> None:
+    """Which model it is, and what it is given."""
+    add("--config", metavar="FILE_OR_FOLDER", help="the model, by its config alone")
+    add("--weights", action="store_true", help="load the weights (equal ones are merged)")
+    add("--dtype", choices=DTYPES, default="float32", help="of the parameters (float32)")
+    add("--batch", type=at_least(1), default=2, help="samples of a call, with guidance's (2)")
+    add("--size", type=at_least(2), help="height and width of the latent (the config's; 128)")
+    add("--text-tokens", type=at_least(1), help="tokens of text (the pipeline's; 512)")
+    add(
+        "--input",
+        type=input_of,
+        action="append",
+        default=[],
+        dest="inputs",
+        metavar="NAME=SHAPE:DTYPE",
+        help="an input that the config does not tell; NAME=none leaves it out",
+    )
+
+
+def add_schedule_options(add: Callable[..., argparse.Action]) -> None:
+    """Which schedule."""
+    add(
+        "--schedule",
+        default="linear",
+        help=f"{', '.join(NAMED)}, actions such as CCRRCR, or a saved table (linear)",
+    )
+    add("--steps", type=at_least(1), help="of the trajectory (50, or what the schedule has)")
+    add("--warmup", type=at_least(1), help="first steps, which compute")
+    add("--every", type=at_least(1), help="distance of computed steps")
+    add("--full-from", type=at_least(1), help="linear: step from which all sites reuse")
+    add("--max-age", type=at_least(1), help="steps that a kept output may live")
+    orders = range(MAX_ORDER + 1)
+    add("--forecast", type=int, choices=orders, help="order of forecasts instead of reuse")
+    add("--method", choices=METHODS, help="of forecasts (taylor)")
+
+
+def add_transform_options(add: Callable[..., argparse.Action]) -> None:
+    """How the model is transformed."""
+    add("--sites", type=sites_of, help="attention, all, block, ..., or paths (the schedule's)")
+    add("--keep", choices=KINDS_KEPT, default="output", help="what a site keeps (output)")
+    add("--cache", choices=FORMATS, default="same", help="how it is stored (same)")
+    lowerings = (*UNITS, "eager")
+    add("--lowering", choices=lowerings, default="regional", help="what runs it (regional)")
+    add(
+        "--device",
+        default="A100",
+        help=f"times are predicted for: {', '.join(DATASHEETS)}, or a device here (A100)",
+    )

@@ -1,0 +1,58 @@
+"""``dqar-fx inspect``: sites, branch table and costs, as text, page or JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from dqar_fx.diffs import graph_diff
+from dqar_fx.html.facts import describe_model
+from dqar_fx.sites import listing
+
+from .prepare import prepare
+
+if TYPE_CHECKING:
+    import argparse
+
+    from dqar_fx.denoiser import Denoiser
+
+
+def show_report(options: argparse.Namespace) -> int:
+    """Run the command; its exit code."""
+    denoiser = prepare(options)
+    if options.diff is not None:
+        before, after = (denoiser.row_graph(step) for step in options.diff)
+        print(graph_diff(before, after) or "the same graph")
+    elif options.html is not None:
+        report = denoiser.report(device=options.device)
+        report.to_html(options.html)
+        print(f"wrote {options.html}")
+    elif options.json:
+        print(to_json(denoiser, options.device))
+    else:
+        print(describe(denoiser, options.device))
+    return 0
+
+
+def describe(denoiser: Denoiser, device: str) -> str:
+    """All of it as a text."""
+    facts = describe_model(denoiser)
+    misses = denoiser.explain().near_misses
+    parts = [
+        "\n".join(f"{name}: {value}" for name, value in facts.items()),
+        str(denoiser.table),
+        str(denoiser.report(device=device)),
+        f"{len(misses)} near misses:{listing(misses)}",
+    ]
+    return "\n\n".join(parts)
+
+
+def to_json(denoiser: Denoiser, device: str) -> str:
+    """All of it as JSON."""
+    return json.dumps(
+        {
+            "model": describe_model(denoiser),
+            "explanation": json.loads(denoiser.explain().to_json()),
+            "report": json.loads(denoiser.report(device=device).to_json()),
+        }
+    )

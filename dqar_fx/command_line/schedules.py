@@ -1,0 +1,139 @@
+"""From options to a schedule: by name, written out, or a table that was saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dqar_fx import rivals
+from dqar_fx.errors import ScheduleError
+from dqar_fx.schedule import LETTERS, Schedule
+from dqar_fx.table import BranchTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """What the command line says of schedules; None where it says nothing.
+
+    Attributes:
+        steps: Steps of the trajectory.
+        warmup: First steps, which compute.
+        every: Distance of computed steps.
+        full_from: Of the linear schedule.
+        max_age: Steps that a kept output may live.
+        forecast: Order of the forecasts in the place of reuse.
+        method: Of the forecasts.
+    """
+
+    steps: int | None = None
+    warmup: int | None = None
+    every: int | None = None
+    full_from: int | None = None
+    max_age: int | None = None
+    forecast: int | None = None
+    method: str | None = None
+
+
+DEFAULT_STEPS = 50
+NAMED: Mapping[str, tuple[Callable[..., Schedule], Mapping[str, str], Mapping[str, int]]] = {
+    "linear": (
+        Schedule.linear,
+        {"warmup": "warmup", "full_from": "full_from", "max_age": "max_age"},
+        {},
+    ),
+    "interval": (
+        Schedule.interval,
+        {"every": "every", "warmup": "warmup", "max_age": "max_age"},
+        {"every": 2},
+    ),
+    "compute_all": (Schedule.compute_all, {}, {}),
+    "fora": (rivals.fora, {"every": "every"}, {}),
+    "taylorseer": (
+        rivals.taylorseer,
+        {"every": "every", "warmup": "first", "forecast": "order"},
+        {},
+    ),
+}
+"""By name: what makes it, the options that it takes with their names there, its defaults."""
+
+
+def make_schedule(text: str, options: ScheduleOptions) -> Schedule:
+    """The schedule that a text means.
+
+    Args:
+        text: A name; actions such as ``CCRRCRRC``, or one such text per site with commas
+            between; or the file of a saved table.
+        options: All others.
+
+    Raises:
+        ScheduleError: It means none, or an option that it has no use for is given.
+    """
+    if text in NAMED:
+        return named_schedule(text, options)
+    if Path(text).is_file():
+        return saved_schedule(BranchTable.load(text), text, options)
+    parts = text.split(",")
+    if text and all(part and set(part) <= set(LETTERS) for part in parts):
+        refuse_others(text, options, ("steps", "max_age", "forecast", "method"))
+        written = Schedule.from_actions(parts, max_age=options.max_age)
+        return finish(check_steps(written, text, options), options)
+    raise ScheduleError(
+        f"--schedule {text!r} is none: expected one of {', '.join(NAMED)}, actions such as "
+        "CCRRCRRC (per site with commas between), or the file of a saved table"
+    )
+
+
+def named_schedule(name: str, options: ScheduleOptions) -> Schedule:
+    """One of `NAMED`."""
+    make, takes, defaults = NAMED[name]
+    later = () if "forecast" in takes else ("forecast", "method")
+    refuse_others(name, options, ("steps", *takes, *later))
+    given = {own: getattr(options, option) for option, own in takes.items()}
+    keywords = {own: value for own, value in given.items() if value is not None}
+    schedule = make(options.steps or DEFAULT_STEPS, **{**defaults, **keywords})
+    return finish(schedule, options) if later else schedule
+
+
+def saved_schedule(table: BranchTable, file: str, options: ScheduleOptions) -> Schedule:
+    """The schedule of a table, for the sites that the table has."""
+    refuse_others(file, options, ("steps",))
+    schedule = Schedule.from_actions(
+        table.actions,
+        max_age=table.max_age,
+        orders=table.orders if table.orders.any() else None,
+        method=table.method,
+        weights=table.weights if table.weights.size else None,
+    )
+    return replace(check_steps(schedule, file, options), sites=table.sites)
+
+
+def check_steps(schedule: Schedule, text: str, options: ScheduleOptions) -> Schedule:
+    """The schedule, if it has as many steps as were asked for."""
+    if options.steps not in (None, schedule.num_steps):
+        raise ScheduleError(
+            f"--steps {options.steps}, but {text} is a schedule of {schedule.num_steps} steps"
+        )
+    return schedule
+
+
+def finish(schedule: Schedule, options: ScheduleOptions) -> Schedule:
+    """The schedule with the forecasts that were asked for."""
+    if not options.forecast:
+        if options.method is not None:
+            raise ScheduleError("--method says how to forecast: give --forecast ORDER, too")
+        return schedule
+    return schedule.forecast(options.forecast, options.method or "taylor")
+
+
+def refuse_others(name: str, options: ScheduleOptions, takes: tuple[str, ...]) -> None:
+    """Raise for an option that a schedule has no use for."""
+    for option, value in vars(options).items():
+        if value is not None and option not in takes:
+            raise ScheduleError(
+                f"--{option.replace('_', '-')} says nothing to the schedule {name}; it takes "
+                f"{', '.join('--' + each.replace('_', '-') for each in takes)}"
+            )
