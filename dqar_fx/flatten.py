@@ -146,7 +146,7 @@ class Flattening:
     def __init__(self, flat: Flat) -> None:
         self.flat = flat
         self._reads: dict[Given, Ref] = {}
-        self._first: dict[str, str] = {}
+        self._first: dict[fx.GraphModule, str] = {}
 
     def run(self, gm: fx.GraphModule) -> Flat:
         """Flatten a whole graph."""
@@ -228,7 +228,7 @@ class Flattening:
         entry.path = entry.place = label if kind == "region" else ""
         entry.args, entry.type = (label,), ""
         given = [known[each] for each in cast("Sequence[fx.Node]", node.args)]
-        first = self._first.setdefault(str(node.target), label) if kind == "region" else ""
+        first = self._first.setdefault(inner, label) if kind == "region" else ""
         return self._enter(inner, given, entry, Where(where.within, first, label))
 
     def _guard(

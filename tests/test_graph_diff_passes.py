@@ -253,9 +253,68 @@ def test_diff_in_full_of_a_guard_and_of_its_reuse():
         rewritten(guard, partial(specialise, actions=[action]))
         for action in (Action.STORE, Action.REUSE)
     )
-    assert_expected_inline(wrapped(graph_diff(before, guard)), """""")
-    assert_expected_inline(wrapped(graph_diff(guard, stored)), """""")
-    assert_expected_inline(wrapped(graph_diff(stored, reused)), """""")
+    assert_expected_inline(
+        wrapped(graph_diff(before, guard)),
+        """\
+compute_or_reuse: +1
+--- before
++++ after
+@@ -1,6 +1,7 @@
+ x: float32[2, 3, 8] = input
+ sin: float32[2, 3, 8] = aten.sin.default(x)
+-neg: float32[2, 3, 8] = aten.neg.default(sin)
+-scaled_dot_product_attention: float32[2, 3, 8] =
+        aten.scaled_dot_product_attention.default(sin, neg, sin)
++compute_or_reuse = compute_or_reuse('attn', [[[slot[attn]]]], 'same')
++    neg: float32[2, 3, 8] = aten.neg.default(sin)
++    scaled_dot_product_attention: float32[2, 3, 8] =
+        aten.scaled_dot_product_attention.default(sin, neg, sin)
+ add: float32[2, 3, 8] = aten.add.Tensor(x, scaled_dot_product_attention)
+ return (add)""",
+    )
+    assert_expected_inline(
+        wrapped(graph_diff(guard, stored)),
+        """\
+aten.copy_.default: +1
+compute_or_reuse: -1
+--- before
++++ after
+@@ -1,7 +1,7 @@
+ x: float32[2, 3, 8] = input
+ sin: float32[2, 3, 8] = aten.sin.default(x)
+-compute_or_reuse = compute_or_reuse('attn', [[[slot[attn]]]], 'same')
+-    neg: float32[2, 3, 8] = aten.neg.default(sin)
+-    scaled_dot_product_attention: float32[2, 3, 8] =
+        aten.scaled_dot_product_attention.default(sin, neg, sin)
++neg: float32[2, 3, 8] = aten.neg.default(sin)
++scaled_dot_product_attention: float32[2, 3, 8] =
+        aten.scaled_dot_product_attention.default(sin, neg, sin)
++copy_: float32[2, 3, 8] = aten.copy_.default(slot[attn], scaled_dot_product_attention)
+ add: float32[2, 3, 8] = aten.add.Tensor(x, scaled_dot_product_attention)
+ return (add)""",
+    )
+    assert_expected_inline(
+        wrapped(graph_diff(stored, reused)),
+        """\
+aten.copy_.default: -1
+aten.neg.default: -1
+aten.scaled_dot_product_attention.default: -1
+aten.sin.default: -1
+read slot: +1
+--- before
++++ after
+@@ -1,7 +1,4 @@
+ x: float32[2, 3, 8] = input
+-sin: float32[2, 3, 8] = aten.sin.default(x)
+-neg: float32[2, 3, 8] = aten.neg.default(sin)
+-scaled_dot_product_attention: float32[2, 3, 8] =
+        aten.scaled_dot_product_attention.default(sin, neg, sin)
+-copy_: float32[2, 3, 8] = aten.copy_.default(slot[attn], scaled_dot_product_attention)
+-add: float32[2, 3, 8] = aten.add.Tensor(x, scaled_dot_product_attention)
++slot: float32[2, 3, 8] = read(slot[attn])
++add: float32[2, 3, 8] = aten.add.Tensor(x, slot)
+ return (add)""",
+    )
 
 
 def wrapped(found):
