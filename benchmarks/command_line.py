@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.machine import choose_device
 from benchmarks.reference import PIPELINE
-from dqar_fx.command_line.arguments import Parser
-from dqar_fx.command_line.arguments import at_least as at_least  # for all benchmarks
+from dqar_fx.command_line.arguments import Parser as Parser
+from dqar_fx.command_line.arguments import at_least as at_least
 
 LOWERINGS = ("regional", "whole", "eager")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

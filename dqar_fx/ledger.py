@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Actions = NDArray[np.int8]
 
-Weights = tuple[tuple[float, ...], ...]
+ForecastWeights = tuple[tuple[float, ...], ...]
 """Per site, the weights of its history for a forecast; empty for other actions."""
 
 
@@ -77,7 +77,7 @@ class Ledger:
         pairs = zip(self.newest, stores, strict=True)
         return tuple((newest - is_store) % self.history for newest, is_store in pairs)
 
-    def weigh(self, table: BranchTable, actions: Actions, step: int) -> Weights:
+    def weigh(self, table: BranchTable, actions: Actions, step: int) -> ForecastWeights:
         """The weights of a step's forecasts; empty if there is no history."""
         if self.history == 1:
             return ()

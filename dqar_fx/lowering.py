@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.passes import specialise, turn_skinny_linears
+from dqar_fx.passes import narrow_linears, specialise, turn_skinny_linears
 from dqar_fx.passes.graphs import graph_outputs, structure_of
 
 from .errors import FormatError
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 UNITS = ("regional", "whole")
 REPLAYING_MODES = ("reduce-overhead", "max-autotune")
 """Modes of ``torch.compile`` that replay CUDA graphs: these own their outputs' memory."""
-COMPILED = (turn_skinny_linears,)
+COMPILED = (narrow_linears, turn_skinny_linears)
 """Passes that may change the order of sums: for compilers, which do so themselves."""
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .capture import Capture
     from .explanation import Explanation
     from .fixed import Fixed
-    from .ledger import Actions, Ledger, Weights
+    from .ledger import Actions, ForecastWeights, Ledger
     from .lowering import Lowering
     from .plan import Static
     from .release import Weights
@@ -236,7 +236,7 @@ class Program:
             raise StepError(f"no step {step}: the branch table has {self.table.num_steps}")
 
     def run(
-        self, leaves: Sequence[Any], position: Position, weights: Weights | None = None
+        self, leaves: Sequence[Any], position: Position, weights: ForecastWeights | None = None
     ) -> list[torch.Tensor]:
         """One step of one stream; the flat outputs of the denoiser.
 
@@ -280,7 +280,7 @@ class Program:
         ]
 
     def rehearse(
-        self, leaves: Sequence[Any], position: Position, weights: Weights
+        self, leaves: Sequence[Any], position: Position, weights: ForecastWeights
     ) -> list[torch.Tensor]:
         """A step with other weights for its forecasts, which is not the last word.
 
@@ -305,7 +305,7 @@ class Program:
             return False
         return slots.ledger.actions_for(self.table, position.step)[1] == 0
 
-    def weigh(self, position: Position) -> Weights:
+    def weigh(self, position: Position) -> ForecastWeights:
         """The weights that a step's forecasts have by the table."""
         ledger, step = self._stream(position.stream).slots.ledger, position.step
         return ledger.weigh(self.table, self.table.actions[step], step)
@@ -328,7 +328,9 @@ class Program:
         stream.prepared[ledger, step] = made
         return made
 
-    def _work_out(self, stream: Stream, step: int, weights: Weights | None = None) -> Prepared:
+    def _work_out(
+        self, stream: Stream, step: int, weights: ForecastWeights | None = None
+    ) -> Prepared:
         """A step for what is kept now, with weights of its forecasts or the table's."""
         ledger = stream.slots.ledger
         actions, num_cold = ledger.actions_for(self.table, step)
@@ -349,7 +351,9 @@ class Program:
             stream.rows[key] = self._bind_row(stream, actions, weights)
         return stream.rows[key]
 
-    def _bind_row(self, stream: Stream, actions: Actions, weights: Weights) -> list[BoundCall]:
+    def _bind_row(
+        self, stream: Stream, actions: Actions, weights: ForecastWeights
+    ) -> list[BoundCall]:
         slots = stream.slots
         places = slots.ledger.places(actions)
         fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)

@@ -102,7 +102,9 @@ def is_plain(product: fx.Node) -> bool:
 def bias_of(product: fx.Node) -> fx.Node | None:
     """The bias of a product, if it has one."""
     position = PRODUCTS[product.target][2]
-    given = product.args[position] if position in range(len(product.args)) else None
+    if position is None or position >= len(product.args):
+        return None
+    given = product.args[position]
     return given if isinstance(given, fx.Node) else None
 
 
@@ -156,7 +158,8 @@ def read_pieces(user: fx.Node, source: torch.Tensor, dim: int = -1) -> list[Part
     if user.kwargs:
         return None
     if user.target == aten.slice.Tensor and dim_of(args[1:2], source) == dim:
-        taken = range(size)[slice(*(*args[2:5], None, None, None)[:3])]
+        start, stop, step = cast("list[Any]", [*args[2:5], None, None, None][:3])
+        taken = range(size)[slice(start, stop, step)]
         is_run = bool(taken) and taken.step == 1
         return [Part(user, (taken.start, taken.stop))] if is_run else None
     if user.target == aten.select.int and dim_of(args[1:2], source) == dim:
@@ -210,7 +213,7 @@ def narrow_to(product: fx.Node, run: Run) -> fx.Node:
     weight, dim, bias = PRODUCTS[product.target]
     args: list[Any] = list(product.args)
     args[weight] = insert(product, aten.slice.Tensor, args[weight], dim, *run)
-    if bias_of(product) is not None:
+    if bias is not None and bias_of(product) is not None:
         args[bias] = insert(product, aten.slice.Tensor, args[bias], 0, *run)
     return insert(product, product.target, *args)
 

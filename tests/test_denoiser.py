@@ -389,6 +389,7 @@ def test_denoiser_explains_passes_on_regions_too(case, denoiser):
     denoiser(**case.inputs(0))
     names = {report.name for report in denoiser.explain().reports}
     assert names == {
+        "merge_equal_parameters",
         "normalise",
         "hoist_conditioning",
         "insert_guards",

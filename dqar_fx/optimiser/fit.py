@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from dqar_fx.ledger import Weights
+    from dqar_fx.ledger import ForecastWeights
     from dqar_fx.program import Program
     from dqar_fx.steps import Position
     from dqar_fx.table import BranchTable
 
 NUDGE = 0.02
 """By how much a weight is moved to see what it does."""
-RIDGE = 1e-5
+RIDGE = 1e-3
 """Share of the mean squared effect of a weight that holds all weights where they are."""
 HALVINGS = 4
 """How often a fit that does more harm than good is taken back by half."""
@@ -170,7 +170,7 @@ class Fits:
         view: What the scheduler sees of the denoiser's outputs.
     """
 
-    weights: dict[int, Weights] = field(default_factory=dict)
+    weights: dict[int, ForecastWeights] = field(default_factory=dict)
     view: View = field(default_factory=View)
 
     def array(self, table: BranchTable) -> NDArray[np.float64]:
@@ -216,6 +216,7 @@ class Fitter:
     def __init__(self, program: Program, fits: Fits) -> None:
         self.captured, self.roles = program.captured, program.roles
         self.table, self._program, self._fits = program.table, program, fits
+        self.ahead = program.ahead
 
     def reset(self) -> None:
         """Forget the steps before."""
@@ -233,12 +234,12 @@ class Fitter:
             self._fits.weights[step] = self._fit(leaves, position)
         return program.run(leaves, position, self._fits.weights[step])
 
-    def _fit(self, leaves: Sequence[Any], position: Position) -> Weights:
+    def _fit(self, leaves: Sequence[Any], position: Position) -> ForecastWeights:
         """The weights with which a step comes nearest to the untransformed one."""
         start, view = self._program.weigh(position), self._fits.view
         right = view(self.captured.gm(*leaves))
 
-        def error_of(weights: Weights) -> torch.Tensor:
+        def error_of(weights: ForecastWeights) -> torch.Tensor:
             return view(self._program.rehearse(leaves, position, weights)) - right
 
         error = error_of(start)
@@ -270,7 +271,7 @@ def solve(effects: torch.Tensor, error: torch.Tensor) -> NDArray[np.float64]:
     return np.asarray(-np.linalg.solve(normal + ridge * np.eye(len(normal)), pull))
 
 
-def moved(weights: Weights, by: dict[Cell, float]) -> Weights:
+def moved(weights: ForecastWeights, by: dict[Cell, float]) -> ForecastWeights:
     """Weights with some of them changed."""
     return tuple(
         tuple(value + by.get((site, place), 0.0) for place, value in enumerate(row))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .front import Front
     from .trials import Job, Trials
 
-MOST_FITTED = 3
+MOST_FITTED = 2
 """Points that are fitted where the time is given."""
 
 

