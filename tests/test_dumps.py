@@ -74,7 +74,7 @@ def test_dump_shows_the_graph_as_the_pass_found_and_left_it(dumped):
     )
     assert "aten.dropout" in before
     assert "aten.dropout" not in after
-    assert "compute_or_reuse(" in (folder / FOLDER / "03_insert_guards.after.py").read_text()
+    assert "compute_or_reuse(" in (folder / FOLDER / "04_insert_guards.after.py").read_text()
 
 
 def test_dump_has_each_lowered_region_with_its_actions(dumped):
