@@ -264,11 +264,15 @@ def test_conditioning_is_never_stale(shared, trajectories, data):
     """Any sequence of trajectories; label and timestep tensors are written to in place."""
     case, denoiser = shared
     labels = {b: [torch.arange(b), 9 - torch.arange(b)] for b in (1, 2, 3)}
-    timesteps = torch.zeros(0)
+    timesteps, last = torch.zeros(0), 0.0
+    denoiser.reset()
     for each in trajectories:
         if not each["retimes"] or len(timesteps) != each["steps"]:
             timesteps = torch.zeros(each["steps"])
         timesteps.copy_(torch.linspace(900 - each["shift"], 20, each["steps"]))
+        if timesteps[0] <= last:  # nothing would tell it from the one that was broken off
+            denoiser.reset()
+        last = float(timesteps[min(each["steps"], each["stop"]) - 1])
         with attached(denoiser, each["source"], timesteps) as calling:
             for step in range(min(each["steps"], each["stop"])):
                 mine = labels[each["batch"]]
