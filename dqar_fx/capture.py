@@ -19,6 +19,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from dqar_fx.passes.graphs import make_module
+
 from .errors import CaptureError
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         ) from error
     assert isinstance(module, fx.GraphModule)
     module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs
-    plain = fx.GraphModule(module, module.graph)  # without the input checks in hooks
+    plain = make_module(module, module.graph)  # without the input checks in hooks
     ms, size = 1e3 * (perf_counter() - start), len(plain.graph.nodes)
     logger.info("captured %s: %d nodes, %.0f ms", type(model).__name__, size, ms)
     return Capture(plain, exported.call_spec.out_spec)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils import _pytree as pytree
 
+from .batches import Batches
 from .drop import drop
 from .errors import DqarError, StepError
 from .face import Face
@@ -82,6 +83,7 @@ class Denoiser(Face):
         self._weights.add_model(self.model)
         self._builder = builder
         self._options = options
+        self._batches = Batches()
         self._tracker = StepTracker()
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._latest: Program | None = None
@@ -113,7 +115,7 @@ class Denoiser(Face):
         """Without graphs and kept outputs: a copy captures anew."""
         self._weights.bring_back()
         fresh: dict[str, Any] = {"_programs": OrderedDict(), "_latest": None, "_last": {}}
-        return {**self.__dict__, **fresh, "_tracker": StepTracker()}
+        return {**self.__dict__, **fresh, "_tracker": StepTracker(), "_batches": Batches()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take care of the copy's own parameters."""
@@ -281,6 +283,7 @@ class Denoiser(Face):
             if twin._count_kept(table) > program.history:
                 continue  # its graphs keep fewer steps: captured anew when called
             twin._programs[key] = twin._latest = program.with_table(table)
+        twin._batches = self._batches
         twin._tracker.scheduler = self._tracker.scheduler
         twin._tracker.rulers.attached = self._tracker.rulers.attached
         twin._ties = self._ties.copy()
@@ -328,17 +331,24 @@ class Denoiser(Face):
         if key in self._programs:
             self._programs.move_to_end(key)
         else:
-            self._programs[key] = self._capture(*pytree.tree_unflatten(leaves, spec))
+            self._programs[key] = self._build(leaves, spec)
             if len(self._programs) > MAX_PROGRAMS:
                 self._programs.popitem(last=False)
         self._latest = self._programs[key]
         return self._latest
 
-    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    def _build(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """A program for these inputs."""
         self._weights.bring_back()
         self._ties.tie(self.model)
-        program = self._builder(self.model, args, kwargs, self._options)
+
+        def build(leaves: Sequence[Any]) -> Program:
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
+            return self._builder(self.model, args, kwargs, self._options)
+
+        program = build(leaves)
+        if self._options.dynamic:
+            self._batches.join(program, leaves, spec, build)
         if self._weights.place is not None:
             program.attach(self._weights)
         return program
@@ -402,6 +412,7 @@ class Denoiser(Face):
 
     def _forget_programs(self) -> None:
         self._programs.clear()
+        self._batches = Batches()
         self._latest = None
         self.reset()
 

@@ -56,10 +56,14 @@ def signature_of(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Hashable:
         else (type(leaf), repr(leaf))
         for leaf in leaves
     )
+    return spec, tensors, casts_of(leaves)
+
+
+def casts_of(leaves: Sequence[Any]) -> tuple[torch.dtype, ...]:
+    """What autocast, where it is on, casts to on the devices of a call."""
     devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
-    casts = tuple(
+    return tuple(
         torch.get_autocast_dtype(device)
         for device in sorted(devices)
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     )
-    return spec, tensors, casts

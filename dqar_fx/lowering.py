@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.passes import narrow_linears, specialise, turn_skinny_linears
-from dqar_fx.passes.graphs import graph_outputs, structure_of
+from dqar_fx.passes import copy_always, narrow_linears, specialise, turn_skinny_linears
+from dqar_fx.passes.graphs import generate_code, graph_outputs, structure_of
 
 from .errors import FormatError
 from .plan import Variant
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.passes import Action
 
+    from .batches import Sharing
     from .runner import Observer, PassReport
 
 logger = logging.getLogger(__name__)
@@ -48,17 +49,20 @@ class CompileOptions:
     Attributes:
         unit: ``"regional"``, ``"whole"``, or None for eager.
         keywords: Passed on to ``torch.compile``.
+        dynamic: Whether what is compiled serves all batch sizes.
     """
 
     unit: str | None = None
     keywords: Mapping[str, Any] = field(default_factory=dict)
+    dynamic: bool = False
 
     @classmethod
     def of(cls, compile: str | Mapping[str, Any] | None) -> CompileOptions:
         """Read the ``compile`` argument of ``transform``.
 
         Raises:
-            FormatError: An unknown unit, or no unit at all.
+            FormatError: An unknown unit, or no unit at all; ``dynamic`` where nothing is
+                compiled, or with CUDA graphs.
         """
         if compile is None or isinstance(compile, str):
             unit, keywords = compile, dict[str, Any]()
@@ -72,7 +76,35 @@ class CompileOptions:
             )
         if unit is not None and unit not in UNITS:
             raise FormatError(f"compile={unit!r} is unknown; known are None, {UNITS}")
-        return cls(unit, keywords)
+        is_dynamic = keywords.get("dynamic") is True
+        if is_dynamic:
+            del keywords["dynamic"]
+        options = cls(unit, keywords, is_dynamic)
+        options.refuse_fixed_batch()
+        return options
+
+    def refuse_fixed_batch(self) -> None:
+        """Raise for options that fix the batch size where it should be dynamic."""
+        if not self.dynamic:
+            return
+        if self.unit is None:
+            raise FormatError(
+                "compile={'unit': None, 'dynamic': True}: nothing is compiled, so nothing can "
+                f"serve several batch sizes. Expected a unit of {UNITS}; without one, leave "
+                "'dynamic' out: each batch size is captured when it comes"
+            )
+        if self.replays:
+            raise FormatError(
+                f"compile={dict(self.keywords)} with 'dynamic': True: a CUDA graph is recorded"
+                " for tensors of fixed sizes. Expected one of the two: leave 'dynamic' out, so"
+                " that each batch size is compiled; or leave CUDA graphs out (modes "
+                f"{REPLAYING_MODES}, option 'triton.cudagraphs')"
+            )
+        if "shapes_spec" in self.keywords:
+            raise FormatError(
+                "compile has both 'dynamic': True and 'shapes_spec', but which dimensions are "
+                "dynamic follows from the captures. Leave 'shapes_spec' out"
+            )
 
     @property
     def replays(self) -> bool:
@@ -93,9 +125,11 @@ class Lowering:
     Attributes:
         variants: The lowered variants by structure.
         reports: What passes did to them.
+        sharing: What is shared with programs of other batch sizes; None if nothing.
     """
 
     def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:
+        self.sharing: Sharing | None = None
         self.options = options
         self._observe = observe
         self.variants: dict[str, Variant] = {}
@@ -112,7 +146,11 @@ class Lowering:
             self.reports.append(report)
             structure = structure_of(gm)
             if structure not in self.variants:
-                function = self.lower(gm)
+                if self.sharing is None:
+                    function = self.lower(gm)
+                else:
+                    again = partial(specialise_region, actions=actions, live=live)
+                    function = self.sharing.function_of(self, gm, region, again)
                 self.variants[structure] = Variant(gm, function, kept, structure)
                 self._note(gm, actions)
             shared = self.variants[structure]
@@ -130,12 +168,15 @@ class Lowering:
         """Distinct lowered variants of a region so far."""
         return len({v.structure for (of, *_), v in self._known.items() if of is region})
 
-    def lower(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
-        """What runs a graph."""
+    def lower(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
+        """What runs a graph; ``shapes`` are more keywords of ``torch.compile``."""
         if self.options.unit is None:
+            generate_code(gm)
             return gm.forward
-        self.reports += run_passes(gm, COMPILED, "region", self._observe)
-        keywords = {"fullgraph": True, **self.options.keywords}
+        passes = (*COMPILED, copy_always) if shapes else COMPILED
+        self.reports += run_passes(gm, passes, "region", self._observe)
+        generate_code(gm)
+        keywords = {"fullgraph": True, **self.options.keywords, **shapes}
         return torch.compile(gm.forward, **keywords)
 
 

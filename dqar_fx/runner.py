@@ -9,12 +9,14 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from torch import fx
+from dqar_fx.passes.graphs import make_module
 
 from .operators import count_changes, count_operators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from torch import fx
 
     Pass = Callable[[fx.GraphModule], int] | partial[int]
     Observer = Callable[[str, str, fx.GraphModule], None]
@@ -102,4 +104,4 @@ def run_pass(
 
 def fork(gm: fx.GraphModule) -> fx.GraphModule:
     """A graph of its own over the same parameters and submodules."""
-    return fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    return make_module(gm, copy.deepcopy(gm.graph))

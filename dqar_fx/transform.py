@@ -87,7 +87,9 @@ def transform(
             ``"int8"`` (one scale per token), ``"int8-per-channel"``, ``"fp8"``.
         compile: None to run eagerly on any device; ``"regional"`` to compile each distinct
             block once; ``"whole"`` to compile one graph per distinct row; or a dict of
-            ``torch.compile`` keywords with an optional ``"unit"`` of these.
+            ``torch.compile`` keywords with an optional ``"unit"`` of these. With
+            ``"dynamic": True`` what is compiled serves all batch sizes; the first call is then
+            captured a second time, with twice its samples.
         guidance: What the unconditional stream does apart from the conditional one; None if
             all streams do the same, or there is one.
         conditioning: When what reads the timestep but not the latent is evaluated: at each
@@ -108,8 +110,8 @@ def transform(
         SiteError: No attention is found, or a pattern selects none.
         ScheduleError: The schedule does not fit the sites, or guidance's do not go with it.
         FormatError: An unknown ``keep``, ``cache``, ``compile``, ``conditioning`` or
-            ``release``, or a device that lacks the cache's dtype (now, if ``example_inputs``
-            are given).
+            ``release``, ``"dynamic"`` with nothing compiled or with CUDA graphs, or a device
+            that lacks the cache's dtype (now, if ``example_inputs`` are given).
 
     Source:
         DQAR report, sections "Phase 1: K/V caching", "Phase 2: attention output caching" and

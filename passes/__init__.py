@@ -1,17 +1,21 @@
 """Graph passes: each edits an fx graph in place and returns its number of rewrites.
 
 All keep every value bit for bit in eager mode, `insert_guards` and `specialise` as long as all
-actions are COMPUTE. `unify_layouts`, `narrow_linears` and `turn_skinny_linears` are for
+actions are COMPUTE, and `free_batch` and `fix_batch` at the batch sizes that they are given.
+`unify_layouts`, `narrow_linears`, `turn_skinny_linears` and `turn_patch_convolutions` are for
 compilers only: another layout may take another kernel, another order of sums rounds
 differently.
 """
 
+from .copy_always import copy_always
 from .expose_attention import expose_attention
 from .find_attention import find_attention
 from .find_feed_forward import find_feed_forward
 from .find_residuals import find_residuals
 from .find_sites import find_around, find_sites
+from .fix_batch import fix_batch
 from .formats import FORMATS, CacheFormat
+from .free_batch import free_batch
 from .hoist_conditioning import hoist_conditioning
 from .insert_guards import compute_or_reuse, insert_guards
 from .keep_keys_values import keep_keys_values
@@ -21,6 +25,7 @@ from .narrow_linears import narrow_linears
 from .normalise import normalise
 from .outline_regions import outline_regions
 from .specialise import specialise
+from .turn_patch_convolutions import turn_patch_convolutions
 from .turn_skinny_linears import turn_skinny_linears
 from .unify_layouts import unify_layouts
 from .vocabulary import Action, NoMatch, Site, TensorSpec
@@ -33,12 +38,15 @@ __all__ = [
     "Site",
     "TensorSpec",
     "compute_or_reuse",
+    "copy_always",
     "expose_attention",
     "find_around",
     "find_attention",
     "find_feed_forward",
     "find_residuals",
     "find_sites",
+    "fix_batch",
+    "free_batch",
     "hoist_conditioning",
     "insert_guards",
     "keep_keys_values",
@@ -48,6 +56,7 @@ __all__ = [
     "normalise",
     "outline_regions",
     "specialise",
+    "turn_patch_convolutions",
     "turn_skinny_linears",
     "unify_layouts",
 ]

@@ -12,7 +12,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 if TYPE_CHECKING:
@@ -135,6 +136,20 @@ def copy_meta(source: fx.Node) -> dict[str, Any]:
     return dict(source.meta)
 
 
+def make_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
+    """A module of a graph, whose code is not generated before it is needed.
+
+    Most graphs are rewritten and cut up, never run: to generate code for each after each pass
+    takes longer than the passes.
+    """
+    return _LazyGraphModule(root, graph)
+
+
+def generate_code(gm: fx.GraphModule) -> None:
+    """Generate a module's code, if it is not up to date, so that ``forward`` may be taken."""
+    _LazyGraphModule.force_recompile(gm)
+
+
 def extract(
     gm: fx.GraphModule,
     nodes: Sequence[fx.Node],
@@ -177,7 +192,7 @@ def extract(
         copies[node] = graph.node_copy(node, copy_of)
         copies[node].meta = copy_meta(node)
     graph.output(tuple(copies[node] for node in outputs))
-    return fx.GraphModule(root, graph), inputs
+    return make_module(root, graph), inputs
 
 
 def replace_by_call(
@@ -229,6 +244,14 @@ def outline(
     )
 
 
+def insert_call(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A call of an operator in the place of ``like``, whose record it takes over."""
+    node = graph.call_function(target, args)
+    node.meta = copy_meta(like)
+    node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+    return node
+
+
 def emit(
     graph: fx.Graph,
     function: Callable[..., tuple[torch.Tensor, ...]],
@@ -250,19 +273,20 @@ def inline(graph: fx.Graph, inner: fx.GraphModule, inputs: Sequence[fx.Node]) ->
     return [copies[node] for node in graph_outputs(inner.graph)]
 
 
-def structure_of(gm: fx.GraphModule) -> str:
+def structure_of(gm: fx.GraphModule, describe: Callable[[object], str] | None = None) -> str:
     """A text that is equal for two graph modules exactly when they compute the same thing.
 
-    Names do not count; operators, constants, and the shapes, strides, dtypes and devices of
-    the inputs do.
+    Names do not count; operators, constants, and what is described of the inputs do: by
+    default shapes, strides, dtypes and devices.
     """
+    describe = describe or describe_value
     index: dict[fx.Node, str] = {}
     lines = []
     for node in gm.graph.nodes:
         index[node] = f"%{len(index)}"
         target: Any = node.target
         if node.op == "placeholder":
-            target = describe_value(node.meta.get("val"))
+            target = describe(node.meta.get("val"))
         elif node.op in ("get_attr", "call_module"):
             inner = gm.get_submodule(str(node.target))
             assert isinstance(inner, fx.GraphModule), f"{node.target} is not outlined"
@@ -277,6 +301,15 @@ def describe_value(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"{list(value.shape)} {list(value.stride())} {value.dtype} {value.device}"
     return type(value).__name__
+
+
+def describe_layout(value: object) -> str:
+    """The same, where the stride of a single element does not count: it may be anything."""
+    if not isinstance(value, torch.Tensor):
+        return describe_value(value)
+    pairs = zip(value.shape, value.stride(), strict=True)
+    strides = [0 if size == 1 else stride for size, stride in pairs]
+    return f"{list(value.shape)} {strides} {value.dtype} {value.device}"
 
 
 def graph_outputs(graph: fx.Graph) -> list[fx.Node]:

@@ -226,15 +226,24 @@ def show_part(part: Part, product: fx.Node, start: int) -> fx.Node:
     if high - low < product.meta["val"].shape[-1]:
         shown = insert(part.node, aten.slice.Tensor, shown, dim, low, high)
     if part.chain:
-        view = part.chain[0].meta["val"]
-        sizes = [*view.shape[:dim], -1, *view.shape[dim + 1 :]]
-        shown = insert(part.node, aten.view.default, shown, sizes)
+        shown = view_pieces(part.node, shown, part.chain[0], high - low)
         dim = place_of(part.chain, dim)
     if len(part.chain) > 1:
         shown = insert(part.node, aten.permute.default, shown, part.chain[1].args[1])
     if part.node.meta["val"].dim() < shown.meta["val"].dim():
         shown = insert(part.node, aten.select.int, shown, dim, 0)
     return shown
+
+
+def view_pieces(like: fx.Node, product: fx.Node, view: fx.Node, num_columns: int) -> fx.Node:
+    """The view of a narrower product; its leading sizes as they are written, nodes included."""
+    dim = product.meta["val"].dim() - 1
+    rest = view.meta["val"].shape[dim + 1 :]
+    pieces = [num_columns // rest.numel(), *rest]
+    if view.target == aten.unflatten.int:
+        return insert(like, aten.unflatten.int, product, dim, pieces)
+    leading = cast("list[Any]", view.args[1])[:dim]
+    return insert(like, aten.view.default, product, [*leading, *pieces])
 
 
 def erase_dead(node: fx.Node) -> None:

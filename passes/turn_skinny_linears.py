@@ -17,11 +17,12 @@ Leaves alone: other devices and dtypes (bfloat16 gains nothing), one row, many r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
-from .graphs import copy_meta, tensor_value
+from .graphs import insert_call, tensor_value
 
 if TYPE_CHECKING:
     from torch import fx
@@ -55,12 +56,7 @@ def turn(graph: fx.Graph, linear: fx.Node) -> None:
     """Write one linear as a product from the left."""
     x, weight, *bias = linear.args
 
-    def call(target: Any, *args: Any) -> fx.Node:
-        node = graph.call_function(target, args)
-        node.meta = copy_meta(linear)
-        node.meta["val"] = target(*(arg.meta["val"] for arg in args))
-        return node
-
+    call = partial(insert_call, graph, linear)
     with graph.inserting_before(linear):
         product = call(aten.mm.default, weight, call(aten.t.default, x))
         result = call(aten.t.default, product)
