@@ -35,7 +35,7 @@ def spell_shapes(gm: fx.GraphModule) -> dict[str, Any]:
     return {"shapes_spec": ParamsSpec(spell_layouts(free))}
 
 
-def spell_layouts(layouts: Mapping[str, FreeLayout]) -> dict[str, TensorSpec]:
+def spell_layouts(layouts: Mapping[str, FreeLayout]) -> dict[str, Any]:
     """Each layout by the number of samples, or by the smallest multiple of it that occurs."""
     lines = {size for layout in layouts.values() for size in layout.shape if size.times}
     unit = min((line.times for line in lines if not line.plus), default=0)

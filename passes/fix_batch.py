@@ -62,12 +62,13 @@ def value_at(node: fx.Node, batch: int) -> object:
 def put_sizes(graph: fx.Graph) -> int:
     """Put numbers where nodes give sizes; the number of nodes."""
     sizes = [n for n in graph.nodes if n.op == "call_function" and is_size(n)]
-    for node in sizes:
-        for user in list(node.users):
-            given = (user.args, user.kwargs)
-            user.args, user.kwargs = fx.map_arg(
-                given, lambda n, of=node: of.meta["val"] if n is of else n
-            )
+
+    def put(node: fx.Node) -> Any:
+        return node.meta["val"] if node in sizes else node
+
+    for user in list(dict.fromkeys(user for node in sizes for user in node.users)):
+        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), put)
+    for node in reversed(sizes):
         graph.erase_node(node)
     return len(sizes)
 

@@ -236,7 +236,7 @@ def show_part(part: Part, product: fx.Node, start: int) -> fx.Node:
 
 
 def view_pieces(like: fx.Node, product: fx.Node, view: fx.Node, num_columns: int) -> fx.Node:
-    """The view of a narrower product; its leading sizes as they are written, nodes included."""
+    """The view of a narrower product; leading sizes as they are written, nodes included."""
     dim = product.meta["val"].dim() - 1
     rest = view.meta["val"].shape[dim + 1 :]
     pieces = [num_columns // rest.numel(), *rest]

@@ -55,7 +55,8 @@ def check_sizes(function, batches=(4, 2), *shapes):
         gm, inputs = at(function, batch, *shapes)
         fixed = rewritten(free, partial(fix_batch, batch=batch))
         assert structure_of(fixed, describe_layout) == structure_of(gm, describe_layout)
-        check_metadata(fixed, inputs)
+        if batch > 1:  # the stride of a single element is anything
+            check_metadata(fixed, inputs)
         for found, expected in zip(free(*inputs), gm(*inputs), strict=True):
             assert torch.equal(found, expected)
 
@@ -73,7 +74,8 @@ def test_free_batch_of_a_view_reads_the_size():
         """\
 def forward(self, inputs_0: "f32[4, 6, 4]"):
     sym_size_int = aten.sym_size.int(inputs_0, 0)
-    reshape: "f32[4, 6, 2, 2]" = aten.reshape.default(inputs_0, [sym_size_int, -1, 2, 2])
+    reshape: "f32[4, 6, 2, 2]" = aten.reshape.default(inputs_0, [sym_size_int, -1, 2,
+        2])
     transpose: "f32[4, 2, 6, 2]" = aten.transpose.int(reshape, 1, 2)
     return (transpose,)""",
     )
