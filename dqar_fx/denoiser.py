@@ -98,6 +98,8 @@ class Denoiser(Face):
 
         Tensors that are one stay one, and what was released comes back.
         """
+        if not self._changes(fn):
+            return self
         self._weights.bring_back()
         before = self._placement()
         super()._apply(once_per_memory(fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
@@ -105,6 +107,14 @@ class Denoiser(Face):
             self._weights.forget_saved()
             self._forget_programs()
         return self
+
+    def _changes(self, fn: Callable[..., Any]) -> bool:
+        """Whether a function of tensors may change them; known only of what was dropped."""
+        if self._weights.place != "drop":
+            return True
+        before = torch.empty(0, dtype=self.dtype, device=self.device)
+        after = fn(before)
+        return (after.dtype, after.device) != (before.dtype, before.device)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The state of the denoiser's fork of the model, with what was released."""

@@ -147,7 +147,7 @@ class Program:
         return twin
 
     def attach(self, weights: Weights) -> None:
-        """Let parameters be where ``weights`` puts them."""
+        """Let the conditioning's parameters be where ``weights`` puts them."""
         self._conditioning.weights = weights
         weights.add_program(self)
 

@@ -91,8 +91,8 @@ class Rulers:
             reads: Whether to read a timestep on an accelerator, which waits for it.
         """
         found = self.read_base(timestep)
-        if found is not None:
-            return found[0] if found[1] == step else None
+        if found is not None and found[1] == step:
+            return found[0]
         given = self.scheduler_timesteps if self.attached is None else self.attached
         if given is None or not (reads or timestep.device.type == "cpu"):
             return None

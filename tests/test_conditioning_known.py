@@ -163,6 +163,15 @@ def test_conditioning_takes_attached_timesteps():
     assert tabulated_steps(denoiser) == []
 
 
+def test_conditioning_takes_attached_timesteps_of_a_part_of_a_schedule():
+    case, schedule = make_dit(layers=2), torch.linspace(900, 90, 6)
+    denoiser = transformed(case, 3).attach_timesteps(schedule[3:])
+    for step, t in enumerate(schedule[3:]):
+        with denoiser.cache_context("cond", step_index=step):
+            check_call(case, denoiser, {**case.inputs(step), "timestep": t.expand(2)}, 2e-5)
+    assert tabulated_steps(denoiser) == [3]
+
+
 @pytest.mark.parametrize("given", [3, [1, 2], torch.zeros(2, 2)])
 def test_conditioning_attached_timesteps_must_be_one_dimensional(given):
     with pytest.raises(StepError, match="1-D"):

@@ -108,6 +108,14 @@ def test_fixed_then_the_end_of_a_pipeline():
         denoiser._reset_stateful_cache()
 
 
+def test_fixed_then_moved_to_where_it_is(shared):
+    case, denoiser = shared
+    program = denoiser.program
+    denoiser.to("cpu").float().eval()
+    check(case, denoiser, call_of(case, 0))
+    assert denoiser.program is program
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

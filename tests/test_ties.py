@@ -8,6 +8,7 @@ import gc
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.flop_counter import FlopCounterMode
 
 import dqar_fx
 from dqar_fx import Schedule
@@ -159,3 +160,27 @@ def test_ties_of_parameters_that_were_one_already():
     check_equal(denoiser, case)
     assert denoiser.parameter_bytes.merged == 0
     assert storage_bytes(denoiser) == storage_bytes(case.model)
+
+
+def executed_flops(case, denoiser):
+    """Of each of three steps, by torch's own count, which leaves attention on CPUs out."""
+    counts = []
+    for step, t in enumerate(torch.linspace(900, 90, 3)):
+        call = {**case.inputs(step), "timestep": t.expand(2)}
+        denoiser.prepare(**call)
+        with FlopCounterMode(display=False) as counter:
+            denoiser(**call)
+        counts.append(counter.get_total_flops())
+    return counts
+
+
+@pytest.mark.parametrize("make", [make_converted, make_dit])
+def test_ties_conditioning_macs_are_those_executed(make):
+    case = make()
+    ahead = transformed(case, conditioning="trajectory")
+    first, row, last = executed_flops(case, ahead)
+    assert row == last
+    assert ahead.report(device="A100").conditioning.macs == (first - row) / 2
+    each = transformed(case, conditioning="step")
+    total = sum(executed_flops(case, each))
+    assert each.report(device="A100").conditioning.macs == (total - 3 * row) / 2

@@ -75,7 +75,8 @@ class Report:
         num_steps: Steps of the trajectory.
         rows: The distinct rows.
         conditioning: Of the whole trajectory. It is taken to be evaluated for all timesteps
-            at once where something is compiled, and once where it does not read the timestep.
+            at once where the denoiser does so if they are known, and once where it does not
+            read the timestep.
         cache_bytes: Of the slots.
         untransformed_macs: Of the model's own trajectory.
         computed_ms: Of the trajectory that computes every site, lowered in the same way.

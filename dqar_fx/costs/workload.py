@@ -10,7 +10,6 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.conditioning import MAX_TABULATED_BYTES
 from dqar_fx.errors import ScheduleError
 from dqar_fx.lowering import COMPILED, specialise_region
 from dqar_fx.plan import Variant, bind
@@ -130,6 +129,7 @@ class Counting:
         self._captured = program.captured.gm
         self._modules = Modules.of(self._captured)
         self._is_compiled = program.lowering.options.unit is not None
+        self._ahead = program.ahead
         self._known: dict[Any, tuple[Counter[Kernel], tuple[int, ...]]] = {}
         self._rows: dict[tuple[Action, ...], Workload] = {}
 
@@ -145,7 +145,7 @@ class Counting:
         return self._rows[actions]
 
     def count_conditioning(self, num_steps: int) -> Workload:
-        """The conditioning of a trajectory; with a compiler for all its steps at once."""
+        """The conditioning of a trajectory, for all its steps at once where that is so."""
         total = Workload()
         for stage in self.plan.stages:
             total += self._count_stage(stage, num_steps)
@@ -154,7 +154,7 @@ class Counting:
     def _count_stage(self, stage: Stage, num_steps: int) -> Workload:
         if self._roles.timestep not in stage.leaves:
             return self._count_plan(stage.plan, ())
-        if self._is_compiled and num_steps * stage.nbytes <= MAX_TABULATED_BYTES:
+        if self._ahead.is_wanted and self._ahead.allows(num_steps * stage.nbytes):
             kernels = find_kernels(stage.gm.graph, self._modules, fused=False)
             return Workload(kernels).scaled(num_steps)
         total = Workload()
