@@ -1,7 +1,7 @@
 """The diff of a pass shows what the pass says it does, and nothing else."""
 
 import textwrap
-from functools import cache, partial
+from functools import partial
 
 import pytest
 from dqar_fx.passes import (
@@ -18,14 +18,12 @@ from dqar_fx.passes import (
     turn_skinny_linears,
     unify_layouts,
 )
-from dqar_fx.passes.blocks import find_blocks
 from expecttest import assert_expected_inline
 
 from dqar_fx import graph_diff
-from dqar_fx.capture import capture
 from dqar_fx.diffs import Amounts
 from dqar_fx.runner import fork, run_pass
-from tests.inspected import MODELS
+from tests.diffed import change_of, counts, every_model, graph_after, nodes, texts
 from tests.passes.checks import (
     Around,
     Bare,
@@ -77,48 +75,6 @@ NORMALISED = {
         "to.dtype_layout": 22,
     },
 }
-every_model = pytest.mark.parametrize("name", MODELS)
-
-
-def nodes(changes):
-    return [each for group in changes.values() for each in group]
-
-
-def counts(found):
-    """How many nodes are removed, added, rewired, moved."""
-    return tuple(len(nodes(each)) for each in (found.removed, found.added, found.rewired))
-
-
-@cache
-def graph_after(name, *passes):
-    """A model's graph after passes; not to be changed."""
-    if not passes:
-        case = MODELS[name]()
-        return capture(case.model, (), case.inputs(0)).gm
-    gm = fork(graph_after(name, *passes[:-1]))
-    run_pass(gm, bound(passes[-1], name))
-    return gm
-
-
-def bound(each, name):
-    """A pass with its blocks bound."""
-    takes_blocks = each in (unify_layouts, outline_regions)
-    return partial(each, blocks=blocks_of(name)) if takes_blocks else each
-
-
-def blocks_of(name):
-    return find_blocks(graph_after(name).graph.nodes)
-
-
-def change_of(name, *passes):
-    """What the last of some passes changed; its report agrees."""
-    before = graph_after(name, *passes[:-1])
-    after = fork(before)
-    report = run_pass(after, bound(passes[-1], name))
-    found = graph_diff(before, after)
-    assert report.delta == found.delta
-    assert bool(found) == (report.rewrites > 0)
-    return found
 
 
 # ---- each pass, on each model ------------------------------------------------------------
@@ -144,10 +100,6 @@ def test_diff_of_hoist_conditioning_is_stages_and_merged_duplicates(name):
     inside = {each.within[0].split("_")[0] for each in nodes(found.moved)}
     assert inside == {"stage conditioning"}
     assert found.saved == merged.saved
-
-
-def texts(changes):
-    return sorted(each.text for each in nodes(changes))
 
 
 @every_model
