@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import fx
 
+from .fake_values import refresh_values
 from .graphs import copy_meta, tensor_value
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def narrow_linears(gm: fx.GraphModule) -> int:
     """Narrow linears of which some outputs are dead; the number narrowed."""
     products = [node for node in gm.graph.nodes if node.target in PRODUCTS]
     narrowed = [made for made in (narrow(gm.graph, node) for node in products) if made]
-    refresh_values(gm.graph, {node for made in narrowed for node in made})
+    refresh_values(gm.graph, (node for made in narrowed for node in made))
     return len(narrowed)
 
 
@@ -251,17 +252,3 @@ def erase_dead(node: fx.Node) -> None:
     for user in list(node.users):
         erase_dead(user)
     node.graph.erase_node(node)
-
-
-def refresh_values(graph: fx.Graph, changed: set[fx.Node]) -> None:
-    """Compute the fake values behind some nodes anew: strides have changed."""
-    for node in graph.nodes:
-        if not changed.isdisjoint(node.all_input_nodes) and is_operator(node):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-            node.meta["val"] = node.target(*args, **kwargs)
-            changed.add(node)
-
-
-def is_operator(node: fx.Node) -> bool:
-    """Whether a node's function can be called with fake tensors."""
-    return isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem

@@ -19,33 +19,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch import fx
 
 from .blocks import find_runs, find_siblings
+from .fake_values import refresh_values
 from .graphs import copy_meta, graph_inputs, is_computing, tensor_value
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-
-    from torch import fx
 
 aten = torch.ops.aten
 
 
 def unify_layouts(gm: fx.GraphModule, blocks: Collection[str]) -> int:
     """Insert a contiguous copy before blocks that read a strided tensor; their number."""
-    rewrites = 0
+    copies = list[fx.Node]()
     for group in find_siblings(find_runs(gm.graph.nodes, blocks)):
         for counterparts in zip(*(graph_inputs(run) for run in group), strict=False):
             if len({strides_of(source) for source in counterparts}) == 1:
                 continue
             for source, run in zip(counterparts, group, strict=True):
                 if is_strided(source):
-                    make_contiguous(gm.graph, source, run)
-                    rewrites += 1
-    if rewrites:
-        propagate_layouts(gm)
-    return rewrites
+                    copies.append(make_contiguous(gm.graph, source, run))
+    refresh_values(gm.graph, copies)
+    return len(copies)
 
 
 def strides_of(node: fx.Node) -> tuple[int, ...] | None:
@@ -60,18 +57,12 @@ def is_strided(node: fx.Node) -> bool:
     return is_computing(node) and value is not None and not value.is_contiguous()
 
 
-def make_contiguous(graph: fx.Graph, source: fx.Node, run: list[fx.Node]) -> None:
-    """Let the nodes of a run read a contiguous copy of ``source``."""
+def make_contiguous(graph: fx.Graph, source: fx.Node, run: list[fx.Node]) -> fx.Node:
+    """Let the nodes of a run read a contiguous copy of ``source``; the copy."""
     with graph.inserting_after(source):
         copied = graph.call_function(aten.contiguous.default, (source,))
     copied.meta = copy_meta(source)  # with its module path: it joins the run that made it
     copied.meta["val"] = source.meta["val"].contiguous()
     for node in run:
         node.replace_input_with(source, copied)
-
-
-def propagate_layouts(gm: fx.GraphModule) -> None:
-    """Compute the strides of all nodes anew."""
-    inputs = [node.meta.get("val") for node in gm.graph.find_nodes(op="placeholder")]
-    mode = next(v.fake_mode for v in inputs if isinstance(v, torch.Tensor))  # type: ignore[attr-defined]
-    FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*inputs)
+    return copied
