@@ -8,7 +8,7 @@ import torch
 import dqar_fx
 from benchmarks import saving
 from benchmarks.geometry import Geometry
-from benchmarks.saving import Saving, count_ratios, list_schedules, run_lockstep
+from benchmarks.saving import Saving, count_ratios, list_entries, run_lockstep
 
 TINY = Geometry(layers=2, width=16, heads=2, tokens=16, batch=2)
 SMALL = ["--layers", "1", "--width", "16", "--heads", "2", "--tokens", "16", "--steps", "6"]
@@ -28,15 +28,19 @@ def test_saving_is_the_median_over_trajectories():
     assert "MACs 0.500, speed 2.000 (1.800 to 2.000), 100.0% of the MACs';" in str(found)
     assert str(found).endswith("saving turned into time 100.0% (87.5% to 100.0%): reaches 90%")
     assert str(Saving("x", 0.9, 0.5, (1.6,))).endswith("75.0% (75.0% to 75.0%): misses 90%")
+    once = Saving("x", 0.8, 0.5, (1.62,), of_ceiling=True)
+    assert once.reached == pytest.approx(0.81)
+    assert str(once).endswith("reaches 80% of the ceiling")
 
 
 def test_count_ratios_are_those_of_steps_that_compute():
     model = TINY.build()
-    schedules = [schedule for schedule, _ in list_schedules(50).values()]
-    fora, first, second = count_ratios(model, TINY, schedules)
+    entries = list(list_entries(50).values())
+    fora, first, second, once = count_ratios(model, TINY, entries)
     assert fora > 18 / 50  # FORA computes 18 of 50 steps; conditioning is always there
     assert fora == first == second
     assert fora < 0.5
+    assert fora < once < 1  # attention alone
 
 
 @torch.no_grad()
@@ -69,12 +73,13 @@ def test_main_writes_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(saving, "set_up_compiler", lambda device: None)
     assert run_main([*SMALL, "--repeats", "2", "--out", str(tmp_path)]) == 0
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    names = ["FORA N=3", "TaylorSeer N=3 O=1", "TaylorSeer N=3 O=2"]
+    names = ["FORA N=3", "TaylorSeer N=3 O=1", "TaylorSeer N=3 O=2", "attention once"]
     assert [row["name"] for row in rows] == names
     assert [(row["bar"], len(row["speeds"]), row["steps"]) for row in rows] == [
         (0.9, 2, 6),
         (0.85, 2, 6),
         (0.85, 2, 6),
+        (0.95, 2, 6),
     ]
     assert rows[0]["layers"] == 1
     out = capsys.readouterr().out
@@ -90,6 +95,7 @@ def test_main_writes_rows(tmp_path, capsys, monkeypatch):
         (["--tokens", "60"], "--tokens must be a square number, found 60"),
         (["--heads", "5"], "--width 384 is no multiple of --heads 5"),
         (["--threads", "0"], "argument --threads: expected an integer of at least 1"),
+        (["--only", "PAB*"], "--only: there is no such schedule; there are FORA N=3, "),
         (["--out", "{file}"], "argument --out: cannot write to "),
     ],
 )
