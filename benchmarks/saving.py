@@ -8,8 +8,8 @@ does meanwhile, trajectory by trajectory.
 The share is ``(1 - 1/speed) / (1 - MACs ratio)``. From published times on DiT-XL/2, FORA and
 SmoothCache have 79 to 81 % of it (arXiv 2411.10510, table 1), TaylorSeer 47 to 53 % (by
 ChebBooster's table). The other usual measure, speed by the speed that MACs alone would give
-(there 73 to 84 %, and 40 to 53 %), is printed beside it. Attention alone, computed at the first
-step and reused at all others, is judged by it: the most that the DQAR report's cache can give.
+(there 73 to 84 %, and 40 to 53 %), is printed beside it. By it is judged attention alone,
+computed at the first step and reused at all others, the most that the report's cache can give.
 """
 
 import json
