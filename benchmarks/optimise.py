@@ -44,6 +44,7 @@ class Options:
         unconditional: Intervals at which the unconditional stream may be called.
         trials: Tables that are tried, for the front and for each speed.
         speeds: Speeds to search harder at, against computing everything.
+        even: Whether to search evenly over all speeds first.
         out: Folder to write to.
     """
 
@@ -59,6 +60,7 @@ class Options:
     unconditional: list[int]
     trials: int
     speeds: list[float]
+    even: bool
     out: Path
 
 
@@ -90,6 +92,7 @@ def build_parser() -> Parser:
         default=[2.0, 2.5],
         help="search harder (2.0 2.5)",
     )
+    add("--no-even", dest="even", action="store_false", help="search at the speeds alone")
     add_out(parser, "results/optimise", QUICK)
     return parser
 
@@ -122,7 +125,7 @@ def search(options: Options) -> dqar_fx.Front:
     known = sorted(name_classes(pipe))
     labels = [known[i % len(known)] for i in range(options.samples)]
 
-    def run(ms: float | None) -> dqar_fx.Front:
+    def run(ms: float | None, trials: int = options.trials, fit: bool = True) -> dqar_fx.Front:
         return dqar_fx.optimise(
             pipe,
             labels,
@@ -130,7 +133,8 @@ def search(options: Options) -> dqar_fx.Front:
             sites=options.sites,
             guidances=list_guidances(options),
             num_steps=options.steps,
-            trials=options.trials,
+            trials=trials,
+            fit=fit,
             batch_size=options.samples,
             seed=options.seed,
             compile=None if options.lowering == "eager" else options.lowering,
@@ -138,7 +142,8 @@ def search(options: Options) -> dqar_fx.Front:
             guidance_scale=options.guidance,
         ).front
 
-    whole = run(None)
+    # without an even search one trial tells what computing everything takes
+    whole = run(None) if options.even else run(sys.float_info.max, trials=1, fit=False)
     points = list(whole.points)
     for factor in options.speeds:
         points += run(whole.full_ms / factor).points

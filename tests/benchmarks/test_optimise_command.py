@@ -27,6 +27,15 @@ def test_optimise_command_writes_tables_and_goes_on(tmp_path, capsys):
     assert (tmp_path / "trials.jsonl").read_text() == tried
 
 
+def test_optimise_command_searches_at_the_speeds_alone(tmp_path):
+    arguments = ["--quick", "--trials", "2", "--no-even", "--speeds", "1.5"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    speeds = [row["ms"] for row in json.loads((tmp_path / "front.json").read_text())["points"]]
+    assert len(speeds) > 0
+    tried = (tmp_path / "trials.jsonl").read_text().splitlines()
+    assert len(tried) < 14  # fewer than an even search over all speeds makes
+
+
 def test_optimise_command_guidance_is_an_axis_only_where_there_is_some(tmp_path):
     given = ["--out", str(tmp_path), "--unconditional", "2", "5"]
     assert len(list_guidances(parse_options(given))) == 2
