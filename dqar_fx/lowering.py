@@ -38,7 +38,10 @@ logger = logging.getLogger(__name__)
 UNITS = ("regional", "whole")
 REPLAYING_MODES = ("reduce-overhead", "max-autotune")
 """Modes of ``torch.compile`` that replay CUDA graphs: these own their outputs' memory."""
-COMPILED = (narrow_linears, turn_skinny_linears)
+COMPILED = (
+    narrow_linears,  # first: it knows linears as they are captured
+    turn_skinny_linears,
+)
 """Passes that may change the order of sums: for compilers, which do so themselves."""
 
 
@@ -135,6 +138,9 @@ class Lowering:
         self.variants: dict[str, Variant] = {}
         self.reports: list[PassReport] = []
         self._known: dict[tuple[fx.GraphModule, object, object], Variant] = {}
+        self._narrowed: dict[
+            tuple[fx.GraphModule, tuple[bool, ...]], tuple[fx.GraphModule, tuple[int, ...]]
+        ] = {}
 
     def variant(
         self, region: fx.GraphModule, actions: tuple[Action, ...], live: tuple[bool, ...]
@@ -163,6 +169,19 @@ class Lowering:
         unit, size = self.options.unit or "eager", len(gm.graph.nodes)
         logger.info("lowered a region (%s): actions %s, %d nodes", unit, letters or "-", size)
         self._observe("lowered", letters, gm)
+
+    def narrowed(
+        self, stage: fx.GraphModule, live: tuple[bool, ...]
+    ) -> tuple[fx.GraphModule, tuple[int, ...]]:
+        """A stage's whole graph that gives live outputs, and the inputs that it still takes.
+
+        For all steps of a trajectory at once, where sums are reordered anyway.
+        """
+        if (stage, live) not in self._narrowed:
+            gm, kept, report = specialise_region(stage, (), live)
+            self.reports += [report, run_pass(gm, narrow_linears, "stage")]
+            self._narrowed[stage, live] = gm, kept
+        return self._narrowed[stage, live]
 
     def count_variants(self, region: fx.GraphModule) -> int:
         """Distinct lowered variants of a region so far."""

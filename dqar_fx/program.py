@@ -20,6 +20,7 @@ from .conditioning import Ahead, Conditioning, Memo
 from .drop import tabulate_labels
 from .errors import StepError
 from .inputs import Roles
+from .liveness import Liveness
 from .plan import BoundCall, Plan, Variant, bind, execute
 from .runner import fork
 from .slots import Slots, plan_slots, slots_of
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from .explanation import Explanation
     from .fixed import Fixed
     from .ledger import Actions, ForecastWeights, Ledger
+    from .liveness import Needs
     from .lowering import Lowering
-    from .plan import Static
+    from .plan import Specialised, Static
     from .release import Weights
     from .rulers import Ruler
     from .steps import Position
@@ -52,12 +54,14 @@ class Prepared:
     Attributes:
         calls: What it runs.
         after: What is kept when it ends.
+        needs: What of the conditioning they read.
         num_cold: Sites that start cold.
         is_checked: Whether to ask at its end for what is not finite.
     """
 
     calls: list[BoundCall]
     after: Ledger
+    needs: Needs
     num_cold: int
     is_checked: bool
 
@@ -93,6 +97,7 @@ class Program:
         explanation: What was found and done.
         streams: The streams that have been called.
         ahead: When conditioning is evaluated for a whole trajectory.
+        liveness: What of the conditioning is read.
     """
 
     def __init__(
@@ -124,8 +129,10 @@ class Program:
             ahead=self.ahead,
             copy=lowering.options.replays,
             bind=partial(self._bind, actions=(), fill=self._tensor_of),
+            narrow=lowering.narrowed,
             fill=self._tensor_of,
         )
+        self.liveness = Liveness(plan, table.rows, self._variants_of)
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
         self._warned = False
         devices = {spec.device.type for spec in self.slot_specs.values()}
@@ -190,21 +197,25 @@ class Program:
     def table_bytes(self) -> int:
         """Bytes of one stream's conditioning for all steps of the table.
 
-        0 where it is evaluated step by step; else what is kept once timesteps are known.
+        0 where it is evaluated step by step; else what is kept once timesteps are known, of
+        what any step of the table reads.
         """
-        num_steps, timestep = self.table.num_steps, self.roles.timestep
-        sizes = [
-            num_steps * stage.nbytes
-            for stage in self.plan.stages
-            if timestep in stage.leaves and self.ahead.allows(num_steps * stage.nbytes)
-        ]
-        return sum(sizes) if self.ahead.is_wanted else 0
+        sizes = (self.table.num_steps * size for size in self._stage_bytes(every_step=True))
+        return sum(size for size in sizes if self.ahead.is_wanted and self.ahead.allows(size))
 
     @property
     def constant_bytes(self) -> int:
         """Bytes of one stream's conditioning that does not read the timestep."""
-        stages = self.plan.stages
-        return sum(s.nbytes for s in stages if self.roles.timestep not in s.leaves)
+        return sum(self._stage_bytes(every_step=False))
+
+    def _stage_bytes(self, *, every_step: bool) -> list[int]:
+        """Bytes per step of the stages that read the timestep, or of the others."""
+        pairs = zip(self.plan.stages, self.liveness.of_table(), strict=True)
+        return [
+            stage.count_bytes(live)
+            for stage, live in pairs
+            if (self.roles.timestep in stage.leaves) == every_step
+        ]
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -263,7 +274,7 @@ class Program:
         if self.lowering.options.replays:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it so
         try:
-            self._conditioning.evaluate(stream.memo, leaves, values, position)
+            self._conditioning.evaluate(stream.memo, leaves, values, position, step.needs)
             execute(step.calls, values)
         except BaseException:
             slots.forget()  # some slots may be written and others not
@@ -341,7 +352,13 @@ class Program:
             calls = self._bind_row(stream, actions, weights)
         # on other devices at the end alone: asking them waits
         is_checked = is_last or (self._is_on_host and Action.STORE in actions)
-        return Prepared(calls, ledger.after(actions, step), num_cold, is_checked)
+        return Prepared(
+            calls,
+            ledger.after(actions, step),
+            self.liveness.needs(actions),
+            num_cold,
+            is_checked,
+        )
 
     def _bound_row(self, stream: Stream, actions: Actions, step: int) -> list[BoundCall]:
         ledger = stream.slots.ledger
@@ -362,12 +379,17 @@ class Program:
     def _bind(
         self, plan: Plan, actions: Sequence[int], fill: Callable[[Static], Any]
     ) -> list[BoundCall]:
+        return bind(plan, actions, self._variants_of(plan), fill)
+
+    def _variants_of(self, plan: Plan) -> Specialised:
+        """What gives the lowered variants of a plan's regions."""
+
         def specialised(
             region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
             return self.lowering.variant(plan.regions[region], mine, live)
 
-        return bind(plan, actions, specialised, fill)
+        return specialised
 
     def _tensor_of(
         self,
