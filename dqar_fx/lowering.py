@@ -173,13 +173,10 @@ class Lowering:
     def narrowed(
         self, stage: fx.GraphModule, live: tuple[bool, ...]
     ) -> tuple[fx.GraphModule, tuple[int, ...]]:
-        """A stage's whole graph that gives live outputs, and the inputs that it still takes.
-
-        For all steps of a trajectory at once, where sums are reordered anyway.
-        """
+        """As `narrow_stage` gives them; each once."""
         if (stage, live) not in self._narrowed:
-            gm, kept, report = specialise_region(stage, (), live)
-            self.reports += [report, run_pass(gm, narrow_linears, "stage")]
+            gm, kept, report = narrow_stage(stage, live)
+            self.reports.append(report)
             self._narrowed[stage, live] = gm, kept
         return self._narrowed[stage, live]
 
@@ -217,3 +214,17 @@ def specialise_region(
     report = run_pass(gm, partial(specialise, actions=actions), "region", observe)
     after = {node.name for node in gm.graph.find_nodes(op="placeholder")}
     return gm, tuple(i for i, name in enumerate(before) if name in after), report
+
+
+def narrow_stage(
+    stage: fx.GraphModule, live: Sequence[bool]
+) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
+    """A stage's whole graph, giving live outputs only, and computing no others.
+
+    For all steps of a trajectory at once, where the order of sums differs anyway.
+
+    Returns:
+        The graph, the positions of the stage's inputs that it still takes, and the report.
+    """
+    gm, kept, _ = specialise_region(stage, (), live)
+    return gm, kept, run_pass(gm, narrow_linears, "stage")

@@ -23,12 +23,14 @@ from .inputs import Roles
 from .liveness import Liveness
 from .plan import BoundCall, Plan, Variant, bind, execute
 from .runner import fork
-from .slots import Slots, plan_slots, slots_of
+from .slots import Slots, plan_slots, share_slots, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from torch import fx
+
+    from dqar_fx.passes import TensorSpec
 
     from .capture import Capture
     from .explanation import Explanation
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from .plan import Specialised, Static
     from .release import Weights
     from .rulers import Ruler
+    from .slots import SlotKey
     from .steps import Position
     from .table import BranchTable
 
@@ -92,7 +95,8 @@ class Program:
         roles: Which input plays which part.
         table: What every site does at every step.
         plan: The step's stages and regions.
-        slot_specs: The buffers of one stream.
+        slot_specs: The slots of one stream.
+        slot_owners: Per slot, the one whose buffer it uses.
         history: How many outputs of a site they keep, as many as its graphs have inputs for.
         explanation: What was found and done.
         streams: The streams that have been called.
@@ -117,6 +121,7 @@ class Program:
         self.plan = plan
         slots = slots_of(guarded)
         self.slot_specs = plan_slots(slots, table)
+        self.slot_owners = share_slots(self.slot_specs, table)
         self.history = 1 + max((place for _, _, place, _ in slots), default=0)
         self.lowering = lowering
         self.explanation = explanation
@@ -191,7 +196,12 @@ class Program:
     @property
     def cache_bytes(self) -> int:
         """Slot bytes of one stream, known before anything runs."""
-        return sum(spec.nbytes for spec in self.slot_specs.values())
+        return sum(spec.nbytes for spec in self.buffer_specs.values())
+
+    @property
+    def buffer_specs(self) -> dict[SlotKey, TensorSpec]:
+        """The buffers of one stream; slots whose lives do not overlap share one."""
+        return {owner: self.slot_specs[owner] for owner in self.slot_owners.values()}
 
     @property
     def table_bytes(self) -> int:
@@ -323,7 +333,8 @@ class Program:
 
     def _stream(self, key: tuple[str | None, int]) -> Stream:
         if key not in self.streams:
-            slots = Slots(self.slot_specs, len(self.table.sites), self.history)
+            num_sites = len(self.table.sites)
+            slots = Slots(self.slot_specs, num_sites, self.history, self.slot_owners)
             self.streams[key] = Stream(slots)
         return self.streams[key]
 

@@ -20,8 +20,10 @@ from .profile import DATASHEETS, DeviceProfile, find_datasheet
 from .workload import (
     Cost,
     Counting,
+    Stream,
     Workload,
     all_computed,
+    all_computed_table,
     all_reused,
     count_everything,
     streams_of,
@@ -296,7 +298,10 @@ def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) 
     """Count and predict with the denoiser's own tables."""
     program, streams = denoiser.program, streams_of(denoiser)
     steps = program.table.num_steps
-    conditioning = cost_of(counting.count_conditioning(steps), profile) * len(streams)
+    costs = [cost_of(counting.count_conditioning(each), profile) for each in streams]
+    conditioning = sum_up(costs)
+    everything = Stream(all_computed_table(program, steps), (True,) * steps)
+    computed_ahead = cost_of(counting.count_conditioning(everything), profile)
     computed = cost_of(counting.count_row(all_computed(program)), profile)
     return Report(
         device=profile.name,
@@ -316,7 +321,7 @@ def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) 
         conditioning=conditioning,
         cache_bytes=denoiser.cache_bytes,
         untransformed_macs=counting.count_untransformed() * steps * len(streams),
-        computed_ms=computed.ms * steps * len(streams) + conditioning.ms,
+        computed_ms=(computed.ms * steps + computed_ahead.ms) * len(streams),
         reused=cost_of(counting.count_row(all_reused(program)), profile),
         computed=computed,
         denoiser=denoiser,
