@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .costs import DeviceProfile, Report
     from .explanation import Explanation
+    from .memory import MemoryPlan
     from .program import Program
     from .schedule import Schedule
     from .steps import Position
@@ -142,6 +143,11 @@ class Denoiser(Face):
         self._weights.bring_back()
         merged = self._ties.merged_bytes
         return count_parameters(self.captured_programs(), self.model, merged)
+
+    @property
+    def release_place(self) -> str | None:
+        """Where released parameters go; None if they stay, ``"drop"`` if they are gone."""
+        return self._weights.place
 
     @property
     def released_bytes(self) -> int:
@@ -450,6 +456,17 @@ class Denoiser(Face):
     def cache_bytes(self) -> int:
         """Slot bytes of one stream of the latest captured signature."""
         return self.program.cache_bytes
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What it holds, by slots, conditioning and parameters, before anything runs.
+
+        Raises:
+            DqarError: Nothing has been captured yet.
+        """
+        from .memory import plan_memory  # imports this module's users
+
+        return plan_memory(self)
 
     def explain(self, step: int | None = None) -> Explanation:
         """Sites, near misses, passes and actions, for the latest captured signature.

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from dqar_fx.activations import Activations
 from dqar_fx.errors import ScheduleError
 from dqar_fx.liveness import Liveness, restrict
 from dqar_fx.lowering import COMPILED, narrow_stage, specialise_region
@@ -122,6 +123,9 @@ class Counting:
 
     Args:
         program: Whose plan; its table does not matter.
+
+    Attributes:
+        activations: Bytes of the same plan's rows.
     """
 
     def __init__(self, program: Program) -> None:
@@ -131,6 +135,7 @@ class Counting:
         self._modules = Modules.of(self._captured)
         self._is_compiled = program.lowering.options.unit is not None
         self._ahead = program.ahead
+        self.activations = Activations(program)
         self._known: dict[Any, tuple[Counter[Kernel], tuple[int, ...]]] = {}
         self._rows: dict[tuple[Action, ...], Workload] = {}
 
