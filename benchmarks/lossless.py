@@ -137,8 +137,8 @@ class Lossless:
                 f"computing all          {own_ms:9.3f} ms, what is done ahead included",
                 f"speed                  {middle:9.3f} (quartiles {low:.3f} to {high:.3f}): "
                 f"{verdict}",
-                f"removed per step       {macs / 1e6:9.3f} of {self.base.macs / 1e6:.3f} MMACs, "
-                f"{nbytes / 1e6:.3f} of {self.base.nbytes / 1e6:.3f} MB",
+                f"removed per step       {macs / 1e6:9.3f} of {self.base.macs / 1e6:.3f} "
+                f"MMACs, {nbytes / 1e6:.3f} of {self.base.nbytes / 1e6:.3f} MB",
                 f"equal parameters       {self.merged_bytes / 1e6:9.3f} of "
                 f"{self.parameter_bytes / 1e6:.3f} MB merged",
                 f"largest error          {self.error:9.1e} of the largest output",

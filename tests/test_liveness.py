@@ -175,7 +175,7 @@ def family(case):
     ),
 )
 def test_conditioning_that_is_read_is_never_stale(case, family, way, texts, runs):
-    """Steps are skipped, sites start cold, labels change: the same as if all were evaluated."""
+    """Steps skipped, cold starts, other labels: the same as if all were evaluated."""
     denoiser = family[way].with_schedule(Schedule.from_actions([f"C{t}" for t in texts]))
     alone = family["step"].with_schedule(Schedule.from_actions([f"C{t}" for t in texts]))
     alone.program.liveness.needs = lambda _: None  # all is evaluated
