@@ -1,7 +1,7 @@
 """The memory of a denoiser, planned before anything runs.
 
-Slots, conditioning and parameters are exact: they equal the storages that are held. Activations
-are an estimate, as `activations` says.
+Slots, conditioning and parameters are exact: they equal the storages that are held.
+Activations are an estimate, as `activations` says.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Slots: the preallocated buffers of one stream, and what each of them holds.
 
-A site's slots live from its first STORE to its last read in a trajectory. Sites whose lives do
-not overlap share buffers of equal shape, strides, dtype and device; the ledger forgets what one
-of them kept as soon as another stores, whatever the order of steps turns out to be.
+A site's slots live from its first STORE to its last read in a trajectory. Sites whose lives
+do not overlap share buffers of equal shape, strides, dtype and device; the ledger forgets what
+one of them kept as soon as another stores, whatever the order of steps turns out to be.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ def share_slots(
 
     Lives are intervals of steps: those that share a step, even where one ends and the other
     begins, have buffers of their own. Taken by their beginning, each in a buffer whose last
-    life is over, they need as few as there are lives at the busiest step. Flags are not shared:
-    they are read at the end.
+    life is over, they need as few as there are lives at the busiest step. Flags are not
+    shared: they are read at the end.
 
     Source: left-edge algorithm (Hashimoto and Stevens 1971); greedy colouring of interval
     graphs.
