@@ -23,6 +23,7 @@ from dqar_fx.passes.graphs import graph_outputs
 from .liveness import restrict
 from .lowering import specialise_region
 from .plan import Variant, bind
+from .weights import storage_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +54,7 @@ class StorageCounter(TorchDispatchMode):
     """
 
     def __init__(self, given: Iterable[object] = ()) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it so
+        super().__init__()
         self.now = self.peak = 0
         self._known = WeakIdKeyDictionary(ref_type=weakref.ref)  # type: ignore[no-untyped-call]  # torch leaves it so
         for value in given:
@@ -124,11 +125,6 @@ class Run:
         raise AssertionError("a run that was measured is not run again")
 
 
-def storage_key(value: torch.Tensor) -> int:
-    """A number that tensors over one storage share."""
-    return value.untyped_storage()._cdata
-
-
 @dataclass(frozen=True)
 class Held:
     """Bytes of a walk over a plan.
@@ -156,7 +152,7 @@ class Activations:
         self._plan, self._timestep = program.plan, program.roles.timestep
         self._is_compiled = program.lowering.options.unit is not None
         outputs = graph_outputs(program.captured.gm.graph)
-        self.output_bytes = sum(node.meta["val"].nbytes for node in outputs)
+        self.output_bytes: int = sum(node.meta["val"].nbytes for node in outputs)
         self._runs: dict[Any, tuple[Run, tuple[int, ...]]] = {}
 
     def constant_bytes(self, program: Program) -> int:

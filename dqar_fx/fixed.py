@@ -90,8 +90,10 @@ class Fixed:
         if seen is None or not seen.is_same(labels):
             memo.outputs[0] = (self.find_labels(labels),)
             memo.seen[self.leaf] = Seen.of(labels)
+        places = memo.outputs[0][0]
+        assert places is not None, "found a few lines above, or at an earlier step"
         for pack in self.packs:
-            pack.fill(step, memo.outputs[0][0], values)
+            pack.fill(step, places, values)
         for number, table in self.shared.items():
             values[number] = table[min(step, len(table) - 1)]
 

@@ -363,13 +363,8 @@ class Program:
             calls = self._bind_row(stream, actions, weights)
         # on other devices at the end alone: asking them waits
         is_checked = is_last or (self._is_on_host and Action.STORE in actions)
-        return Prepared(
-            calls,
-            ledger.after(actions, step),
-            self.liveness.needs(actions),
-            num_cold,
-            is_checked,
-        )
+        needs = self.liveness.needs(actions.tolist())
+        return Prepared(calls, ledger.after(actions, step), needs, num_cold, is_checked)
 
     def _bound_row(self, stream: Stream, actions: Actions, step: int) -> list[BoundCall]:
         ledger = stream.slots.ledger
