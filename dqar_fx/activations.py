@@ -56,7 +56,7 @@ class StorageCounter(TorchDispatchMode):
     def __init__(self, given: Iterable[object] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it so
         self.now = self.peak = 0
-        self._known = WeakIdKeyDictionary(ref_type=weakref.ref)  # type: ignore[no-untyped-call]  # torch leaves it so
+        self._known = WeakIdKeyDictionary(ref_type=weakref.ref)
         for value in given:
             if isinstance(value, torch.Tensor):
                 self._known[value.untyped_storage()] = 0
