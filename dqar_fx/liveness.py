@@ -89,6 +89,8 @@ class Liveness:
     def of_row(self, actions: Sequence[int]) -> tuple[Live, ...]:
         """Per stage, what a row reads."""
         key = tuple(map(int, actions))
+        if not self._plan.stages:
+            return ()
         if key not in self._known:
             self._known[key] = find_live(self._plan, key, self._variants)
         return self._known[key]

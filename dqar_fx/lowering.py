@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dqar_fx.passes import Action
 
     from .batches import Sharing
+    from .plan import Plan, Specialised
     from .runner import Observer, PassReport
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ class Lowering:
         self.variants: dict[str, Variant] = {}
         self.reports: list[PassReport] = []
         self._known: dict[tuple[fx.GraphModule, object, object], Variant] = {}
+        self._kept: dict[tuple[fx.GraphModule, object, object], tuple[int, ...]] = {}
         self._narrowed: dict[
             tuple[fx.GraphModule, tuple[bool, ...]], tuple[fx.GraphModule, tuple[int, ...]]
         ] = {}
@@ -162,6 +164,25 @@ class Lowering:
             shared = self.variants[structure]
             self._known[key] = Variant(shared.gm, shared.function, kept, structure)
         return self._known[key]
+
+    def unlowered_of(self, plan: Plan) -> Specialised:
+        """What tells which inputs the variants of a plan's regions take.
+
+        Of those that may never run, too: nothing is lowered, shown or reported.
+        """
+
+        def specialised(
+            region: str, actions: tuple[Action, ...], live: tuple[bool, ...]
+        ) -> Variant:
+            gm = plan.regions[region]
+            key = (gm, actions, live)
+            if key in self._known:
+                return self._known[key]
+            if key not in self._kept:
+                _, self._kept[key], _ = specialise_region(gm, actions, live)
+            return Variant(gm, gm.forward, self._kept[key], "")
+
+        return specialised
 
     def _note(self, gm: fx.GraphModule, actions: Sequence[Action]) -> None:
         """Log and show what was lowered."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .ledger import Actions, ForecastWeights, Ledger
     from .liveness import Needs
     from .lowering import Lowering
-    from .plan import Specialised, Static
+    from .plan import Static
     from .release import Weights
     from .rulers import Ruler
     from .slots import SlotKey
@@ -137,7 +137,7 @@ class Program:
             narrow=lowering.narrowed,
             fill=self._tensor_of,
         )
-        self.liveness = Liveness(plan, table.rows, self._variants_of)
+        self.liveness = Liveness(plan, table.rows, lowering.unlowered_of)
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
         self._warned = False
         devices = {spec.device.type for spec in self.slot_specs.values()}
@@ -385,17 +385,12 @@ class Program:
     def _bind(
         self, plan: Plan, actions: Sequence[int], fill: Callable[[Static], Any]
     ) -> list[BoundCall]:
-        return bind(plan, actions, self._variants_of(plan), fill)
-
-    def _variants_of(self, plan: Plan) -> Specialised:
-        """What gives the lowered variants of a plan's regions."""
-
         def specialised(
             region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
             return self.lowering.variant(plan.regions[region], mine, live)
 
-        return specialised
+        return bind(plan, actions, specialised, fill)
 
     def _tensor_of(
         self,
