@@ -1,8 +1,9 @@
 """Which outputs of the conditioning are read: at a step, and at any step of a table.
 
-A row whose sites all reuse reads no shift and no scale of theirs. A stage that is evaluated
-for one step gives what that step reads; one that is evaluated once for a trajectory gives what
-any of its steps reads.
+A row whose sites all reuse reads no shift and no scale of theirs. In eager mode a stage that
+is evaluated for one step gives what that step reads. One that is evaluated once for a
+trajectory gives what any of its steps reads; so does one that is compiled, which would else be
+compiled once for each row: it is left out where a step reads none of it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Needs:
     """What a step reads of the conditioning.
 
     Attributes:
-        step: Per stage, what it reads.
+        step: Per stage, what is to be given for it; nothing where it reads nothing.
         trajectory: Per stage, what any step of its table reads, this one included.
     """
 
@@ -34,17 +35,25 @@ class Needs:
     trajectory: tuple[Live, ...]
 
 
-def find_live(plan: Plan, actions: Sequence[int], variants: Variants) -> tuple[Live, ...]:
+def find_live(
+    plan: Plan,
+    actions: Sequence[int],
+    variants: Variants,
+    wholes: Sequence[Live] | None = None,
+) -> tuple[Live, ...]:
     """Per stage, which of its outputs a row reads, itself or through another stage.
 
     Args:
         plan: Of the step.
         actions: The row.
         variants: As for `bind`, by the plan.
+        wholes: Per stage, what it gives if any of it is read; None for what is read.
     """
     read, found = read_numbers(plan, actions, variants), list[Live]()
-    for stage in reversed(plan.stages):
+    for k, stage in reversed(list(enumerate(plan.stages))):
         live = tuple(number in read for number in stage.outputs)
+        if wholes is not None and any(live):
+            live = wholes[k]
         inner = read_numbers(restrict(stage, live), (), variants)
         pairs = zip(stage.plan.inputs, stage.inputs, strict=True)
         read |= {outer for number, outer in pairs if number in inner}
@@ -79,10 +88,20 @@ class Liveness:
         plan: Of the step.
         rows: The distinct rows of the table.
         variants: As for `bind`, by the plan.
+        is_compiled: Whether a stage is given whole, or not at all.
     """
 
-    def __init__(self, plan: Plan, rows: Sequence[Sequence[int]], variants: Variants) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        rows: Sequence[Sequence[int]],
+        variants: Variants,
+        *,
+        is_compiled: bool,
+    ) -> None:
         self._plan, self._rows, self._variants = plan, rows, variants
+        self._is_compiled = is_compiled
+        self._needs: dict[tuple[int, ...], Needs] = {}
         self._known: dict[tuple[int, ...], tuple[Live, ...]] = {}
         self._of_table: tuple[Live, ...] | None = None
 
@@ -103,5 +122,11 @@ class Liveness:
 
     def needs(self, actions: Sequence[int]) -> Needs:
         """What a row reads, which need not be one of the table: sites may start cold."""
-        mine = self.of_row(actions)
-        return Needs(mine, unite((mine, self.of_table())))
+        key = tuple(map(int, actions))
+        if key not in self._needs:
+            step = self.of_row(key)
+            trajectory = unite((step, self.of_table()))
+            if self._is_compiled:
+                step = find_live(self._plan, key, self._variants, trajectory)
+            self._needs[key] = Needs(step, trajectory)
+        return self._needs[key]

@@ -137,7 +137,9 @@ class Program:
             narrow=lowering.narrowed,
             fill=self._tensor_of,
         )
-        self.liveness = Liveness(plan, table.rows, lowering.unlowered_of)
+        self.liveness = Liveness(
+            plan, table.rows, lowering.unlowered_of, is_compiled=self.ahead.is_compiled
+        )
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
         self._warned = False
         devices = {spec.device.type for spec in self.slot_specs.values()}
@@ -177,6 +179,11 @@ class Program:
         self.reset()
         self._conditioning.fixed = found
         return found
+
+    @property
+    def fixed(self) -> Fixed | None:
+        """What `fix_conditioning` made; None if the conditioning may be evaluated."""
+        return self._conditioning.fixed
 
     def explain(self, step: int | None = None) -> Explanation:
         """What was found and done, passes on the regions lowered so far included.

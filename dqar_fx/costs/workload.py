@@ -152,7 +152,9 @@ class Counting:
 
     def count_conditioning(self, stream: Stream) -> Workload:
         """The conditioning of a trajectory, of what its rows read."""
-        liveness = Liveness(self.plan, stream.table.rows, self._variants_of)
+        liveness = Liveness(
+            self.plan, stream.table.rows, self._variants_of, is_compiled=self._is_compiled
+        )
         total = Workload()
         for k in range(len(self.plan.stages)):
             total += self._count_stage(k, stream, liveness)
@@ -169,7 +171,7 @@ class Counting:
             return Workload(kernels).scaled(num_steps)
         total = Workload()
         for row, steps in stream.rows():
-            mine = self._count_plan(restrict(stage, liveness.of_row(row)[k]), ())
+            mine = self._count_plan(restrict(stage, liveness.needs(row).step[k]), ())
             for _ in steps:
                 total += mine
         return total
