@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dqar_fx.passes.graphs import graph_outputs
 
+from .conditioning import is_alone
 from .liveness import restrict
 from .lowering import specialise_region
 from .plan import Variant, bind
@@ -96,11 +97,13 @@ class Run:
         peak: Most bytes beside its inputs.
         owners: Per output, whose storage it shows.
         sizes: Per output, bytes of that storage.
+        copies: Per output, bytes of the copy that `unify` makes of it; 0 where it makes none.
     """
 
     peak: int
     owners: tuple[Owner, ...]
     sizes: tuple[int, ...]
+    copies: tuple[int, ...]
 
     @classmethod
     def of(cls, gm: fx.GraphModule) -> Run:
@@ -118,7 +121,18 @@ class Run:
             counter.peak,
             tuple(first[storage_key(output)] for output in outputs),
             tuple(output.untyped_storage().nbytes() for output in outputs),
+            tuple(0 if is_alone(o) else o.numel() * o.itemsize for o in outputs),
         )
+
+    @property
+    def unified_bytes(self) -> int:
+        """What its outputs hold once `unify` is done with them, inputs left out.
+
+        An output that shows all of a parameter, and nothing else, takes no memory.
+        """
+        whole = zip(self.owners, self.sizes, self.copies, strict=True)
+        own = {owner: size for owner, size, copy in whole if owner[0] == "own" and not copy}
+        return sum(own.values()) + sum(self.copies)
 
     def __call__(self, *_: Any) -> tuple[Any, ...]:
         """In the place of the lowered region, which nobody calls."""
@@ -156,11 +170,18 @@ class Activations:
         self._runs: dict[Any, tuple[Run, tuple[int, ...]]] = {}
 
     def constant_bytes(self, program: Program) -> int:
-        """What stages that do not read the timestep hold between steps."""
-        if self._is_compiled:
-            return program.constant_bytes
-        found = self._stages(program.liveness.of_table(), every_step=False)
-        return sum(held.end for held in found)
+        """What stages that do not read the timestep hold between steps: exact."""
+        lives = program.liveness.of_table()
+        if program.lowering.options.replays:
+            return program.constant_bytes  # copied, all of it
+        if not self._is_compiled:
+            return sum(held.end for held in self._stages(lives, every_step=False))
+        stages = zip(self._plan.stages, lives, strict=True)
+        return sum(
+            Run.of(specialise_region(stage.gm, (), live)[0]).unified_bytes
+            for stage, live in stages
+            if self._timestep not in stage.leaves
+        )
 
     def of_program(self, program: Program) -> int:
         """The most that any row of a program's table holds.
@@ -174,7 +195,9 @@ class Activations:
         )
 
     def _row(self, row: Sequence[Action], liveness: Liveness, is_tabulated: bool) -> int:
-        stages = [] if is_tabulated else self._stages(liveness.of_row(row), every_step=True)
+        stages = (
+            [] if is_tabulated else self._stages(liveness.needs(row).step, every_step=True)
+        )
         before = sum(held.end for held in stages)
         step = self._walk(self._plan, row)
         # outputs may be copied for the caller

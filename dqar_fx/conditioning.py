@@ -304,7 +304,12 @@ def gives(outputs: Outputs | None, live: Live) -> bool:
 
 def unify(value: torch.Tensor, *, copy: bool) -> torch.Tensor:
     """A value in memory of its own and no more, contiguous; a copy where it is asked for."""
-    is_alone = value.untyped_storage().nbytes() == value.numel() * value.itemsize
-    if is_alone and value.is_contiguous() and not copy:
+    if is_alone(value) and not copy:
         return value
     return value.clone(memory_format=torch.contiguous_format)
+
+
+def is_alone(value: torch.Tensor) -> bool:
+    """Whether a value is contiguous, and all that is in its memory."""
+    num_bytes = value.numel() * value.itemsize
+    return value.untyped_storage().nbytes() == num_bytes and value.is_contiguous()

@@ -20,7 +20,6 @@ from .lowering import CompileOptions
 from .release import Weights
 from .steps import Context, StepTracker
 from .ties import Ties, once_per_memory
-from .weights import ParameterBytes, count_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from .schedule import Schedule
     from .steps import Position
     from .table import BranchTable
+    from .weights import ParameterBytes
 
     class Builder(Protocol):
         """What makes a program for the inputs of a call."""
@@ -140,14 +140,13 @@ class Denoiser(Face):
         Raises:
             DqarError: They were dropped.
         """
-        self._weights.bring_back()
         merged = self._ties.merged_bytes
-        return count_parameters(self.captured_programs(), self.model, merged)
+        return self._weights.count(self.captured_programs(), self.model, merged)
 
     @property
-    def release_place(self) -> str | None:
-        """Where released parameters go; None if they stay, ``"drop"`` if they are gone."""
-        return self._weights.place
+    def residence(self) -> Weights:
+        """Where the parameters of the conditioning are."""
+        return self._weights
 
     @property
     def released_bytes(self) -> int:

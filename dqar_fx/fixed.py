@@ -16,6 +16,7 @@ import torch
 from .conditioning import Memo
 from .errors import DqarError
 from .steps import Position, Seen
+from .weights import storage_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -72,10 +73,20 @@ class Fixed:
     shared: dict[int, torch.Tensor]
 
     @property
+    def tables(self) -> list[torch.Tensor]:
+        """All tensors that it holds."""
+        return [*(pack.table for pack in self.packs), *self.shared.values()]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of what differs from step to step."""
-        tables = [*(pack.table for pack in self.packs), *self.shared.values()]
-        return sum(table.nbytes for table in tables if len(table) == len(self.steps))
+        return sum(t.nbytes for t in self.tables if len(t) == len(self.steps))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all that it holds."""
+        storages = {storage_key(table): table.untyped_storage() for table in self.tables}
+        return sum(storage.nbytes() for storage in storages.values())
 
     def fill(
         self, memo: Memo, leaves: Sequence[Any], values: list[Any], position: Position

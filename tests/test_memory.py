@@ -85,14 +85,43 @@ def test_plan_equals_what_is_held(name, schedule, options):
     assert planned == held(denoiser, case)
 
 
-@pytest.mark.parametrize("name", ["dit", "pixart"])
-def test_plan_of_compiled_denoisers_equals_what_is_held(name):
+@pytest.mark.parametrize(
+    "options", [{}, {"dynamic": True}, {"unit": "whole"}], ids=["regional", "dynamic", "whole"]
+)
+@pytest.mark.parametrize("name", MAKERS)
+def test_plan_of_compiled_denoisers_equals_what_is_held(name, options):
     case = MAKERS[name]()
-    denoiser = prepared(case, SCHEDULES["interval"], compile={"backend": "eager"})
+    denoiser = prepared(case, SCHEDULES["interval"], compile={"backend": "eager", **options})
     (stream,) = denoiser.memory.streams
     run(denoiser, case)
     planned = {"slots": stream.slots, "table": stream.table, "constant": stream.constant}
     assert planned == held(denoiser, case)
+
+
+@pytest.mark.parametrize("name", ["dit", "pixart"])
+def test_plan_of_each_batch_size_equals_what_is_held(name):
+    """Regions are shared; slots and conditioning are each one's own."""
+    denoiser = None
+    for batch in (2, 1, 3):
+        case = MAKERS[name](batch=batch)
+        if denoiser is None:
+            options = {"compile": {"backend": "eager", "dynamic": True}}
+            denoiser = prepared(case, SCHEDULES["interval"], **options)
+        run(denoiser, case)
+        (stream,) = denoiser.memory.streams
+        planned = {"slots": stream.slots, "table": stream.table, "constant": stream.constant}
+        assert planned == held(denoiser, case)
+
+
+def test_plan_lowers_nothing():
+    case = make_dit(layers=3)
+
+    def refuse(gm, _):
+        raise AssertionError("compiled")
+
+    denoiser = prepared(case, SCHEDULES["apart"], compile={"backend": refuse})
+    assert denoiser.memory.held > 0
+    assert not denoiser.program.variants
 
 
 def test_plan_parameters_are_those_of_the_model():
@@ -112,22 +141,40 @@ def test_plan_released_parameters_are_not_kept():
     plan = denoiser.memory
     assert plan.released == plan.parameters.released > 0
     assert plan.kept == plan.parameters.step
+    assert "of these on disk while steps run" in str(plan)
     run(denoiser, case)
     assert denoiser.released_bytes == plan.released
+    assert denoiser.memory == plan
+    assert denoiser.released_bytes == plan.released  # nothing was brought back for the plan
     in_place = prepared(case, SCHEDULES["interval"], release="host").memory
     assert in_place.released == 0  # host memory is where they are
 
 
 def test_plan_of_dropped_conditioning_is_what_is_left():
     case = make_dit(layers=3)
-    denoiser = prepared(case, SCHEDULES["interval"], conditioning="trajectory")
+    times = torch.tensor([900.0, 600.0])
+    denoiser = dqar_fx.transform(
+        case.model,
+        SCHEDULES["interval"],
+        conditioning="trajectory",
+        example_inputs={**case.inputs(0), "timestep": times[0].expand(2)},
+    )
     before = denoiser.memory.parameters
     labels = case.given["class_labels"].tolist()
-    denoiser.drop_conditioning(torch.tensor([900.0, 600.0]), class_labels=labels)
+    denoiser.drop_conditioning(times, class_labels=labels)
     after = denoiser.memory
-    assert after.parameters.step == before.step
-    assert after.parameters.conditioning < 0.05 * before.conditioning
-    assert after.released == 0
+    assert (after.parameters, after.place) == (before, "drop")
+    assert after.released == before.released
+    assert "of these dropped" in str(after)
+    for step, timestep in enumerate(times):
+        with denoiser.cache_context("one", step_index=step):
+            denoiser(**{**case.inputs(step), "timestep": timestep.expand(2)})
+    assert denoiser.memory == after
+    (stream,) = denoiser.program.streams.values()
+    tables = denoiser.program.fixed.tables
+    assert after.fixed == sum(storages_of(tables).values())
+    places = storages_of(tensors_in(stream.memo.outputs))
+    assert [(s.table, s.constant) for s in after.streams] == [(0, sum(places.values()))]
 
 
 @pytest.mark.parametrize("keep", ["output", "difference"])
@@ -163,6 +210,10 @@ def test_activations_bound_what_a_step_allocates(name, options):
     (stream,) = denoiser.memory.streams
     planned = denoiser.memory.activations + stream.constant
     inputs = [case.inputs(step) for step in range(STEPS)]
+    for step, each in enumerate(inputs):  # makes the graphs of rows, which takes memory
+        with denoiser.cache_context("one", step_index=step):
+            denoiser(**each)
+    denoiser.reset()
     most = 0
     for step, each in enumerate(inputs):
         with denoiser.cache_context("one", step_index=step):
@@ -211,7 +262,10 @@ def test_plan_text_has_a_line_for_each_part(plan):
         assert f"{part} (every stream)" in text
     for part in ("parameters of the step", "held between steps", "peak, estimated"):
         assert part in text
-    assert "released" not in text
+    assert "of these" not in text
+    lines = [line for line in plan.lines if not line.is_sum]
+    assert sum(line.nbytes for line in lines) == plan.peak
+    assert plan.peak == plan.held + plan.activations
     (stream,) = plan.streams
     sites = {f"blocks.{k}": 1000 for k in range(30)}
     many = replace(plan, streams=(replace(stream, sites=sites),))
