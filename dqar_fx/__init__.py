@@ -26,6 +26,7 @@ from .errors import (
 )
 from .gates import entropy_gate, policy_gate, snr_gate
 from .guidance import Guidance
+from .memory import MemoryPlan
 from .noise import signal_to_noise
 from .optimiser import Front, Optimum, fit_forecasts, optimise
 from .passes import Action, Site
@@ -48,6 +49,7 @@ __all__ = [
     "Front",
     "GraphDiff",
     "Guidance",
+    "MemoryPlan",
     "Optimum",
     "Policy",
     "Report",

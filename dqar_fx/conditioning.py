@@ -1,4 +1,4 @@
-"""Runs the conditioning: each stage only when one of its inputs changed.
+"""Runs the conditioning: each stage only when one of its inputs changed, for what is read.
 
 What does not read the timestep is evaluated once per prompt. What does is evaluated at every
 step, or for all steps of a trajectory at once, where the timesteps are known ahead: one
@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import FormatError
+from .liveness import Needs, restrict
 from .plan import BoundCall, Stage, execute
 from .steps import Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import fx
+
     from .fixed import Fixed
+    from .liveness import Live
     from .plan import Plan, Static
     from .release import Weights
     from .rulers import Ruler
@@ -31,8 +35,8 @@ MAX_TABULATED_BYTES = 2**28
 step."""
 WAYS = ("auto", "step", "trajectory")
 
-Outputs = tuple[torch.Tensor, ...]
-"""What a stage gives at one step."""
+Outputs = tuple[torch.Tensor | None, ...]
+"""What a stage gives at one step; None where nothing reads it."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Conditioning:
         ahead: When to evaluate all steps of a trajectory at once.
         copy: Whether to copy what a stage gives: a replayed CUDA graph overwrites it.
         bind: Gives the bound calls of a stage's plan.
+        narrow: Gives a stage's graph for live outputs, and the inputs that it takes.
         fill: Gives the tensor for a parameter's path.
 
     Attributes:
@@ -130,25 +135,42 @@ class Conditioning:
         ahead: Ahead,
         copy: bool,
         bind: Callable[[Plan], list[BoundCall]],
+        narrow: Callable[[fx.GraphModule, Live], tuple[fx.GraphModule, tuple[int, ...]]],
         fill: Callable[[Static], Any],
     ) -> None:
         self.stages = tuple(stages)
         self.leaves = frozenset[int]().union(*(stage.leaves for stage in stages))
+        everything = tuple((True,) * len(stage.outputs) for stage in stages)
+        self._everything = Needs(everything, everything)
         self.weights: Weights | None = None
         self.fixed: Fixed | None = None
         self._timestep = timestep
         self._ahead, self._copy = ahead, copy
-        self._bind, self._fill = bind, fill
-        self._calls: dict[int, list[BoundCall]] = {}
+        self._bind, self._narrow, self._fill = bind, narrow, fill
+        self._calls: dict[tuple[int, Live], list[BoundCall]] = {}
 
     def forget(self) -> None:
         """Take parameters anew when next they are needed."""
         self._calls.clear()
 
     def evaluate(
-        self, memo: Memo, leaves: Sequence[Any], values: list[Any], position: Position
+        self,
+        memo: Memo,
+        leaves: Sequence[Any],
+        values: list[Any],
+        position: Position,
+        needs: Needs | None = None,
     ) -> None:
-        """Fill in, among the numbered tensors ``values``, what the stages give."""
+        """Fill in, among the numbered tensors ``values``, what the stages give.
+
+        Args:
+            memo: What is known.
+            leaves: The denoiser's inputs.
+            values: They, and room for the rest.
+            position: The step.
+            needs: What of it is read; None for all.
+        """
+        needs = needs or self._everything
         if self.fixed is not None:
             self.fixed.fill(memo, leaves, values, position)
             return
@@ -156,13 +178,17 @@ class Conditioning:
         is_settled = True
         for k, stage in enumerate(self.stages):
             self._outdate(k, memo, changed)
-            rows = self._rows_ahead(k, memo, values, position)
+            if not any(needs.step[k]):
+                continue
+            rows = self._rows_ahead(k, memo, values, position, needs)
             if rows is not None:
                 memo.outputs[k] = rows[position.step]
             else:
-                is_settled = is_settled and self._timestep not in stage.leaves
-                if k not in memo.outputs or not changed.isdisjoint(stage.leaves):
-                    memo.outputs[k] = self._run(k, values)
+                is_of_step = self._timestep in stage.leaves
+                is_settled = is_settled and not is_of_step
+                if not gives(memo.outputs.get(k), needs.step[k]):
+                    live = needs.step[k] if is_of_step else needs.trajectory[k]
+                    memo.outputs[k] = self._run(k, values, live)
             for number, value in zip(stage.outputs, memo.outputs[k], strict=True):
                 if number is not None:
                     values[number] = value
@@ -190,29 +216,35 @@ class Conditioning:
         return is_cheap and i != self._timestep
 
     def _outdate(self, k: int, memo: Memo, changed: set[int]) -> None:
-        """Drop a stage's table if another input than the timestep changed."""
+        """Drop what a stage gave if an input changed; its table, if not the timestep."""
+        if not changed.isdisjoint(self.stages[k].leaves):
+            memo.outputs.pop(k, None)
         known = memo.tabulated.get(k)
         if known is not None and not changed.isdisjoint(
             self.stages[k].leaves - {self._timestep}
         ):
             memo.tabulated[k] = replace(known, rows=None)
 
-    def _run(self, k: int, values: Sequence[Any]) -> Outputs:
-        """Evaluate a stage for this step."""
+    def _run(self, k: int, values: Sequence[Any], live: Live) -> Outputs:
+        """Evaluate live outputs of a stage for this step."""
         if self.weights is not None:
             self.weights.bring_back()
         stage = self.stages[k]
-        if k not in self._calls:
-            self._calls[k] = self._bind(stage.plan)
+        if (k, live) not in self._calls:
+            self._calls[k, live] = self._bind(restrict(stage, live))
         inner: list[Any] = [None] * stage.plan.size
         for number, outer in zip(stage.plan.inputs, stage.inputs, strict=True):
             inner[number] = values[outer]
-        execute(self._calls[k], inner)
-        outputs = (inner[number] for number in stage.plan.outputs)
-        return tuple(o.clone() for o in outputs) if self._copy else tuple(outputs)
+        execute(self._calls[k, live], inner)
+        numbers = zip(stage.plan.outputs, live, strict=True)
+        outputs = (inner[number] if is_live else None for number, is_live in numbers)
+        if not self._ahead.is_compiled:
+            return tuple(outputs)
+        # regions are compiled for strides: the same as those of a table, whatever was narrowed
+        return tuple(None if o is None else unify(o, copy=self._copy) for o in outputs)
 
     def _rows_ahead(
-        self, k: int, memo: Memo, values: Sequence[Any], position: Position
+        self, k: int, memo: Memo, values: Sequence[Any], position: Position, needs: Needs
     ) -> list[Outputs] | None:
         """The outputs of a stage for all steps, if they can be known ahead."""
         ruler = position.ruler
@@ -221,15 +253,22 @@ class Conditioning:
         if self._timestep not in self.stages[k].leaves:
             return None
         known = memo.tabulated.get(k)
-        if known is None or not known.goes_on(position):
-            known = Tabulated(position.trajectory, ruler, self._tabulate(k, values, ruler))
+        if (
+            known is None
+            or not known.goes_on(position)
+            or not (known.rows is None or gives(known.rows[0], needs.step[k]))
+        ):
+            rows = self._tabulate(k, values, ruler, needs.trajectory[k])
+            known = Tabulated(position.trajectory, ruler, rows)
         memo.tabulated[k] = replace(known, trajectory=position.trajectory)
         return known.rows
 
-    def _tabulate(self, k: int, values: Sequence[Any], ruler: Ruler) -> list[Outputs] | None:
-        """Evaluate a stage for all timesteps in one batched call."""
+    def _tabulate(
+        self, k: int, values: Sequence[Any], ruler: Ruler, live: Live
+    ) -> list[Outputs] | None:
+        """Evaluate live outputs of a stage for all timesteps in one batched call."""
         stage, steps = self.stages[k], len(ruler.values)
-        if not self._ahead.allows(steps * stage.nbytes):
+        if not self._ahead.allows(steps * stage.count_bytes(live)):
             return None
         if self.weights is not None:
             self.weights.bring_back()
@@ -240,7 +279,37 @@ class Conditioning:
                 shape = inputs[i].shape
                 column = ruler.tensor.reshape(steps, *(1 for _ in shape))
                 inputs[i] = column.expand(steps, *shape)
-        static = [self._fill(argument) for argument in stage.static]
-        batched = torch.func.vmap(stage.gm.forward, (*dims, *(None for _ in static)))
-        outputs = batched(*inputs, *static)
-        return list(zip(*(output.unbind(0) for output in outputs), strict=True))
+        gm, kept = self._narrow(stage.gm, live)
+        flowing = len(inputs)
+        taken = [
+            inputs[i] if i < flowing else self._fill(stage.static[i - flowing]) for i in kept
+        ]
+        in_dims = tuple(dims[i] if i < flowing else None for i in kept)
+        outputs = iter(torch.func.vmap(gm.forward, in_dims)(*taken))
+        columns = [
+            unify(next(outputs), copy=False).unbind(0) if is_live else (None,) * steps
+            for is_live in live
+        ]
+        return list(zip(*columns, strict=True))
+
+
+def gives(outputs: Outputs | None, live: Live) -> bool:
+    """Whether what a stage gave has the live outputs."""
+    if outputs is None:
+        return False
+    return all(
+        value is not None for value, is_live in zip(outputs, live, strict=True) if is_live
+    )
+
+
+def unify(value: torch.Tensor, *, copy: bool) -> torch.Tensor:
+    """A value in memory of its own and no more, contiguous; a copy where it is asked for."""
+    if is_alone(value) and not copy:
+        return value
+    return value.clone(memory_format=torch.contiguous_format)
+
+
+def is_alone(value: torch.Tensor) -> bool:
+    """Whether a value is contiguous, and all that is in its memory."""
+    num_bytes = value.numel() * value.itemsize
+    return value.untyped_storage().nbytes() == num_bytes and value.is_contiguous()

@@ -20,7 +20,6 @@ from .lowering import CompileOptions
 from .release import Weights
 from .steps import Context, StepTracker
 from .ties import Ties, once_per_memory
-from .weights import ParameterBytes, count_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -29,10 +28,12 @@ if TYPE_CHECKING:
 
     from .costs import DeviceProfile, Report
     from .explanation import Explanation
+    from .memory import MemoryPlan
     from .program import Program
     from .schedule import Schedule
     from .steps import Position
     from .table import BranchTable
+    from .weights import ParameterBytes
 
     class Builder(Protocol):
         """What makes a program for the inputs of a call."""
@@ -139,9 +140,13 @@ class Denoiser(Face):
         Raises:
             DqarError: They were dropped.
         """
-        self._weights.bring_back()
         merged = self._ties.merged_bytes
-        return count_parameters(self.captured_programs(), self.model, merged)
+        return self._weights.count(self.captured_programs(), self.model, merged)
+
+    @property
+    def residence(self) -> Weights:
+        """Where the parameters of the conditioning are."""
+        return self._weights
 
     @property
     def released_bytes(self) -> int:
@@ -450,6 +455,17 @@ class Denoiser(Face):
     def cache_bytes(self) -> int:
         """Slot bytes of one stream of the latest captured signature."""
         return self.program.cache_bytes
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What it holds, by slots, conditioning and parameters, before anything runs.
+
+        Raises:
+            DqarError: Nothing has been captured yet.
+        """
+        from .memory import plan_memory  # imports this module's users
+
+        return plan_memory(self)
 
     def explain(self, step: int | None = None) -> Explanation:
         """Sites, near misses, passes and actions, for the latest captured signature.

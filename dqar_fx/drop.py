@@ -210,6 +210,6 @@ def evaluate_all(
         rows = None if known is None else known.rows
         for place, number in enumerate(stage.outputs):
             if number is not None and number in numbers:
-                of_steps = [row[place] for row in rows or [memo.outputs[k]]]
-                found[number] = torch.stack(of_steps)
+                of_steps = (row[place] for row in rows or [memo.outputs[k]])
+                found[number] = torch.stack([each for each in of_steps if each is not None])
     return found

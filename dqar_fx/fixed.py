@@ -16,6 +16,7 @@ import torch
 from .conditioning import Memo
 from .errors import DqarError
 from .steps import Position, Seen
+from .weights import storage_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -72,10 +73,20 @@ class Fixed:
     shared: dict[int, torch.Tensor]
 
     @property
+    def tables(self) -> list[torch.Tensor]:
+        """All tensors that it holds."""
+        return [*(pack.table for pack in self.packs), *self.shared.values()]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of what differs from step to step."""
-        tables = [*(pack.table for pack in self.packs), *self.shared.values()]
-        return sum(table.nbytes for table in tables if len(table) == len(self.steps))
+        return sum(t.nbytes for t in self.tables if len(t) == len(self.steps))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all that it holds."""
+        storages = {storage_key(table): table.untyped_storage() for table in self.tables}
+        return sum(storage.nbytes() for storage in storages.values())
 
     def fill(
         self, memo: Memo, leaves: Sequence[Any], values: list[Any], position: Position
@@ -90,8 +101,10 @@ class Fixed:
         if seen is None or not seen.is_same(labels):
             memo.outputs[0] = (self.find_labels(labels),)
             memo.seen[self.leaf] = Seen.of(labels)
+        places = memo.outputs[0][0]
+        assert places is not None, "found a few lines above, or at an earlier step"
         for pack in self.packs:
-            pack.fill(step, memo.outputs[0][0], values)
+            pack.fill(step, places, values)
         for number, table in self.shared.items():
             values[number] = table[min(step, len(table) - 1)]
 

@@ -35,16 +35,20 @@ class Ledger:
         kept: Per site, the steps whose outputs its buffers hold, newest first.
         newest: Per site, which of its buffers is the newest.
         history: How many outputs of a site are kept at a time.
+        rivals: Per site, those that overwrite what it keeps; empty where none does.
     """
 
     kept: tuple[tuple[int, ...], ...]
     newest: tuple[int, ...]
     history: int
+    rivals: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def empty(cls, num_sites: int, history: int) -> Ledger:
+    def empty(
+        cls, num_sites: int, history: int, rivals: tuple[tuple[int, ...], ...] = ()
+    ) -> Ledger:
         """That of a trajectory's beginning."""
-        return cls(((),) * num_sites, (0,) * num_sites, history)
+        return cls(((),) * num_sites, (0,) * num_sites, history, rivals)
 
     def actions_for(self, table: BranchTable, step: int) -> tuple[Actions, int]:
         """The table's row with each REUSE of what is not there made a STORE.
@@ -66,7 +70,15 @@ class Ledger:
             (step, *steps)[: self.history] if is_store else steps
             for steps, is_store in zip(self.kept, stores, strict=True)
         )
-        return Ledger(kept, self._move(stores), self.history)
+        lost = {
+            rival
+            for rivals, is_store in zip(self.rivals, stores, strict=False)
+            if is_store
+            for rival in rivals
+        }
+        if lost:
+            kept = tuple(() if site in lost else steps for site, steps in enumerate(kept))
+        return Ledger(kept, self._move(stores), self.history, self.rivals)
 
     def places(self, actions: Actions) -> tuple[int, ...]:
         """Per site, which of its buffers is the newest at a step; empty if each has one."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dqar_fx.passes import Action
 
     from .batches import Sharing
+    from .plan import Plan, Specialised
     from .runner import Observer, PassReport
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,10 @@ logger = logging.getLogger(__name__)
 UNITS = ("regional", "whole")
 REPLAYING_MODES = ("reduce-overhead", "max-autotune")
 """Modes of ``torch.compile`` that replay CUDA graphs: these own their outputs' memory."""
-COMPILED = (narrow_linears, turn_skinny_linears)
+COMPILED = (
+    narrow_linears,  # first: it knows linears as they are captured
+    turn_skinny_linears,
+)
 """Passes that may change the order of sums: for compilers, which do so themselves."""
 
 
@@ -135,6 +139,10 @@ class Lowering:
         self.variants: dict[str, Variant] = {}
         self.reports: list[PassReport] = []
         self._known: dict[tuple[fx.GraphModule, object, object], Variant] = {}
+        self._kept: dict[tuple[fx.GraphModule, object, object], tuple[int, ...]] = {}
+        self._narrowed: dict[
+            tuple[fx.GraphModule, tuple[bool, ...]], tuple[fx.GraphModule, tuple[int, ...]]
+        ] = {}
 
     def variant(
         self, region: fx.GraphModule, actions: tuple[Action, ...], live: tuple[bool, ...]
@@ -157,12 +165,41 @@ class Lowering:
             self._known[key] = Variant(shared.gm, shared.function, kept, structure)
         return self._known[key]
 
+    def unlowered_of(self, plan: Plan) -> Specialised:
+        """What tells which inputs the variants of a plan's regions take.
+
+        Of those that may never run, too: nothing is lowered, shown or reported.
+        """
+
+        def specialised(
+            region: str, actions: tuple[Action, ...], live: tuple[bool, ...]
+        ) -> Variant:
+            gm = plan.regions[region]
+            key = (gm, actions, live)
+            if key in self._known:
+                return self._known[key]
+            if key not in self._kept:
+                _, self._kept[key], _ = specialise_region(gm, actions, live)
+            return Variant(gm, gm.forward, self._kept[key], "")
+
+        return specialised
+
     def _note(self, gm: fx.GraphModule, actions: Sequence[Action]) -> None:
         """Log and show what was lowered."""
         letters = "".join(action.letter for action in actions)
         unit, size = self.options.unit or "eager", len(gm.graph.nodes)
         logger.info("lowered a region (%s): actions %s, %d nodes", unit, letters or "-", size)
         self._observe("lowered", letters, gm)
+
+    def narrowed(
+        self, stage: fx.GraphModule, live: tuple[bool, ...]
+    ) -> tuple[fx.GraphModule, tuple[int, ...]]:
+        """As `narrow_stage` gives them; each once."""
+        if (stage, live) not in self._narrowed:
+            gm, kept, report = narrow_stage(stage, live)
+            self.reports.append(report)
+            self._narrowed[stage, live] = gm, kept
+        return self._narrowed[stage, live]
 
     def count_variants(self, region: fx.GraphModule) -> int:
         """Distinct lowered variants of a region so far."""
@@ -198,3 +235,17 @@ def specialise_region(
     report = run_pass(gm, partial(specialise, actions=actions), "region", observe)
     after = {node.name for node in gm.graph.find_nodes(op="placeholder")}
     return gm, tuple(i for i, name in enumerate(before) if name in after), report
+
+
+def narrow_stage(
+    stage: fx.GraphModule, live: Sequence[bool]
+) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
+    """A stage's whole graph, giving live outputs only, and computing no others.
+
+    For all steps of a trajectory at once, where the order of sums differs anyway.
+
+    Returns:
+        The graph, the positions of the stage's inputs that it still takes, and the report.
+    """
+    gm, kept, _ = specialise_region(stage, (), live)
+    return gm, kept, run_pass(gm, narrow_linears, "stage")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import fx
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from .slots import SlotKey
 
     Static = str | SlotKey | int | None
+    Specialised = Callable[[str, tuple[Action, ...], tuple[bool, ...]], "Variant"]
+    Variants = Callable[["Plan"], Specialised]
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,16 @@ class Stage:
     outputs: tuple[int | None, ...]
     leaves: frozenset[int]
 
+    def count_bytes(self, live: Sequence[bool] | None = None) -> int:
+        """Bytes of what it gives for one step, or of those of its outputs that are live."""
+        nodes = graph_outputs(self.gm.graph)
+        values = [tensor_value(n) for n in compress(nodes, live or [True] * len(nodes))]
+        return sum(value.numel() * value.itemsize for value in values if value is not None)
+
     @property
     def nbytes(self) -> int:
         """Bytes of what it gives for one step."""
-        values = (tensor_value(node) for node in graph_outputs(self.gm.graph))
-        return sum(value.numel() * value.itemsize for value in values if value is not None)
+        return self.count_bytes()
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,7 @@ class Variant:
 def bind(
     plan: Plan,
     actions: Sequence[int],
-    specialised: Callable[[str, tuple[Action, ...], tuple[bool, ...]], Variant],
+    specialised: Specialised,
     fill: Callable[[Static], Any],
 ) -> list[BoundCall]:
     """The calls of a plan for one row.

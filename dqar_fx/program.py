@@ -20,23 +20,28 @@ from .conditioning import Ahead, Conditioning, Memo
 from .drop import tabulate_labels
 from .errors import StepError
 from .inputs import Roles
+from .liveness import Liveness
 from .plan import BoundCall, Plan, Variant, bind, execute
 from .runner import fork
-from .slots import Slots, plan_slots, slots_of
+from .slots import Slots, plan_slots, share_slots, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from torch import fx
 
+    from dqar_fx.passes import TensorSpec
+
     from .capture import Capture
     from .explanation import Explanation
     from .fixed import Fixed
     from .ledger import Actions, ForecastWeights, Ledger
+    from .liveness import Needs
     from .lowering import Lowering
     from .plan import Static
     from .release import Weights
     from .rulers import Ruler
+    from .slots import SlotKey
     from .steps import Position
     from .table import BranchTable
 
@@ -52,12 +57,14 @@ class Prepared:
     Attributes:
         calls: What it runs.
         after: What is kept when it ends.
+        needs: What of the conditioning they read.
         num_cold: Sites that start cold.
         is_checked: Whether to ask at its end for what is not finite.
     """
 
     calls: list[BoundCall]
     after: Ledger
+    needs: Needs
     num_cold: int
     is_checked: bool
 
@@ -88,11 +95,13 @@ class Program:
         roles: Which input plays which part.
         table: What every site does at every step.
         plan: The step's stages and regions.
-        slot_specs: The buffers of one stream.
+        slot_specs: The slots of one stream.
+        slot_owners: Per slot, the one whose buffer it uses.
         history: How many outputs of a site they keep, as many as its graphs have inputs for.
         explanation: What was found and done.
         streams: The streams that have been called.
         ahead: When conditioning is evaluated for a whole trajectory.
+        liveness: What of the conditioning is read.
     """
 
     def __init__(
@@ -112,6 +121,7 @@ class Program:
         self.plan = plan
         slots = slots_of(guarded)
         self.slot_specs = plan_slots(slots, table)
+        self.slot_owners = share_slots(self.slot_specs, table)
         self.history = 1 + max((place for _, _, place, _ in slots), default=0)
         self.lowering = lowering
         self.explanation = explanation
@@ -124,7 +134,11 @@ class Program:
             ahead=self.ahead,
             copy=lowering.options.replays,
             bind=partial(self._bind, actions=(), fill=self._tensor_of),
+            narrow=lowering.narrowed,
             fill=self._tensor_of,
+        )
+        self.liveness = Liveness(
+            plan, table.rows, lowering.unlowered_of, is_compiled=self.ahead.is_compiled
         )
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
         self._warned = False
@@ -166,6 +180,11 @@ class Program:
         self._conditioning.fixed = found
         return found
 
+    @property
+    def fixed(self) -> Fixed | None:
+        """What `fix_conditioning` made; None if the conditioning may be evaluated."""
+        return self._conditioning.fixed
+
     def explain(self, step: int | None = None) -> Explanation:
         """What was found and done, passes on the regions lowered so far included.
 
@@ -184,27 +203,36 @@ class Program:
     @property
     def cache_bytes(self) -> int:
         """Slot bytes of one stream, known before anything runs."""
-        return sum(spec.nbytes for spec in self.slot_specs.values())
+        return sum(spec.nbytes for spec in self.buffer_specs.values())
+
+    @property
+    def buffer_specs(self) -> dict[SlotKey, TensorSpec]:
+        """The buffers of one stream; slots whose lives do not overlap share one."""
+        return {owner: self.slot_specs[owner] for owner in self.slot_owners.values()}
 
     @property
     def table_bytes(self) -> int:
         """Bytes of one stream's conditioning for all steps of the table.
 
-        0 where it is evaluated step by step; else what is kept once timesteps are known.
+        0 where it is evaluated step by step; else what is kept once timesteps are known, of
+        what any step of the table reads.
         """
-        num_steps, timestep = self.table.num_steps, self.roles.timestep
-        sizes = [
-            num_steps * stage.nbytes
-            for stage in self.plan.stages
-            if timestep in stage.leaves and self.ahead.allows(num_steps * stage.nbytes)
-        ]
-        return sum(sizes) if self.ahead.is_wanted else 0
+        sizes = (self.table.num_steps * size for size in self._stage_bytes(every_step=True))
+        return sum(size for size in sizes if self.ahead.is_wanted and self.ahead.allows(size))
 
     @property
     def constant_bytes(self) -> int:
         """Bytes of one stream's conditioning that does not read the timestep."""
-        stages = self.plan.stages
-        return sum(s.nbytes for s in stages if self.roles.timestep not in s.leaves)
+        return sum(self._stage_bytes(every_step=False))
+
+    def _stage_bytes(self, *, every_step: bool) -> list[int]:
+        """Bytes per step of the stages that read the timestep, or of the others."""
+        pairs = zip(self.plan.stages, self.liveness.of_table(), strict=True)
+        return [
+            stage.count_bytes(live)
+            for stage, live in pairs
+            if (self.roles.timestep in stage.leaves) == every_step
+        ]
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -263,7 +291,7 @@ class Program:
         if self.lowering.options.replays:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it so
         try:
-            self._conditioning.evaluate(stream.memo, leaves, values, position)
+            self._conditioning.evaluate(stream.memo, leaves, values, position, step.needs)
             execute(step.calls, values)
         except BaseException:
             slots.forget()  # some slots may be written and others not
@@ -312,7 +340,8 @@ class Program:
 
     def _stream(self, key: tuple[str | None, int]) -> Stream:
         if key not in self.streams:
-            slots = Slots(self.slot_specs, len(self.table.sites), self.history)
+            num_sites = len(self.table.sites)
+            slots = Slots(self.slot_specs, num_sites, self.history, self.slot_owners)
             self.streams[key] = Stream(slots)
         return self.streams[key]
 
@@ -341,7 +370,8 @@ class Program:
             calls = self._bind_row(stream, actions, weights)
         # on other devices at the end alone: asking them waits
         is_checked = is_last or (self._is_on_host and Action.STORE in actions)
-        return Prepared(calls, ledger.after(actions, step), num_cold, is_checked)
+        needs = self.liveness.needs(actions.tolist())
+        return Prepared(calls, ledger.after(actions, step), needs, num_cold, is_checked)
 
     def _bound_row(self, stream: Stream, actions: Actions, step: int) -> list[BoundCall]:
         ledger = stream.slots.ledger

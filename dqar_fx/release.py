@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from .errors import DqarError, FormatError
-from .weights import step_storages, storage_key, tensors_of
+from .weights import count_parameters, step_storages, storage_key, tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
     from .program import Program
+    from .weights import ParameterBytes
 
 PLACES = ("host", "disk")
 NUM_UNSETTLED = 3
@@ -149,10 +150,16 @@ class Weights:
 
     Args:
         place: ``"host"``, ``"disk"``, or None to leave them where they are.
+
+    Attributes:
+        place: The same; ``"drop"`` once they are gone for good.
+        counted: What `count` found last.
     """
 
     def __init__(self, place: str | None = None) -> None:
         self.place = place
+        self.counted: ParameterBytes | None = None
+        self._counted_in: tuple[weakref.ref[Program], ...] | None = None
         self._models = weakref.WeakSet[Any]()
         self._programs = weakref.WeakSet[Any]()
         self._away: list[Away] = []
@@ -182,6 +189,26 @@ class Weights:
         """Take care of a program's tensors, too."""
         self._programs.add(program)
 
+    def count(
+        self, programs: Sequence[Program], model: nn.Module, merged: int
+    ) -> ParameterBytes:
+        """As `count_parameters`; what is away comes back for a moment, if it was not counted.
+
+        Raises:
+            DqarError: They were dropped.
+        """
+        counted_in = tuple(map(weakref.ref, programs))
+        is_known = self.counted is not None and self._counted_in == counted_in
+        if self.place == "drop" or not is_known:
+            was_away = bool(self._away)
+            self.bring_back()
+            self._counted_in = counted_in
+            self.counted = count_parameters(programs, model, merged)
+            if was_away:
+                self.release()
+        assert self.counted is not None, "set just now, or known"
+        return self.counted
+
     def bring_back(self) -> None:
         """Put back what was released."""
         for away in self._away:
@@ -196,6 +223,7 @@ class Weights:
         """After values changed: save them anew when next they are released."""
         self.bring_back()
         self._saved.clear()
+        self._counted_in = None
 
     def drop(self) -> None:
         """Release for good what no step reads."""

@@ -1,7 +1,14 @@
-"""Slots: the preallocated buffers of one stream, and what each of them holds."""
+"""Slots: the preallocated buffers of one stream, and what each of them holds.
+
+A site's slots live from its first STORE to its last read in a trajectory. Sites whose lives
+do not overlap share buffers of equal shape, strides, dtype and device; the ledger forgets what
+one of them kept as soon as another stores, whatever the order of steps turns out to be.
+"""
 
 from __future__ import annotations
 
+import heapq
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,19 +34,31 @@ SlotKey = tuple[int, int, int, int]
 class Slots:
     """The buffers of one stream: allocated once, written in place, never handed out.
 
+    Args:
+        specs: Of each slot.
+        num_sites: Columns of the branch table.
+        history: How many outputs of a site are kept at a time.
+        owners: Per slot, the one whose buffer it uses, as `share_slots` gives them; each its
+            own where left out.
+
     Attributes:
         buffers: One tensor per slot, at an address that does not change.
         ledger: What they hold of this trajectory.
     """
 
     def __init__(
-        self, specs: Mapping[SlotKey, TensorSpec], num_sites: int, history: int = 1
+        self,
+        specs: Mapping[SlotKey, TensorSpec],
+        num_sites: int,
+        history: int = 1,
+        owners: Mapping[SlotKey, SlotKey] | None = None,
     ) -> None:
-        self.buffers: dict[SlotKey, torch.Tensor] = {
-            key: spec.allocate() for key, spec in specs.items()
-        }
+        owners = owners or {key: key for key in specs}
+        own = {key: specs[key].allocate() for key in sorted(set(owners.values()))}
+        self.buffers: dict[SlotKey, torch.Tensor] = {key: own[owners[key]] for key in specs}
         self.history = history
-        self._nothing = self.ledger = Ledger.empty(num_sites, history)
+        rivals = find_rivals(owners, num_sites)
+        self._nothing = self.ledger = Ledger.empty(num_sites, history, rivals)
         self._trajectory: object = None
         self._flags = [
             (key[0], self.buffers[key]) for key, spec in specs.items() if is_flag(spec)
@@ -48,7 +67,8 @@ class Slots:
     @property
     def nbytes(self) -> int:
         """Bytes of the storages that are held."""
-        return sum(buffer.untyped_storage().nbytes() for buffer in self.buffers.values())
+        own = {id(buffer): buffer for buffer in self.buffers.values()}
+        return sum(buffer.untyped_storage().nbytes() for buffer in own.values())
 
     def holds(self, trajectory: object) -> bool:
         """Whether what is kept is this trajectory's."""
@@ -108,3 +128,59 @@ def plan_slots(
     """Slots of those sites that the table ever stores; the others need none."""
     stored = set(np.nonzero((table.actions == Action.STORE).any(axis=0))[0].tolist())
     return {key: spec for key, spec in specs.items() if key[0] in stored}
+
+
+Life = tuple[int, int]
+"""First and last step at which a site's slots hold something that is read."""
+
+
+def find_lives(table: BranchTable) -> dict[int, Life]:
+    """Per column that the table stores, from its first STORE to its last read."""
+    is_stored = table.actions == Action.STORE
+    lives = {}
+    for column in np.nonzero(is_stored.any(axis=0))[0].tolist():
+        used = np.nonzero(is_stored[:, column] | table.is_read[:, column])[0]
+        lives[column] = (int(used[0]), int(used[-1]))
+    return lives
+
+
+def share_slots(
+    specs: Mapping[SlotKey, TensorSpec], table: BranchTable
+) -> dict[SlotKey, SlotKey]:
+    """Per slot, the one whose buffer it uses; itself where nothing is shared.
+
+    Lives are intervals of steps: those that share a step, even where one ends and the other
+    begins, have buffers of their own. Taken by their beginning, each in a buffer whose last
+    life is over, they need as few as there are lives at the busiest step. Flags are not
+    shared: they are read at the end.
+
+    Source: left-edge algorithm (Hashimoto and Stevens 1971); greedy colouring of interval
+    graphs.
+    """
+    lives, alike = find_lives(table), defaultdict[TensorSpec, list[SlotKey]](list)
+    owners = {key: key for key in specs}
+    for key, spec in specs.items():
+        if not is_flag(spec):
+            alike[spec].append(key)
+    for keys in alike.values():
+        free: list[tuple[int, SlotKey]] = []  # last step of a buffer's latest life; its owner
+        for key in sorted(keys, key=lambda key: (*lives[key[0]], key)):
+            start, end = lives[key[0]]
+            if free and free[0][0] < start:
+                _, owners[key] = heapq.heappop(free)
+            heapq.heappush(free, (end, owners[key]))
+    return owners
+
+
+def find_rivals(
+    owners: Mapping[SlotKey, SlotKey], num_sites: int
+) -> tuple[tuple[int, ...], ...]:
+    """Per column, the others that use one of its buffers; empty where nothing is shared."""
+    users = defaultdict[SlotKey, set[int]](set)
+    for key, owner in owners.items():
+        users[owner].add(key[0])
+    rivals: list[set[int]] = [set() for _ in range(num_sites)]
+    for columns in users.values():
+        for column in columns:
+            rivals[column] |= columns - {column}
+    return tuple(tuple(sorted(each)) for each in rivals) if any(rivals) else ()

@@ -88,5 +88,5 @@ def describe(
 
 def count_bytes(denoiser: dqar_fx.Denoiser, cache: str) -> int:
     """Slot bytes of one stream if it kept the same in another format, scales included."""
-    kept = denoiser.program.slot_specs.values()
+    kept = denoiser.program.buffer_specs.values()
     return sum(buffer.nbytes for spec in kept for buffer in FORMATS[cache].specs(spec))

@@ -13,6 +13,7 @@ import torch
 from tabulate import tabulate
 
 from dqar_fx.errors import DqarError
+from dqar_fx.memory import MemoryPlan, plan_memory
 
 from .kernels import KINDS
 from .measure_profile import measure, place_of
@@ -20,8 +21,10 @@ from .profile import DATASHEETS, DeviceProfile, find_datasheet
 from .workload import (
     Cost,
     Counting,
+    Stream,
     Workload,
     all_computed,
+    all_computed_table,
     all_reused,
     count_everything,
     streams_of,
@@ -82,6 +85,7 @@ class Report:
         computed_ms: Of the trajectory that computes every site, lowered in the same way.
         reused: Of one step in which every site reads what is kept.
         computed: Of one step in which every site computes.
+        memory: What the denoiser holds.
         denoiser: What it is the report of, for `to_html`; None if it was read from JSON.
             Equality ignores it.
     """
@@ -97,6 +101,7 @@ class Report:
     computed_ms: float
     reused: Cost
     computed: Cost
+    memory: MemoryPlan
     denoiser: Denoiser | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -182,7 +187,8 @@ class Report:
             ]
             names = ("conditioning", "reused", "computed")
             costs = {name: Cost(**content[name]) for name in names}
-            return cls(**{**content, **costs, "rows": tuple(rows)})
+            memory = MemoryPlan.from_dict(content["memory"])
+            return cls(**{**content, **costs, "rows": tuple(rows), "memory": memory})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DqarError(
                 f"this is no report in JSON: {type(error).__name__}: {error}. Expected what "
@@ -203,7 +209,7 @@ class Report:
             f"speed {self.speed:.3f} against computing all; ceiling by MACs "
             f"{self.ceiling:.3f}, {self.full_reuse_ceiling:.3f} if all were reused always",
         ]
-        return "\n".join(parts)
+        return "\n".join([*parts, str(self.memory)])
 
 
 def sum_up(costs: Iterable[Cost]) -> Cost:
@@ -296,7 +302,10 @@ def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) 
     """Count and predict with the denoiser's own tables."""
     program, streams = denoiser.program, streams_of(denoiser)
     steps = program.table.num_steps
-    conditioning = cost_of(counting.count_conditioning(steps), profile) * len(streams)
+    costs = [cost_of(counting.count_conditioning(each), profile) for each in streams]
+    conditioning = sum_up(costs)
+    everything = Stream(all_computed_table(program, steps), (True,) * steps)
+    computed_ahead = cost_of(counting.count_conditioning(everything), profile)
     computed = cost_of(counting.count_row(all_computed(program)), profile)
     return Report(
         device=profile.name,
@@ -316,9 +325,10 @@ def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) 
         conditioning=conditioning,
         cache_bytes=denoiser.cache_bytes,
         untransformed_macs=counting.count_untransformed() * steps * len(streams),
-        computed_ms=computed.ms * steps * len(streams) + conditioning.ms,
+        computed_ms=(computed.ms * steps + computed_ahead.ms) * len(streams),
         reused=cost_of(counting.count_row(all_reused(program)), profile),
         computed=computed,
+        memory=plan_memory(denoiser, counting.activations),
         denoiser=denoiser,
     )
 

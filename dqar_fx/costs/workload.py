@@ -10,8 +10,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from dqar_fx.activations import Activations
 from dqar_fx.errors import ScheduleError
-from dqar_fx.lowering import COMPILED, specialise_region
+from dqar_fx.liveness import Liveness, restrict
+from dqar_fx.lowering import COMPILED, narrow_stage, specialise_region
 from dqar_fx.plan import Variant, bind
 from dqar_fx.runner import run_passes
 from dqar_fx.schedule import Schedule
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.denoiser import Denoiser
     from dqar_fx.passes import Action
-    from dqar_fx.plan import Plan, Stage
+    from dqar_fx.plan import Plan, Specialised
     from dqar_fx.program import Program
     from dqar_fx.table import BranchTable
 
@@ -121,6 +123,9 @@ class Counting:
 
     Args:
         program: Whose plan; its table does not matter.
+
+    Attributes:
+        activations: Bytes of the same plan's rows.
     """
 
     def __init__(self, program: Program) -> None:
@@ -130,6 +135,7 @@ class Counting:
         self._modules = Modules.of(self._captured)
         self._is_compiled = program.lowering.options.unit is not None
         self._ahead = program.ahead
+        self.activations = Activations(program)
         self._known: dict[Any, tuple[Counter[Kernel], tuple[int, ...]]] = {}
         self._rows: dict[tuple[Action, ...], Workload] = {}
 
@@ -144,38 +150,51 @@ class Counting:
             self._rows[actions] = replace(self._count_plan(self.plan, actions), steps=1)
         return self._rows[actions]
 
-    def count_conditioning(self, num_steps: int) -> Workload:
-        """The conditioning of a trajectory, for all its steps at once where that is so."""
+    def count_conditioning(self, stream: Stream) -> Workload:
+        """The conditioning of a trajectory, of what its rows read."""
+        liveness = Liveness(
+            self.plan, stream.table.rows, self._variants_of, is_compiled=self._is_compiled
+        )
         total = Workload()
-        for stage in self.plan.stages:
-            total += self._count_stage(stage, num_steps)
+        for k in range(len(self.plan.stages)):
+            total += self._count_stage(k, stream, liveness)
         return total.named("conditioning")
 
-    def _count_stage(self, stage: Stage, num_steps: int) -> Workload:
+    def _count_stage(self, k: int, stream: Stream, liveness: Liveness) -> Workload:
+        stage, live = self.plan.stages[k], liveness.of_table()[k]
         if self._roles.timestep not in stage.leaves:
-            return self._count_plan(stage.plan, ())
-        if self._ahead.is_wanted and self._ahead.allows(num_steps * stage.nbytes):
-            kernels = find_kernels(stage.gm.graph, self._modules, fused=False)
+            return self._count_plan(restrict(stage, live), ())
+        num_steps = stream.table.num_steps
+        if self._ahead.is_wanted and self._ahead.allows(num_steps * stage.count_bytes(live)):
+            gm, _, _ = narrow_stage(stage.gm, live)
+            kernels = find_kernels(gm.graph, self._modules, fused=False)
             return Workload(kernels).scaled(num_steps)
         total = Workload()
-        for _ in range(num_steps):
-            total += self._count_plan(stage.plan, ())
+        for row, steps in stream.rows():
+            mine = self._count_plan(restrict(stage, liveness.needs(row).step[k]), ())
+            for _ in steps:
+                total += mine
         return total
 
     def _count_plan(self, plan: Plan, actions: Sequence[int]) -> Workload:
         """The bound calls of a plan."""
         kernels = Counter[Kernel]()
+        calls = bind(plan, actions, self._variants_of(plan, kernels), lambda static: None)
+        inputs = sum(len(call.inputs) + len(call.static) for call in calls)
+        return Workload(kernels, len(calls), inputs)
+
+    def _variants_of(self, plan: Plan, kernels: Counter[Kernel] | None = None) -> Specialised:
+        """What gives variants that are not lowered, and adds their kernels to others."""
 
         def specialised(
             region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
             found, kept = self._count_variant(plan.regions[region], mine, live)
-            kernels.update(found)
+            if kernels is not None:
+                kernels.update(found)
             return Variant(plan.regions[region], return_nothing, kept, "")
 
-        calls = bind(plan, actions, specialised, lambda static: None)
-        inputs = sum(len(call.inputs) + len(call.static) for call in calls)
-        return Workload(kernels, len(calls), inputs)
+        return specialised
 
     def _count_variant(
         self, region: fx.GraphModule, actions: tuple[Action, ...], live: tuple[bool, ...]
@@ -262,7 +281,12 @@ def all_reused(program: Program) -> tuple[Action, ...]:
 
 def all_computed(program: Program) -> tuple[Action, ...]:
     """The row in which each site computes."""
-    return Schedule.compute_all(1).resolve(program.table.sites).row(0)
+    return all_computed_table(program, 1).row(0)
+
+
+def all_computed_table(program: Program, num_steps: int) -> BranchTable:
+    """The table in which each site computes at each step."""
+    return Schedule.compute_all(num_steps).resolve(program.table.sites)
 
 
 def count_everything(denoiser: Denoiser, schedules: Sequence[Schedule] = ()) -> Workload:
@@ -279,8 +303,8 @@ def count_everything(denoiser: Denoiser, schedules: Sequence[Schedule] = ()) -> 
     total = Workload()
     others = [with_schedule(denoiser, schedule) for schedule in schedules]
     for each in (denoiser, *others):
-        total |= counting.count_conditioning(each.table.num_steps)
         for stream in streams_of(each):
+            total |= counting.count_conditioning(stream)
             for row, _ in stream.rows():
                 total |= counting.count_row(row)
     for row in (all_computed(program), all_reused(program)):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dqar_fx.costs.workload import Stream
     from dqar_fx.denoiser import Denoiser
     from dqar_fx.diffs.amounts import Amounts
+    from dqar_fx.slots import SlotKey
 
 STREAMS = ("conditional", "unconditional")
 
@@ -41,7 +42,7 @@ def make_content(report: Report, denoiser: Denoiser) -> dict[str, Any]:
         "streams": views,
         "modules": list_modules(diffs, streams, report),
         "slots": list_slots(denoiser),
-        "cache_bytes": report.cache_bytes,
+        "memory": report.memory,
         "passes": denoiser.explain().reports,
         "sites": denoiser.program.explanation.sites,
         "near_misses": [describe_miss(m) for m in denoiser.program.explanation.near_misses],
@@ -83,16 +84,21 @@ def list_modules(
 
 
 def list_slots(denoiser: Denoiser) -> list[dict[str, Any]]:
-    """The buffers of one stream, by site."""
+    """The slots of one stream, by site; bytes are of those that have buffers of their own."""
     program = denoiser.program
-    found: dict[int, list[Any]] = {}
-    for (column, *_), spec in program.slot_specs.items():
-        found.setdefault(column, []).append(spec)
+    sites, owners = program.table.sites, program.slot_owners
+    found: dict[int, list[SlotKey]] = {}
+    for key in program.slot_specs:
+        found.setdefault(key[0], []).append(key)
     return [
         {
-            "site": program.table.sites[column],
+            "site": sites[column],
             "buffers": ", ".join(describe_tensor(s.dtype, s.shape) for s in specs),
-            "nbytes": sum(spec.nbytes for spec in specs),
+            "lenders": ", ".join(
+                dict.fromkeys(sites[owners[key][0]] for key in keys if owners[key] != key)
+            ),
+            "nbytes": sum(program.buffer_specs[k].nbytes for k in keys if owners[k] == k),
         }
-        for column, specs in sorted(found.items())
+        for column, keys in sorted(found.items())
+        for specs in [[program.slot_specs[key] for key in keys]]
     ]

@@ -79,7 +79,7 @@ class Plan:
     Attributes:
         schedule: It, as a schedule.
         error: Predicted relative error of the pictures.
-        cache_bytes: Of one stream.
+        cache_bytes: Of one stream; less where sites turn out to share buffers.
     """
 
     schedule: Schedule

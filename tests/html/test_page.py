@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from dqar_fx import DqarError, Report
+from dqar_fx import DqarError, Report, Schedule
 from dqar_fx.html.chart import draw_chart
 from dqar_fx.html.content import make_content
 from dqar_fx.html.facts import generalise, quantity, step_ranges
@@ -93,6 +93,37 @@ def test_report_of_json_has_no_page(report, tmp_path):
 def test_slots_are_those_of_the_program(report, content):
     assert sum(slot["nbytes"] for slot in content["slots"]) == report.cache_bytes
     assert [slot["site"] for slot in content["slots"]] == list(report.denoiser.table.sites)
+    assert not any(slot["lenders"] for slot in content["slots"])
+
+
+def test_slots_that_share_name_whose_they_use():
+    schedule = Schedule.from_actions(["CRCCCCCC", "CCCRCCCC", *["CCCCCCCC"] * 3])
+    report = make_report(schedule=schedule)
+    first, second = make_content(report, report.denoiser)["slots"]
+    assert (first["nbytes"], second["nbytes"]) == (report.cache_bytes, 0)
+    assert (first["lenders"], second["lenders"]) == ("", first["site"])
+    assert "saved by sharing slots" in section_of(render(report))
+
+
+def section_of(page):
+    """The text of the page's section on memory, without the list of slots."""
+    return re.search(r'<section id="memory">(.*?)<details', page, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("make", [make_report, make_guided_report])
+def test_memory_is_the_whole_plan(make):
+    report = make()
+    plan = report.denoiser.memory
+    pattern = (
+        r'<tr( class="sum")?><th scope="row" class="text">(.*?)</th>'
+        r'<td class="text">(.*?)</td><td>(.*?)</td>'
+    )
+    found = re.findall(pattern, section_of(render(report)))
+    assert found == [
+        (' class="sum"' * line.is_sum, line.name, line.stream, f"{line.nbytes / 1e6:.3f}")
+        for line in plan.lines
+    ]
+    assert {"parameters of the step", "held between steps"} <= {name for _, name, *_ in found}
 
 
 def test_removed_lines_are_the_diffs(report, content):
