@@ -166,6 +166,11 @@ class Program:
         self._conditioning.fixed = found
         return found
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its conditioning is a table of labels and timesteps, and nothing else."""
+        return self._conditioning.fixed is not None
+
     def explain(self, step: int | None = None) -> Explanation:
         """What was found and done, passes on the regions lowered so far included.
 

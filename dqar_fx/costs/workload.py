@@ -6,12 +6,14 @@ what it leaves dead is dropped, but no variant is lowered.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import ScheduleError
 from dqar_fx.lowering import COMPILED, specialise_region
+from dqar_fx.passes.graphs import structure_of
 from dqar_fx.plan import Variant, bind
 from dqar_fx.runner import run_passes
 from dqar_fx.schedule import Schedule
@@ -63,12 +65,15 @@ class Workload:
         calls: Calls of regions.
         inputs: Tensors that they are given.
         steps: Steps.
+        regions: How often each region is called, by `region_key`, and `ahead_key` for what is
+            evaluated ahead.
     """
 
     kernels: Counter[Kernel] = field(default_factory=Counter)
     calls: int = 0
     inputs: int = 0
     steps: int = 0
+    regions: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: Workload) -> Workload:
         return Workload(
@@ -76,11 +81,16 @@ class Workload:
             self.calls + other.calls,
             self.inputs + other.inputs,
             self.steps + other.steps,
+            self.regions + other.regions,
         )
 
     def __or__(self, other: Workload) -> Workload:
-        """Of each kernel as many as in the one that has more."""
-        return replace(self, kernels=self.kernels | other.kernels)
+        """Of each kernel and region as many as in the one that has more."""
+        return replace(
+            self,
+            kernels=self.kernels | other.kernels,
+            regions=self.regions | other.regions,
+        )
 
     def scaled(self, factor: int) -> Workload:
         """The same for ``factor`` times the rows."""
@@ -103,7 +113,11 @@ class Workload:
         return found
 
     def costs(self, profile: DeviceProfile) -> dict[str, Cost]:
-        """Costs by kind; what a kernel takes for slots is that of slots."""
+        """Costs by kind; what a kernel takes for slots is that of slots.
+
+        Where the profile knows the regions, these take what was measured, and kinds share it
+        as their kernels would.
+        """
         costs = dict.fromkeys(KINDS, Cost())
         for kernel, count in self.kernels.items():
             ms = 1e3 * profile.predict(kernel)
@@ -112,8 +126,29 @@ class Workload:
             costs[kernel.kind] += own * count
             costs["slots"] += Cost(0, kernel.slot_bytes, slots_ms) * count
         around_s = self.calls * profile.call_s + self.inputs * profile.input_s
-        costs["overhead"] += Cost(ms=1e3 * (around_s + self.steps * profile.step_s))
+        costs["overhead"] += Cost(ms=1e3 * around_s)
+        if profile.knows_regions(self):
+            total_s = sum(n * profile.region_s[key] for key, n in self.regions.items())
+            costs = share_out(costs, 1e3 * total_s)
+        costs["overhead"] += Cost(ms=1e3 * self.steps * profile.step_s)
         return costs
+
+
+def share_out(costs: dict[str, Cost], total_ms: float) -> dict[str, Cost]:
+    """The same costs with times in the same proportions that add up to a total."""
+    before_ms = sum(cost.ms for cost in costs.values())
+    factor = total_ms / before_ms if before_ms else 0.0
+    return {kind: replace(cost, ms=cost.ms * factor) for kind, cost in costs.items()}
+
+
+def region_key(structure: str) -> str:
+    """A short name of a lowered region: equal for regions of equal structure."""
+    return hashlib.sha256(structure.encode()).hexdigest()[:16]
+
+
+def ahead_key(num_steps: int) -> str:
+    """A name of the conditioning that is evaluated for so many steps at once."""
+    return f"conditioning of {num_steps} steps"
 
 
 class Counting:
@@ -130,7 +165,7 @@ class Counting:
         self._modules = Modules.of(self._captured)
         self._is_compiled = program.lowering.options.unit is not None
         self._ahead = program.ahead
-        self._known: dict[Any, tuple[Counter[Kernel], tuple[int, ...]]] = {}
+        self._known: dict[Any, tuple[Counter[Kernel], tuple[int, ...], str]] = {}
         self._rows: dict[tuple[Action, ...], Workload] = {}
 
     def count_untransformed(self) -> int:
@@ -145,16 +180,24 @@ class Counting:
         return self._rows[actions]
 
     def count_conditioning(self, num_steps: int) -> Workload:
-        """The conditioning of a trajectory, for all its steps at once where that is so."""
+        """That of a new prompt's trajectory, for all its steps at once where that is so."""
         total = Workload()
         for stage in self.plan.stages:
             total += self._count_stage(stage, num_steps)
+        if any(self._is_ahead(stage, num_steps) for stage in self.plan.stages):
+            total += Workload(regions=Counter([ahead_key(num_steps)]))
         return total.named("conditioning")
+
+    def _is_ahead(self, stage: Stage, num_steps: int) -> bool:
+        """Whether a stage is evaluated for all steps at once."""
+        reads_time = self._roles.timestep in stage.leaves
+        fits = self._ahead.allows(num_steps * stage.nbytes)
+        return self._ahead.is_wanted and reads_time and fits
 
     def _count_stage(self, stage: Stage, num_steps: int) -> Workload:
         if self._roles.timestep not in stage.leaves:
             return self._count_plan(stage.plan, ())
-        if self._ahead.is_wanted and self._ahead.allows(num_steps * stage.nbytes):
+        if self._is_ahead(stage, num_steps):
             kernels = find_kernels(stage.gm.graph, self._modules, fused=False)
             return Workload(kernels).scaled(num_steps)
         total = Workload()
@@ -164,29 +207,31 @@ class Counting:
 
     def _count_plan(self, plan: Plan, actions: Sequence[int]) -> Workload:
         """The bound calls of a plan."""
-        kernels = Counter[Kernel]()
+        kernels, regions = Counter[Kernel](), Counter[str]()
 
         def specialised(
             region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
-            found, kept = self._count_variant(plan.regions[region], mine, live)
+            found, kept, key = self._count_variant(plan.regions[region], mine, live)
             kernels.update(found)
-            return Variant(plan.regions[region], return_nothing, kept, "")
+            regions[key] += 1
+            return Variant(plan.regions[region], return_nothing, kept, key)
 
         calls = bind(plan, actions, specialised, lambda static: None)
         inputs = sum(len(call.inputs) + len(call.static) for call in calls)
-        return Workload(kernels, len(calls), inputs)
+        return Workload(kernels, len(calls), inputs, regions=regions)
 
     def _count_variant(
         self, region: fx.GraphModule, actions: tuple[Action, ...], live: tuple[bool, ...]
-    ) -> tuple[Counter[Kernel], tuple[int, ...]]:
+    ) -> tuple[Counter[Kernel], tuple[int, ...], str]:
         key = (region, actions, live)
         if key not in self._known:
             gm, kept, _ = specialise_region(region, actions, live)
+            structure = region_key(structure_of(gm))
             if self._is_compiled:
                 run_passes(gm, COMPILED, graph="region")
             found = find_kernels(gm.graph, self._modules, fused=self._is_compiled)
-            self._known[key] = found, kept
+            self._known[key] = found, kept, structure
         return self._known[key]
 
 
@@ -260,13 +305,19 @@ def all_reused(program: Program) -> tuple[Action, ...]:
     return Schedule.from_actions("CR").resolve(table.sites, around=table.around).row(1)
 
 
+def all_stored(program: Program) -> tuple[Action, ...]:
+    """The row in which each site computes for one that reuses all."""
+    table = program.table
+    return Schedule.from_actions("CR").resolve(table.sites, around=table.around).row(0)
+
+
 def all_computed(program: Program) -> tuple[Action, ...]:
     """The row in which each site computes."""
     return Schedule.compute_all(1).resolve(program.table.sites).row(0)
 
 
 def count_everything(denoiser: Denoiser, schedules: Sequence[Schedule] = ()) -> Workload:
-    """All kernels that any step of a denoiser or of other schedules runs.
+    """All kernels and regions that any step of a denoiser or of other schedules runs.
 
     Of each as many as one step has: what a profile is measured with.
 
@@ -274,15 +325,31 @@ def count_everything(denoiser: Denoiser, schedules: Sequence[Schedule] = ()) -> 
         DqarError: Nothing has been captured yet.
         ScheduleError: A schedule does not fit the sites.
     """
-    program = denoiser.program
-    counting = Counting(program)
+    counting = Counting(denoiser.program)
     total = Workload()
-    others = [with_schedule(denoiser, schedule) for schedule in schedules]
-    for each in (denoiser, *others):
+    for each in (denoiser, *(with_schedule(denoiser, schedule) for schedule in schedules)):
         total |= counting.count_conditioning(each.table.num_steps)
-        for stream in streams_of(each):
-            for row, _ in stream.rows():
-                total |= counting.count_row(row)
-    for row in (all_computed(program), all_reused(program)):
+    for row in list_rows(denoiser, schedules):
         total |= counting.count_row(row)
     return total
+
+
+def list_rows(
+    denoiser: Denoiser, schedules: Sequence[Schedule] = ()
+) -> list[tuple[Action, ...]]:
+    """Distinct rows of a denoiser and of other schedules; first those that do all alike.
+
+    Raises:
+        DqarError: Nothing has been captured yet.
+        ScheduleError: A schedule does not fit the sites.
+    """
+    program = denoiser.program
+    others = [with_schedule(denoiser, schedule) for schedule in schedules]
+    rows = [all_computed(program), all_reused(program)]
+    rows += [
+        row
+        for each in (denoiser, *others)
+        for stream in streams_of(each)
+        for row, _ in stream.rows()
+    ]
+    return list(dict.fromkeys(rows))
