@@ -140,11 +140,11 @@ class Rehearsal(Denoiser):
     def _run_trajectory(self, rows: Sequence[Row]) -> Iterator[StepTimes]:
         inputs, roles = self._draw(self._rows.table.num_steps), self._rows.roles
         leaves = inputs.leaves
+        self._tracker.rulers.attached = inputs.timesteps
         for step, row in enumerate(rows):
             leaves[roles.latent] = leaves[roles.latent].clone()
             if roles.timestep is not None and inputs.timesteps is not None:
-                shape = leaves[roles.timestep].shape
-                leaves[roles.timestep] = inputs.timesteps[step].expand(shape)
+                leaves[roles.timestep] = spread(inputs.timesteps[step], leaves[roles.timestep])
             args, kwargs = pytree.tree_unflatten(leaves, self._rows.captured.in_spec)
             self._rows.next_row = row
             with self.cache_context(NAME, None if inputs.timesteps is not None else step):
@@ -157,13 +157,19 @@ class Rehearsal(Denoiser):
         timestep = self._rows.roles.timestep
         if timestep is None:
             return Inputs(leaves, None)
-        shape, dtype = leaves[timestep].shape, leaves[timestep].dtype
+        dtype = leaves[timestep].dtype
         latest = max(LATEST, num_steps)
         drawn = torch.linspace(latest, 0, num_steps, device=self._on).round().to(dtype)
         if len(drawn.unique()) < len(drawn):
             return Inputs(leaves, None)
-        leaves[timestep] = drawn[0].expand(shape)
+        leaves[timestep] = spread(drawn[0], leaves[timestep])
         return Inputs(leaves, drawn)
+
+
+def spread(timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A timestep for each sample: a view of it if the captured one was such."""
+    expanded = timestep.expand(like.shape)
+    return expanded.clone() if any(like.stride()) else expanded
 
 
 def draw_like(value: Any, device: torch.device) -> Any:
