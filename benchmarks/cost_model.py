@@ -5,10 +5,11 @@
     python -m benchmarks.cost_model                     # reference pipeline, batch 2
     python -m benchmarks.cost_model --model geometry    # DiT-S/2, batch 2
 
-In each of some rounds, operators are timed one by one, and each distinct region in steps whose
-sites all do the same; then trajectories of all schedules in turns, so that predictions and
-trajectories see the same machine. No schedule that is judged has such steps alone. Only the
-denoiser's calls count.
+In each of some rounds, each distinct region is timed in steps whose sites all do the same, then
+operators one by one; then trajectories of all schedules in turns, so that predictions and
+trajectories see the same machine. No schedule that is judged has such steps alone. Each
+trajectory has a prompt that the one before it had not, so that it evaluates conditioning. Only
+the denoiser's calls count.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +57,9 @@ class Subject:
     model: nn.Module
     shape: tuple[int, ...]
 
-    def trajectory(self, denoiser: nn.Module, num_steps: int) -> float:
+    def trajectory(self, denoiser: nn.Module, num_steps: int, prompt: int) -> float:
         """Milliseconds of the calls of a trajectory, called as stock pipelines call."""
-        labels, spent = torch.arange(self.shape[0]) % 10, 0.0
+        labels, spent = (torch.arange(self.shape[0]) + prompt) % 10, 0.0
         for timestep in draw_timesteps(num_steps):
             latent = torch.randn(self.shape)
             call = {"timestep": timestep.expand(self.shape[0]), "class_labels": labels}
@@ -149,7 +151,7 @@ def written(reused: NDArray[np.bool_]) -> dqar_fx.Schedule:
     return dqar_fx.Schedule.from_actions(reused)
 
 
-def count(denoiser: dqar_fx.Denoiser, num_steps: int) -> dict[str, Row]:
+def count_rows(denoiser: dqar_fx.Denoiser, num_steps: int) -> dict[str, Row]:
     """Rows without times."""
     sites, around = denoiser.table.sites, denoiser.table.around
     schedules = make_schedules(num_steps, len(sites))
@@ -174,9 +176,10 @@ def run_rounds(
     rows: Mapping[str, Row],
     args: argparse.Namespace,
 ) -> dqar_fx.Report:
-    """Predict by regions and measure, in turns; the last report of one of the schedules."""
+    """Predict and measure in turns; the last report of one of the schedules."""
     schedules = make_schedules(args.steps, len(denoiser.table.sites))
     twins = {name: denoiser.with_schedule(each) for name, each in schedules.items()}
+    prompts = count(1)
     for number in tqdm(range(args.rounds), desc="measure", unit="round"):
         profile = dqar_fx.measure_profile(
             denoiser, tuple(schedules.values()), by="regions", budget_s=args.budget
@@ -187,14 +190,15 @@ def run_rounds(
         )
         if not number:
             for twin in twins.values():
-                subject.trajectory(twin, args.steps)
+                subject.trajectory(twin, args.steps, prompt=0)
         for name, row in rows.items():
             row.regions_ms.append(reports[name].ms)
             row.operators_ms.append(by_operators[name].ms)
             row.measured_ms.append([])
-        for _ in range(args.repeats):
+        for prompt in islice(prompts, args.repeats):
             for name, row in rows.items():
-                row.measured_ms[-1].append(subject.trajectory(twins[name], args.steps))
+                ms = subject.trajectory(twins[name], args.steps, prompt)
+                row.measured_ms[-1].append(ms)
     for name, row in rows.items():
         streams = twins[name].program.streams.values()
         row.allocated_bytes = sum(stream.slots.nbytes for stream in streams)
@@ -267,8 +271,8 @@ def build_parser() -> Parser:
     add("--model", choices=("geometry", *REFERENCES), default="reference", help="(reference)")
     add("--steps", type=at_least(4), default=20, help="of a trajectory (20)")
     add("--rounds", type=at_least(1), default=3, help="of predictions and measurements (3)")
-    add("--repeats", type=at_least(1), default=4, help="trajectories of each per round (4)")
-    add("--budget", type=above(0), default=3.0, help="seconds to measure each way (3)")
+    add("--repeats", type=at_least(1), default=2, help="trajectories of each per round (2)")
+    add("--budget", type=above(0), default=2.0, help="seconds to measure regions (2)")
     add("--out", type=folder_to_write, default="results/cost_model", help="folder")
     add_geometry(parser)
     return parser
@@ -295,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         subject.model, schedule, compile=LOWERING, example_inputs=subject.example()
     )
     print(subject.name)
-    rows = count(denoiser, args.steps)
+    rows = count_rows(denoiser, args.steps)
     set_up_compiler(CPU)
     report = run_rounds(subject, denoiser, rows, args)
     found = list(rows.values())

@@ -35,7 +35,7 @@ def test_cost_model_schedules_differ(num_steps):
 
 
 def test_cost_model_judges_schedules_whose_steps_are_mixed(denoiser_of_four):
-    rows = cost_model.count(denoiser_of_four, 20)
+    rows = cost_model.count_rows(denoiser_of_four, 20)
     unjudged = [name for name, row in rows.items() if not row.is_judged]
     assert unjudged == ["compute all", "every 3rd"]
 
