@@ -5,11 +5,11 @@
     python -m benchmarks.cost_model                     # reference pipeline, batch 2
     python -m benchmarks.cost_model --model geometry    # DiT-S/2, batch 2
 
-In each of some rounds, each distinct region is timed in steps whose sites all do the same, then
-operators one by one; then trajectories of all schedules in turns, so that predictions and
-trajectories see the same machine. No schedule that is judged has such steps alone. Each
-trajectory has a prompt that the one before it had not, so that it evaluates conditioning. Only
-the denoiser's calls count.
+In each of some rounds, each distinct region is timed in a few made-up steps, then operators
+one by one; then trajectories of all schedules in turns, so that predictions and trajectories
+see the same machine. Nothing is fitted to trajectories, and schedules whose steps have all
+sites alike, which are easiest, are not judged. Each trajectory has a prompt that the one before
+it had not, so that it evaluates conditioning. Only the denoiser's calls count.
 """
 
 import argparse

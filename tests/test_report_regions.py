@@ -19,12 +19,13 @@ from dqar_fx.costs.measure_regions import (
     choose_rows,
     inner_mean,
     measure_regions,
+    stagger_rows,
     take_turn,
 )
 from dqar_fx.costs.rehearsal import Rehearsal
 from dqar_fx.costs.workload import Counting, ahead_key, list_rows, region_key
 from dqar_fx.lowering import Lowering
-from tests.models import make_dit, make_flux, make_pixart, make_sd3
+from tests.models import make_dit, make_flux, make_sd3
 
 STEPS, LAYERS = 6, 3
 CPU = torch.device("cpu")
@@ -139,6 +140,21 @@ def test_rows_that_are_run_call_every_region(sites, case):
     assert len(chosen) <= len(regions(rows))
 
 
+def test_staggered_rows_have_each_action_at_each_site(denoiser):
+    staggered = stagger_rows(denoiser, choose_rows(denoiser, ()))
+    letters = ["".join(action.letter for action in row) for row in staggered]
+    assert letters == ["SCR", "CRS", "RSC"]
+
+
+@pytest.mark.parametrize("sites", ["all", "block", ["block", "all"]])
+def test_staggered_rows_call_no_other_regions(sites, case):
+    denoiser = prepared(case, FORECAST, sites=sites)
+    counting, chosen = Counting(denoiser.program), choose_rows(denoiser, (EVERY,))
+    known = set().union(*(counting.count_row(row).regions for row in chosen))
+    staggered = stagger_rows(denoiser, chosen)
+    assert all(counting.count_row(row).regions.keys() <= known for row in staggered)
+
+
 EVERY_STEP = torch.arange(STEPS)[:, None].numpy()
 
 
@@ -190,7 +206,7 @@ def test_step_times_add_up():
     assert StepTimes((), 3.0).rest_s == StepTimes((), 3.0).outside_s == 3.0
 
 
-@pytest.mark.parametrize("make", [make_dit, make_sd3, make_pixart, make_flux])
+@pytest.mark.parametrize("make", [make_dit, make_sd3, make_flux])
 def test_regions_of_every_family_are_known(make):
     case = make()
     denoiser = prepared(case, FORECAST, cache="int8")

@@ -1,10 +1,12 @@
 """A short run that measures regions as they are lowered, in steps as they are run.
 
 Some rows are enough to call every distinct region: first those in which all sites do the same,
-then whichever of the schedules' rows call most of what is missing. They take turns, step by
-step, each block with its own parameters and its own place in the step, so that caches are
-about as warm as in a trajectory. What any row takes is then the sum over the regions that it
-calls. No trajectory of any schedule is run. Conditioning, which a new prompt needs once, is
+then whichever of the schedules' rows call most of what is missing. A region takes less time
+right after one of the same kind than after another, so that as many rows are made of these in
+which successive blocks do what successive rows do. All take turns, step by step, each block
+with its own parameters and its own place in the step, so that caches are about as warm as in a
+trajectory. What any row takes is then the sum over the regions that it calls. No trajectory of
+any schedule is run. Conditioning, which a new prompt needs once, is
 evaluated by itself at the end of each turn.
 
 A turn is about as long as a trajectory, and its mean counts: a median of short pieces would
@@ -71,7 +73,8 @@ def measure_regions(
         device: Where it is.
         budget_s: About how long the turns may take.
     """
-    rows = choose_rows(denoiser, schedules)
+    chosen = choose_rows(denoiser, schedules)
+    rows = [*chosen, *stagger_rows(denoiser, chosen)]
     others = [with_schedule(denoiser, each) for each in schedules]
     lengths = {each.table.num_steps for each in (denoiser, *others)}
     rehearsal = Rehearsal(denoiser, device)
@@ -132,3 +135,21 @@ def choose_rows(denoiser: Denoiser, schedules: Sequence[Schedule]) -> list[Row]:
         missing -= calls[best]
         chosen.append(best)
     return chosen
+
+
+def stagger_rows(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
+    """Rows in which the first block does what one of some rows does, the second the next.
+
+    Those that would need a region of their own are left out.
+    """
+    counting = Counting(denoiser.program)
+    known = set[str]().union(*(counting.count_row(row).regions for row in rows))
+    blocks = [call.columns for call in counting.plan.calls if call.columns]
+    made = []
+    for first, row in enumerate(rows):
+        mixed = list(row)
+        for place, columns in enumerate(blocks, start=first):
+            for column in columns:
+                mixed[column] = rows[place % len(rows)][column]
+        made.append(tuple(mixed))
+    return [row for row in made if counting.count_row(row).regions.keys() <= known]
