@@ -8,8 +8,8 @@
 In each of some rounds, each distinct region is timed in a few made-up steps, then operators
 one by one; then trajectories of all schedules in turns, so that predictions and trajectories
 see the same machine. Nothing is fitted to trajectories, and schedules whose steps have all
-sites alike, which are easiest, are not judged. Each trajectory has a prompt that the one before
-it had not, so that it evaluates conditioning. Only the denoiser's calls count.
+sites alike, which are easiest, are not judged. Each trajectory has a prompt that the one
+before it had not, so that it evaluates conditioning. Only the denoiser's calls count.
 """
 
 import argparse

@@ -160,7 +160,7 @@ class Rehearsal(Denoiser):
         dtype = leaves[timestep].dtype
         latest = max(LATEST, num_steps)
         drawn = torch.linspace(latest, 0, num_steps, device=self._on).round().to(dtype)
-        if len(drawn.unique()) < len(drawn):
+        if len(set(drawn.tolist())) < num_steps:
             return Inputs(leaves, None)
         leaves[timestep] = spread(drawn[0], leaves[timestep])
         return Inputs(leaves, drawn)
