@@ -3,7 +3,8 @@
 ::
 
     python -m benchmarks.cost_model                     # reference pipeline, batch 2
-    python -m benchmarks.cost_model --model geometry    # DiT-S/2, batch 2
+    python -m benchmarks.cost_model --batch 16
+    python -m benchmarks.cost_model --model geometry --steps 8 --repeats 1    # DiT-S/2
 
 In each of some rounds, each distinct region is timed in a few made-up steps, then operators
 one by one; then trajectories of all schedules in turns, so that predictions and trajectories
