@@ -1,8 +1,16 @@
 """Predicted against measured time of trajectories, on schedules that nothing was fitted to.
 
-Everything is predicted first: operators are measured one by one, and nothing is compiled. Then
-the denoiser is compiled regionally, and trajectories of all schedules are timed in turns. Only
-the denoiser's calls count.
+::
+
+    python -m benchmarks.cost_model                     # reference pipeline, batch 2
+    python -m benchmarks.cost_model --batch 16
+    python -m benchmarks.cost_model --model geometry --steps 8 --repeats 1    # DiT-S/2
+
+In each of some rounds, each distinct region is timed in a few made-up steps, then operators
+one by one; then trajectories of all schedules in turns, so that predictions and trajectories
+see the same machine. Nothing is fitted to trajectories, and schedules whose steps have all
+sites alike, which are easiest, are not judged. Each trajectory has a prompt that the one
+before it had not, so that it evaluates conditioning. Only the denoiser's calls count.
 """
 
 import argparse
@@ -11,15 +19,18 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiTTransformer2DModel
+from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import nn
+from tqdm import tqdm
 
 import dqar_fx
 from benchmarks.command_line import Parser, above, at_least, folder_to_write
@@ -29,6 +40,7 @@ from benchmarks.reference import PIPELINE, SMALL
 
 CPU = torch.device("cpu")
 LOWERING: str | None = "regional"
+BAR = 0.1
 REFERENCES = {"reference": PIPELINE, "small": SMALL}
 
 
@@ -46,9 +58,9 @@ class Subject:
     model: nn.Module
     shape: tuple[int, ...]
 
-    def trajectory(self, denoiser: nn.Module, num_steps: int) -> float:
+    def trajectory(self, denoiser: nn.Module, num_steps: int, prompt: int) -> float:
         """Milliseconds of the calls of a trajectory, called as stock pipelines call."""
-        labels, spent = torch.arange(self.shape[0]) % 10, 0.0
+        labels, spent = (torch.arange(self.shape[0]) + prompt) % 10, 0.0
         for timestep in draw_timesteps(num_steps):
             latent = torch.randn(self.shape)
             call = {"timestep": timestep.expand(self.shape[0]), "class_labels": labels}
@@ -75,112 +87,167 @@ class Row:
 
     Attributes:
         schedule: Its name.
+        is_judged: Whether it has steps in which sites differ.
         reuse_ratio: Share of cells that compute nothing.
-        predicted_ms: Of a trajectory.
         gmacs: Of a trajectory.
         ceiling: By MACs.
-        cache_bytes: Of the slots.
-        measured_ms: Of each repeat.
+        cache_bytes: Of the slots, as predicted.
+        allocated_bytes: Of the slots, as measured.
+        regions_ms: Of a trajectory, predicted by regions, per round.
+        operators_ms: The same by operators.
+        measured_ms: Of each repeat, per round.
     """
 
     schedule: str
+    is_judged: bool
     reuse_ratio: float
-    predicted_ms: float
     gmacs: float
     ceiling: float
     cache_bytes: int
-    measured_ms: list[float]
+    allocated_bytes: int = 0
+    regions_ms: list[float] = field(default_factory=list)
+    operators_ms: list[float] = field(default_factory=list)
+    measured_ms: list[list[float]] = field(default_factory=list)
 
     @property
-    def median_ms(self) -> float:
-        """Of what was measured."""
-        return statistics.median(self.measured_ms)
+    def all_ms(self) -> list[float]:
+        """What was measured, in all rounds."""
+        return [ms for each in self.measured_ms for ms in each]
+
+    def ratios(self, predicted_ms: Sequence[float]) -> list[float]:
+        """Predicted by the median that was measured, per round."""
+        pairs = zip(predicted_ms, self.measured_ms, strict=True)
+        return [ms / statistics.median(each) for ms, each in pairs]
 
     @property
     def ratio(self) -> float:
-        """Predicted by measured."""
-        return self.predicted_ms / self.median_ms
+        """By regions: the median round's."""
+        return statistics.median(self.ratios(self.regions_ms))
+
+    @property
+    def operators_ratio(self) -> float:
+        """By operators: the median round's."""
+        return statistics.median(self.ratios(self.operators_ms))
 
 
 def make_schedules(num_steps: int, num_sites: int) -> dict[str, dqar_fx.Schedule]:
-    """Computing all, and six others."""
+    """Two whose steps are all alike in each site, and six of others."""
     step, site = np.arange(num_steps)[:, None], np.arange(num_sites)[None, :]
-    odd = (site % 2 == 1) & (step % 3 > 0)
-    late = np.broadcast_to(step >= max(num_steps // 2, 1), odd.shape)
+    drawn = np.random.default_rng(0).random((num_steps, num_sites)) < 0.5
+    warmup = max(num_steps // 10, 1)
     return {
         "compute all": dqar_fx.Schedule.compute_all(num_steps),
-        "linear": dqar_fx.Schedule.linear(num_steps, max(num_steps // 10, 1)),
-        "every 2nd": dqar_fx.Schedule.interval(num_steps, 2),
         "every 3rd": dqar_fx.Schedule.interval(num_steps, 3),
-        "every 5th, warm-up": dqar_fx.Schedule.interval(
-            num_steps, 5, warmup=max(num_steps // 4, 1)
-        ),
-        "odd sites, every 3rd": dqar_fx.Schedule.from_actions(odd),
-        "second half reused": dqar_fx.Schedule.from_actions(late),
+        "linear": dqar_fx.Schedule.linear(num_steps, warmup),
+        "linear, max_age=3": dqar_fx.Schedule.linear(num_steps, warmup, max_age=3),
+        "odd sites, every 3rd": written((site % 2 == 1) & (step % 3 > 0)),
+        "first half of sites, every 2nd": written((2 * site < num_sites) & (step % 2 > 0)),
+        "every 2nd to 4th by site": written(step % (2 + site % 3) > 0),
+        "drawn, half of all": written(drawn & (step > 0)),
     }
 
 
-def predict(denoiser: dqar_fx.Denoiser, num_steps: int, budget_s: float) -> dict[str, Row]:
-    """Rows without measurements."""
-    table = denoiser.table
-    schedules = make_schedules(num_steps, len(table.sites))
-    profile = dqar_fx.measure_profile(
-        denoiser, tuple(schedules.values()), device=CPU, budget_s=budget_s
-    )
-    reports = dqar_fx.compare(denoiser, schedules, device=profile)
-    print(reports["every 3rd"], end="\n\n")
+def written(reused: NDArray[np.bool_]) -> dqar_fx.Schedule:
+    """The schedule that reuses where an array of steps and sites says so."""
+    return dqar_fx.Schedule.from_actions(reused)
+
+
+def count_rows(denoiser: dqar_fx.Denoiser, num_steps: int) -> dict[str, Row]:
+    """Rows without times."""
+    sites, around = denoiser.table.sites, denoiser.table.around
+    schedules = make_schedules(num_steps, len(sites))
+    tables = {name: each.resolve(sites, around) for name, each in schedules.items()}
+    reports = dqar_fx.compare(denoiser, schedules, device="A100")
     return {
         name: Row(
             schedule=name,
-            reuse_ratio=schedules[name].resolve(table.sites, table.around).reuse_ratio,
-            predicted_ms=report.ms,
+            is_judged=any(len(set(row)) > 1 for row in tables[name].rows),
+            reuse_ratio=tables[name].reuse_ratio,
             gmacs=report.macs / 1e9,
             ceiling=report.ceiling,
             cache_bytes=report.cache_bytes,
-            measured_ms=[],
         )
         for name, report in reports.items()
     }
 
 
-def measure(
+def run_rounds(
     subject: Subject,
     denoiser: dqar_fx.Denoiser,
     rows: Mapping[str, Row],
-    num_steps: int,
-    repeats: int,
-) -> None:
-    """Time all schedules in turns, after a trajectory each that compiles."""
-    schedules = make_schedules(num_steps, len(denoiser.table.sites))
+    args: argparse.Namespace,
+) -> dqar_fx.Report:
+    """Predict and measure in turns; the last report of one of the schedules."""
+    schedules = make_schedules(args.steps, len(denoiser.table.sites))
     twins = {name: denoiser.with_schedule(each) for name, each in schedules.items()}
-    for twin in twins.values():
-        subject.trajectory(twin, num_steps)
-    names = list(rows)
-    for number in range(repeats):
-        first = number % len(names)
-        for name in [*names[first:], *names[:first]]:
-            rows[name].measured_ms.append(subject.trajectory(twins[name], num_steps))
+    prompts = count(1)
+    for number in tqdm(range(args.rounds), desc="measure", unit="round"):
+        profile = dqar_fx.measure_profile(
+            denoiser, tuple(schedules.values()), by="regions", budget_s=args.budget
+        )
+        reports = dqar_fx.compare(denoiser, schedules, device=profile)
+        by_operators = dqar_fx.compare(
+            denoiser, schedules, device=replace(profile, region_s={})
+        )
+        if not number:
+            for twin in twins.values():
+                subject.trajectory(twin, args.steps, prompt=0)
+        for name, row in rows.items():
+            row.regions_ms.append(reports[name].ms)
+            row.operators_ms.append(by_operators[name].ms)
+            row.measured_ms.append([])
+        for prompt in islice(prompts, args.repeats):
+            for name, row in rows.items():
+                ms = subject.trajectory(twins[name], args.steps, prompt)
+                row.measured_ms[-1].append(ms)
+    for name, row in rows.items():
+        streams = twins[name].program.streams.values()
+        row.allocated_bytes = sum(stream.slots.nbytes for stream in streams)
+    return reports["linear"]
 
 
 def format_table(rows: Sequence[Row]) -> str:
     """One line per schedule."""
-    headers = ("schedule", "reuse", "GMACs", "ceiling", "MB", "predicted ms", "measured ms")
+    headers = ("schedule", "judged", "reuse", "ceiling", "slot bytes", "allocated")
+    headers += ("predicted ms", "measured ms", "ratio (rounds)", "ratio by operators (rounds)")
     cells = [
         (
             row.schedule,
+            "yes" if row.is_judged else "",
             f"{row.reuse_ratio:.3f}",
-            f"{row.gmacs:.2f}",
             f"{row.ceiling:.2f}",
-            f"{row.cache_bytes / 1e6:.2f}",
-            f"{row.predicted_ms:.1f}",
-            f"{row.median_ms:.1f} ({min(row.measured_ms):.1f}-{max(row.measured_ms):.1f})",
-            f"{row.ratio:.3f}",
+            f"{row.cache_bytes:,}",
+            f"{row.allocated_bytes:,}",
+            f"{statistics.median(row.regions_ms):.1f}",
+            format_spread(row.all_ms, 1),
+            format_spread(row.ratios(row.regions_ms), 3),
+            format_spread(row.ratios(row.operators_ms), 3),
         )
         for row in rows
     ]
-    return tabulate(
-        cells, headers=(*headers, "ratio"), tablefmt="github", disable_numparse=True
-    )
+    return tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def format_spread(values: Sequence[float], digits: int) -> str:
+    """The median, the lowest and the highest."""
+    found = (statistics.median(values), min(values), max(values))
+    median, low, high = (f"{value:.{digits}f}" for value in found)
+    return f"{median} ({low}-{high})"
+
+
+def format_verdict(rows: Sequence[Row]) -> str:
+    """How many schedules are predicted well enough, and whether slot bytes are exact."""
+    judged = [row for row in rows if row.is_judged]
+    lines = [
+        f"{way}: {sum(abs(ratio - 1) <= BAR for ratio in ratios)} of {len(judged)} judged "
+        f"schedules within {BAR:.0%} ({min(ratios):.3f} to {max(ratios):.3f})"
+        for way, ratios in (
+            ("by regions", [row.ratio for row in judged]),
+            ("by operators", [row.operators_ratio for row in judged]),
+        )
+    ]
+    exact = sum(row.cache_bytes == row.allocated_bytes for row in rows)
+    return "\n".join([*lines, f"slot bytes: exact in {exact} of {len(rows)}"])
 
 
 def load_reference(name: str, batch: int) -> Subject:
@@ -204,19 +271,20 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--model", choices=("geometry", *REFERENCES), default="reference", help="(reference)")
     add("--steps", type=at_least(4), default=20, help="of a trajectory (20)")
-    add("--repeats", type=at_least(1), default=7, help="timed trajectories of each (7)")
-    add("--budget", type=above(0), default=4.0, help="seconds to measure operators (4)")
+    add("--rounds", type=at_least(1), default=3, help="of predictions and measurements (3)")
+    add("--repeats", type=at_least(1), default=2, help="trajectories of each per round (2)")
+    add("--budget", type=above(0), default=2.0, help="seconds to measure regions (2)")
     add("--out", type=folder_to_write, default="results/cost_model", help="folder")
     add_geometry(parser)
     return parser
 
 
 def read_subject(parser: Parser, args: argparse.Namespace) -> Subject:
-    """The model that options name; a shipped one is called with 16 samples."""
+    """The model that options name."""
     geometry = read_geometry(parser, args)
     if args.model == "geometry":
         return of_geometry(geometry)
-    return load_reference(args.model, batch=16)
+    return load_reference(args.model, batch=geometry.batch)
 
 
 @torch.no_grad()
@@ -232,12 +300,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         subject.model, schedule, compile=LOWERING, example_inputs=subject.example()
     )
     print(subject.name)
-    rows = predict(denoiser, args.steps, args.budget)
-    print("compiling ...", file=sys.stderr)
+    rows = count_rows(denoiser, args.steps)
     set_up_compiler(CPU)
-    measure(subject, denoiser, rows, args.steps, args.repeats)
-    print(format_table(list(rows.values())), describe_machine(CPU), sep="\n\n")
-    write_rows(subject, list(rows.values()), args.out / "rows.jsonl")
+    report = run_rounds(subject, denoiser, rows, args)
+    found = list(rows.values())
+    print(report, format_table(found), format_verdict(found), sep="\n\n")
+    print(describe_machine(CPU))
+    write_rows(subject, found, args.out / "rows.jsonl")
     print(f"wrote {args.out / 'rows.jsonl'}")
     return 0
 

@@ -37,10 +37,12 @@ class Capture:
     Attributes:
         gm: Maps the flat leaves of a call to a flat tuple; every node carries a fake tensor,
             its module path and its source line.
+        in_spec: How the flat leaves become the arguments ``(args, kwargs)`` of the call.
         out_spec: How the flat outputs become what the model returns.
     """
 
     gm: fx.GraphModule
+    in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
 
 
@@ -88,7 +90,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     plain = make_module(module, module.graph)  # without the input checks in hooks
     ms, size = 1e3 * (perf_counter() - start), len(plain.graph.nodes)
     logger.info("captured %s: %d nodes, %.0f ms", type(model).__name__, size, ms)
-    return Capture(plain, exported.call_spec.out_spec)
+    return Capture(plain, exported.call_spec.in_spec, exported.call_spec.out_spec)
 
 
 def separate(inputs: Any) -> Any:

@@ -485,15 +485,17 @@ class Denoiser(Face):
         *,
         device: str | torch.device | DeviceProfile | None = None,
     ) -> Report:
-        """What rows and trajectory cost, and how long they take by prediction.
+        """What rows and a new prompt's trajectory cost, and how long they take by prediction.
 
-        Counted on the graphs of the latest captured signature; nothing is compiled or run.
+        Counted on the graphs of the latest captured signature.
 
         Args:
             schedule: Another one to look at; None for the denoiser's own.
-            device: ``"A100"``, ``"H100"`` or ``"T4"`` for predictions from their datasheets; a
-                device of this machine, or None for the denoiser's own, to measure its
-                operators there, which takes seconds; or a profile measured before.
+            device: None to measure the denoiser's own regions where it is, which compiles
+                those that are not compiled yet and then takes seconds (compiled whole: its
+                operators); a device of this machine to measure operators there, which
+                compiles nothing and is rough; ``"A100"``, ``"H100"`` or ``"T4"`` for
+                predictions from their datasheets; or a profile measured before.
 
         Raises:
             DqarError: Nothing has been captured yet, or the device is unknown.

@@ -23,7 +23,7 @@ QUICK: dict[str, object] = {"layers": [2, 4], "steps": [8, 16], "repeats": 1}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     args = parse_arguments(argv)
-    order = list_sizes(args.layers, args.steps) * args.repeats
+    order = list_runs(args.layers, args.steps, args.repeats)
     measure(NARROW, 2)  # what is done once in a process
     rows = []
     with tqdm(order, desc="transform", unit="model") as bar:
@@ -44,7 +44,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, default in (("layers", LAYERS), ("steps", STEPS)):
         told = f"at least two ({' '.join(map(str, default))})"
         add(f"--{name}", type=at_least(1), nargs="+", default=default, help=told)
-    add("--repeats", type=at_least(1), default=3, help="of each, in turn (3)")
+    told = "of each, in turn, but one of the most layers, which take long (3)"
+    add("--repeats", type=at_least(1), default=3, help=told)
     add("--out", type=folder_to_write, default="results/scale", help="folder")
     add("--quick", action="store_true", help=f"other defaults: {describe(QUICK)}")
     args = parser.parse_args(argv)
@@ -63,6 +64,15 @@ def list_sizes(layers: Sequence[int], steps: Sequence[int]) -> list[tuple[int, i
     """Layers and steps: each number of one with the second or first of the other."""
     pairs = [(each, steps[0]) for each in layers] + [(layers[1], each) for each in steps]
     return list(dict.fromkeys(pairs))
+
+
+def list_runs(
+    layers: Sequence[int], steps: Sequence[int], repeats: int
+) -> list[tuple[int, int]]:
+    """All sizes in turn, as often as asked; of three or more layers the most once."""
+    sizes, once = list_sizes(layers, steps), max(layers[2:], default=None)
+    others = [size for size in sizes if size[0] != once]
+    return sizes + others * (repeats - 1)
 
 
 def report(rows: Sequence[Growth]) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dqar_fx.errors import DqarError
 
+from .clocks import synchronise
+from .measure_regions import measure_regions
 from .operation import Operation, count_macs
 from .profile import DeviceProfile
 from .workload import count_everything
@@ -25,8 +28,11 @@ if TYPE_CHECKING:
     from dqar_fx.denoiser import Denoiser
     from dqar_fx.schedule import Schedule
 
+WAYS = ("operators", "regions")
 BUDGET_S = 4.0
 """Time that the turns may take."""
+OPERATORS_SHARE = 0.25
+"""Of it, for operators that only say where a region's time goes."""
 MIN_TURNS, MAX_TURNS = 5, 60
 MAX_SETS = 32
 """Sets of parameters of one operator."""
@@ -35,8 +41,8 @@ MAX_BYTES = 2**28
 TRAFFIC = tuple(4**k * 3 * 1024 for k in range(1, 9))
 """Bytes, from 12 KB to 200 MB, that a kernel of nothing but traffic reads and writes."""
 PROBES_PER_CALL, PROBES_PER_INPUT, PROBES_PER_STEP = 30.0, 1.0, 60.0
-"""Host times in those of a tiny operator of `PROBE_SIZE`: assumed, not calibrated yet."""
-PROBE_SIZE = 8
+"""Host times in those of a tiny operator: assumed."""
+PROBES = 1000
 
 
 def measure_profile(
@@ -44,23 +50,57 @@ def measure_profile(
     schedules: Sequence[Schedule] = (),
     *,
     device: str | torch.device | None = None,
+    by: str = "operators",
     budget_s: float = BUDGET_S,
 ) -> DeviceProfile:
-    """Measure a device with the operators of a denoiser, without compiling anything.
+    """Measure a device with the work of a denoiser.
 
     Args:
-        denoiser: Whose operators; captured already.
-        schedules: Further schedules that the profile must know the operators of.
+        denoiser: Whose work; captured already.
+        schedules: Further schedules that the profile must know the work of.
         device: Where to measure; by default the denoiser's own, or the CPU for one on the
             meta device.
-        budget_s: About how long it may take.
+        by: ``"operators"``: one by one, nothing is compiled, and what a compiler fuses is
+            approximated. ``"regions"``: the denoiser's regions as they are lowered, in steps
+            with made-up inputs, and its operators, too, which tell where a region's time
+            goes. Regions that are not compiled yet are, for later runs as well; a denoiser
+            that is compiled whole has one for each distinct row.
+        budget_s: About how long the turns may take; where regions are measured, those of
+            operators a quarter of it more.
 
     Raises:
-        DqarError: Nothing has been captured yet, or the device cannot be used.
+        DqarError: Nothing has been captured yet, the device cannot be used, or regions cannot
+            be measured there.
         ScheduleError: A schedule does not fit the sites.
     """
+    if by not in WAYS:
+        raise DqarError(f"by={by!r} is unknown; known are {', '.join(map(repr, WAYS))}")
     operations = count_everything(denoiser, schedules).operations()
-    return measure(operations, place_of(denoiser, device), budget_s)
+    place = place_of(denoiser, device)
+    if by == "operators":
+        return measure(operations, place, budget_s)
+    refuse_regions(denoiser, place)
+    times = measure_regions(denoiser, schedules, place, budget_s)
+    profile = measure(operations, place, OPERATORS_SHARE * budget_s)
+    return replace(profile, region_s=times.region_s, step_s=times.step_s)
+
+
+def refuse_regions(denoiser: Denoiser, place: torch.device) -> None:
+    """Raise where regions of a denoiser cannot be measured.
+
+    Raises:
+        DqarError: It is elsewhere, or has only the conditioning that was tabulated.
+    """
+    if place.type != denoiser.device.type:
+        raise DqarError(
+            f"device={str(place)!r}: regions are measured where the denoiser is, on "
+            f"{str(denoiser.device)!r}. Move it there, or measure by='operators'"
+        )
+    if denoiser.program.fixed is not None:
+        raise DqarError(
+            "by='regions': conditioning is measured by evaluating it, but its parameters were "
+            "dropped. Measure before drop_conditioning(...), or by='operators'"
+        )
 
 
 def place_of(denoiser: Denoiser, device: str | torch.device | None) -> torch.device:
@@ -92,9 +132,8 @@ def measure(
         if (sets := prepare(operation, count, device))
     }
     calls |= {nbytes: [traffic(nbytes, device)] for nbytes in TRAFFIC}
-    calls["probe"] = [traffic(PROBE_SIZE * 12, device)]
     seconds = take_turns(calls, device, budget_s)
-    probe_s = seconds.pop("probe")
+    probe_s = probe(device)
     traffic_s = tuple((nbytes, seconds.pop(nbytes)) for nbytes in TRAFFIC)
     return DeviceProfile(
         name=name_device(device),
@@ -128,6 +167,16 @@ def traffic(nbytes: int, device: torch.device) -> Callable[[], Any]:
     return lambda: torch.add(a, b, out=c)
 
 
+def probe(device: torch.device) -> float:
+    """Seconds of the host for a tiny operator among many."""
+    call = traffic(12, device)
+    call()
+    begun = time.perf_counter()
+    for _ in range(PROBES):
+        call()
+    return (time.perf_counter() - begun) / PROBES
+
+
 def take_turns(
     calls: Mapping[Any, Sequence[Callable[[], Any]]], device: torch.device, budget_s: float
 ) -> dict[Any, float]:
@@ -152,12 +201,6 @@ def time_call(call: Callable[[], Any], device: torch.device) -> float:
     call()
     synchronise(device)
     return time.perf_counter() - start
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def fastest(seconds: Mapping[Operation, float]) -> dict[str, float]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp, log
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import DqarError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import torch
 
     from .kernels import Kernel
     from .operation import Operation
+    from .workload import Workload
 
 FLOPS_PER_MAC = 2
 LAUNCH_S = 5e-6
@@ -38,6 +39,8 @@ class DeviceProfile:
         operation_s: Of single operators at their shapes, where measured.
         traffic_s: ``(bytes, seconds)`` of kernels that do nothing but read and write them,
             ascending; empty where not measured.
+        region_s: Of whole regions as they are lowered, by `region_key`, and of conditioning
+            by `ahead_key`; empty where not measured.
     """
 
     name: str
@@ -50,6 +53,23 @@ class DeviceProfile:
     step_s: float = 0.0
     operation_s: Mapping[Operation, float] = field(default_factory=dict, repr=False)
     traffic_s: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+    region_s: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    @property
+    def how(self) -> str:
+        """Where its times come from, in words."""
+        if self.source != "measured":
+            return "datasheet, not measured"
+        return f"measured by {'regions' if self.region_s else 'operators'}"
+
+    def knows_regions(self, work: Workload) -> bool:
+        """Whether every region of a workload was measured as a whole."""
+        return all(key in self.region_s for key in work.regions) and bool(work.regions)
+
+    def for_all(self, works: Iterable[Workload]) -> DeviceProfile:
+        """The same, without regions unless all of these are known: times compare."""
+        known = all(self.knows_regions(work) for work in works if work.regions)
+        return self if known else replace(self, region_s={})
 
     def predict(self, kernel: Kernel) -> float:
         """Seconds of a kernel."""
@@ -95,11 +115,11 @@ class DeviceProfile:
             "step_s": self.step_s,
             "operation_s": {str(op): seconds for op, seconds in self.operation_s.items()},
             "traffic_s": [list(pair) for pair in self.traffic_s],
+            "region_s": dict(self.region_s),
         }
 
     def __str__(self) -> str:
-        how = "measured" if self.source == "measured" else "datasheet, not measured"
-        return f"{self.name} ({how})"
+        return f"{self.name} ({self.how})"
 
 
 def from_datasheet(

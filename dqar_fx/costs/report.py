@@ -16,7 +16,7 @@ from dqar_fx.errors import DqarError
 from dqar_fx.memory import MemoryPlan, plan_memory
 
 from .kernels import KINDS
-from .measure_profile import measure, place_of
+from .measure_profile import measure_profile
 from .profile import DATASHEETS, DeviceProfile, find_datasheet
 from .workload import (
     Cost,
@@ -26,7 +26,6 @@ from .workload import (
     all_computed,
     all_computed_table,
     all_reused,
-    count_everything,
     streams_of,
     with_schedule,
 )
@@ -71,15 +70,20 @@ class RowReport:
 class Report:
     """Costs of one trajectory, of all streams that the denoiser tells apart.
 
+    A trajectory of a new prompt, whose conditioning is evaluated once: a later one of the same
+    prompt and timesteps finds it, and takes less by `conditioning`.
+
     Attributes:
         device: Name of the device that the times are predicted for.
         source: ``"measured"`` or ``"datasheet"``: what the prediction is made from.
+        how: The same in words; what was measured is ``"measured by regions"`` or ``"by
+            operators"``.
         lowering: ``"regional"``, ``"whole"`` or ``"eager"``.
         num_steps: Steps of the trajectory.
         rows: The distinct rows.
-        conditioning: Of the whole trajectory. It is taken to be evaluated for all timesteps
-            at once where the denoiser does so if they are known, and once where it does not
-            read the timestep.
+        conditioning: Of the whole trajectory, for a new prompt. It is taken to be evaluated
+            for all timesteps at once where the denoiser does so if they are known, and once
+            where it does not read the timestep.
         cache_bytes: Of the slots.
         untransformed_macs: Of the model's own trajectory.
         computed_ms: Of the trajectory that computes every site, lowered in the same way.
@@ -92,6 +96,7 @@ class Report:
 
     device: str
     source: str
+    how: str
     lowering: str
     num_steps: int
     rows: tuple[RowReport, ...]
@@ -196,15 +201,14 @@ class Report:
             ) from error
 
     def __str__(self) -> str:
-        how = "measured" if self.source == "measured" else "datasheet, not measured"
         shown = [format_row(row) for row in self.rows[:MAX_LINES]]
         left = len(self.rows) - len(shown)
         parts = [
-            f"{self.device} ({how}), {self.lowering}, {self.num_steps} steps",
+            f"{self.device} ({self.how}), {self.lowering}, {self.num_steps} steps",
             format_table(shown),
             *([f"and {left} rows more"] if left else []),
             format_table([format_kind(*each, self.ms) for each in self.costs.items()]),
-            f"trajectory {self.ms:.1f} ms, {self.macs / 1e9:.3f} GMACs; slots "
+            f"trajectory of a new prompt {self.ms:.1f} ms, {self.macs / 1e9:.3f} GMACs; slots "
             f"{self.cache_bytes / 1e6:.3f} MB",
             f"speed {self.speed:.3f} against computing all; ceiling by MACs "
             f"{self.ceiling:.3f}, {self.full_reuse_ceiling:.3f} if all were reused always",
@@ -253,7 +257,9 @@ def run_lengths(letters: str) -> str:
 def compare(
     denoiser: Denoiser, schedules: Mapping[str, Schedule], *, device: Device = None
 ) -> dict[str, Report]:
-    """A report for each of several schedules, before anything is compiled.
+    """A report for each of several schedules.
+
+    With a datasheet, a device's name or a profile nothing is compiled.
 
     Args:
         denoiser: Captured already; how it lowers, and what it keeps, is taken over.
@@ -294,22 +300,34 @@ def profile_of(
         )
     if isinstance(device, str) and device.partition(":")[0] not in MEASURED_TYPES:
         return find_datasheet(device)
-    place = place_of(denoiser, device)
-    return measure(count_everything(denoiser, schedules).operations(), place)
+    by = "regions" if device is None and has_regions(denoiser) else "operators"
+    return measure_profile(denoiser, schedules, device=device, by=by)
+
+
+def has_regions(denoiser: Denoiser) -> bool:
+    """Whether regions can be measured, and are few: compiled whole, each row is one."""
+    program = denoiser.program
+    is_whole = program.lowering.options.unit == "whole"
+    return denoiser.device.type != "meta" and not is_whole and program.fixed is None
 
 
 def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) -> Report:
     """Count and predict with the denoiser's own tables."""
     program, streams = denoiser.program, streams_of(denoiser)
     steps = program.table.num_steps
-    costs = [cost_of(counting.count_conditioning(each), profile) for each in streams]
-    conditioning = sum_up(costs)
+    ends = [counting.count_row(find(program)) for find in (all_computed, all_reused)]
     everything = Stream(all_computed_table(program, steps), (True,) * steps)
-    computed_ahead = cost_of(counting.count_conditioning(everything), profile)
-    computed = cost_of(counting.count_row(all_computed(program)), profile)
+    aheads = [counting.count_conditioning(each) for each in (everything, *streams)]
+    rows = [(number, *each) for number, one in enumerate(streams) for each in one.rows()]
+    counted = (counting.count_row(row) for _, row, _ in rows)
+    profile = profile.for_all([*aheads, *ends, *counted])
+    computed, reused = (cost_of(work, profile) for work in ends)
+    computed_ahead, *costs = (cost_of(work, profile) for work in aheads)
+    conditioning = sum_up(costs)
     return Report(
         device=profile.name,
         source=profile.source,
+        how=profile.how,
         lowering=program.lowering.options.unit or "eager",
         num_steps=steps,
         rows=tuple(
@@ -319,14 +337,13 @@ def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) 
                 mine,
                 counting.count_row(row).costs(profile),
             )
-            for number, stream in enumerate(streams)
-            for row, mine in stream.rows()
+            for number, row, mine in rows
         ),
         conditioning=conditioning,
         cache_bytes=denoiser.cache_bytes,
         untransformed_macs=counting.count_untransformed() * steps * len(streams),
         computed_ms=(computed.ms * steps + computed_ahead.ms) * len(streams),
-        reused=cost_of(counting.count_row(all_reused(program)), profile),
+        reused=reused,
         computed=computed,
         memory=plan_memory(denoiser, counting.activations),
         denoiser=denoiser,

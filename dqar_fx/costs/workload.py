@@ -6,6 +6,7 @@ what it leaves dead is dropped, but no variant is lowered.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from dqar_fx.activations import Activations
 from dqar_fx.errors import ScheduleError
 from dqar_fx.liveness import Liveness, restrict
 from dqar_fx.lowering import COMPILED, narrow_stage, specialise_region
+from dqar_fx.passes.graphs import structure_of
 from dqar_fx.plan import Variant, bind
 from dqar_fx.runner import run_passes
 from dqar_fx.schedule import Schedule
@@ -65,12 +67,15 @@ class Workload:
         calls: Calls of regions.
         inputs: Tensors that they are given.
         steps: Steps.
+        regions: How often each region is called, by `region_key`, and `ahead_key` for what is
+            evaluated ahead.
     """
 
     kernels: Counter[Kernel] = field(default_factory=Counter)
     calls: int = 0
     inputs: int = 0
     steps: int = 0
+    regions: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: Workload) -> Workload:
         return Workload(
@@ -78,11 +83,16 @@ class Workload:
             self.calls + other.calls,
             self.inputs + other.inputs,
             self.steps + other.steps,
+            self.regions + other.regions,
         )
 
     def __or__(self, other: Workload) -> Workload:
-        """Of each kernel as many as in the one that has more."""
-        return replace(self, kernels=self.kernels | other.kernels)
+        """Of each kernel and region as many as in the one that has more."""
+        return replace(
+            self,
+            kernels=self.kernels | other.kernels,
+            regions=self.regions | other.regions,
+        )
 
     def scaled(self, factor: int) -> Workload:
         """The same for ``factor`` times the rows."""
@@ -105,7 +115,11 @@ class Workload:
         return found
 
     def costs(self, profile: DeviceProfile) -> dict[str, Cost]:
-        """Costs by kind; what a kernel takes for slots is that of slots."""
+        """Costs by kind; what a kernel takes for slots is that of slots.
+
+        Where the profile knows the regions, these take what was measured, and kinds share it
+        as their kernels would.
+        """
         costs = dict.fromkeys(KINDS, Cost())
         for kernel, count in self.kernels.items():
             ms = 1e3 * profile.predict(kernel)
@@ -114,8 +128,29 @@ class Workload:
             costs[kernel.kind] += own * count
             costs["slots"] += Cost(0, kernel.slot_bytes, slots_ms) * count
         around_s = self.calls * profile.call_s + self.inputs * profile.input_s
-        costs["overhead"] += Cost(ms=1e3 * (around_s + self.steps * profile.step_s))
+        costs["overhead"] += Cost(ms=1e3 * around_s)
+        if profile.knows_regions(self):
+            total_s = sum(n * profile.region_s[key] for key, n in self.regions.items())
+            costs = share_out(costs, 1e3 * total_s)
+        costs["overhead"] += Cost(ms=1e3 * self.steps * profile.step_s)
         return costs
+
+
+def share_out(costs: dict[str, Cost], total_ms: float) -> dict[str, Cost]:
+    """The same costs with times in the same proportions that add up to a total."""
+    before_ms = sum(cost.ms for cost in costs.values())
+    factor = total_ms / before_ms if before_ms else 0.0
+    return {kind: replace(cost, ms=cost.ms * factor) for kind, cost in costs.items()}
+
+
+def region_key(structure: str) -> str:
+    """A short name of a lowered region: equal for regions of equal structure."""
+    return hashlib.sha256(structure.encode()).hexdigest()[:16]
+
+
+def ahead_key(num_steps: int) -> str:
+    """A name of the conditioning that is evaluated for so many steps at once."""
+    return f"conditioning of {num_steps} steps"
 
 
 class Counting:
@@ -136,7 +171,7 @@ class Counting:
         self._is_compiled = program.lowering.options.unit is not None
         self._ahead = program.ahead
         self.activations = Activations(program)
-        self._known: dict[Any, tuple[Counter[Kernel], tuple[int, ...]]] = {}
+        self._known: dict[Any, tuple[Counter[Kernel], tuple[int, ...], str]] = {}
         self._rows: dict[tuple[Action, ...], Workload] = {}
 
     def count_untransformed(self) -> int:
@@ -151,23 +186,36 @@ class Counting:
         return self._rows[actions]
 
     def count_conditioning(self, stream: Stream) -> Workload:
-        """The conditioning of a trajectory, of what its rows read."""
+        """That of a new prompt's trajectory, of what its rows read.
+
+        For all steps at once where it is evaluated so.
+        """
         liveness = Liveness(
             self.plan, stream.table.rows, self._variants_of, is_compiled=self._is_compiled
         )
-        total = Workload()
+        total, is_any_ahead = Workload(), False
         for k in range(len(self.plan.stages)):
             total += self._count_stage(k, stream, liveness)
+            is_any_ahead |= self._is_ahead(k, stream, liveness)
+        if is_any_ahead:
+            total += Workload(regions=Counter([ahead_key(stream.table.num_steps)]))
         return total.named("conditioning")
+
+    def _is_ahead(self, k: int, stream: Stream, liveness: Liveness) -> bool:
+        """Whether a stage is evaluated for all steps at once."""
+        stage, live = self.plan.stages[k], liveness.of_table()[k]
+        reads_time = self._roles.timestep in stage.leaves
+        fits = self._ahead.allows(stream.table.num_steps * stage.count_bytes(live))
+        return self._ahead.is_wanted and reads_time and fits
 
     def _count_stage(self, k: int, stream: Stream, liveness: Liveness) -> Workload:
         stage, live = self.plan.stages[k], liveness.of_table()[k]
         if self._roles.timestep not in stage.leaves:
             return self._count_plan(restrict(stage, live), ())
-        num_steps = stream.table.num_steps
-        if self._ahead.is_wanted and self._ahead.allows(num_steps * stage.count_bytes(live)):
+        if self._is_ahead(k, stream, liveness):
             gm, _, _ = narrow_stage(stage.gm, live)
             kernels = find_kernels(gm.graph, self._modules, fused=False)
+            num_steps = stream.table.num_steps
             return Workload(kernels).scaled(num_steps)
         total = Workload()
         for row, steps in stream.rows():
@@ -178,35 +226,50 @@ class Counting:
 
     def _count_plan(self, plan: Plan, actions: Sequence[int]) -> Workload:
         """The bound calls of a plan."""
-        kernels = Counter[Kernel]()
-        calls = bind(plan, actions, self._variants_of(plan, kernels), lambda static: None)
+        counted = Counted()
+        calls = bind(plan, actions, self._variants_of(plan, counted), lambda static: None)
         inputs = sum(len(call.inputs) + len(call.static) for call in calls)
-        return Workload(kernels, len(calls), inputs)
+        return Workload(counted.kernels, len(calls), inputs, regions=counted.regions)
 
-    def _variants_of(self, plan: Plan, kernels: Counter[Kernel] | None = None) -> Specialised:
-        """What gives variants that are not lowered, and adds their kernels to others."""
+    def _variants_of(self, plan: Plan, counted: Counted | None = None) -> Specialised:
+        """What gives variants that are not lowered, and counts them."""
 
         def specialised(
             region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
-            found, kept = self._count_variant(plan.regions[region], mine, live)
-            if kernels is not None:
-                kernels.update(found)
-            return Variant(plan.regions[region], return_nothing, kept, "")
+            found, kept, key = self._count_variant(plan.regions[region], mine, live)
+            if counted is not None:
+                counted.kernels.update(found)
+                counted.regions[key] += 1
+            return Variant(plan.regions[region], return_nothing, kept, key)
 
         return specialised
 
     def _count_variant(
         self, region: fx.GraphModule, actions: tuple[Action, ...], live: tuple[bool, ...]
-    ) -> tuple[Counter[Kernel], tuple[int, ...]]:
+    ) -> tuple[Counter[Kernel], tuple[int, ...], str]:
         key = (region, actions, live)
         if key not in self._known:
             gm, kept, _ = specialise_region(region, actions, live)
+            structure = region_key(structure_of(gm))
             if self._is_compiled:
                 run_passes(gm, COMPILED, graph="region")
             found = find_kernels(gm.graph, self._modules, fused=self._is_compiled)
-            self._known[key] = found, kept
+            self._known[key] = found, kept, structure
         return self._known[key]
+
+
+@dataclass
+class Counted:
+    """What the calls of a plan add up to.
+
+    Attributes:
+        kernels: How often each runs.
+        regions: How often each is called, by `region_key`.
+    """
+
+    kernels: Counter[Kernel] = field(default_factory=Counter)
+    regions: Counter[str] = field(default_factory=Counter)
 
 
 def return_nothing(*_: Any) -> tuple[Any, ...]:
@@ -279,6 +342,12 @@ def all_reused(program: Program) -> tuple[Action, ...]:
     return Schedule.from_actions("CR").resolve(table.sites, around=table.around).row(1)
 
 
+def all_stored(program: Program) -> tuple[Action, ...]:
+    """The row in which each site computes for one that reuses all."""
+    table = program.table
+    return Schedule.from_actions("CR").resolve(table.sites, around=table.around).row(0)
+
+
 def all_computed(program: Program) -> tuple[Action, ...]:
     """The row in which each site computes."""
     return all_computed_table(program, 1).row(0)
@@ -290,7 +359,7 @@ def all_computed_table(program: Program, num_steps: int) -> BranchTable:
 
 
 def count_everything(denoiser: Denoiser, schedules: Sequence[Schedule] = ()) -> Workload:
-    """All kernels that any step of a denoiser or of other schedules runs.
+    """All kernels and regions that any step of a denoiser or of other schedules runs.
 
     Of each as many as one step has: what a profile is measured with.
 
@@ -298,15 +367,33 @@ def count_everything(denoiser: Denoiser, schedules: Sequence[Schedule] = ()) -> 
         DqarError: Nothing has been captured yet.
         ScheduleError: A schedule does not fit the sites.
     """
-    program = denoiser.program
-    counting = Counting(program)
+    counting = Counting(denoiser.program)
     total = Workload()
     others = [with_schedule(denoiser, schedule) for schedule in schedules]
     for each in (denoiser, *others):
         for stream in streams_of(each):
             total |= counting.count_conditioning(stream)
-            for row, _ in stream.rows():
-                total |= counting.count_row(row)
-    for row in (all_computed(program), all_reused(program)):
+    for row in list_rows(denoiser, schedules):
         total |= counting.count_row(row)
     return total
+
+
+def list_rows(
+    denoiser: Denoiser, schedules: Sequence[Schedule] = ()
+) -> list[tuple[Action, ...]]:
+    """Distinct rows of a denoiser and of other schedules; first those that do all alike.
+
+    Raises:
+        DqarError: Nothing has been captured yet.
+        ScheduleError: A schedule does not fit the sites.
+    """
+    program = denoiser.program
+    others = [with_schedule(denoiser, schedule) for schedule in schedules]
+    rows = [all_computed(program), all_reused(program)]
+    rows += [
+        row
+        for each in (denoiser, *others)
+        for stream in streams_of(each)
+        for row, _ in stream.rows()
+    ]
+    return list(dict.fromkeys(rows))

@@ -6,37 +6,72 @@ import pytest
 
 from benchmarks import cost_model
 from benchmarks.cost_model import Row, make_schedules
+from benchmarks.geometry import Geometry
+from dqar_fx import Schedule, transform
 
 TINY = ["--model", "geometry", "--layers", "2", "--width", "16", "--heads", "2"]
-TINY += ["--tokens", "16", "--steps", "4", "--repeats", "1", "--budget", "0.05"]
+TINY += [
+    "--tokens",
+    "16",
+    "--steps",
+    "4",
+    "--repeats",
+    "2",
+    "--rounds",
+    "1",
+    "--budget",
+    "0.05",
+]
 
 
 @pytest.mark.parametrize("num_steps", [4, 20, 50])
 def test_cost_model_schedules_differ(num_steps):
     sites = [str(site) for site in range(4)]
     tables = [each.resolve(sites) for each in make_schedules(num_steps, 4).values()]
-    assert len(tables) == 7
+    assert len(tables) == 8
     assert tables[0].reuse_ratio == 0
     assert all(table.reuse_ratio > 0 for table in tables[1:])
     assert all(table.num_steps == num_steps for table in tables)
 
 
-def test_cost_model_predicts_before_it_measures(tmp_path, capsys, monkeypatch):
+def test_cost_model_judges_schedules_whose_steps_are_mixed(denoiser_of_four):
+    rows = cost_model.count_rows(denoiser_of_four, 20)
+    unjudged = [name for name, row in rows.items() if not row.is_judged]
+    assert unjudged == ["compute all", "every 3rd"]
+
+
+@pytest.fixture
+def denoiser_of_four():
+    subject = cost_model.of_geometry(Geometry(layers=4, width=16, heads=2, tokens=16))
+    schedule = Schedule.compute_all(20)
+    return transform(subject.model, schedule, example_inputs=subject.example())
+
+
+def test_cost_model_predicts_and_measures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cost_model, "set_up_compiler", lambda device: None)
     monkeypatch.setattr(cost_model, "LOWERING", None)
     assert cost_model.main([*TINY, "--out", str(tmp_path)]) == 0
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["schedule"] for row in rows] == list(make_schedules(4, 2))
-    assert all(row["predicted_ms"] > 0 and len(row["measured_ms"]) == 1 for row in rows)
-    assert "predicted ms" in capsys.readouterr().out
+    assert all(len(row["regions_ms"]) == len(row["operators_ms"]) == 1 for row in rows)
+    assert [len(each) for row in rows for each in row["measured_ms"]] == [2] * len(rows)
+    assert all(row["cache_bytes"] == row["allocated_bytes"] for row in rows)
+    printed = capsys.readouterr().out
+    assert "predicted ms" in printed
+    assert f"slot bytes: exact in {len(rows)} of {len(rows)}" in printed
 
 
-def test_cost_model_table_has_medians_and_ranges():
-    row = Row("linear", 0.5, 12.0, 1.0, 1.2, 10**6, [11.0, 10.0, 15.0])
+def test_cost_model_table_has_medians_ranges_and_ratios_per_round():
+    row = Row("linear", True, 0.5, 12.0, 1.0, 10**6, 10**6, [9.0, 8.0], [20.0, 20.0])
+    row.measured_ms = [[10.0, 12.0, 8.0], [10.0, 10.0, 10.0]]
+    assert (row.ratio, row.operators_ratio) == (pytest.approx(0.85), 2.0)
     text = cost_model.format_table([row])
-    assert "11.0 (10.0-15.0)" in text
-    assert f"{12 / 11:.3f}" in text
+    assert "10.0 (8.0-12.0)" in text
+    assert "0.850 (0.800-0.900)" in text
+    verdict = cost_model.format_verdict([row])
+    assert "by regions: 0 of 1 judged schedules within 10%" in verdict
+    assert "slot bytes: exact in 1 of 1" in verdict
 
 
 def test_cost_model_bad_option_is_one_line(capsys):

@@ -77,6 +77,12 @@ def test_sizes_cross_in_the_second_number_of_layers_and_the_first_of_steps():
     assert job.list_sizes([14, 28, 56], [50, 100]) == [(14, 50), (28, 50), (56, 50), (28, 100)]
 
 
+def test_runs_have_the_most_layers_once():
+    rest = [(14, 50), (28, 50), (28, 100)]
+    assert job.list_runs([14, 28, 56], [50, 100], 2) == [*rest[:2], (56, 50), rest[2], *rest]
+    assert job.list_runs([14, 28], [50, 100], 3) == 3 * rest
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
