@@ -23,7 +23,15 @@ from dqar_fx.costs.measure_regions import (
     take_turn,
 )
 from dqar_fx.costs.rehearsal import Rehearsal
-from dqar_fx.costs.workload import Counting, ahead_key, list_rows, region_key
+from dqar_fx.costs.workload import (
+    Counting,
+    Stream,
+    ahead_key,
+    all_computed_table,
+    list_rows,
+    region_key,
+    streams_of,
+)
 from dqar_fx.lowering import Lowering
 from tests.models import make_dit, make_flux, make_sd3
 
@@ -81,7 +89,7 @@ def count_calls(case, schedule, **options):
 
 def count_predicted(denoiser):
     counting, table = Counting(denoiser.program), denoiser.table
-    total = counting.count_conditioning(table.num_steps).regions
+    total = counting.count_conditioning(streams_of(denoiser)[0]).regions
     for step in range(table.num_steps):
         total += counting.count_row(table.row(step)).regions
     return total
@@ -104,8 +112,9 @@ def test_regions_counted_where_compiled_are_those_that_run(case):
     predicted = count_predicted(denoiser)
     assert predicted.pop(ahead_key(STEPS)) == 1
     counting, stages = Counting(denoiser.program), denoiser.program.plan.stages
-    for stage in stages:  # what is evaluated ahead calls no region
-        if counting._is_ahead(stage, STEPS):
+    (stream,), liveness = streams_of(denoiser), denoiser.program.liveness
+    for k, stage in enumerate(stages):  # what is evaluated ahead calls no region
+        if counting._is_ahead(k, stream, liveness):
             assert not predicted.keys() & counting._count_plan(stage.plan, ()).regions.keys()
     assert predicted == called
 
@@ -171,7 +180,8 @@ def test_rehearsal_times_each_call_of_a_row(denoiser):
 
 def test_rehearsal_evaluates_all_conditioning_of_each_prompt(denoiser):
     rehearsal = Rehearsal(denoiser, CPU)
-    expected = Counting(denoiser.program).count_conditioning(1).regions
+    once = Stream(all_computed_table(denoiser.program, 1), (True,))
+    expected = Counting(denoiser.program).count_conditioning(once).regions
     for num_steps in (STEPS, STEPS, 3):
         called = Counter(name for name, _ in rehearsal.evaluate_conditioning(num_steps).own)
         assert called == expected
@@ -280,7 +290,8 @@ def with_regions(denoiser, schedules, *, region_s, step_s):
     profile = dqar_fx.measure_profile(denoiser, schedules, budget_s=0.01)
     counting = Counting(denoiser.program)
     works = [counting.count_row(row) for row in list_rows(denoiser, schedules)]
-    works.append(counting.count_conditioning(STEPS))
+    everything = Stream(all_computed_table(denoiser.program, STEPS), (True,) * STEPS)
+    works += map(counting.count_conditioning, [everything, *streams_of(denoiser)])
     keys = set().union(*(work.regions for work in works))
     return replace(profile, region_s=dict.fromkeys(keys, region_s), step_s=step_s)
 

@@ -120,12 +120,19 @@ def inner_mean(values: Sequence[float]) -> float:
 
 def choose_rows(denoiser: Denoiser, schedules: Sequence[Schedule]) -> list[Row]:
     """Few rows that together call every region that any row calls."""
-    counting = Counting(denoiser.program)
-    needed = list_rows(denoiser, schedules)
-    calls = {row: set(counting.count_row(row).regions) for row in needed}
+    counting, liveness = Counting(denoiser.program), denoiser.program.liveness
+
+    def regions_of(row: Row) -> set[str]:
+        """What a step of a row calls; conditioning is one for all where it is compiled."""
+        found = set(counting.count_row(row).regions)
+        if not denoiser.program.ahead.is_compiled:
+            found |= counting.count_needed(liveness.needs(row).step).regions.keys()
+        return found
+
+    calls = {row: regions_of(row) for row in list_rows(denoiser, schedules)}
     missing = set[str]().union(*calls.values())
     alike = all_stored(denoiser.program)
-    calls = {alike: set(counting.count_row(alike).regions)} | calls
+    calls = {alike: regions_of(alike)} | calls
     uniform = [row for row in calls if len(set(row)) == 1]
     chosen: list[Row] = []
     while missing:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from dqar_fx.denoiser import Denoiser
+    from dqar_fx.liveness import Live
     from dqar_fx.passes import Action
     from dqar_fx.plan import Plan, Specialised
     from dqar_fx.program import Program
@@ -200,6 +201,14 @@ class Counting:
         if is_any_ahead:
             total += Workload(regions=Counter([ahead_key(stream.table.num_steps)]))
         return total.named("conditioning")
+
+    def count_needed(self, lives: Sequence[Live]) -> Workload:
+        """What one step has evaluated that reads the timestep, given what it reads."""
+        total = Workload()
+        for stage, live in zip(self.plan.stages, lives, strict=True):
+            if self._roles.timestep in stage.leaves:
+                total += self._count_plan(restrict(stage, live), ())
+        return total
 
     def _is_ahead(self, k: int, stream: Stream, liveness: Liveness) -> bool:
         """Whether a stage is evaluated for all steps at once."""
