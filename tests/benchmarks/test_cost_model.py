@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import cost_model
-from benchmarks.cost_model import Row, make_schedules
+from benchmarks.cost_model import Row, list_schedules, make_schedules
 from benchmarks.geometry import Geometry
 from dqar_fx import Schedule, transform
 
@@ -34,8 +34,20 @@ def test_cost_model_schedules_differ(num_steps):
     assert all(table.num_steps == num_steps for table in tables)
 
 
+def test_cost_model_schedules_that_are_drawn_differ_by_seed():
+    sites = [str(site) for site in range(4)]
+    one, again, other = (
+        [each.resolve(sites) for each in list_schedules(20, 4, seed).values()]
+        for seed in (1, 1, 2)
+    )
+    assert one == again != other
+    assert len(one) == cost_model.NUM_DRAWN
+    assert all(len(set(table.rows)) > 1 for table in one)
+    assert list_schedules(20, 4, None).keys() == make_schedules(20, 4).keys()
+
+
 def test_cost_model_judges_schedules_whose_steps_are_mixed(denoiser_of_four):
-    rows = cost_model.count_rows(denoiser_of_four, 20)
+    rows = cost_model.count_rows(denoiser_of_four, make_schedules(20, 4))
     unjudged = [name for name, row in rows.items() if not row.is_judged]
     assert unjudged == ["compute all", "every 3rd"]
 
