@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,16 +133,19 @@ class MemoryPlan:
         """Most that is held within a step; an estimate."""
         return self.held + self.activations
 
-    @property
-    def lines(self) -> list[Line]:
-        """All parts that take or save memory, and what they add up to."""
+    def lines(self, max_sites: int = MAX_SITES) -> list[Line]:
+        """All parts that take or save memory, and what they add up to.
+
+        Args:
+            max_sites: Sites of a stream with a line of their own.
+        """
         given = self.parameters
         found = [
             Line("parameters of the step", given.step),
             Line("parameters of conditioning alone", given.conditioning),
             Line("parameters that nothing reads", given.unused),
             Line(RELEASED.get(self.place or "", ""), -self.released),
-            *chain.from_iterable(map(lines_of, self.streams)),
+            *(line for stream in self.streams for line in lines_of(stream, max_sites)),
             Line("conditioning of fixed labels", self.fixed),
             Line("held between steps", self.held, is_sum=True),
             Line("activations of a step, estimated", self.activations),
@@ -179,7 +181,7 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         shown = [
-            {"memory": line.named, "MB": f"{line.nbytes / 1e6:.3f}"} for line in self.lines
+            {"memory": line.named, "MB": f"{line.nbytes / 1e6:.3f}"} for line in self.lines()
         ]
         table = tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True)
         return f"{table}\n{self.summary}"
@@ -195,13 +197,13 @@ class MemoryPlan:
         return "; ".join([f"parameters {self.parameters.total / 1e6:.3f} MB", *parts])
 
 
-def lines_of(stream: StreamMemory) -> list[Line]:
+def lines_of(stream: StreamMemory, max_sites: int) -> list[Line]:
     """The lines of a stream: its sites in order, and the rest."""
     sites = [(f"slots of {path}", size) for path, size in stream.sites.items() if size]
-    left = sites[MAX_SITES:]
+    left = sites[max_sites:]
     if left:
-        count = f"slots of {len(left)} sites more"
-        sites = [*sites[:MAX_SITES], (count, sum(size for _, size in left))]
+        count = f"slots of {len(left)} sites{' more' if max_sites else ''}"
+        sites = [*sites[:max_sites], (count, sum(size for _, size in left))]
     rest = [
         ("kept of the whole output", stream.output),
         ("conditioning of all steps", stream.table),

@@ -263,7 +263,7 @@ def test_plan_text_has_a_line_for_each_part(plan):
     for part in ("parameters of the step", "held between steps", "peak, estimated"):
         assert part in text
     assert "of these" not in text
-    lines = [line for line in plan.lines if not line.is_sum]
+    lines = [line for line in plan.lines() if not line.is_sum]
     assert sum(line.nbytes for line in lines) == plan.peak
     assert plan.peak == plan.held + plan.activations
     (stream,) = plan.streams
