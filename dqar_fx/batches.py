@@ -141,9 +141,12 @@ class OneSample:
     def __call__(self, *inputs: torch.Tensor) -> Sequence[Any]:
         """The region's outputs."""
         given = list(inputs)
-        for position, stride in self.strides:
+        for position, expected in self.strides:
             value = given[position]
-            if value.stride() != stride:
+            found = value.stride()
+            if found != expected:
+                pairs = zip(value.shape, found, expected, strict=True)
+                stride = tuple(own if size > 1 else other for size, own, other in pairs)
                 given[position] = value.as_strided(value.shape, stride)
         return self.function(*given)
 

@@ -6,23 +6,25 @@ layout may take an eager operator to another kernel:
     %add : f32[2, 36, 60] strides (2160, 1, 36)      ; patch embedding, channels first
  -> %contiguous : f32[2, 36, 60] strides (2160, 60, 1)
 
-Without it the first block is a structure of its own, and is compiled apart.
+Without it the first block is a structure of its own, and is compiled apart. What a stage of
+conditioning gives is contiguous where a compiler follows, however it was captured; here the
+values say so.
 
-Leaves alone: inputs whose strides are the same for all equal blocks, parameters,
-conditioning, and what stays outside of blocks.
+Leaves alone: inputs whose strides are the same for all equal blocks, parameters, and what
+stays outside of blocks.
 
 Source: ``torch.compile`` guards on strides.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from .blocks import find_runs, find_siblings
-from .fake_values import refresh_values
+from .fake_values import layouts_of, refresh_values
 from .graphs import copy_meta, graph_inputs, is_computing, tensor_value
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ aten = torch.ops.aten
 
 def unify_layouts(gm: fx.GraphModule, blocks: Collection[str]) -> int:
     """Insert a contiguous copy before blocks that read a strided tensor; their number."""
+    settle_conditioning(gm)
     copies = list[fx.Node]()
     for group in find_siblings(find_runs(gm.graph.nodes, blocks)):
         for counterparts in zip(*(graph_inputs(run) for run in group), strict=False):
@@ -43,6 +46,32 @@ def unify_layouts(gm: fx.GraphModule, blocks: Collection[str]) -> int:
                     copies.append(make_contiguous(gm.graph, source, run))
     refresh_values(gm.graph, copies)
     return len(copies)
+
+
+def settle_conditioning(gm: fx.GraphModule) -> None:
+    """Let the values of what stages give be contiguous, also where other stages read it."""
+    settled = list[fx.Node]()
+    for call in gm.graph.find_nodes(op="call_module"):
+        stage: Any = gm.get_submodule(str(call.target))
+        inputs = stage.graph.find_nodes(op="placeholder")
+        changed = [
+            inner
+            for inner, given in zip(inputs, call.args, strict=True)
+            if given in settled and take_value(inner, given.meta["val"])
+        ]
+        refresh_values(stage.graph, changed)
+        for item in call.users:
+            value = tensor_value(item)
+            if value is not None and take_value(item, value.contiguous()):
+                settled.append(item)
+    refresh_values(gm.graph, settled)
+
+
+def take_value(node: fx.Node, value: torch.Tensor) -> bool:
+    """Give a node another fake value; whether its layout is another."""
+    is_other = layouts_of(node.meta["val"]) != layouts_of(value)
+    node.meta["val"] = value
+    return is_other
 
 
 def strides_of(node: fx.Node) -> tuple[int, ...] | None:
