@@ -196,7 +196,7 @@ class Lowering:
     ) -> tuple[fx.GraphModule, tuple[int, ...]]:
         """As `narrow_stage` gives them; each once."""
         if (stage, live) not in self._narrowed:
-            gm, kept, report = narrow_stage(stage, live)
+            gm, kept, report = narrow_stage(stage, live, self._observe)
             self.reports.append(report)
             self._narrowed[stage, live] = gm, kept
         return self._narrowed[stage, live]
@@ -221,7 +221,7 @@ def specialise_region(
     region: fx.GraphModule,
     actions: Sequence[Action],
     live: Sequence[bool],
-    observe: Observer = ignore,
+    observe: Observer | None = None,
 ) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
     """A region's graph for actions, giving live outputs only.
 
@@ -238,7 +238,7 @@ def specialise_region(
 
 
 def narrow_stage(
-    stage: fx.GraphModule, live: Sequence[bool]
+    stage: fx.GraphModule, live: Sequence[bool], observe: Observer | None = None
 ) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
     """A stage's whole graph, giving live outputs only, and computing no others.
 
@@ -248,4 +248,4 @@ def narrow_stage(
         The graph, the positions of the stage's inputs that it still takes, and the report.
     """
     gm, kept, _ = specialise_region(stage, (), live)
-    return gm, kept, run_pass(gm, narrow_linears, "stage")
+    return gm, kept, run_pass(gm, narrow_linears, "stage", observe)

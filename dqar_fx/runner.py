@@ -67,7 +67,7 @@ def run_passes(
     gm: fx.GraphModule,
     passes: Iterable[Pass],
     graph: str = "step",
-    observe: Observer = ignore,
+    observe: Observer | None = ignore,
 ) -> list[PassReport]:
     """Run passes in order, in place; one report each.
 
@@ -76,19 +76,21 @@ def run_passes(
         passes: What to run.
         graph: Its name in the reports.
         observe: Is shown the graph ``"before"`` and ``"after"`` each pass, with the pass's
-            name, and that of the graph if it is not the step.
+            name, and that of the graph if it is not the step. None where a graph is only
+            looked at: nothing is shown or logged.
     """
     return [run_pass(gm, each, graph, observe) for each in passes]
 
 
 def run_pass(
-    gm: fx.GraphModule, each: Pass, graph: str = "step", observe: Observer = ignore
+    gm: fx.GraphModule, each: Pass, graph: str = "step", observe: Observer | None = ignore
 ) -> PassReport:
     """Run one pass, then lint and recompile the graph."""
     function: Any = each.func if isinstance(each, partial) else each
     name: str = function.__name__
     shown = name if graph == "step" else f"{name}.{graph}"
-    observe("before", shown, gm)
+    if observe is not None:
+        observe("before", shown, gm)
     operators, before, start = count_operators(gm), len(gm.graph.nodes), perf_counter()
     rewrites = each(gm)
     ms = 1e3 * (perf_counter() - start)
@@ -97,8 +99,9 @@ def run_pass(
     nodes = (before, len(gm.graph.nodes))
     delta = count_changes(operators, count_operators(gm))
     report = PassReport(name, graph, rewrites, nodes, ms, delta)
-    logger.debug("%s", report)
-    observe("after", shown, gm)
+    if observe is not None:
+        logger.debug("%s", report)
+        observe("after", shown, gm)
     return report
 
 

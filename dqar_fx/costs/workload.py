@@ -262,7 +262,7 @@ class Counting:
             gm, kept, _ = specialise_region(region, actions, live)
             structure = region_key(structure_of(gm))
             if self._is_compiled:
-                run_passes(gm, COMPILED, graph="region")
+                run_passes(gm, COMPILED, graph="region", observe=None)
             found = find_kernels(gm.graph, self._modules, fused=self._is_compiled)
             self._known[key] = found, kept, structure
         return self._known[key]
