@@ -53,6 +53,9 @@ NUDGE = 0.02
 """By how much a weight is moved to see what it does."""
 RIDGE = 1e-3
 """Share of the mean squared effect of a weight that holds all weights where they are."""
+RIDGES = (RIDGE, 1.0)
+"""Those that a search tries. The error of one step on other pictures does not tell which is
+better: where pictures are fitted, the steps before are fitted to them, too."""
 HALVINGS = 4
 """How often a fit that does more harm than good is taken back by half."""
 
@@ -80,6 +83,7 @@ def fit_forecasts(
     *,
     sites: str | Sequence[str] | None = None,
     seed: int = 0,
+    ridge: float = RIDGE,
     **call: Any,
 ) -> Schedule:
     """Fit the weights of a schedule's forecasts to a model.
@@ -95,6 +99,9 @@ def fit_forecasts(
         schedule: For the whole trajectory; with forecasts.
         sites: As for ``transform``; by default those that the schedule is meant for.
         seed: Of the noise.
+        ridge: What holds the weights where they are, as a share of the mean squared effect of
+            a weight; above 0. A strong one (1) gains less on these pictures, and may gain
+            more on others where computed steps are far between.
         **call: More arguments of the pipeline, such as ``guidance_scale``.
 
     Returns:
@@ -102,10 +109,13 @@ def fit_forecasts(
         refuses other models.
 
     Raises:
-        ScheduleError: Nothing is forecast, or the schedule does not fit the pipeline.
+        ScheduleError: Nothing is forecast, the schedule does not fit the pipeline, or the
+            ridge is out of range.
         DqarError: The pipeline has no transformer or no scheduler.
     """
     check_pipeline(pipeline, inputs)
+    if not 0 < ridge < np.inf:
+        raise ScheduleError(f"ridge={ridge!r}: expected a number above 0, such as {RIDGE}")
     if sites is None:
         sites = "attention" if schedule.sites is None else schedule.sites
     calls = count_calls(pipeline.scheduler, schedule.num_steps)
@@ -116,12 +126,14 @@ def fit_forecasts(
         )
     job = Job(pipeline, tuple(inputs), seed, schedule.num_steps, len(inputs), call)
     wanted = sites if isinstance(sites, str) else tuple(sites)
-    return fit(job, schedule, wanted)
+    return fit(job, schedule, wanted, ridge)
 
 
-def fit(job: Job, schedule: Schedule, sites: str | tuple[str, ...]) -> Schedule:
+def fit(
+    job: Job, schedule: Schedule, sites: str | tuple[str, ...], ridge: float = RIDGE
+) -> Schedule:
     """Fit a schedule's weights in a job whose inputs are one batch."""
-    model, fits = job.pipeline.transformer, Fits()
+    model, fits = job.pipeline.transformer, Fits(ridge)
     builder = FitBuilder(Builder(schedule, sites, "output", FORMATS["same"]), fits)
     denoiser = Denoiser(model, builder, CompileOptions.of(None))
     scheduler = copy.deepcopy(job.pipeline.scheduler)
@@ -166,10 +178,12 @@ class Fits:
     """What was found.
 
     Attributes:
+        ridge: What holds the weights where they are.
         weights: Per step that forecasts, per site its weights; empty for other sites.
         view: What the scheduler sees of the denoiser's outputs.
     """
 
+    ridge: float = RIDGE
     weights: dict[int, ForecastWeights] = field(default_factory=dict)
     view: View = field(default_factory=View)
 
@@ -249,7 +263,7 @@ class Fitter:
         effects = torch.stack(
             [(error_of(moved(start, {cell: NUDGE})) - error) / NUDGE for cell in cells]
         )
-        change = solve(effects, error)
+        change = solve(effects, error, self._fits.ridge)
         for halving in range(HALVINGS):
             steps = dict(zip(cells, (change * 0.5**halving).tolist(), strict=True))
             tried = moved(start, steps)
@@ -258,17 +272,20 @@ class Fitter:
         return start
 
 
-def solve(effects: torch.Tensor, error: torch.Tensor) -> NDArray[np.float64]:
+def solve(
+    effects: torch.Tensor, error: torch.Tensor, ridge: float = RIDGE
+) -> NDArray[np.float64]:
     """The change of weights that makes an error least.
 
     Args:
         effects: float64 ``[weights, values]``: what a weight of one more does to the error.
         error: float64 ``[values]``.
+        ridge: What holds them, as a share of the mean squared effect.
     """
     normal = (effects @ effects.T).cpu().numpy()
     pull = (effects @ error).cpu().numpy()
-    ridge = RIDGE * max(float(np.trace(normal)) / len(normal), np.finfo(np.float64).tiny)
-    return np.asarray(-np.linalg.solve(normal + ridge * np.eye(len(normal)), pull))
+    held = ridge * max(float(np.trace(normal)) / len(normal), np.finfo(np.float64).tiny)
+    return np.asarray(-np.linalg.solve(normal + held * np.eye(len(normal)), pull))
 
 
 def moved(weights: ForecastWeights, by: dict[Cell, float]) -> ForecastWeights:

@@ -12,7 +12,7 @@ from dqar_fx.fingerprint import Fingerprint
 from dqar_fx.forecast import MAX_ORDER, points_of
 
 from .candidate import Found
-from .fit import fit, with_weights
+from .fit import RIDGES, fit, with_weights
 from .trials import identity, together
 
 if TYPE_CHECKING:
@@ -50,25 +50,27 @@ def fit_front(
     for point in chosen:
         table = front.table(point)
         if point.guidance is None and table.history > 1:
-            schedule = fit_point(point.schedule, table, job, folder)
-            one, other = (each.psnr(schedule, front.sites) for each in trials)
-            fitted.append(replace(point, schedule=schedule, psnr_db=together(one, other)))
+            for ridge in RIDGES:
+                schedule = fit_point(point.schedule, table, job, folder, ridge)
+                one, other = (each.psnr(schedule, front.sites) for each in trials)
+                fitted.append(replace(point, schedule=schedule, psnr_db=together(one, other)))
     return front.of((*front.points, *fitted), front.sites, front.full_ms)
 
 
 def fit_point(
-    schedule: Schedule, table: BranchTable, job: Job, folder: Path | None
+    schedule: Schedule, table: BranchTable, job: Job, folder: Path | None, ridge: float
 ) -> Schedule:
     """One schedule fitted, or read where that was done before."""
     wide = widen(schedule, table.history)
     assert wide.sites is not None, "a search says which sites its schedules are for"
     resolved = wide.resolve(table.sites, around=table.around)
-    path = None if folder is None else folder / "fitted" / f"{identity(resolved, None)}.json"
+    name = f"{identity(resolved, None)}-{ridge:g}.json"
+    path = None if folder is None else folder / "fitted" / name
     if path is not None and path.exists():
         weights = np.array(json.loads(path.read_text()))
         model = Fingerprint.of(job.pipeline.transformer)
         return with_weights(resolved, weights, wide.sites, model)
-    found = fit(job, wide, wide.sites)
+    found = fit(job, wide, wide.sites, ridge)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         weights = found.resolve(table.sites, around=table.around).weights

@@ -52,6 +52,19 @@ def test_solve_leaves_weights_without_effect():
     )
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), size=st.integers(1, 6))
+def test_solve_changes_less_with_a_stronger_ridge(seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    effects = torch.randn(size, 40, generator=generator, dtype=torch.float64)
+    error = torch.randn(40, generator=generator, dtype=torch.float64)
+    weak, strong, held = (
+        np.linalg.norm(solve(effects, error, ridge)) for ridge in (1e-3, 1.0, 1e9)
+    )
+    assert weak > strong > held
+    assert held == pytest.approx(0, abs=1e-6)
+
+
 def test_fit_keeps_the_actions_and_brings_pictures_nearer(pipe, fitted):
     job = Job(pipe, tuple(INPUTS), 7, STEPS, len(INPUTS), {"guidance_scale": 1.5})
     denoiser = dqar_fx.transform(pipe.transformer, PLAIN, sites="all")
@@ -148,6 +161,12 @@ def test_fit_refuses_a_schedule_of_another_length(pipe):
     given = SimpleNamespace(transformer=pipe.transformer, scheduler=scheduler)
     with pytest.raises(ScheduleError, match="has 8 steps, but"):
         fit_forecasts(given, INPUTS, PLAIN)
+
+
+@pytest.mark.parametrize("ridge", [0.0, -1.0, float("nan"), float("inf")])
+def test_fit_refuses_a_ridge_that_is_none(pipe, ridge):
+    with pytest.raises(ScheduleError, match="expected a number above 0"):
+        fit_forecasts(pipe, INPUTS, PLAIN, ridge=ridge, guidance_scale=1.5)
 
 
 def test_fit_refuses_no_inputs(pipe):
