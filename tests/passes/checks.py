@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from dqar_fx.passes import FORMATS, find_attention, insert_guards, normalise
+from dqar_fx.passes.graphs import is_call_output
 from torch import nn
 
 from dqar_fx.capture import capture
@@ -181,12 +182,19 @@ def check_values(
             assert torch.equal(a, b), (a - b).abs().max()
 
 
-def check_metadata(gm: fx.GraphModule, inputs: Sequence[object]) -> None:
-    """Each fake tensor has the shape, strides and dtype of the tensor it stands for."""
+def check_metadata(
+    gm: fx.GraphModule, inputs: Sequence[object], *, is_settled: bool = False
+) -> None:
+    """Each fake tensor has the shape, strides and dtype of the tensor it stands for.
+
+    ``is_settled`` where what stages give is made contiguous, as a compiled denoiser does.
+    """
 
     class Checking(torch.fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
             value = super().run_node(n)
+            if is_settled and is_call_output(n) and isinstance(value, torch.Tensor):
+                value = value.contiguous()
             fake = n.meta.get("val")
             if isinstance(value, torch.Tensor) and isinstance(fake, torch.Tensor):
                 found = (value.shape, value.stride(), value.dtype)

@@ -3,6 +3,7 @@
 import pytest
 from dqar_fx.passes import hoist_conditioning, outline_regions, unify_layouts
 from dqar_fx.passes.blocks import find_blocks
+from dqar_fx.passes.graphs import is_call_output
 from expecttest import assert_expected_inline
 from torch import nn
 
@@ -161,7 +162,18 @@ def test_unify_layouts_dit_after_hoisting_has_one_structure():
         hoisted, unify(hoisted), inputs, rewrites=1, ops=COPIED, relative=CLOSE
     )
     assert num_structures(out) == 1
-    check_metadata(out, inputs)
+    check_metadata(out, inputs, is_settled=True)
+
+
+def test_unify_layouts_says_that_what_stages_give_is_contiguous():
+    gm, _ = captured_dit()
+    hoisted = rewritten(gm, hoist_conditioning)
+    given = [n.meta["val"] for n in hoisted.graph.nodes if is_call_output(n)]
+    out = rewritten(hoisted, unify(hoisted))
+    settled = [n.meta["val"] for n in out.graph.nodes if is_call_output(n)]
+    assert not all(value.is_contiguous() for value in given)
+    assert all(value.is_contiguous() for value in settled)
+    assert [value.shape for value in settled] == [value.shape for value in given]
 
 
 @pytest.mark.parametrize("model", [Channels(3), Branches(3)], ids=["channels", "branches"])
