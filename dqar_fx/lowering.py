@@ -66,7 +66,7 @@ class CompileOptions:
 
         Raises:
             FormatError: An unknown unit, or no unit at all; ``dynamic`` where nothing is
-                compiled, or with CUDA graphs.
+                compiled, with CUDA graphs, or neither true nor false.
         """
         if compile is None or isinstance(compile, str):
             unit, keywords = compile, dict[str, Any]()
@@ -81,6 +81,11 @@ class CompileOptions:
         if unit is not None and unit not in UNITS:
             raise FormatError(f"compile={unit!r} is unknown; known are None, {UNITS}")
         is_dynamic = keywords.get("dynamic") is True
+        if keywords.get("dynamic") not in (None, True, False):
+            raise FormatError(
+                f"compile={{'dynamic': {keywords['dynamic']!r}}}: expected True, so that all "
+                "batch sizes share what is compiled, or False or None, as for torch.compile"
+            )
         if is_dynamic:
             del keywords["dynamic"]
         options = cls(unit, keywords, is_dynamic)

@@ -221,6 +221,7 @@ def test_a_model_that_refuses_twice_the_samples_is_compiled_per_batch():
         ({"dynamic": True, "mode": "reduce-overhead"}, "CUDA graph is recorded"),
         ({"dynamic": True, "options": {"triton.cudagraphs": True}}, "CUDA graph is recorded"),
         ({"dynamic": True, "shapes_spec": None}, "follows from the captures"),
+        ({"dynamic": "yes"}, "expected True, so that all batch sizes share"),
     ],
 )
 def test_dynamic_refuses_what_fixes_the_batch(compile, said):
