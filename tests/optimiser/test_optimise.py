@@ -182,7 +182,9 @@ def test_optimise_with_guidance_as_an_axis(pipe, tmp_path, monkeypatch):
         )
         for every in (2, 3)
     ]
-    found = optimise(pipe, INPUTS, trials=21, guidances=guidances, folder=tmp_path, **CALL)
+    found = optimise(
+        pipe, INPUTS, trials=21, guidances=guidances, folder=tmp_path, fit=False, **CALL
+    )
     chosen = [point.guidance for point in found.front.points]
     assert any(each in guidances for each in chosen)
     point = next(p for p in found.front.points if p.guidance in guidances)
@@ -270,6 +272,6 @@ def test_share_out_kinds_together_save_what_all_save():
 
 def test_measured_of_blocks_keeps_what_they_add(pipe):
     call = CALL | {"num_steps": 6}
-    found = optimise(pipe, [1], sites="block", trials=7, **call)
+    found = optimise(pipe, [1], sites="block", trials=7, fit=False, **call)
     assert set(found.measured.kinds) == {"block"}
     assert found.schedule.sites == "block"
