@@ -195,6 +195,20 @@ def test_diff_of_turn_skinny_linears_is_other_products_of_as_many_macs(name):
     assert not found.moved
 
 
+@every_model
+def test_diff_of_keep_keys_values_is_guards_over_other_slots(name):
+    before = graph_after(name, normalise, guard_all)
+    after = fork(graph_after(name, normalise))
+    matches = [keep_keys_values(match) for match in find_attention(after)[0]]
+    insert_guards(after, matches, FORMATS["same"])
+    found = graph_diff(before, after)
+    assert found.delta == {}
+    assert {each.kind for each in nodes(found.removed)} == {"guard"}
+    assert {each.kind for each in nodes(found.added)} == {"guard"}
+    assert counts(found)[:2] == (SITES[name], SITES[name])
+    assert found.saved == Amounts()
+
+
 # ---- one in full -------------------------------------------------------------------------
 
 
