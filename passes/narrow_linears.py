@@ -35,7 +35,7 @@ import torch
 from torch import fx
 
 from .fake_values import refresh_values
-from .graphs import copy_meta, tensor_value
+from .graphs import insert_call, tensor_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -201,22 +201,14 @@ def join_runs(runs: Iterable[Run]) -> list[Run]:
 # ---- what is written ---------------------------------------------------------------------
 
 
-def insert(like: fx.Node, target: Any, *args: Any) -> fx.Node:
-    """A new node, with the module path of another."""
-    node = like.graph.call_function(target, args)
-    node.meta = copy_meta(like)
-    node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
-    return node
-
-
 def narrow_to(product: fx.Node, run: Run) -> fx.Node:
     """The same product for a run of its columns."""
     weight, dim, bias = PRODUCTS[product.target]
     args: list[Any] = list(product.args)
-    args[weight] = insert(product, aten.slice.Tensor, args[weight], dim, *run)
+    args[weight] = insert_call(product, aten.slice.Tensor, args[weight], dim, *run)
     if bias is not None and bias_of(product) is not None:
-        args[bias] = insert(product, aten.slice.Tensor, args[bias], 0, *run)
-    return insert(product, product.target, *args)
+        args[bias] = insert_call(product, aten.slice.Tensor, args[bias], 0, *run)
+    return insert_call(product, product.target, *args)
 
 
 def show_part(part: Part, product: fx.Node, start: int) -> fx.Node:
@@ -225,14 +217,14 @@ def show_part(part: Part, product: fx.Node, start: int) -> fx.Node:
     dim = product.meta["val"].dim() - 1
     shown = product
     if high - low < product.meta["val"].shape[-1]:
-        shown = insert(part.node, aten.slice.Tensor, shown, dim, low, high)
+        shown = insert_call(part.node, aten.slice.Tensor, shown, dim, low, high)
     if part.chain:
         shown = view_pieces(part.node, shown, part.chain[0], high - low)
         dim = place_of(part.chain, dim)
     if len(part.chain) > 1:
-        shown = insert(part.node, aten.permute.default, shown, part.chain[1].args[1])
+        shown = insert_call(part.node, aten.permute.default, shown, part.chain[1].args[1])
     if part.node.meta["val"].dim() < shown.meta["val"].dim():
-        shown = insert(part.node, aten.select.int, shown, dim, 0)
+        shown = insert_call(part.node, aten.select.int, shown, dim, 0)
     return shown
 
 
@@ -242,9 +234,9 @@ def view_pieces(like: fx.Node, product: fx.Node, view: fx.Node, num_columns: int
     rest = view.meta["val"].shape[dim + 1 :]
     pieces = [num_columns // rest.numel(), *rest]
     if view.target == aten.unflatten.int:
-        return insert(like, aten.unflatten.int, product, dim, pieces)
+        return insert_call(like, aten.unflatten.int, product, dim, pieces)
     leading = cast("list[Any]", view.args[1])[:dim]
-    return insert(like, aten.view.default, product, [*leading, *pieces])
+    return insert_call(like, aten.view.default, product, [*leading, *pieces])
 
 
 def erase_dead(node: fx.Node) -> None:

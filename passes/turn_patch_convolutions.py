@@ -70,7 +70,7 @@ def turn_convolution(graph: fx.Graph, conv: fx.Node) -> None:
     out, _, down, across = weight.meta["val"].shape
     grid = height // down, width // across
 
-    call = partial(insert_call, graph, conv)
+    call = partial(insert_call, conv)
     with graph.inserting_before(conv):
         shape = [-1, channels, grid[0], down, grid[1], across]
         cut = call(

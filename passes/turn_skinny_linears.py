@@ -56,7 +56,7 @@ def turn(graph: fx.Graph, linear: fx.Node) -> None:
     """Write one linear as a product from the left."""
     x, weight, *bias = linear.args
 
-    call = partial(insert_call, graph, linear)
+    call = partial(insert_call, linear)
     with graph.inserting_before(linear):
         product = call(aten.mm.default, weight, call(aten.t.default, x))
         result = call(aten.t.default, product)
