@@ -78,11 +78,6 @@ class StreamMemory:
         """All that is allocated for kept outputs."""
         return sum(self.sites.values()) + self.output
 
-    @property
-    def total(self) -> int:
-        """All that is held between steps."""
-        return self.slots + self.table + self.constant
-
 
 @dataclass(frozen=True)
 class MemoryPlan:

@@ -86,19 +86,20 @@ def list_modules(
 def list_slots(denoiser: Denoiser) -> list[dict[str, Any]]:
     """The slots of one stream, by site; bytes are of those that have buffers of their own."""
     program = denoiser.program
-    sites, owners = program.table.sites, program.slot_owners
+    sites, specs, owners = program.table.sites, program.slot_specs, program.slot_owners
     found: dict[int, list[SlotKey]] = {}
-    for key in program.slot_specs:
+    for key in specs:
         found.setdefault(key[0], []).append(key)
     return [
         {
             "site": sites[column],
-            "buffers": ", ".join(describe_tensor(s.dtype, s.shape) for s in specs),
+            "buffers": ", ".join(
+                describe_tensor(specs[key].dtype, specs[key].shape) for key in keys
+            ),
             "lenders": ", ".join(
                 dict.fromkeys(sites[owners[key][0]] for key in keys if owners[key] != key)
             ),
-            "nbytes": sum(program.buffer_specs[k].nbytes for k in keys if owners[k] == k),
+            "nbytes": sum(specs[key].nbytes for key in keys if owners[key] == key),
         }
         for column, keys in sorted(found.items())
-        for specs in [[program.slot_specs[key] for key in keys]]
     ]
