@@ -74,16 +74,10 @@ class Stage:
     outputs: tuple[int | None, ...]
     leaves: frozenset[int]
 
-    def count_bytes(self, live: Sequence[bool] | None = None) -> int:
-        """Bytes of what it gives for one step, or of those of its outputs that are live."""
-        nodes = graph_outputs(self.gm.graph)
-        values = [tensor_value(n) for n in compress(nodes, live or [True] * len(nodes))]
+    def count_bytes(self, live: Sequence[bool]) -> int:
+        """Bytes, for one step, of those of its outputs that are live."""
+        values = map(tensor_value, compress(graph_outputs(self.gm.graph), live))
         return sum(value.numel() * value.itemsize for value in values if value is not None)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what it gives for one step."""
-        return self.count_bytes()
 
 
 @dataclass(frozen=True)
