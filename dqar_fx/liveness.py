@@ -105,6 +105,12 @@ class Liveness:
         self._known: dict[tuple[int, ...], tuple[Live, ...]] = {}
         self._of_table: tuple[Live, ...] | None = None
 
+    def for_rows(self, rows: Sequence[Sequence[int]]) -> Liveness:
+        """The same for a table of other rows; what a row reads is looked at once for both."""
+        twin = Liveness(self._plan, rows, self._variants, is_compiled=self._is_compiled)
+        twin._known = self._known
+        return twin
+
     def of_row(self, actions: Sequence[int]) -> tuple[Live, ...]:
         """Per stage, what a row reads."""
         key = tuple(map(int, actions))

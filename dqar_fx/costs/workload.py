@@ -172,6 +172,9 @@ class Counting:
         self._is_compiled = program.lowering.options.unit is not None
         self._ahead = program.ahead
         self.activations = Activations(program)
+        self._liveness = Liveness(
+            self.plan, (), self._variants_of, is_compiled=self._is_compiled
+        )
         self._known: dict[Any, tuple[Counter[Kernel], tuple[int, ...], str]] = {}
         self._rows: dict[tuple[Action, ...], Workload] = {}
 
@@ -191,9 +194,7 @@ class Counting:
 
         For all steps at once where it is evaluated so.
         """
-        liveness = Liveness(
-            self.plan, stream.table.rows, self._variants_of, is_compiled=self._is_compiled
-        )
+        liveness = self._liveness.for_rows(stream.table.rows)
         total, is_any_ahead = Workload(), False
         for k in range(len(self.plan.stages)):
             total += self._count_stage(k, stream, liveness)
@@ -347,14 +348,18 @@ def with_schedule(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
 
 def all_reused(program: Program) -> tuple[Action, ...]:
     """The row in which each site reads what is kept, or is inside of one that does."""
-    table = program.table
-    return Schedule.from_actions("CR").resolve(table.sites, around=table.around).row(1)
+    return stored_and_reused(program).row(1)
 
 
 def all_stored(program: Program) -> tuple[Action, ...]:
     """The row in which each site computes for one that reuses all."""
+    return stored_and_reused(program).row(0)
+
+
+def stored_and_reused(program: Program) -> BranchTable:
+    """The table of two steps in which each site is stored, then reused."""
     table = program.table
-    return Schedule.from_actions("CR").resolve(table.sites, around=table.around).row(0)
+    return Schedule.from_actions("CR").resolve(table.sites, around=table.around)
 
 
 def all_computed(program: Program) -> tuple[Action, ...]:
