@@ -33,12 +33,17 @@ def fitted(pipe):
     return fit_forecasts(pipe, INPUTS, PLAIN, sites="all", seed=7, guidance_scale=1.5)
 
 
+def draw(seed, size):
+    """Effects of some weights, and an error."""
+    generator = torch.Generator().manual_seed(seed)
+    effects = torch.randn(size, 40, generator=generator, dtype=torch.float64)
+    return effects, torch.randn(40, generator=generator, dtype=torch.float64)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), size=st.integers(1, 6))
 def test_solve_finds_what_makes_the_error_least(seed, size):
-    generator = torch.Generator().manual_seed(seed)
-    effects = torch.randn(size, 40, generator=generator, dtype=torch.float64)
-    error = torch.randn(40, generator=generator, dtype=torch.float64)
+    effects, error = draw(seed, size)
     found = solve(effects, error)
     right = np.linalg.lstsq(effects.T.numpy(), -error.numpy(), rcond=None)[0]
     assert np.allclose(found, right, rtol=0.02, atol=0.02)  # a ridge holds them a little
@@ -55,9 +60,7 @@ def test_solve_leaves_weights_without_effect():
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), size=st.integers(1, 6))
 def test_solve_changes_less_with_a_stronger_ridge(seed, size):
-    generator = torch.Generator().manual_seed(seed)
-    effects = torch.randn(size, 40, generator=generator, dtype=torch.float64)
-    error = torch.randn(40, generator=generator, dtype=torch.float64)
+    effects, error = draw(seed, size)
     weak, strong, held = (
         np.linalg.norm(solve(effects, error, ridge)) for ridge in (1e-3, 1.0, 1e9)
     )
