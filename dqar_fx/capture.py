@@ -1,8 +1,8 @@
 """Capture: from a model and one call of it to a graph of ATen operators.
 
 `torch.export` in non-strict mode runs the model once with fake tensors and records every
-operator, exactly and without code for any particular model. Parameters are shared with the
-model, which stays as it is.
+operator, exactly and without code for any particular model. Blocks that repeat run once
+(`dqar_fx.repeats`). Parameters are shared with the model, which stays as it is.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from dqar_fx.passes import CannotExpand, expand_repeats
 from dqar_fx.passes.graphs import make_module
 
 from .errors import CaptureError
+from .repeats import Repeats, hide_frames
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.export.exported_program import CallSpec
 
 
 logger = logging.getLogger(__name__)
@@ -71,11 +74,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             # a fork, so that moving the denoiser leaves this graph's parameters in place
-            own, (args, kwargs) = fork_model(model), separate((args, kwargs))
-            exported = torch.export.export(own, args, kwargs, strict=False)
-            exported = without_mutation(exported)
-            refuse_state(exported)
-            module = exported.module(check_guards=False)
+            args, kwargs = separate((args, kwargs))
+            plain, call_spec = trace_repeats(model, args, kwargs) or trace(model, args, kwargs)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise CaptureError(
@@ -85,12 +85,46 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             f"inputs {describe_inputs(model, args, kwargs)}. Try torch.export.export(model, "
             "args, kwargs, strict=False) on its own for the whole report"
         ) from error
-    assert isinstance(module, fx.GraphModule)
-    module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs
-    plain = make_module(module, module.graph)  # without the input checks in hooks
     ms, size = 1e3 * (perf_counter() - start), len(plain.graph.nodes)
     logger.info("captured %s: %d nodes, %.0f ms", type(model).__name__, size, ms)
-    return Capture(plain, exported.call_spec.in_spec, exported.call_spec.out_spec)
+    return Capture(plain, call_spec.in_spec, call_spec.out_spec)
+
+
+def trace_repeats(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[fx.GraphModule, CallSpec] | None:
+    """The same as `trace`, with repeated blocks traced once; None where that cannot be."""
+    own = fork_model(model)
+    if not Repeats.watch(own):
+        return None
+    try:
+        exported = torch.export.export(own, args, kwargs, strict=False)
+        refuse_writes(exported)
+        gm = flatten(exported)
+        hide_frames(gm)
+        expand_repeats(gm)
+    except Exception as error:  # if it is the model's own, tracing all blocks says it better
+        logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
+        return None
+    return gm, exported.call_spec
+
+
+def trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[fx.GraphModule, CallSpec]:
+    """A graph of flat inputs and outputs, and how these are made of a call's."""
+    exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
+    exported = without_mutation(exported)
+    refuse_state(exported)
+    return flatten(exported), exported.call_spec
+
+
+def flatten(exported: ExportedProgram) -> fx.GraphModule:
+    """A program as a module that takes flat inputs, with no checks of them."""
+    module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs
+    return make_module(module, module.graph)  # without the input checks in hooks
 
 
 def separate(inputs: Any) -> Any:
@@ -114,12 +148,22 @@ def refuse_state(exported: ExportedProgram) -> None:
 
 def without_mutation(exported: ExportedProgram) -> ExportedProgram:
     """The same program in functional form, if it writes to tensors in place."""
+    return exported.run_decompositions({}) if writes(exported) else exported
+
+
+def refuse_writes(exported: ExportedProgram) -> None:
+    """Raise for a program that writes to a tensor: what is copied must not depend on when."""
+    if writes(exported):
+        raise CannotExpand("an operator writes to a tensor")
+
+
+def writes(exported: ExportedProgram) -> bool:
+    """Whether an operator of a program writes to a tensor."""
     targets = (node.target for node in exported.graph.nodes if node.op == "call_function")
-    writes = any(
+    return any(
         isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
         for target in targets
     )
-    return exported.run_decompositions({}) if writes else exported
 
 
 def describe_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

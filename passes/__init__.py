@@ -8,6 +8,7 @@ differently.
 """
 
 from .copy_always import copy_always
+from .expand_repeats import CannotExpand, expand_repeats
 from .expose_attention import expose_attention
 from .find_attention import find_attention
 from .find_feed_forward import find_feed_forward
@@ -34,11 +35,13 @@ __all__ = [
     "FORMATS",
     "Action",
     "CacheFormat",
+    "CannotExpand",
     "NoMatch",
     "Site",
     "TensorSpec",
     "compute_or_reuse",
     "copy_always",
+    "expand_repeats",
     "expose_attention",
     "find_around",
     "find_attention",

@@ -1,0 +1,137 @@
+"""Twins: modules of a model that compute the same, each with parameters of its own.
+
+Two modules are twins if they have the same class and everything they hold is equal, down to
+the last inner module: numbers, texts, settings. Of parameters and buffers the metadata counts,
+not the values; of what cannot be compared, such as a function, a hook or a tensor that is no
+buffer, only the same object is equal. So a block that knows its own number, or the last one,
+which leaves something out, has no twin.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device}
+"""Types whose values are compared with ``==``."""
+REGISTERED = ("_parameters", "_buffers")
+"""Attributes of a module with tensors that a graph reads by their path."""
+SAME_AS = "_twin_class"
+"""Attribute of a class that counts as another one."""
+
+
+def find_twins(model: nn.Module) -> list[str]:
+    """Paths of the elements of a model's lists that have a twin in their list."""
+    found = []
+    for path, owner in model.named_modules():
+        if isinstance(owner, nn.ModuleList):
+            known = {name: describe(each) for name, each in owner.named_children()}
+            counts = Counter(known.values())
+            prefix = f"{path}." if path else ""
+            found += [prefix + name for name, each in known.items() if counts[each] > 1]
+    return found
+
+
+def describe(module: nn.Module) -> Hashable:
+    """What a module has in common with its twins."""
+    return Likeness().of_value(module)
+
+
+def layout_of(tensor: torch.Tensor) -> Hashable:
+    """All about a tensor but its values."""
+    layout = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+    return *layout, tensor.requires_grad
+
+
+@dataclass(frozen=True, eq=False)
+class Itself:
+    """A value that equals no other one.
+
+    Attributes:
+        value: Which is kept, so that its number is not given to another one.
+    """
+
+    value: object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+class Likeness:
+    """Describes values so that what is equal has equal descriptions.
+
+    What is met again is described by when it was met first: values that share something are
+    alike only if they share it in the same places, and cycles end.
+    """
+
+    def __init__(self) -> None:
+        self._met: dict[int, int] = {}
+        self._alive: list[object] = []  # so that no number is given to another object
+
+    def of_value(self, value: object) -> Hashable:
+        """The description of anything."""
+        kind = type(value)
+        if kind in PLAIN or isinstance(value, enum.Enum):
+            return kind, value
+        if isinstance(value, dict) and not value:
+            return class_of(value)  # most of what a module holds
+        return self._meet(value) or (class_of(value), *self._of_parts(value))
+
+    def _meet(self, value: object) -> Hashable:
+        """When it was met first; None if now."""
+        if id(value) in self._met:
+            return "again", self._met[id(value)]
+        self._met[id(value)] = len(self._met)
+        self._alive.append(value)
+        return None
+
+    def _of_parts(self, value: Any) -> tuple[Hashable, ...]:
+        if isinstance(value, nn.Module):
+            return tuple(
+                (name, self._of_tensors(held) if name in REGISTERED else self.of_value(held))
+                for name, held in vars(value).items()
+            )
+        if isinstance(value, dict):
+            return tuple((self.of_value(k), self.of_value(v)) for k, v in value.items())
+        if isinstance(value, (list, tuple)):
+            return tuple(map(self.of_value, value))
+        parts = take_apart(value)
+        return (Itself(value),) if parts is None else tuple(map(self.of_value, parts))
+
+    def _of_tensors(self, tensors: Mapping[str, torch.Tensor | None]) -> Hashable:
+        return tuple(
+            (name, tensor is not None and (self._meet(tensor) or layout_of(tensor)))
+            for name, tensor in tensors.items()
+        )
+
+
+def class_of(value: object) -> type:
+    """The class of a value, or the one that it counts as."""
+    kind = type(value)
+    return vars(kind).get(SAME_AS, kind)
+
+
+def take_apart(value: object) -> tuple[object, ...] | None:
+    """All that an object holds, as pickle would store it; None if pickle could not.
+
+    A tensor is not taken apart: as no parameter or buffer, it is a constant of the graph.
+    """
+    if isinstance(value, (type, torch.Tensor)):
+        return None
+    try:
+        parts = value.__reduce_ex__(4)
+    except Exception:  # whatever a class raises there, it says that it cannot be stored
+        return None
+    if isinstance(parts, str):
+        return None
+    build, arguments, *state = parts
+    return build, arguments, *(tuple(s) if isinstance(s, Iterator) else s for s in state)

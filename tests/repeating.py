@@ -1,0 +1,89 @@
+"""Models that repeat blocks, and the whole of a captured graph as values that compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dqar_fx import capture as capturing
+
+WIDTH = 4
+
+
+def everything(gm: fx.GraphModule) -> list[tuple[Any, ...]]:
+    """All about a graph's nodes but the identity of values."""
+    index = {node: f"%{i}" for i, node in enumerate(gm.graph.nodes)}
+    return [
+        (
+            node.op,
+            str(node.target),
+            node.name,
+            str(fx.map_arg((node.args, node.kwargs), lambda n: index[n])),
+            node.meta.get("nn_module_stack"),
+            node.meta.get("stack_trace"),
+            describe(node.meta.get("val")),
+            sorted(node.meta),
+        )
+        for node in gm.graph.nodes
+    ]
+
+
+def describe(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.stride(), value.dtype, value.device
+    return [describe(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def compare(model: nn.Module, args=(), kwargs=None) -> fx.GraphModule | None:
+    """Check a graph of repeats against that of all blocks; it, or None where there is none."""
+    kwargs = kwargs or {}
+    with torch.no_grad():
+        expected, _ = capturing.trace(model, args, kwargs)
+        found = capturing.trace_repeats(model, args, kwargs)
+    if found is None:
+        return None
+    assert everything(found[0]) == everything(expected)
+    return found[0]
+
+
+class Step(nn.Module):
+    """A block with settings; each makes it another kind."""
+
+    def __init__(self, scale=1.0, turn=False, double=False, pair=False, inner=0):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("shift", torch.randn(WIDTH))
+        self.scale, self.turn, self.double, self.pair = scale, turn, double, pair
+        self.inner = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(inner))
+
+    def forward(self, x, context, *, gain=1.0):
+        y = torch.tanh(self.linear(x) * self.scale + self.shift + context)
+        if self.turn:
+            y = y.flip(0)
+        for layer in self.inner:
+            y = layer(y) + x
+        if self.double:
+            y = self.linear(y) * gain
+        return (y, context) if self.pair else y
+
+
+class Tower(nn.Module):
+    """Blocks one after the other, given a context that the last one may have changed."""
+
+    def __init__(self, settings, gains=None):
+        super().__init__()
+        self.blocks = nn.ModuleList(Step(**each) for each in settings)
+        self.gains = gains or [1.0] * len(settings)
+
+    def forward(self, x, context):
+        for block, gain in zip(self.blocks, self.gains, strict=True):
+            out = block(x, context, gain=gain)
+            x, context = out if isinstance(out, tuple) else (out, context + x)
+        return x
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(3, WIDTH, generator=generator) for _ in range(2))
