@@ -54,7 +54,8 @@ class Launcher:
             return self.options.retry
         if any(record.lacks(number) for number in range(1, 1 + self.options.repeats)):
             return True
-        return bool(self.options.images) and not self.plan.pictures(peer).is_finished()
+        wanted = bool(self.options.images) and peer.is_shown
+        return wanted and not self.plan.pictures(peer).is_finished()
 
     def run_one(self, peer: Peer, warm: Path) -> None:
         """One process; if it ends without a result, that is its row."""

@@ -130,7 +130,7 @@ def measure(options: Options, stage: Stage, plan: Plan, contender: Peer) -> None
             warm_cache=options.warm_cache,
         )
         duel.meet(options.repeats)
-    if options.images and record.error is None:
+    if options.images and contender.is_shown and record.error is None:
         gallery = Gallery(stage, {contender.name: contender}, duel.entrants, options.images)
         errors = gallery.fill({contender.name: [plan.pictures(contender)]})
         if errors:

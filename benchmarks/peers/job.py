@@ -123,7 +123,7 @@ def judge_pictures(brief: Brief, rows: Sequence[Row]) -> dict[str, Quality]:
     if brief.judge is None or not brief.plan.images:
         return {}
     running = {row.name for row in rows if row.error is None}
-    peers = [peer for peer in brief.peers if peer.name in running]
+    peers = [peer for peer in brief.peers if peer.name in running and peer.is_shown]
     pieces = {peer.name: [brief.plan.pictures(peer)] for peer in peers}
     return Panel(brief.judge, brief.labels, rows[0].name, running).judge_pieces(pieces)
 

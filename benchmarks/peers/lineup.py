@@ -1,6 +1,7 @@
 """Who takes part, in the order of the table: those of one branch table stand together."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks.pareto.recipes import Transformed, Untransformed
 from benchmarks.pareto.rivals import settings
 from benchmarks.peers.recipes import (
     REGIONAL,
+    SHOWN,
     STOCK,
     WHOLE,
     Hooked,
@@ -63,7 +65,8 @@ def line_up(options: Any, fewer: Sequence[int]) -> list[Peer]:
                 f"--only: no row is called {pattern!r}; there are "
                 f"{', '.join(map(repr, near))} and {len(known) - len(near)} more"
             )
-    return base + [each for each in others if is_wanted(each.name, options.only)]
+    wanted = base + [each for each in others if is_wanted(each.name, options.only)]
+    return [replace(e, is_shown=options.eager or e.mode in SHOWN) for e in wanted]
 
 
 def list_base(options: Any) -> list[Peer]:

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.pareto.bench import Bench
-from benchmarks.pareto.contenders import BLOCKS, EAGER, Contender, Entrant
+from benchmarks.pareto.contenders import BLOCKS, COMPILED, EAGER, Contender, Entrant
 from benchmarks.pareto.rivals.of_diffusers import Hooks
 
 REGIONAL, WHOLE = "regional", "whole"
 """How dqar_fx compiles."""
 UNLIMITED = "compiled, no limit of recompiles"
 STOCK = "as documented"
+SHOWN = (COMPILED, REGIONAL, STOCK)
+"""Modes whose pictures are judged against real ones; no setting has two of them."""
 REPEATED = ("BasicTransformerBlock",)
 """What ``DiTTransformer2DModel`` would list for ``compile_repeated_blocks``, if it did."""
 LIMIT = 4096
@@ -24,9 +26,12 @@ class Peer(Contender):
 
     Attributes:
         table: What is equal for those that follow one branch table; None for nobody else.
+        is_shown: Whether its pictures are judged against real ones: of a setting one mode's
+            are, the others' differ by how they round, which their PSNR tells.
     """
 
     table: str | None = None
+    is_shown: bool = True
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ def describe_quality(rows: Sequence[Row]) -> str:
         return (
             f"{compared} {run.get('frechet_name') or 'FD'}: distance of {run['images']} "
             "pictures from real ones"
-            f"{'' if floor is None else f'; as many real ones have {floor:.1f}'}."
+            f"{'' if floor is None else f'; as many real ones have {floor:.1f}'}; of a "
+            "setting one mode's pictures are judged, the others' differ by rounding."
         )
     return (
         f"{run['model']} has random weights: there are no pictures, and no FD. error: of the "

@@ -69,6 +69,14 @@ def test_line_up_has_everybody_in_each_mode(tmp_path):
     assert modes["TaylorSeer defaults"] == [STOCK]
 
 
+@pytest.mark.parametrize("mode", [[], ["--eager"]])
+def test_line_up_judges_pictures_of_each_setting(tmp_path, mode):
+    peers = line_up(parse(tmp_path, *mode), (40,))
+    shown = [each.setting for each in peers if each.is_shown]
+    assert {*shown} == {each.setting for each in peers}
+    assert bool(mode) or len({*shown}) == len(shown)
+
+
 def test_line_up_same_tables_are_equal_in_one_rival_and_ours(tmp_path):
     tables = {}
     for each in line_up(parse(tmp_path), ()):
