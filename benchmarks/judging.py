@@ -23,9 +23,9 @@ class Quality:
         ssim: The same.
         lpips: The same, by features.
         frechet: Distance from real pictures, per seed group.
-        frechet_floor: That of as many real pictures as a group has, mean over draws.
+        frechet_floors: That of as many real pictures as a group has, per draw.
         pooled_frechet: Distance of all pictures together.
-        pooled_floor: That of as many real pictures.
+        pooled_floors: That of as many real pictures, per draw.
         agreement: Share of pictures that a classifier takes for the class asked for.
         clip_score: Mean agreement with a caption, 0 to 100.
     """
@@ -35,9 +35,9 @@ class Quality:
     ssim: float | None = None
     lpips: float | None = None
     frechet: tuple[float, ...] = ()
-    frechet_floor: float | None = None
+    frechet_floors: tuple[float, ...] = ()
     pooled_frechet: float | None = None
-    pooled_floor: float | None = None
+    pooled_floors: tuple[float, ...] = ()
     agreement: float | None = None
     clip_score: float | None = None
 
@@ -83,10 +83,7 @@ class Panel:
     def judge_one(self, groups: Sequence[Piece], reference: Sequence[Piece] | None) -> Quality:
         """The quality of one row, group by group and altogether."""
         labels = list(self.labels)
-        real = [
-            self.judge.against_real(images, labels, seed=number)
-            for number, images in enumerate(load_groups(groups))
-        ]
+        real = [self.judge.against_real(images, labels) for images in load_groups(groups)]
         pooled = (
             real[0]
             if len(groups) == 1
@@ -96,6 +93,8 @@ class Panel:
         )
         return Quality(
             images=len(labels) * len(groups),
+            frechet_floors=self.judge.draw_floors(len(labels)),
+            pooled_floors=self.judge.draw_floors(len(labels) * len(groups)),
             **self._compare(groups, reference),
             **describe_real(real, pooled),
         )
@@ -115,9 +114,7 @@ def describe_real(real: Sequence[AgainstReal], pooled: AgainstReal) -> dict[str,
     """What `Quality` takes from the comparisons with real pictures."""
     return {
         "frechet": tuple(each.frechet for each in real if each.frechet is not None),
-        "frechet_floor": mean(each.floor for each in real),
         "pooled_frechet": pooled.frechet,
-        "pooled_floor": pooled.floor,
         "agreement": pooled.agreement,
         "clip_score": pooled.clip_score,
     }

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,10 @@ from benchmarks.pipelines import name_classes
 from benchmarks.reference.classifier import FashionCNN, load_classifier, predict_classes
 from benchmarks.reference.data import LABELS
 from benchmarks.reference.errors import InputError
+
+
+NUM_FLOORS = 20
+"""Draws of real pictures: three may lie near each other by chance."""
 
 
 def measure_psnr_db(images: torch.Tensor, reference: torch.Tensor) -> float:
@@ -52,13 +57,11 @@ class AgainstReal:
 
     Attributes:
         frechet: The distance from real pictures that `Judge.frechet_name` names.
-        floor: The same distance of as many real pictures; None also if they are not here.
         agreement: Share of pictures that the classifier puts into the class asked for.
         clip_score: Mean agreement with a caption, 0 to 100.
     """
 
     frechet: float | None
-    floor: float | None
     agreement: float | None
     clip_score: float | None = None
 
@@ -132,15 +135,19 @@ class Judge:
             lpips=self.lpips.measure(images, reference) if self.lpips else None,
         )
 
-    def against_real(
-        self, images: torch.Tensor, labels: Sequence[int], seed: int = 0
-    ) -> AgainstReal:
+    def draw_floors(self, num_images: int) -> tuple[float, ...]:
+        """Distances of as many real pictures, drawn again and again; none without them.
+
+        A difference between generated pictures that is below their spread is none.
+        """
+        return draw_floors(self.frechet, num_images) if self.frechet else ()
+
+    def against_real(self, images: torch.Tensor, labels: Sequence[int]) -> AgainstReal:
         """Quality of pictures by themselves.
 
         Args:
             images: The pictures, two or more.
             labels: The class that was asked for, of each.
-            seed: Of the draw of real pictures for the floor.
 
         Raises:
             InputError: These are no pictures, or there are more or fewer labels.
@@ -152,7 +159,6 @@ class Judge:
         captions = [(self.captions or {}).get(label, "") for label in labels]
         return AgainstReal(
             frechet=frechet.distance(images) if frechet else None,
-            floor=frechet.floor(len(images), seed) if frechet else None,
             agreement=self._measure_agreement(images, labels),
             clip_score=clip.score(images, captions) if clip else None,
         )
@@ -162,6 +168,13 @@ class Judge:
             return None
         predicted = predict_classes(self.classifier, to_fashion(images))
         return (predicted == torch.tensor(labels)).double().mean().item()
+
+
+@cache
+def draw_floors(frechet: RealDistance, num_images: int) -> tuple[float, ...]:
+    """Distances of real pictures, one for each of `NUM_FLOORS` draws."""
+    drawn = (frechet.floor(num_images, seed) for seed in range(NUM_FLOORS))
+    return tuple(each for each in drawn if each is not None)
 
 
 def judge_for(pipe: Any, *, extra: bool = False, real: Path | None = None) -> Judge:

@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.ablation.rows import Row, spread
+from benchmarks.quality import NUM_FLOORS
 from benchmarks.table import NOTHING, first_line, show
 
 
@@ -62,9 +63,9 @@ def format_row(row: Row) -> tuple[str, ...]:
         show(quality.ssim, ".3f"),
         show(quality.lpips, ".4f"),
         show_mean(quality.frechet),
-        show(quality.frechet_floor, ".3f"),
+        show_mean(quality.frechet_floors),
         show(quality.pooled_frechet, ".3f"),
-        show(quality.pooled_floor, ".3f"),
+        show_mean(quality.pooled_floors),
         show_range(row.frechet_differences),
         show(quality.agreement, ".3f"),
     )
@@ -118,7 +119,8 @@ def format_notes(rows: Sequence[Row]) -> list[str]:
         f"PSNR, SSIM, {run.get('lpips_name') or 'LPIPS'}: against the pictures of {base} of "
         f"the same seeds and noise{describe_noise(run)}.",
         f"{frechet}: distance from real pictures, mean +- standard deviation over seed "
-        f"groups; pooled: of all pictures; floor: of as many real ones.{warn_of(frechet)}",
+        f"groups; pooled: of all pictures; floor: of as many real ones, over {NUM_FLOORS} "
+        f"draws.{warn_of(frechet)}",
         f"difference: {frechet} less that of {base}, seed group by seed group: mean (lowest "
         "to highest). agreement: share that a classifier takes for the class asked for.",
         f"{rows[0].machine}",

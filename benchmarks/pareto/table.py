@@ -7,6 +7,7 @@ from tabulate import tabulate
 
 from benchmarks.ablation.table import show_mean, show_range
 from benchmarks.pareto.rows import Row
+from benchmarks.quality import NUM_FLOORS
 from benchmarks.table import NOTHING, first_line, show
 
 
@@ -95,9 +96,9 @@ def format_judged(rows: Sequence[Row]) -> str | None:
             show(row.speed_median, ".2f"),
             "inf" if quality.psnr_db == math.inf else show(quality.psnr_db, ".1f"),
             show_mean(quality.frechet),
-            show(quality.frechet_floor, ".3f"),
+            show_mean(quality.frechet_floors),
             show(quality.pooled_frechet, ".3f"),
-            show(quality.pooled_floor, ".3f"),
+            show_mean(quality.pooled_floors),
             show_range(row.frechet_differences),
             show(quality.agreement, ".3f"),
         )
@@ -127,9 +128,9 @@ def format_notes(rows: Sequence[Row]) -> list[str]:
         "graphs compiled later. Rivals run in eager mode, compiled as a whole with the cache "
         "on, and where their blocks are plain modules, block by block.",
         f"{frechet}: distance from real pictures, mean +- standard deviation over seed "
-        "groups; pooled: of all pictures; floor: of as many real ones; difference: less that "
-        "of the unit, group by group; agreement: share that a classifier takes for the class "
-        "asked for.",
+        "groups; pooled: of all pictures; floor: of as many real ones, over "
+        f"{NUM_FLOORS} draws; difference: less that of the unit, group by group; agreement: "
+        "share that a classifier takes for the class asked for.",
         describe_machine(rows),
     ]
     return notes + list_oddities(rows)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from benchmarks.ablation.table import show_mean
 from benchmarks.pareto.table import (
     describe_machine,
     list_oddities,
@@ -106,7 +107,8 @@ def describe_quality(rows: Sequence[Row]) -> str:
     run = rows[0].run
     if has_pictures(rows):
         judged = next((row.quality for row in rows if row.quality), None)
-        floor = judged.pooled_floor if judged else None
+        floors = judged.pooled_floors if judged else ()
+        floor = f"; as many real ones have {show_mean(floors)}" if floors else ""
         compared = (
             "PSNR: against the pictures of the untransformed model in eager mode, of the "
             f"same seeds: {rows[0].pictures} of them."
@@ -115,9 +117,8 @@ def describe_quality(rows: Sequence[Row]) -> str:
             return compared
         return (
             f"{compared} {run.get('frechet_name') or 'FD'}: distance of {run['images']} "
-            "pictures from real ones"
-            f"{'' if floor is None else f'; as many real ones have {floor:.1f}'}; of a "
-            "setting one mode's pictures are judged, the others' differ by rounding."
+            f"pictures from real ones{floor}; of a setting one mode's pictures are judged, the "
+            "others' differ by rounding."
         )
     return (
         f"{run['model']} has random weights: there are no pictures, and no FD. error: of the "

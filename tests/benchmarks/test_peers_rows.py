@@ -75,7 +75,7 @@ ROWS = [
     rival(UNLIMITED, 1.0, graphs=50, cache_bytes=1_500_000, first_peak_bytes=2_000_000_000),
     ours(EAGER, 1.1, graphs=0),
     ours(REGIONAL, 1.25, compile_s=12.34),
-    ours(WHOLE, 1.2, quality=Quality(700, pooled_frechet=82.26, pooled_floor=4.8)),
+    ours(WHOLE, 1.2, quality=Quality(700, pooled_frechet=82.26, pooled_floors=(4.8,))),
     make_row("SeaCache", DIFFUSERS, EAGER, error="ValueError: no\nsuch"),
 ]
 

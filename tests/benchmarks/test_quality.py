@@ -26,7 +26,7 @@ from benchmarks.frechet import to_unit
 from benchmarks.images import to_fashion
 from benchmarks.perceptual import FeatureDistance, measure_ssim
 from benchmarks.pipelines import Task
-from benchmarks.quality import AgainstReal, Judge, judge_for, measure_psnr_db
+from benchmarks.quality import NUM_FLOORS, AgainstReal, Judge, judge_for, measure_psnr_db
 from benchmarks.reference import PIPELINE
 from benchmarks.reference.classifier import CLASSIFIER, CONFIG, load_classifier
 from benchmarks.reference.data import DEFAULT_FOLDER, FOLDER_VARIABLE, LABELS, load_split
@@ -176,7 +176,7 @@ def test_agreement_of_real_pictures_is_the_stated_accuracy(judge):
     stated = json.loads((CLASSIFIER / CONFIG).read_text())["test_accuracy"]
     assert found.agreement == pytest.approx(stated, abs=0.015)
     # Real pictures, only not with the classes in turn as those of the floor.
-    assert found.frechet == pytest.approx(found.floor, rel=0.5)
+    assert found.frechet == pytest.approx(judge.frechet.floor(2000), rel=0.5)
 
 
 def test_judge_of_the_reference_pipeline_knows_all_metrics(pipe, judge):
@@ -191,12 +191,11 @@ def test_judge_of_the_reference_pipeline_knows_all_metrics(pipe, judge):
 
 
 @needs_fashion
-def test_floor_is_of_as_many_real_pictures(judge, drawings):
-    labels = [0] * len(drawings)
-    found = judge.against_real(drawings, labels)
-    assert found.floor == judge.frechet.floor(len(drawings))
-    assert judge.against_real(drawings, labels, seed=1).floor != found.floor
-    assert found.frechet > found.floor
+def test_floors_are_of_as_many_real_pictures(judge, drawings):
+    floors = judge.draw_floors(len(drawings))
+    assert floors[:2] == tuple(judge.frechet.floor(len(drawings), seed) for seed in (0, 1))
+    assert len({*floors}) == len(floors) == NUM_FLOORS
+    assert judge.against_real(drawings, [0] * len(drawings)).frechet > max(floors)
 
 
 def fake_pipe(out_channels=1, sample_size=28, labels=LABELS):
@@ -221,7 +220,8 @@ def test_judge_of_other_pipelines_knows_psnr_and_ssim(pipe):
     found = judge.compare(images, images)
     assert (found.psnr_db, found.lpips) == (math.inf, None)
     assert found.ssim == pytest.approx(1, abs=1e-12)
-    assert judge.against_real(images, [0, 1]) == AgainstReal(None, None, None, None)
+    assert judge.against_real(images, [0, 1]) == AgainstReal(None, None, None)
+    assert judge.draw_floors(2) == ()
 
 
 def test_three_equal_channels_are_judged_as_grey(judge, drawings):
