@@ -17,7 +17,6 @@ from benchmarks.reference.classifier import FashionCNN, load_classifier, predict
 from benchmarks.reference.data import LABELS
 from benchmarks.reference.errors import InputError
 
-
 NUM_FLOORS = 20
 """Draws of real pictures: three may lie near each other by chance."""
 

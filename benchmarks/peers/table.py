@@ -117,8 +117,8 @@ def describe_quality(rows: Sequence[Row]) -> str:
             return compared
         return (
             f"{compared} {run.get('frechet_name') or 'FD'}: distance of {run['images']} "
-            f"pictures from real ones{floor}; of a setting one mode's pictures are judged, the "
-            "others' differ by rounding."
+            f"pictures from real ones{floor}; of a setting one mode's pictures are judged, "
+            "the others' differ by rounding."
         )
     return (
         f"{run['model']} has random weights: there are no pictures, and no FD. error: of the "
