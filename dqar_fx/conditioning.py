@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .fixed import Fixed
     from .liveness import Live
     from .plan import Plan, Static
-    from .release import Weights
+    from .release import Residence
     from .rulers import Ruler
     from .steps import Position
 
@@ -123,7 +123,7 @@ class Conditioning:
         fill: Gives the tensor for a parameter's path.
 
     Attributes:
-        weights: Where the parameters are; None where they stay.
+        residence: Where the parameters are; None where they stay.
         fixed: What stands for the stages once their parameters were dropped.
     """
 
@@ -142,7 +142,7 @@ class Conditioning:
         self.leaves = frozenset[int]().union(*(stage.leaves for stage in stages))
         everything = tuple((True,) * len(stage.outputs) for stage in stages)
         self._everything = Needs(everything, everything)
-        self.weights: Weights | None = None
+        self.residence: Residence | None = None
         self.fixed: Fixed | None = None
         self._timestep = timestep
         self._ahead, self._copy = ahead, copy
@@ -192,8 +192,8 @@ class Conditioning:
             for number, value in zip(stage.outputs, memo.outputs[k], strict=True):
                 if number is not None:
                     values[number] = value
-        if self.weights is not None:
-            self.weights.release(is_settled=is_settled)
+        if self.residence is not None:
+            self.residence.release(is_settled=is_settled)
 
     def _changed_leaves(self, memo: Memo, leaves: Sequence[Any]) -> set[int]:
         """Inputs that are not the tensors they were, nor have their values."""
@@ -227,8 +227,8 @@ class Conditioning:
 
     def _run(self, k: int, values: Sequence[Any], live: Live) -> Outputs:
         """Evaluate live outputs of a stage for this step."""
-        if self.weights is not None:
-            self.weights.bring_back()
+        if self.residence is not None:
+            self.residence.bring_back()
         stage = self.stages[k]
         if (k, live) not in self._calls:
             self._calls[k, live] = self._bind(restrict(stage, live))
@@ -270,8 +270,8 @@ class Conditioning:
         stage, steps = self.stages[k], len(ruler.values)
         if not self._ahead.allows(steps * stage.count_bytes(live)):
             return None
-        if self.weights is not None:
-            self.weights.bring_back()
+        if self.residence is not None:
+            self.residence.bring_back()
         inputs = [values[number] for number in stage.inputs]
         dims = [0 if number == self._timestep else None for number in stage.inputs]
         for i, dim in enumerate(dims):

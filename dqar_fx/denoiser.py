@@ -17,7 +17,7 @@ from .errors import DqarError, StepError
 from .face import Face
 from .inputs import signature_of
 from .lowering import CompileOptions
-from .release import Weights
+from .release import Residence
 from .steps import Context, StepTracker
 from .ties import Ties, once_per_memory
 
@@ -68,7 +68,7 @@ class Denoiser(Face):
         model: The original; it is not modified.
         builder: Makes a program for the inputs of a call.
         options: How to lower.
-        weights: Where the conditioning's parameters are; None to leave them.
+        residence: Where the conditioning's parameters are; None to leave them.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Denoiser(Face):
         model: nn.Module,
         builder: Builder,
         options: CompileOptions,
-        weights: Weights | None = None,
+        residence: Residence | None = None,
     ) -> None:
         super().__init__(model)
         self._ties = Ties(getattr(model, "_orig_mod", model))
-        self._weights = Weights() if weights is None else weights
-        self._weights.add_model(self.model)
+        self._residence = Residence() if residence is None else residence
+        self._residence.add_model(self.model)
         self._builder = builder
         self._options = options
         self._batches = Batches()
@@ -101,17 +101,17 @@ class Denoiser(Face):
         """
         if not self._changes(fn):
             return self
-        self._weights.bring_back()
+        self._residence.bring_back()
         before = self._placement()
         super()._apply(once_per_memory(fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
         if before != self._placement():
-            self._weights.forget_saved()
+            self._residence.forget_saved()
             self._forget_programs()
         return self
 
     def _changes(self, fn: Callable[..., Any]) -> bool:
         """Whether a function of tensors may change them; known only of what was dropped."""
-        if self._weights.place != "drop":
+        if self._residence.place != "drop":
             return True
         before = torch.empty(0, dtype=self.dtype, device=self.device)
         after = fn(before)
@@ -119,19 +119,19 @@ class Denoiser(Face):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The state of the denoiser's fork of the model, with what was released."""
-        self._weights.bring_back()
+        self._residence.bring_back()
         return super().state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without graphs and kept outputs: a copy captures anew."""
-        self._weights.bring_back()
+        self._residence.bring_back()
         fresh: dict[str, Any] = {"_programs": OrderedDict(), "_latest": None, "_last": {}}
         return {**self.__dict__, **fresh, "_tracker": StepTracker(), "_batches": Batches()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take care of the copy's own parameters."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it so
-        self._weights.add_model(self.model)
+        self._residence.add_model(self.model)
 
     @property
     def parameter_bytes(self) -> ParameterBytes:
@@ -141,17 +141,17 @@ class Denoiser(Face):
             DqarError: They were dropped.
         """
         merged = self._ties.merged_bytes
-        return self._weights.count(self.captured_programs(), self.model, merged)
+        return self._residence.count(self.captured_programs(), self.model, merged)
 
     @property
-    def residence(self) -> Weights:
+    def residence(self) -> Residence:
         """Where the parameters of the conditioning are."""
-        return self._weights
+        return self._residence
 
     @property
     def released_bytes(self) -> int:
         """Bytes of parameters that are away from their device now."""
-        return self._weights.released_bytes
+        return self._residence.released_bytes
 
     def drop_conditioning(self, timesteps: torch.Tensor, **labels: Sequence[int]) -> Denoiser:
         """Tabulate fixed labels at fixed timesteps, and drop the parameters for good.
@@ -171,7 +171,7 @@ class Denoiser(Face):
             StepError: The timesteps are no 1-D tensor.
             FormatError: The conditioning reads anything else.
         """
-        drop(self, self._weights, timesteps, labels)
+        drop(self, self._residence, timesteps, labels)
         return self
 
     def captured_programs(self) -> list[Program]:
@@ -282,13 +282,13 @@ class Denoiser(Face):
         """
         self._refuse_other_model(schedule)
         builder = self._builder.with_schedule(schedule)
-        twin = Denoiser(self.model, builder, self._options, self._weights)
+        twin = Denoiser(self.model, builder, self._options, self._residence)
         self._lend(twin, schedule)
         return twin
 
     def _refuse_other_model(self, schedule: Schedule) -> None:
         """Raise if a schedule was calibrated on another model."""
-        self._weights.bring_back()
+        self._residence.bring_back()
         schedule.refuse_other_model(self.model)
 
     def _lend(self, twin: Denoiser, schedule: Schedule) -> None:
@@ -354,7 +354,7 @@ class Denoiser(Face):
 
     def _build(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """A program for these inputs."""
-        self._weights.bring_back()
+        self._residence.bring_back()
         self._ties.tie(self.model)
 
         def build(leaves: Sequence[Any]) -> Program:
@@ -364,8 +364,8 @@ class Denoiser(Face):
         program = build(leaves)
         if self._options.dynamic:
             self._batches.join(program, leaves, spec, build)
-        if self._weights.place is not None:
-            program.attach(self._weights)
+        if self._residence.place is not None:
+            program.attach(self._residence)
         return program
 
     def _locate(self, program: Program, leaves: Sequence[Any]) -> Position:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .conditioning import Conditioning
     from .denoiser import Denoiser
     from .program import Program
-    from .release import Weights
+    from .release import Residence
 
 TOLERANCE = 1e-4
 """Relative, of a batch of several labels against the rows of each."""
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 
 def drop(
     denoiser: Denoiser,
-    weights: Weights,
+    residence: Residence,
     timesteps: torch.Tensor,
     labels: Mapping[str, Sequence[int]],
 ) -> None:
@@ -49,8 +49,8 @@ def drop(
     check_size(denoiser, programs, len(known), len(timesteps))
     for program, leaf in zip(programs, leaves, strict=True):
         program.fix_conditioning(leaf, known, ruler_for(program, timesteps))
-        program.attach(weights)
-    weights.drop()
+        program.attach(residence)
+    residence.drop()
 
 
 def check_size(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .guidance import Guidance
     from .lowering import CompileOptions
     from .program import Program
-    from .release import Weights
+    from .release import Residence
     from .schedule import Schedule
     from .steps import Position
     from .table import BranchTable
@@ -72,7 +72,7 @@ class GuidedDenoiser(Denoiser):
         options: How to lower.
         schedule: The conditional stream's, as the builder has it.
         guidance: What the unconditional stream does.
-        weights: Where the conditioning's parameters are.
+        residence: Where the conditioning's parameters are.
 
     Raises:
         ScheduleError: The schedules do not go together, or with the model.
@@ -85,9 +85,9 @@ class GuidedDenoiser(Denoiser):
         options: CompileOptions,
         schedule: Schedule,
         guidance: Guidance,
-        weights: Weights | None = None,
+        residence: Residence | None = None,
     ) -> None:
-        super().__init__(model, builder, options, weights)
+        super().__init__(model, builder, options, residence)
         self._builder: GuidedBuilder = builder
         guidance.check(schedule, model)
         self.guidance = guidance

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .liveness import Needs
     from .lowering import Lowering
     from .plan import Static
-    from .release import Weights
+    from .release import Residence
     from .rulers import Ruler
     from .slots import SlotKey
     from .steps import Position
@@ -156,14 +156,14 @@ class Program:
             explanation=self.explanation,
             conditioning=self.ahead.way,
         )
-        if self._conditioning.weights is not None:
-            twin.attach(self._conditioning.weights)
+        if self._conditioning.residence is not None:
+            twin.attach(self._conditioning.residence)
         return twin
 
-    def attach(self, weights: Weights) -> None:
-        """Let the conditioning's parameters be where ``weights`` puts them."""
-        self._conditioning.weights = weights
-        weights.add_program(self)
+    def attach(self, residence: Residence) -> None:
+        """Let the conditioning's parameters be where ``residence`` puts them."""
+        self._conditioning.residence = residence
+        residence.add_program(self)
 
     def forget_conditioning(self) -> None:
         """Hold no parameter of the conditioning in bound calls."""

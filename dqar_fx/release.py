@@ -145,7 +145,7 @@ class Away:
     views: tuple[View, ...]
 
 
-class Weights:
+class Residence:
     """Where the parameters of a denoiser's conditioning are.
 
     Args:
@@ -168,9 +168,9 @@ class Weights:
         self._num_unsettled = 0
         self._said: set[str] = set()
 
-    def __reduce__(self) -> tuple[type[Weights], tuple[str | None]]:
+    def __reduce__(self) -> tuple[type[Residence], tuple[str | None]]:
         """A copy releases its own."""
-        return Weights, (self.place,)
+        return Residence, (self.place,)
 
     @property
     def released_bytes(self) -> int:

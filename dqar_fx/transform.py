@@ -38,7 +38,7 @@ from .guided import GuidedDenoiser
 from .lowering import CompileOptions, Lowering
 from .plan import make_plan
 from .program import Program
-from .release import Weights, check_place
+from .release import Residence, check_place
 from .runner import fork, ignore, run_passes
 from .schedule import Schedule
 from .sites import choose_sites
@@ -134,20 +134,20 @@ def transform(
         raise FormatError(f"keep={keep!r} is unknown; known are {', '.join(KINDS_KEPT)}")
     schedule.refuse_other_model(model)
     options = CompileOptions.of(compile)
-    way, weights = read_conditioning(conditioning, release)
+    way, residence = read_conditioning(conditioning, release)
     builder = Builder(schedule, sites, keep, FORMATS[cache], way=way)
     if guidance is None:
-        denoiser = Denoiser(model, builder, options, weights)
+        denoiser = Denoiser(model, builder, options, residence)
     else:
         check_guidance(guidance, sites)
         builder = builder.with_other(guidance.unconditional)
-        denoiser = GuidedDenoiser(model, builder, options, schedule, guidance, weights)
+        denoiser = GuidedDenoiser(model, builder, options, schedule, guidance, residence)
     if example_inputs is not None:
         denoiser.prepare(**example_inputs)
     return denoiser
 
 
-def read_conditioning(conditioning: object, release: object) -> tuple[str, Weights]:
+def read_conditioning(conditioning: object, release: object) -> tuple[str, Residence]:
     """When conditioning is evaluated, and where its parameters are.
 
     Raises:
@@ -159,7 +159,7 @@ def read_conditioning(conditioning: object, release: object) -> tuple[str, Weigh
             f"release={place!r} with conditioning='step': every step needs the parameters. "
             "Expected conditioning='trajectory' or 'auto', or release=None"
         )
-    return way if place is None else "trajectory", Weights(place)
+    return way if place is None else "trajectory", Residence(place)
 
 
 def check_model(model: object) -> None:

@@ -104,12 +104,12 @@ def test_release_goes_on_without_weights_until_another_prompt(monkeypatch):
     run(case, denoiser)
     brought = len(loads)
     assert brought > 0
-    size = os.fstat(denoiser._weights._file.fileno()).st_size
+    size = os.fstat(denoiser.residence._file.fileno()).st_size
     run(case, denoiser)
     case.given["class_labels"] += 1
     run(case, denoiser)
     assert len(loads) == 2 * brought
-    assert os.fstat(denoiser._weights._file.fileno()).st_size == size  # written once
+    assert os.fstat(denoiser.residence._file.fileno()).st_size == size  # written once
 
 
 def test_release_leaves_the_model_alone():
@@ -248,7 +248,7 @@ def test_release_to_a_full_disk(monkeypatch):
     with pytest.raises(DqarError, match=r"cannot be written.*TMPDIR"):
         run(case, denoiser)
     monkeypatch.undo()
-    denoiser._weights._file = None
+    denoiser.residence._file = None
     run(case, denoiser)
 
 

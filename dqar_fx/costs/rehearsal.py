@@ -118,12 +118,12 @@ class Rehearsal(Denoiser):
 
     def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
         super().__init__(
-            denoiser.model, denoiser._builder, denoiser._options, denoiser._weights
+            denoiser.model, denoiser._builder, denoiser._options, denoiser.residence
         )
         self._clocks = TimedLowering(denoiser.program.lowering, device)
         self._rows = RowProgram.like(denoiser.program, self._clocks)
-        if denoiser._weights.place is not None:
-            self._rows.attach(denoiser._weights)
+        if denoiser.residence.place is not None:
+            self._rows.attach(denoiser.residence)
         self._on = device
 
     def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
