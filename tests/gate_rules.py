@@ -2,8 +2,8 @@
 
 import math
 
-from dqar_fx import Action
 from tests.calibrations import PATHS
+from tests.tables import texts_of
 
 
 def simulated(num_steps, num_sites, allows, max_age=None):
@@ -21,10 +21,6 @@ def simulated(num_steps, num_sites, allows, max_age=None):
                 kept = step
         texts.append("".join(letters))
     return texts
-
-
-def texts_of(table):
-    return ["".join(Action(a).letter for a in column) for column in table.actions.T]
 
 
 def check(schedule, allows, max_age=None, paths=PATHS):

@@ -1,4 +1,4 @@
-"""Branch tables from texts, and texts that keep the rules."""
+"""Branch tables from texts, their texts, and texts that keep the rules."""
 
 from hypothesis import strategies as st
 
@@ -11,6 +11,11 @@ def table_of(*columns, max_age=None):
     """A table of one text per site."""
     actions = [[NUMBER[letter] for letter in step] for step in zip(*columns, strict=True)]
     return BranchTable(actions, tuple(f"site_{i}" for i in range(len(columns))), max_age)
+
+
+def texts_of(table):
+    """One text per site."""
+    return ["".join(Action(a).letter for a in column) for column in table.actions.T]
 
 
 @st.composite

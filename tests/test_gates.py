@@ -16,7 +16,8 @@ from dqar_fx import (
     snr_gate,
 )
 from tests.calibrations import PATHS, SITES, STEPS, Levels, random_calibration, random_policy
-from tests.gate_rules import check, entropy_rule, policy_rule, snr_rule, texts_of
+from tests.gate_rules import check, entropy_rule, policy_rule, snr_rule
+from tests.tables import texts_of
 
 
 @pytest.mark.parametrize("max_age", [None, 2])

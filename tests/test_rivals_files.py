@@ -7,20 +7,15 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import dqar_fx
-from dqar_fx import Action, ScheduleError
 from dqar_fx.rivals import read_learning_to_cache, read_smoothcache
 from tests.models import make_dit
-
-FEW = settings(max_examples=60, deadline=None)
-
-
-def texts_of(table):
-    return ["".join(Action(a).letter for a in column) for column in table.actions.T]
+from tests.rivals import FEW, error_of
+from tests.tables import texts_of
 
 
 def bits_of(table):
@@ -30,12 +25,6 @@ def bits_of(table):
 
 def sites_of(blocks, parts=("attn1", "ff")):
     return [f"transformer_blocks.{i}.{part}" for i in range(blocks) for part in parts]
-
-
-def error_of(make):
-    with pytest.raises(ScheduleError) as caught:
-        make()
-    return str(caught.value)
 
 
 # ---- SmoothCache ---------------------------------------------------------------------------
