@@ -11,7 +11,6 @@ from diffusers import ModelMixin
 from torch import nn
 
 from .capture import fork_model
-from .errors import DqarError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,19 +100,3 @@ class Face(nn.Module):
                 f"{type(self).__name__} has no method {name!r}; to change the model, "
                 "call its methods before dqar_fx.transform"
             ) from None
-
-    def _placement(self) -> list[tuple[torch.dtype, torch.device]]:
-        """Dtype and device of each parameter and buffer."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return [(tensor.dtype, tensor.device) for tensor in tensors]
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the parameters are the original's.
-
-        Raises:
-            DqarError: Always.
-        """
-        raise DqarError(
-            "a denoiser shares its parameters with the model it was made of. Load the state "
-            "into that model, then call denoiser.reset()"
-        )

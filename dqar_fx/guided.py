@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from .denoiser import Builder
     from .guidance import Guidance
     from .lowering import CompileOptions
     from .program import Program
+    from .programs import Builder
     from .release import Residence
     from .schedule import Schedule
     from .steps import Position
@@ -132,7 +132,7 @@ class GuidedDenoiser(Denoiser):
         self._refuse_other_model(schedule)
         guidance = self.guidance if guidance is None else guidance
         builder = self._builder.with_schedule(schedule).with_other(guidance.unconditional)
-        twin = GuidedDenoiser(self.model, builder, self._options, schedule, guidance)
+        twin = GuidedDenoiser(self.model, builder, self._programs.options, schedule, guidance)
         self._lend(twin, schedule)
         return twin
 
@@ -161,13 +161,13 @@ class GuidedDenoiser(Denoiser):
         """What the unconditional stream has for the signature of a conditional program."""
         if program not in self._others:
             known = self._others.items()
-            self._others = {p: other for p, other in known if p in self._programs.values()}
+            self._others = {p: other for p, other in known if p in self._programs}
             self._others[program] = Unconditional.of(program, self._schedule, self.guidance)
         return self._others[program]
 
     def captured_programs(self) -> list[Program]:
         """The program of each captured signature, then those of the unconditional stream."""
-        others = [self._beside(program).program for program in self._programs.values()]
+        others = [self._beside(program).program for program in self._programs]
         return [*super().captured_programs(), *others]
 
     def _split(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Halves:

@@ -10,6 +10,8 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.passes.hoist_conditioning import TIMESTEP_NAMES, find_latent
 
+from .errors import DqarError
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
@@ -67,3 +69,14 @@ def casts_of(leaves: Sequence[Any]) -> tuple[torch.dtype, ...]:
         for device in sorted(devices)
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     )
+
+
+def refuse_gradients(leaves: Sequence[Any]) -> None:
+    """Raise if a gradient is expected through the call."""
+    if torch.is_grad_enabled() and any(
+        isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves
+    ):
+        raise DqarError(
+            "an input requires a gradient, but a transformed denoiser is for inference only. "
+            "Detach the input, or call the original model"
+        )

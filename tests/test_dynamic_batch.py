@@ -68,7 +68,7 @@ def test_batches_share_the_graphs_of_one(name, order):
             assert len(denoiser.program.variants) == variants
     assert len(backend.graphs) == graphs
     assert not counters["graph_break"]
-    assert len(denoiser._batches.regions) == graphs
+    assert len(denoiser._programs.batches.regions) == graphs
 
 
 def test_any_batch_takes_the_graphs_that_one_batch_takes():
@@ -154,10 +154,10 @@ def test_a_copy_and_a_moved_denoiser_start_without_shared_regions():
     case = make_dit(2, layers=2)
     denoiser = transformed(case.model)
     denoiser(**case.inputs(0))
-    assert denoiser._batches.regions
-    assert not copy.deepcopy(denoiser)._batches.regions
+    assert denoiser._programs.batches.regions
+    assert not copy.deepcopy(denoiser)._programs.batches.regions
     denoiser.to(torch.float64)
-    assert not denoiser._batches.regions
+    assert not denoiser._programs.batches.regions
 
 
 class Picky(nn.Module):
@@ -233,7 +233,7 @@ def test_dynamic_false_goes_to_torch_compile():
     case = make_dit(layers=1)
     denoiser = transformed(case.model, compile={"dynamic": False})
     denoiser(**case.inputs(0))
-    assert not denoiser._batches.families
+    assert not denoiser._programs.batches.families
 
 
 def test_inductor_shares_its_kernels():

@@ -232,14 +232,14 @@ def test_denoiser_with_deeper_forecasts_of_one_stream_captures_once(case, monkey
 
 
 def test_denoiser_lets_go_of_both_streams_of_a_signature(case, monkeypatch):
-    monkeypatch.setattr(sys.modules["dqar_fx.denoiser"], "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(sys.modules["dqar_fx.programs"], "MAX_PROGRAMS", 2)
     denoiser = guided(case, "CRCR", None, "CRRR", batched=FIRST)
     inputs = case.inputs(0)
     for rows in (2, 4, 6):
         given = {name: v[:1].expand(rows, *v.shape[1:]) for name, v in inputs.items()}
         denoiser.prepare(**given)
     assert len(denoiser._programs) == 2
-    assert set(denoiser._others) == set(denoiser._programs.values())
+    assert set(denoiser._others) == set(denoiser._programs)
 
 
 # ---- wrong use -----------------------------------------------------------------------------

@@ -117,9 +117,8 @@ class Rehearsal(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
-        super().__init__(
-            denoiser.model, denoiser._builder, denoiser._options, denoiser.residence
-        )
+        builder, options = denoiser._programs.builder, denoiser._programs.options
+        super().__init__(denoiser.model, builder, options, denoiser.residence)
         self._clocks = TimedLowering(denoiser.program.lowering, device)
         self._rows = RowProgram.like(denoiser.program, self._clocks)
         if denoiser.residence.place is not None:
@@ -146,7 +145,7 @@ class Rehearsal(Denoiser):
     def _run_trajectory(self, rows: Sequence[Row]) -> Iterator[StepTimes]:
         inputs, roles = self._draw(self._rows.table.num_steps), self._rows.roles
         leaves = inputs.leaves
-        self._tracker.rulers.attached = inputs.timesteps
+        self._loop.tracker.rulers.attached = inputs.timesteps
         for step, row in enumerate(rows):
             leaves[roles.latent] = leaves[roles.latent].clone()
             if roles.timestep is not None and inputs.timesteps is not None:
