@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class DqarError(ValueError):
     """Base class: something in the user's model, schedule or call does not fit."""
@@ -25,3 +31,19 @@ class FormatError(DqarError):
 
 class StepError(DqarError):
     """The step of a call is unknown, or lies outside of the branch table."""
+
+
+@contextmanager
+def reading_json(name: str, kind: type) -> Iterator[None]:
+    """Whatever cannot be read inside is not what the ``to_json`` of that kind wrote.
+
+    Raises:
+        DqarError: Something cannot be read.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DqarError(
+            f"this is no {name} in JSON: {type(error).__name__}: {error}. Expected what "
+            f"{kind.__name__}.to_json() gives"
+        ) from error

@@ -14,7 +14,7 @@ import torch
 from tabulate import tabulate
 
 from .activations import Activations
-from .errors import DqarError
+from .errors import reading_json
 from .weights import ParameterBytes
 
 if TYPE_CHECKING:
@@ -159,13 +159,8 @@ class MemoryPlan:
         Raises:
             DqarError: It is something else.
         """
-        try:
+        with reading_json("memory plan", cls):
             return cls.from_dict(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DqarError(
-                f"this is no memory plan in JSON: {type(error).__name__}: {error}. Expected "
-                "what MemoryPlan.to_json() gives"
-            ) from error
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> MemoryPlan:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from tabulate import tabulate
 
-from dqar_fx.errors import DqarError
+from dqar_fx.errors import DqarError, reading_json
 from dqar_fx.memory import MemoryPlan, plan_memory
 
 from .kernels import KINDS
@@ -179,7 +179,7 @@ class Report:
         Raises:
             DqarError: It is something else.
         """
-        try:
+        with reading_json("report", cls):
             content = json.loads(text)
             rows = [
                 RowReport(
@@ -194,11 +194,6 @@ class Report:
             costs = {name: Cost(**content[name]) for name in names}
             memory = MemoryPlan.from_dict(content["memory"])
             return cls(**{**content, **costs, "rows": tuple(rows), "memory": memory})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DqarError(
-                f"this is no report in JSON: {type(error).__name__}: {error}. Expected what "
-                "Report.to_json() gives"
-            ) from error
 
     def __str__(self) -> str:
         shown = [format_row(row) for row in self.rows[:MAX_LINES]]

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.errors import DqarError
+from dqar_fx.errors import reading_json
 
 from .amounts import Amounts
 from .summary import describe_saved, list_modules
@@ -113,7 +113,7 @@ class GraphDiff:
         Raises:
             DqarError: It is something else.
         """
-        try:
+        with reading_json("graph diff", cls):
             content = json.loads(text)
             for name in CHANGES:
                 content[name] = {
@@ -124,11 +124,6 @@ class GraphDiff:
                 content[name] = Amounts(**content[name])
             saved = {path: Amounts(**each) for path, each in content["by_module"].items()}
             return cls(**{**content, "lines": tuple(content["lines"]), "by_module": saved})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DqarError(
-                f"this is no graph diff in JSON: {type(error).__name__}: {error}. Expected "
-                "what GraphDiff.to_json() gives"
-            ) from error
 
     def __str__(self) -> str:
         if not self:
