@@ -195,11 +195,12 @@ class Counting:
         For all steps at once where it is evaluated so.
         """
         liveness = self._liveness.for_rows(stream.table.rows)
-        total, is_any_ahead = Workload(), False
-        for k in range(len(self.plan.stages)):
-            total += self._count_stage(k, stream, liveness)
-            is_any_ahead |= self._is_ahead(k, stream, liveness)
-        if is_any_ahead:
+        aheads = [self._is_ahead(k, stream, liveness) for k in range(len(self.plan.stages))]
+        total = Workload()
+        for k, is_ahead in enumerate(aheads):
+            count = self._count_ahead if is_ahead else self._count_stage
+            total += count(k, stream, liveness)
+        if any(aheads):
             total += Workload(regions=Counter([ahead_key(stream.table.num_steps)]))
         return total.named("conditioning")
 
@@ -218,15 +219,17 @@ class Counting:
         fits = self._ahead.allows(stream.table.num_steps * stage.count_bytes(live))
         return self._ahead.is_wanted and reads_time and fits
 
+    def _count_ahead(self, k: int, stream: Stream, liveness: Liveness) -> Workload:
+        """A stage that is evaluated for all steps at once."""
+        gm, _, _ = narrow_stage(self.plan.stages[k].gm, liveness.of_table()[k])
+        kernels = find_kernels(gm.graph, self._modules, fused=False)
+        return Workload(kernels).scaled(stream.table.num_steps)
+
     def _count_stage(self, k: int, stream: Stream, liveness: Liveness) -> Workload:
+        """A stage that is evaluated at each step that reads it, or once."""
         stage, live = self.plan.stages[k], liveness.of_table()[k]
         if self._roles.timestep not in stage.leaves:
             return self._count_plan(restrict(stage, live), ())
-        if self._is_ahead(k, stream, liveness):
-            gm, _, _ = narrow_stage(stage.gm, live)
-            kernels = find_kernels(gm.graph, self._modules, fused=False)
-            num_steps = stream.table.num_steps
-            return Workload(kernels).scaled(num_steps)
         total = Workload()
         for row, steps in stream.rows():
             mine = self._count_plan(restrict(stage, liveness.needs(row).step[k]), ())
