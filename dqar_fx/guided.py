@@ -132,7 +132,9 @@ class GuidedDenoiser(Denoiser):
         self._refuse_other_model(schedule)
         guidance = self.guidance if guidance is None else guidance
         builder = self._builder.with_schedule(schedule).with_other(guidance.unconditional)
-        twin = GuidedDenoiser(self.model, builder, self._programs.options, schedule, guidance)
+        twin = GuidedDenoiser(
+            self.model, builder, self._programs.options, schedule, guidance, self._residence
+        )
         self._lend(twin, schedule)
         return twin
 
