@@ -27,7 +27,6 @@ from .repeats import Repeats, hide_frames
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-    from torch.export.exported_program import CallSpec
 
 
 logger = logging.getLogger(__name__)
@@ -73,9 +72,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
-            # a fork, so that moving the denoiser leaves this graph's parameters in place
             args, kwargs = separate((args, kwargs))
-            plain, call_spec = trace_repeats(model, args, kwargs) or trace(model, args, kwargs)
+            captured = trace_repeats(model, args, kwargs) or trace(model, args, kwargs)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise CaptureError(
@@ -85,19 +83,19 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             f"inputs {describe_inputs(model, args, kwargs)}. Try torch.export.export(model, "
             "args, kwargs, strict=False) on its own for the whole report"
         ) from error
-    ms, size = 1e3 * (perf_counter() - start), len(plain.graph.nodes)
+    ms, size = 1e3 * (perf_counter() - start), len(captured.gm.graph.nodes)
     logger.info("captured %s: %d nodes, %.0f ms", type(model).__name__, size, ms)
-    return Capture(plain, call_spec.in_spec, call_spec.out_spec)
+    return captured
 
 
 def trace_repeats(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[fx.GraphModule, CallSpec] | None:
+) -> Capture | None:
     """The same as `trace`, with repeated blocks traced once; None where that cannot be."""
     own = fork_model(model)
-    if not Repeats.watch(own):
-        return None
     try:
+        if not Repeats.watch(own):
+            return None
         exported = torch.export.export(own, args, kwargs, strict=False)
         refuse_writes(exported)
         gm = flatten(exported)
@@ -106,17 +104,17 @@ def trace_repeats(
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
         return None
-    return gm, exported.call_spec
+    return Capture(gm, exported.call_spec.in_spec, exported.call_spec.out_spec)
 
 
-def trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[fx.GraphModule, CallSpec]:
-    """A graph of flat inputs and outputs, and how these are made of a call's."""
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+    """All of a model as a graph."""
+    # a fork, so that moving the denoiser leaves this graph's parameters in place
     exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
     exported = without_mutation(exported)
     refuse_state(exported)
-    return flatten(exported), exported.call_spec
+    spec = exported.call_spec
+    return Capture(flatten(exported), spec.in_spec, spec.out_spec)
 
 
 def flatten(exported: ExportedProgram) -> fx.GraphModule:

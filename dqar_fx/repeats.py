@@ -7,116 +7,197 @@ Most of the time of a capture goes to blocks that differ in their parameters alo
 
 from __future__ import annotations
 
+import functools
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from dqar_fx.passes.expand_repeats import AGAIN, BEGIN, END, CannotExpand, mark
+from dqar_fx.passes.expand_repeats import (
+    AGAIN,
+    BEGIN,
+    END,
+    CannotExpand,
+    mark,
+    rename,
+)
 
-from .twins import SAME_AS, Likeness, describe, find_twins, layout_of
+from .twins import STANDS_IN, Likeness, describe, find_twins, layout_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-    from torch import fx, nn
+    from torch import fx
 
-PLAIN = (type(None), bool, int, float, str)
+CONSTANT = (type(None), bool, int, float, str)
 """What a block may return beside tensors."""
 OWN_FRAMES = re.compile(rf'  File "{re.escape(__file__)}", line .*\n(?:    .*\n)?')
 
 
 @dataclass(frozen=True)
+class Call:
+    """What a block is called with.
+
+    Attributes:
+        leaves: Of its arguments.
+        spec: How they become ``(args, kwargs)``.
+        given: The tensors among them, each once.
+        key: What is equal for two calls that compute the same.
+    """
+
+    leaves: Sequence[Any]
+    spec: pytree.TreeSpec
+    given: list[torch.Tensor]
+    key: Hashable
+
+    @classmethod
+    def of(cls, path: str, block: nn.Module, arguments: Any) -> Call:
+        """Describe a call; the block as it is now, which its caller may have changed."""
+        leaves, spec = pytree.tree_flatten(arguments)
+        given = distinct_tensors(leaves)
+        owner = path.rpartition(".")[0]
+        # to a spec, keys 1 and True are equal
+        kind = owner, describe(block), spec, str(spec)
+        return cls(leaves, spec, given, (*kind, describe_call(leaves, given)))
+
+
+@dataclass(frozen=True)
 class First:
-    """What the first call of its kind returned.
+    """The first call of its kind.
 
     Attributes:
         number: Of the call.
-        outputs: Its leaves.
+        path: Of the block.
+        given: The tensors that it was given.
+        outputs: The leaves of what it returned.
         spec: How they become what it returned.
     """
 
     number: int
+    path: str
+    given: Sequence[torch.Tensor]
     outputs: Sequence[Any]
     spec: pytree.TreeSpec
 
+    def stand_in(self, given: list[torch.Tensor], path: str) -> Any:
+        """What a twin returns that does not run."""
+        made = others(self.outputs, self.given)
+        results = mark(given, made, AGAIN, self.number, path)
+        outputs = exchange(self.outputs, [*made, *self.given], [*results, *given])
+        return pytree.tree_unflatten(outputs, self.spec)
 
-@dataclass
+
+@dataclass(frozen=True)
 class Repeats:
     """The repeated blocks of one model while it is traced.
 
     Attributes:
-        firsts: First calls, by what was called and with what; None while one is running.
+        tensors: Which tensor each path of the model's parameters and buffers names.
+        firsts: First calls, by what was called and with what.
         called: Paths of blocks that were called.
     """
 
-    firsts: dict[Hashable, First | None] = field(default_factory=dict)
+    tensors: Mapping[str, int]
+    firsts: dict[Hashable, First] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
 
     @classmethod
-    def watch(cls, model: nn.Module) -> int:
-        """Let twins of a model stand in for each other from now on; how many there are.
-
-        The model is changed.
-        """
-        repeats = cls()
+    def watch(cls, model: nn.Module) -> bool:
+        """Let twins of a model, which is changed, stand in for each other; False for none."""
+        repeats = cls(name_tensors(model))
+        paths = Counter(id(each) for _, each in model.named_modules(remove_duplicate=False))
         blocks = {path: model.get_submodule(path) for path in find_twins(model)}
-        # a forward of its own would come before the class's
         watched = {
-            path: block for path, block in blocks.items() if "forward" not in vars(block)
+            path: block
+            for path, block in blocks.items()
+            # of a module that has several paths, export finds the one by who calls it
+            if all(paths[id(each)] == 1 for each in block.modules())
         }
         for path, block in watched.items():
-            block.__class__ = repeats.mediate(block, path)
-        return len(watched)
+            block.forward = repeats.mediate(block, path)
+        return bool(watched)
 
-    def mediate(self, block: nn.Module, path: str) -> type[nn.Module]:
-        """A subclass, under the same name, whose forward asks here first."""
-        kind = type(block)
+    def mediate(self, block: nn.Module, path: str) -> Callable[..., Any]:
+        """A forward that asks here before it runs the block's own."""
+        run = block.forward
 
-        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        @functools.wraps(run)
+        def forward(*args: Any, **kwargs: Any) -> Any:
             if path in self.called:
                 raise CannotExpand(f"{path} is called twice")
             self.called.add(path)
-            leaves, spec = pytree.tree_flatten((args, kwargs))
-            given = distinct_tensors(leaves)
-            # as it is now: what calls it may have set something
-            key = path.rpartition(".")[0], describe(block), spec, describe_call(leaves, given)
-            first = self.firsts.get(key)
+            call = Call.of(path, block, (args, kwargs))
+            if not call.given or not all(map(is_ordinary, call.given)):
+                return run(*args, **kwargs)
+            first = self.firsts.get(call.key)
             if first is not None:
-                return stand_in(first, given, path)
-            if key in self.firsts or not given:  # inside of the first, or on its own
-                return kind.forward(module, *args, **kwargs)
-            number, self.firsts[key] = len(self.firsts), None
-            inner = exchange(leaves, given, mark(given, given, BEGIN, number, path))
-            args, kwargs = pytree.tree_unflatten(inner, spec)
-            first = close(kind.forward(module, *args, **kwargs), number, path)
-            self.firsts[key] = first
+                self.refuse_other_names(first.path, path)
+                return first.stand_in(call.given, path)
+            first = self.firsts[call.key] = self.run_first(run, call, block, path)
             return pytree.tree_unflatten(first.outputs, first.spec)
 
-        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        return type(kind.__name__, (kind,), {"forward": forward, SAME_AS: kind, **names})
+        setattr(forward, STANDS_IN, True)
+        return forward
+
+    def run_first(
+        self, run: Callable[..., Any], call: Call, block: nn.Module, path: str
+    ) -> First:
+        """Run a block between marks.
+
+        Raises:
+            CannotExpand: It changes something or returns something that has to be its own.
+        """
+        number = len(self.called)
+        inside = mark(call.given, call.given, BEGIN, number, path)
+        args, kwargs = pytree.tree_unflatten(
+            exchange(call.leaves, call.given, inside), call.spec
+        )
+        outputs, spec = pytree.tree_flatten(run(*args, **kwargs))
+        after = Call.of(path, block, (args, kwargs))
+        if after.key != call.key or [*map(id, after.given)] != [*map(id, inside)]:
+            raise CannotExpand(f"{path} changes what it holds or is given")
+        outputs = exchange(outputs, inside, call.given)  # what it hands through is the same
+        made = others(outputs, call.given)
+        plain = all(isinstance(each, (torch.Tensor, *CONSTANT)) for each in outputs)
+        if not made or not plain or not all(map(is_ordinary, made)):
+            raise CannotExpand(f"{path} returns more than tensors that it computes")
+        outputs = exchange(outputs, made, mark(made, made, END, number, path))
+        return First(number, path, call.given, outputs, spec)
+
+    def refuse_other_names(self, first: str, twin: str) -> None:
+        """Raise if a tensor has names of which a twin's do not all name one tensor.
+
+        A graph has one of the names of each, whichever came first.
+        """
+        own = {name for name in self.tensors if name.startswith(f"{first}.")}
+        inside = {self.tensors[name] for name in own}
+        theirs: dict[int, int | None] = {}
+        for name, tensor in self.tensors.items():
+            if tensor in inside:
+                other = self.tensors.get(rename(name, first, twin))
+                if theirs.setdefault(tensor, other) != other:
+                    raise CannotExpand(f"{name} is not the only name of its tensor")
 
 
-def stand_in(first: First, given: list[torch.Tensor], path: str) -> Any:
-    """What a twin returns that does not run."""
-    like = distinct_tensors(first.outputs)
-    results = mark(given, like, AGAIN, first.number, path)
-    return pytree.tree_unflatten(exchange(first.outputs, like, results), first.spec)
+def name_tensors(model: nn.Module) -> dict[str, int]:
+    """Which tensor each path names; a tensor may have several."""
+    named = (model.named_parameters, model.named_buffers)
+    return {name: id(each) for of in named for name, each in of(remove_duplicate=False)}
 
 
-def close(returned: object, number: int, path: str) -> First:
-    """Put the mark behind the first call of its kind.
+def is_ordinary(tensor: torch.Tensor) -> bool:
+    """Whether a mark's result is like it: no parameter, nothing put off."""
+    return not (isinstance(tensor, nn.Parameter) or tensor.is_conj() or tensor.is_neg())
 
-    Raises:
-        CannotExpand: It returned something that another call may return otherwise.
-    """
-    outputs, spec = pytree.tree_flatten(returned)
-    made = distinct_tensors(outputs)
-    if not made or not all(isinstance(each, (torch.Tensor, *PLAIN)) for each in outputs):
-        raise CannotExpand(f"{path} returns more than tensors")
-    return First(number, exchange(outputs, made, mark(made, made, END, number, path)), spec)
+
+def others(leaves: Iterable[Any], known: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors among some leaves that are none of some known ones, each once."""
+    numbers = {id(each) for each in known}
+    return [each for each in distinct_tensors(leaves) if id(each) not in numbers]
 
 
 def distinct_tensors(leaves: Iterable[Any]) -> list[torch.Tensor]:

@@ -2,15 +2,15 @@
 
 Two modules are twins if they have the same class and everything they hold is equal, down to
 the last inner module: numbers, texts, settings. Of parameters and buffers the metadata counts,
-not the values; of what cannot be compared, such as a function, a hook or a tensor that is no
-buffer, only the same object is equal. So a block that knows its own number, or the last one,
-which leaves something out, has no twin.
+not the values; of what cannot be compared, such as a function, a hook, a tensor that is no
+buffer or a module that is no part, only the same object is equal. So a block that knows its
+own number, or the last one, which leaves something out, has no twin.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device}
+COMPARED = {type(None), bool, int, str, bytes, torch.dtype, torch.device}
 """Types whose values are compared with ``==``."""
 REGISTERED = ("_parameters", "_buffers")
 """Attributes of a module with tensors that a graph reads by their path."""
-SAME_AS = "_twin_class"
-"""Attribute of a class that counts as another one."""
+STANDS_IN = "_dqar_fx_stands_in"
+"""Attribute of a function that counts as the forward that it was put before."""
 
 
 def find_twins(model: nn.Module) -> list[str]:
@@ -40,13 +40,13 @@ def find_twins(model: nn.Module) -> list[str]:
 
 def describe(module: nn.Module) -> Hashable:
     """What a module has in common with its twins."""
-    return Likeness().of_value(module)
+    return Likeness().of_module(module)
 
 
 def layout_of(tensor: torch.Tensor) -> Hashable:
     """All about a tensor but its values."""
-    layout = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
-    return *layout, tensor.requires_grad
+    layout = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+    return *layout, tensor.dtype, tensor.device, tensor.requires_grad
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +80,34 @@ class Likeness:
     def of_value(self, value: object) -> Hashable:
         """The description of anything."""
         kind = type(value)
-        if kind in PLAIN or isinstance(value, enum.Enum):
+        if kind in COMPARED:
             return kind, value
-        if isinstance(value, dict) and not value:
-            return class_of(value)  # most of what a module holds
-        return self._meet(value) or (class_of(value), *self._of_parts(value))
+        if kind in (float, complex):
+            return kind, repr(value)  # 0.0 equals -0.0
+        if isinstance(value, enum.Enum):
+            return kind, value.name
+        if kind in (dict, OrderedDict) and not value:
+            return kind  # most of what a module holds
+        known = self._meet(value)
+        if known is None and isinstance(value, nn.Module):
+            return Itself(value)  # its parameters have other paths than a part's
+        return known or (kind, *self._of_parts(value))
+
+    def of_module(self, module: nn.Module) -> Hashable:
+        """The description of a module that is described or part of one."""
+        held = (
+            (name, self._of_held(name, value))
+            for name, value in vars(module).items()
+            if not (name == "forward" and hasattr(value, STANDS_IN))
+        )
+        return self._meet(module) or (type(module), *held)
+
+    def _of_held(self, name: str, value: Any) -> Hashable:
+        if name in REGISTERED:
+            return self._of_tensors(value)
+        if name == "_modules":
+            return tuple((n, m is not None and self.of_module(m)) for n, m in value.items())
+        return self.of_value(value)
 
     def _meet(self, value: object) -> Hashable:
         """When it was met first; None if now."""
@@ -95,14 +118,9 @@ class Likeness:
         return None
 
     def _of_parts(self, value: Any) -> tuple[Hashable, ...]:
-        if isinstance(value, nn.Module):
-            return tuple(
-                (name, self._of_tensors(held) if name in REGISTERED else self.of_value(held))
-                for name, held in vars(value).items()
-            )
-        if isinstance(value, dict):
+        if type(value) is dict:
             return tuple((self.of_value(k), self.of_value(v)) for k, v in value.items())
-        if isinstance(value, (list, tuple)):
+        if type(value) in (list, tuple):
             return tuple(map(self.of_value, value))
         parts = take_apart(value)
         return (Itself(value),) if parts is None else tuple(map(self.of_value, parts))
@@ -112,12 +130,6 @@ class Likeness:
             (name, tensor is not None and (self._meet(tensor) or layout_of(tensor)))
             for name, tensor in tensors.items()
         )
-
-
-def class_of(value: object) -> type:
-    """The class of a value, or the one that it counts as."""
-    kind = type(value)
-    return vars(kind).get(SAME_AS, kind)
 
 
 def take_apart(value: object) -> tuple[object, ...] | None:

@@ -7,14 +7,14 @@ not run: a mark stands in for it, with results of the same layout. This pass put
 between the marks in its place, with the twin's inputs, parameters and module paths, and takes
 all marks out::
 
-    x_ = mark([x], "begin", 0)                    y = linear(x, blocks.0.weight)
+    x_ = mark([x], [x], "begin", 0)               y = linear(x, blocks.0.weight)
     y = linear(x_[0], blocks.0.weight)       ->   z = linear(y, blocks.1.weight)
-    y_ = mark([y], "end", 0)
-    z = mark([y_[0]], "again", 0, "blocks.1")
+    y_ = mark([y], [y], "end", 0)
+    z = mark([y_[0]], [y_[0]], "again", 0, "blocks.1")
 
-The graph is the one that tracing all blocks gives, down to names and source lines. Where that
-is not certain, `CannotExpand` is raised and nothing is changed: a block that reads a value
-which is no input of it, a part of a twin that is called from elsewhere. Requires a graph in
+`CannotExpand` is raised, and nothing is changed, where a value gets in or out of a block past
+its marks, where a block has graphs of its own or is in one, and where a part of a twin is
+called from elsewhere. Source lines of copies are those of the first block. Requires a graph in
 which no operator writes to a tensor.
 """
 
@@ -23,35 +23,44 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
 
-from .graphs import copy_meta, module_stack
+from .graphs import copy_meta, module_path, module_stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 BEGIN, END, AGAIN = "begin", "end", "again"
+Stack = dict[str, tuple[str, str]]
+"""Modules from the root down: path and class, by a key for each call."""
 NUMBER = re.compile(r"_\d+$")
 
 torch.library.define(
     "dqar_fx::mark",
-    "(Tensor[] given, Tensor[] like, str role, int first, str path) -> Tensor[]",
+    "(Tensor[] given, Tensor[] like, str role, int number, str path) -> Tensor[]",
 )
 
 
-@torch.library.register_fake("dqar_fx::mark")
 def fake_mark(
-    given: list[torch.Tensor], like: list[torch.Tensor], role: str, first: int, path: str
+    given: list[torch.Tensor], like: list[torch.Tensor], role: str, number: int, path: str
 ) -> list[torch.Tensor]:
     """New tensors of the layouts of ``like``; ``given`` only says what they come from."""
-    return [
-        torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in like
-    ]
+    return [new_like(each) for each in like]
 
 
+def new_like(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape, strides and offset, in a storage of its own."""
+    offset = tensor.storage_offset()
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    size = offset + 1 + sum((size - 1) * stride for size, stride in pairs if size)
+    storage = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+    return storage.as_strided(tensor.shape, tensor.stride(), offset)
+
+
+torch.library.register_fake("dqar_fx::mark", fake_mark)
 MARK = torch.ops.dqar_fx.mark.default
 
 
@@ -60,28 +69,64 @@ class CannotExpand(Exception):
 
 
 def mark(
-    given: list[torch.Tensor], like: list[torch.Tensor], role: str, first: int, path: str
+    given: list[torch.Tensor], like: list[torch.Tensor], role: str, number: int, path: str
 ) -> list[torch.Tensor]:
     """Put a mark into the graph; its results."""
-    return list(MARK(given, like, role, first, path))
+    return list(MARK(given, like, role, number, path))
 
 
 def expand_repeats(gm: fx.GraphModule) -> int:
     """Put the nodes of the first block where a mark stands in for a twin.
 
     Returns:
-        How many blocks were copied.
+        How many marks were taken out.
 
     Raises:
         CannotExpand: The graph is not certain to be that of all blocks traced.
     """
-    marks = [node for node in gm.graph.nodes if node.target is MARK]
+    inner = (each for each in gm.modules() if each is not gm)
+    if any(isinstance(each, fx.GraphModule) and find_marks(each.graph) for each in inner):
+        raise CannotExpand("a block is called in a graph inside of the graph")
+    marks = find_marks(gm.graph)
     if not marks:
         return 0
-    expansion = Expansion.of(gm.graph, marks)
+    expansion = Expansion(find_regions(gm.graph, marks), stood_in(marks))
     expansion.emit(list(gm.graph.nodes), expansion.copies, ())
     gm.graph = expansion.graph
-    return len(expansion.stood_in)
+    return len(marks)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a mark says.
+
+    Attributes:
+        given: Values that it reads.
+        role: `BEGIN`, `END` or `AGAIN`.
+        number: Of the first call that it belongs to.
+        path: Of the block that is called.
+    """
+
+    given: list[fx.Node]
+    role: str
+    number: int
+    path: str
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Mark:
+        """Read a node."""
+        given, _, role, number, path = cast("Any", node.args)
+        return cls(given, role, number, path)
+
+
+def find_marks(graph: fx.Graph) -> list[fx.Node]:
+    """The marks of a graph, in order."""
+    return list(graph.find_nodes(op="call_function", target=MARK))
+
+
+def stood_in(marks: Iterable[fx.Node]) -> frozenset[str]:
+    """Paths of the blocks that marks stand in for."""
+    return frozenset(mark.path for mark in map(Mark.of, marks) if mark.role == AGAIN)
 
 
 @dataclass(frozen=True)
@@ -101,7 +146,60 @@ class Region:
     @property
     def path(self) -> str:
         """Of the block."""
-        return str(self.begin.args[4])
+        return Mark.of(self.begin).path
+
+    def refuse_leaks(self) -> None:
+        """Raise for a graph in the block, and for a value that is read past the mark."""
+        inside = {*self.body, self.end}
+        for node in self.body:
+            if node.op != "call_function":
+                raise CannotExpand(f"{self.path} has a graph of its own, %{node.name}")
+            if not inside.issuperset(node.users):
+                raise CannotExpand(f"%{node.name} of {self.path} is read past its result")
+
+
+def find_regions(graph: fx.Graph, marks: Sequence[fx.Node]) -> dict[int, Region]:
+    """The regions of a graph, by number.
+
+    Raises:
+        CannotExpand: A mark lacks its other half, or a value leaves a region past it.
+    """
+    nodes = list(graph.nodes)
+    place = {node: i for i, node in enumerate(nodes)}
+    halves = {(mark.role, mark.number): node for node in marks for mark in [Mark.of(node)]}
+    regions = {}
+    for number in {mark.number for mark in map(Mark.of, marks)}:
+        if (BEGIN, number) not in halves or (END, number) not in halves:
+            raise CannotExpand(f"a mark of call {number} is missing")
+        begin, end = halves[BEGIN, number], halves[END, number]
+        regions[number] = Region(begin, nodes[place[begin] + 1 : place[end]], end)
+        regions[number].refuse_leaks()
+    return regions
+
+
+@dataclass(frozen=True)
+class Twin:
+    """In whose name a region is written again.
+
+    Attributes:
+        first: Path of the block that the region is of.
+        path: Of the twin.
+        above: Record of the modules around the twin, from the root down.
+    """
+
+    first: str
+    path: str
+    above: Stack
+
+    def stack(self, stack: Stack) -> Stack:
+        """A record of modules in the first block, as one in the twin."""
+        own, inside = dict(self.above), False
+        for key, (path, kind) in stack.items():
+            inside = inside or path == self.first
+            if inside:
+                renamed = rename(path, self.first, self.path)
+                own[key.replace(path, renamed, 1)] = (renamed, kind)
+        return own
 
 
 @dataclass(frozen=True)
@@ -110,7 +208,7 @@ class Expansion:
 
     Attributes:
         regions: By number of the first call.
-        stood_in: Paths of blocks that calls stand for.
+        stood_in: Paths of blocks that marks stand in for.
         graph: What is written.
         copies: Its nodes, by those of the given graph outside of regions that are repeated.
         parameters: Its parameters, buffers and constants, by path.
@@ -122,92 +220,74 @@ class Expansion:
     copies: dict[fx.Node, fx.Node] = field(default_factory=dict)
     parameters: dict[str, fx.Node] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, graph: fx.Graph, marks: Sequence[fx.Node]) -> Expansion:
-        """Find the regions."""
-        nodes = list(graph.nodes)
-        place = {node: i for i, node in enumerate(nodes)}
-        by_role = {(m.args[2], m.args[3]): m for m in marks if m.args[2] != AGAIN}
-        regions = {}
-        for (role, number), end in by_role.items():
-            if role == END:
-                begin = by_role[BEGIN, number]
-                body = nodes[place[begin] + 1 : place[end]]
-                regions[int(number)] = Region(begin, body, end)
-        return cls(regions, frozenset(str(m.args[4]) for m in marks if m.args[2] == AGAIN))
-
     def emit(
-        self,
-        nodes: Iterable[fx.Node],
-        copies: dict[fx.Node, fx.Node],
-        renames: Sequence[tuple[str, str]],
+        self, nodes: Iterable[fx.Node], copies: dict[fx.Node, fx.Node], twins: Sequence[Twin]
     ) -> None:
         """Write nodes.
 
         Args:
             nodes: Of the graph with marks.
             copies: What has been written of them; more is added.
-            renames: Paths and those to write in their place, innermost first.
+            twins: In whose name, innermost first.
         """
         for node in nodes:
             if node.target is MARK:
-                self.emit_mark(node, copies, renames)
+                self.emit_mark(node, copies, twins)
             elif not is_item_of_mark(node):
-                self.emit_copy(node, copies, renames)
+                self.emit_copy(node, copies, twins)
 
     def emit_mark(
-        self,
-        node: fx.Node,
-        copies: dict[fx.Node, fx.Node],
-        renames: Sequence[tuple[str, str]],
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[Twin]
     ) -> None:
         """Write what a mark stands for: nothing, or a region; let its items be the values."""
-        given: Any = node.args[0]
-        values = [self.find(source, copies, renames) for source in given]
-        if node.args[2] == AGAIN:
-            region = self.regions[int(node.args[3])]  # type: ignore[arg-type]  # an int
+        mark = Mark.of(node)
+        values = [self.find(source, copies, twins) for source in mark.given]
+        if mark.role == AGAIN:
+            region = self.regions[mark.number]
             inner = items_of(region.begin, values)
-            self.emit(region.body, inner, [(region.path, str(node.args[4])), *renames])
-            returned: Any = region.end.args[0]
-            values = [self.find(output, inner, renames) for output in returned]
+            within = [Twin(region.path, mark.path, above(node, mark.path)), *twins]
+            self.emit(region.body, inner, within)
+            values = [self.find(each, inner, within) for each in Mark.of(region.end).given]
         copies.update(items_of(node, values))
 
     def emit_copy(
-        self,
-        node: fx.Node,
-        copies: dict[fx.Node, fx.Node],
-        renames: Sequence[tuple[str, str]],
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[Twin]
     ) -> None:
         """Write one node."""
-        stack = node.meta.get("nn_module_stack")
         if any(is_part(path, self.stood_in) for _, path in module_stack(node)):
-            raise CannotExpand(f"{module_stack(node)[-1][1]} is called apart from its block")
+            raise CannotExpand(f"{module_path(node)} is called apart from its block")
         args, kwargs = fx.map_arg(
-            (node.args, node.kwargs), lambda n: self.find(n, copies, renames)
+            (node.args, node.kwargs), lambda n: self.find(n, copies, twins)
         )
         # numbers anew: names must not tell where there was a mark
         name = NUMBER.sub("", node.name) if node.op == "call_function" else node.name
         copy = self.graph.create_node(node.op, node.target, args, kwargs, name)
         copy.meta = copy_meta(node)
-        if stack is not None and renames:
-            copy.meta["nn_module_stack"] = rename_stack(stack, renames)
+        for twin in twins:
+            copy.meta["nn_module_stack"] = twin.stack(copy.meta["nn_module_stack"])
         if node.op == "get_attr":
             self.parameters[str(node.target)] = copy
         copies[node] = copy
 
     def find(
-        self,
-        node: fx.Node,
-        copies: dict[fx.Node, fx.Node],
-        renames: Sequence[tuple[str, str]],
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[Twin]
     ) -> fx.Node:
         """What was written of a node; of a parameter, the twin's."""
         if node in copies:
             return copies[node]
-        own = self.parameters.get(rename(str(node.target), renames))
-        if node.op != "get_attr" or own is None:
+        path = str(node.target)
+        for twin in twins:
+            path = rename(path, twin.first, twin.path)
+        if node.op != "get_attr" or path not in self.parameters:
             raise CannotExpand(f"%{node.name} is read in a block and no input of it")
-        return own
+        return self.parameters[path]
+
+
+def above(mark: fx.Node, path: str) -> Stack:
+    """The record of the modules around a block that a mark stands in for."""
+    stack: Stack = mark.meta["nn_module_stack"]
+    names = [each for each, _ in stack.values()]
+    return dict(list(stack.items())[: names.index(path)])
 
 
 def is_item_of_mark(node: fx.Node) -> bool:
@@ -227,20 +307,7 @@ def is_part(path: str, blocks: frozenset[str]) -> bool:
     return any(".".join(names[:n]) in blocks for n in range(1, 1 + len(names)))
 
 
-def rename(path: str, renames: Iterable[tuple[str, str]]) -> str:
-    """A path inside of a block, as one inside of its twin."""
-    for old, new in renames:
-        if path == old or path.startswith(f"{old}."):
-            path = new + path[len(old) :]
-    return path
-
-
-def rename_stack(
-    stack: dict[str, tuple[str, str]], renames: Sequence[tuple[str, str]]
-) -> dict[str, tuple[str, str]]:
-    """A record of modules, from the root down, with those of the twin."""
-    renamed = {}
-    for key, (path, kind) in stack.items():
-        own = rename(path, renames)
-        renamed[key.replace(path, own, 1) if path else key] = (own, kind)
-    return renamed
+def rename(path: str, old: str, new: str) -> str:
+    """A path inside of a block as one inside of another; others as they are."""
+    is_inside = path == old or path.startswith(f"{old}.")
+    return new + path[len(old) :] if is_inside else path

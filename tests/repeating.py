@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from dqar_fx import capture as capturing
 
@@ -37,15 +40,20 @@ def describe(value: Any) -> Any:
 
 
 def compare(model: nn.Module, args=(), kwargs=None) -> fx.GraphModule | None:
-    """Check a graph of repeats against that of all blocks; it, or None where there is none."""
+    """Check a graph of repeats against that of all blocks, and its values; None for none."""
     kwargs = kwargs or {}
-    with torch.no_grad():
-        expected, _ = capturing.trace(model, args, kwargs)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of export's, as capture does
+        expected = capturing.trace(model, args, kwargs).gm
         found = capturing.trace_repeats(model, args, kwargs)
+        wanted = pytree.tree_leaves(copy.deepcopy(model)(*args, **kwargs))
     if found is None:
         return None
-    assert everything(found[0]) == everything(expected)
-    return found[0]
+    gm = found.gm
+    assert everything(gm) == everything(expected)
+    made = gm(*pytree.tree_leaves((args, kwargs)))
+    assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
+    return gm
 
 
 class Step(nn.Module):

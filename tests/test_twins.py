@@ -1,7 +1,9 @@
 """Which modules of a model compute the same, each with its own parameters."""
 
 import copy
+import enum
 import functools
+from collections import defaultdict
 
 import pytest
 import torch
@@ -42,6 +44,20 @@ class Cyclic:
         self.own = self
 
 
+class Named(list):
+    def __init__(self, values, gain):
+        super().__init__(values)
+        self.gain = gain
+
+
+class Mode(enum.Enum):
+    FAST = 1
+    SLOW = 2
+
+    def __eq__(self, other):  # and no hash
+        return self is other
+
+
 def function():
     return None
 
@@ -72,6 +88,7 @@ def test_find_twins_looks_in_each_list_alone():
         lambda: {"function": function, "kind": Processor, "seen": {1, 2}},
         lambda: {"cycle": Cyclic()},
         lambda: {"dtype": torch.float32, "device": torch.device("cpu")},
+        lambda: {"mode": Mode.FAST, "kinds": defaultdict(int, a=1), "named": Named([1], 2)},
     ],
 )
 def test_modules_that_hold_equal_things_are_twins(make):
@@ -103,6 +120,11 @@ def test_values_of_parameters_do_not_count():
         ({"table": torch.ones(2)}, {"table": torch.ones(2)}),  # a constant of the graph
         ({"seed": torch.Generator()}, {"seed": torch.Generator()}),
         ({"cycle": Cyclic()}, {"cycle": Processor()}),
+        ({"zero": 0.0}, {"zero": -0.0}),
+        ({"kinds": Named([1], 2)}, {"kinds": Named([1], 3)}),
+        ({"kinds": defaultdict(int)}, {"kinds": defaultdict(float)}),
+        ({"outer": [nn.ReLU()]}, {"outer": [nn.ReLU()]}),  # a module that is no part
+        ({"mode": Mode.FAST}, {"mode": Mode.SLOW}),
         ({}, {"index": 0}),
     ],
 )
