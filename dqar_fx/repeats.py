@@ -11,6 +11,7 @@ import functools
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -173,14 +174,19 @@ class Repeats:
 
         A graph has one of the names of each, whichever came first.
         """
-        own = {name for name in self.tensors if name.startswith(f"{first}.")}
-        inside = {self.tensors[name] for name in own}
-        theirs: dict[int, int | None] = {}
+        for names in self.ties:
+            if any(name.startswith(f"{first}.") for name in names):
+                theirs = {self.tensors.get(rename(name, first, twin)) for name in names}
+                if len(theirs) > 1:
+                    raise CannotExpand(f"{', '.join(names)} are one tensor")
+
+    @cached_property
+    def ties(self) -> list[list[str]]:
+        """Names of each tensor that has several."""
+        names: dict[int, list[str]] = {}
         for name, tensor in self.tensors.items():
-            if tensor in inside:
-                other = self.tensors.get(rename(name, first, twin))
-                if theirs.setdefault(tensor, other) != other:
-                    raise CannotExpand(f"{name} is not the only name of its tensor")
+            names.setdefault(tensor, []).append(name)
+        return [each for each in names.values() if len(each) > 1]
 
 
 def name_tensors(model: nn.Module) -> dict[str, int]:
