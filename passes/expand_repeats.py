@@ -248,6 +248,8 @@ class Expansion:
             within = [Twin(region.path, mark.path, above(node, mark.path)), *twins]
             self.emit(region.body, inner, within)
             values = [self.find(each, inner, within) for each in Mark.of(region.end).given]
+            for value in values:  # tracing tells values apart by what stands for them
+                value.meta["val"] = value.meta["val"].detach()
         copies.update(items_of(node, values))
 
     def emit_copy(

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+from dqar_fx.passes.graphs import module_stack
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -33,6 +34,12 @@ def everything(gm: fx.GraphModule) -> list[tuple[Any, ...]]:
     ]
 
 
+def is_read_elsewhere(node: fx.Node) -> bool:
+    """Whether a module reads it that is not within the one that it is of, below the root."""
+    own = [path for _, path in module_stack(node)][:2]
+    return any([path for _, path in module_stack(user)][:2] != own for user in node.users)
+
+
 def describe(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.stride(), value.dtype, value.device
@@ -51,6 +58,8 @@ def compare(model: nn.Module, args=(), kwargs=None) -> fx.GraphModule | None:
         return None
     gm = found.gm
     assert everything(gm) == everything(expected)
+    crossing = [node.meta["val"] for node in gm.graph.nodes if is_read_elsewhere(node)]
+    assert len({id(each) for each in crossing}) == len(crossing)
     made = gm(*pytree.tree_leaves((args, kwargs)))
     assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
     return gm

@@ -197,7 +197,7 @@ def family(case):
 
 
 @pytest.mark.filterwarnings("ignore:step")
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     way=st.sampled_from(["step", "trajectory", "compiled"]),
     texts=st.lists(st.text("CR", min_size=5, max_size=5), min_size=LAYERS, max_size=LAYERS),
