@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from .batches import Batches
 from .errors import DqarError
+from .garbage import no_collection
 from .inputs import signature_of
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Programs:
         self._latest = self._known[key]
         return self._latest
 
+    @no_collection()
     def _build(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """A program for these inputs."""
         self._residence.bring_back()

@@ -32,7 +32,6 @@ from .denoiser import Denoiser
 from .dumps import open_dump
 from .errors import CaptureError, FormatError, ScheduleError, SiteError
 from .explanation import Explanation
-from .garbage import no_collection
 from .guidance import Guidance
 from .guided import GuidedDenoiser
 from .lowering import CompileOptions, Lowering
@@ -217,7 +216,6 @@ class Builder:
         """The same with another second schedule."""
         return replace(self, other=other)
 
-    @no_collection()
     def __call__(
         self,
         model: nn.Module,
