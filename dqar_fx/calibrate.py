@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from .calibration import Calibration, Cells
 from .capture import capture
+from .compile_options import CompileOptions
 from .denoiser import Denoiser
 from .errors import DqarError, ScheduleError
 from .fingerprint import Fingerprint
-from .lowering import CompileOptions
 from .noise import noise_as_set
 from .probe import Probe
 from .schedule import check_at_least

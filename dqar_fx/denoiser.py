@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
+from .compile_options import CompileOptions
 from .drop import drop
 from .errors import StepError
 from .inputs import refuse_gradients
 from .loop import Loop, warn_restarts
-from .lowering import CompileOptions
 from .owner import Owner
 from .programs import Programs
 from .ties import Ties

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .compile_options import CompileOptions
     from .guidance import Guidance
-    from .lowering import CompileOptions
     from .program import Program
     from .programs import Builder
     from .release import Residence

@@ -9,17 +9,22 @@ variants' graphs as they are, on any device.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.passes import copy_always, narrow_linears, specialise, turn_skinny_linears
+from dqar_fx.passes import (
+    copy_always,
+    narrow_linears,
+    prepack_linears,
+    specialise,
+    turn_skinny_linears,
+)
 from dqar_fx.passes.graphs import generate_code, graph_outputs, structure_of
 
-from .errors import FormatError
+from .packing import Packing
 from .plan import Variant
 from .runner import fork, ignore, run_pass, run_passes
 
@@ -31,96 +36,22 @@ if TYPE_CHECKING:
     from dqar_fx.passes import Action
 
     from .batches import Sharing
+    from .compile_options import CompileOptions
     from .plan import Plan, Specialised
     from .runner import Observer, PassReport
 
 logger = logging.getLogger(__name__)
 
-UNITS = ("regional", "whole")
-REPLAYING_MODES = ("reduce-overhead", "max-autotune")
-"""Modes of ``torch.compile`` that replay CUDA graphs: these own their outputs' memory."""
 COMPILED = (
     narrow_linears,  # first: it knows linears as they are captured
     turn_skinny_linears,
 )
 """Passes that may change the order of sums: for compilers, which do so themselves."""
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """How to lower.
-
-    Attributes:
-        unit: ``"regional"``, ``"whole"``, or None for eager.
-        keywords: Passed on to ``torch.compile``.
-        dynamic: Whether what is compiled serves all batch sizes.
-    """
-
-    unit: str | None = None
-    keywords: Mapping[str, Any] = field(default_factory=dict)
-    dynamic: bool = False
-
-    @classmethod
-    def of(cls, compile: str | Mapping[str, Any] | None) -> CompileOptions:
-        """Read the ``compile`` argument of ``transform``.
-
-        Raises:
-            FormatError: An unknown unit, or no unit at all; ``dynamic`` where nothing is
-                compiled, with CUDA graphs, or neither true nor false.
-        """
-        if compile is None or isinstance(compile, str):
-            unit, keywords = compile, dict[str, Any]()
-        elif isinstance(compile, Mapping):
-            keywords = dict(compile)
-            unit = keywords.pop("unit", "regional")
-        else:
-            raise FormatError(
-                f"compile={compile!r}: expected None, 'regional', 'whole', or a dict of "
-                "torch.compile keywords with an optional 'unit'"
-            )
-        if unit is not None and unit not in UNITS:
-            raise FormatError(f"compile={unit!r} is unknown; known are None, {UNITS}")
-        is_dynamic = keywords.get("dynamic") is True
-        if keywords.get("dynamic") not in (None, True, False):
-            raise FormatError(
-                f"compile={{'dynamic': {keywords['dynamic']!r}}}: expected True, so that all "
-                "batch sizes share what is compiled, or False or None, as for torch.compile"
-            )
-        if is_dynamic:
-            del keywords["dynamic"]
-        options = cls(unit, keywords, is_dynamic)
-        options.refuse_fixed_batch()
-        return options
-
-    def refuse_fixed_batch(self) -> None:
-        """Raise for options that fix the batch size where it should be dynamic."""
-        if not self.dynamic:
-            return
-        if self.unit is None:
-            raise FormatError(
-                "compile={'unit': None, 'dynamic': True}: nothing is compiled, so nothing can "
-                f"serve several batch sizes. Expected a unit of {UNITS}; without one, leave "
-                "'dynamic' out: each batch size is captured when it comes"
-            )
-        if self.replays:
-            raise FormatError(
-                f"compile={dict(self.keywords)} with 'dynamic': True: a CUDA graph is recorded"
-                " for tensors of fixed sizes. Expected one of the two: leave 'dynamic' out, so"
-                " that each batch size is compiled; or leave CUDA graphs out (modes "
-                f"{REPLAYING_MODES}, option 'triton.cudagraphs')"
-            )
-        if "shapes_spec" in self.keywords:
-            raise FormatError(
-                "compile has both 'dynamic': True and 'shapes_spec', but which dimensions are "
-                "dynamic follows from the captures. Leave 'shapes_spec' out"
-            )
-
-    @property
-    def replays(self) -> bool:
-        """Whether an output may be overwritten when a region runs again."""
-        options = self.keywords.get("options") or {}
-        graphs = bool(options.get("triton.cudagraphs"))
-        return graphs or self.keywords.get("mode") in REPLAYING_MODES
+PACKED = (
+    narrow_linears,  # first: of a weight that is packed no rows can be left out
+    prepack_linears,
+)
+"""Passes before these where weights are packed."""
 
 
 class Lowering:
@@ -135,57 +66,86 @@ class Lowering:
         variants: The lowered variants by structure.
         reports: What passes did to them.
         sharing: What is shared with programs of other batch sizes; None if nothing.
+        packing: The weights that are packed.
     """
 
     def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:
         self.sharing: Sharing | None = None
+        self.packing = Packing()
         self.options = options
         self._observe = observe
         self.variants: dict[str, Variant] = {}
         self.reports: list[PassReport] = []
         self._known: dict[tuple[fx.GraphModule, object, object], Variant] = {}
-        self._kept: dict[tuple[fx.GraphModule, object, object], tuple[int, ...]] = {}
+        self._unlowered: dict[tuple[fx.GraphModule, object, object, bool], Variant] = {}
         self._narrowed: dict[
             tuple[fx.GraphModule, tuple[bool, ...]], tuple[fx.GraphModule, tuple[int, ...]]
         ] = {}
 
     def variant(
-        self, region: fx.GraphModule, actions: tuple[Action, ...], live: tuple[bool, ...]
+        self,
+        region: fx.GraphModule,
+        actions: tuple[Action, ...],
+        live: tuple[bool, ...],
+        *,
+        packs: bool = False,
     ) -> Variant:
-        """The lowered variant of a region for actions and live outputs."""
+        """The lowered variant of a region for actions and live outputs.
+
+        Args:
+            region: The region.
+            actions: Of its sites.
+            live: Per output, whether anything reads it.
+            packs: Whether its weights may be packed, if the options say so.
+        """
         key = (region, actions, live)
         if key not in self._known:
             gm, kept, report = specialise_region(region, actions, live, self._observe)
             self.reports.append(report)
-            structure = structure_of(gm)
-            if structure not in self.variants:
+            structure, packed = structure_of(gm), tuple[int, ...]()
+            if packs and self.options.prepack:
+                self.reports += run_passes(gm, PACKED, "region", self._observe)
+                packed = packed_inputs(gm)
+            lowered_as = f"{structure}\npacked {packed}" if packed else structure
+            if lowered_as not in self.variants:
                 if self.sharing is None:
                     function = self.lower(gm)
                 else:
                     again = partial(specialise_region, actions=actions, live=live)
                     function = self.sharing.function_of(self, gm, region, again)
-                self.variants[structure] = Variant(gm, function, kept, structure)
+                self.variants[lowered_as] = Variant(gm, function, kept, structure)
                 self._note(gm, actions)
-            shared = self.variants[structure]
-            self._known[key] = Variant(shared.gm, shared.function, kept, structure)
+            self._known[key] = replace(
+                self.variants[lowered_as], kept=kept, packed=frozenset(kept[i] for i in packed)
+            )
         return self._known[key]
 
-    def unlowered_of(self, plan: Plan) -> Specialised:
+    def unlowered_of(self, plan: Plan, *, packs: bool = False) -> Specialised:
         """What tells which inputs the variants of a plan's regions take.
 
         Of those that may never run, too: nothing is lowered, shown or reported.
+
+        Args:
+            plan: The plan.
+            packs: As for `variant`.
         """
 
         def specialised(
             region: str, actions: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
-            gm = plan.regions[region]
-            key = (gm, actions, live)
+            key = (plan.regions[region], actions, live)
             if key in self._known:
                 return self._known[key]
-            if key not in self._kept:
-                _, self._kept[key], _ = specialise_region(gm, actions, live)
-            return Variant(gm, gm.forward, self._kept[key], "")
+            if (*key, packs) not in self._unlowered:
+                gm, kept, _ = specialise_region(*key)
+                packed = tuple[int, ...]()
+                if packs and self.options.prepack:
+                    run_passes(gm, PACKED, "region", observe=None)
+                    packed = packed_inputs(gm)
+                self._unlowered[*key, packs] = Variant(
+                    gm, gm.forward, kept, "", frozenset(kept[i] for i in packed)
+                )
+            return self._unlowered[*key, packs]
 
         return specialised
 
@@ -240,6 +200,12 @@ def specialise_region(
     report = run_pass(gm, partial(specialise, actions=actions), "region", observe)
     after = {node.name for node in gm.graph.find_nodes(op="placeholder")}
     return gm, tuple(i for i, name in enumerate(before) if name in after), report
+
+
+def packed_inputs(gm: fx.GraphModule) -> tuple[int, ...]:
+    """Places among a graph's inputs of the weights that it takes packed."""
+    inputs = enumerate(gm.graph.find_nodes(op="placeholder"))
+    return tuple(place for place, node in inputs if node.meta.get("packed"))
 
 
 def narrow_stage(

@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from .activations import Activations
 from .errors import reading_json
+from .packing import count_packed
 from .weights import ParameterBytes
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class MemoryPlan:
         released: Bytes of parameters that leave the device for it.
         fixed: Tables of labels and timesteps in the place of dropped parameters.
         activations: Of a step, at most: an estimate, for eager mode.
+        packed: Copies of weights that are packed (``compile={"prepack": True}``), of all
+            captured signatures.
     """
 
     streams: tuple[StreamMemory, ...]
@@ -102,6 +105,7 @@ class MemoryPlan:
     released: int
     fixed: int
     activations: int
+    packed: int = 0
 
     @property
     def slots(self) -> int:
@@ -121,7 +125,7 @@ class MemoryPlan:
     @property
     def held(self) -> int:
         """All that is held between steps; exact."""
-        return self.slots + self.conditioning + self.kept
+        return self.slots + self.conditioning + self.kept + self.packed
 
     @property
     def peak(self) -> int:
@@ -142,6 +146,7 @@ class MemoryPlan:
             Line(RELEASED.get(self.place or "", ""), -self.released),
             *(line for stream in self.streams for line in lines_of(stream, max_sites)),
             Line("conditioning of fixed labels", self.fixed),
+            Line("packed copies of weights", self.packed),
             Line("held between steps", self.held, is_sum=True),
             Line("activations of a step, estimated", self.activations),
             Line("peak, estimated", self.peak, is_sum=True),
@@ -233,6 +238,7 @@ def plan_memory(denoiser: Denoiser, activations: Activations | None = None) -> M
         fixed=sum(table.held_bytes for table in fixed.values()),
         activations=max(map(activations.of_program, programs.values()))
         + (len(programs) - 1) * 4 * activations.output_bytes,
+        packed=count_packed(denoiser.captured_programs()),
     )
 
 

@@ -199,12 +199,14 @@ class Variant:
         function: What runs it.
         kept: Positions of the region's inputs that it still takes.
         structure: Text that equal variants share.
+        packed: Positions of those inputs that it takes as packed weights.
     """
 
     gm: fx.GraphModule
     function: Callable[..., Sequence[Any]]
     kept: tuple[int, ...]
     structure: str
+    packed: frozenset[int] = frozenset()
 
 
 def bind(
@@ -212,6 +214,7 @@ def bind(
     actions: Sequence[int],
     specialised: Specialised,
     fill: Callable[[Static], Any],
+    pack: Callable[[Any], Any] | None = None,
 ) -> list[BoundCall]:
     """The calls of a plan for one row.
 
@@ -220,6 +223,7 @@ def bind(
         actions: One action per column of the branch table.
         specialised: Gives the variant of a region for actions and live outputs.
         fill: Gives the tensor for a static argument.
+        pack: Packs one that is a weight; None where no variant has any.
     """
     needed = set(plan.outputs)
     bound: list[BoundCall] = []
@@ -231,10 +235,13 @@ def bind(
         variant = specialised(call.region, mine, live)
         flowing = len(call.inputs)
         inputs = tuple(call.inputs[k] for k in variant.kept if k < flowing)
-        static = tuple(fill(call.static[k - flowing]) for k in variant.kept if k >= flowing)
+        filled = {k: fill(call.static[k - flowing]) for k in variant.kept if k >= flowing}
+        if pack is not None:
+            filled |= {k: pack(filled[k]) for k in variant.packed & filled.keys()}
         outputs = tuple(n for n in call.outputs if n in needed and n is not None)
         dead = tuple(number for number in dict.fromkeys(inputs) if number not in needed)
         needed.update(inputs)
+        static = tuple(filled.values())
         bound.append(BoundCall(variant.function, inputs, static, outputs, dead))
     return bound[::-1]
 

@@ -234,6 +234,20 @@ class Program:
             if (self.roles.timestep in stage.leaves) == every_step
         ]
 
+    def weights_to_pack(self) -> list[torch.Tensor]:
+        """The parameters that linears of the step take packed, with nothing lowered.
+
+        Those of the first row, which computes whatever any row does.
+        """
+        found: list[torch.Tensor] = []
+
+        def fill(static: Static) -> Any:
+            return self._tensor_of(static) if isinstance(static, str) else None
+
+        unlowered = self.lowering.unlowered_of(self.plan, packs=True)
+        bind(self.plan, self.table.row(0), unlowered, fill, found.append)
+        return found
+
     @property
     def variants(self) -> dict[str, Variant]:
         """The regions lowered so far, by structure."""
@@ -277,6 +291,7 @@ class Program:
         slots = stream.slots
         if not slots.holds(position.trajectory):
             self._report_flags(slots)
+            self.lowering.packing.refresh()
             slots.enter(position.trajectory)
         step = (
             self._prepare(stream, position.step)
@@ -395,9 +410,11 @@ class Program:
         def specialised(
             region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
-            return self.lowering.variant(plan.regions[region], mine, live)
+            # what conditioning reads is released, or evaluated once: not worth a copy
+            packs = plan is self.plan
+            return self.lowering.variant(plan.regions[region], mine, live, packs=packs)
 
-        return bind(plan, actions, specialised, fill)
+        return bind(plan, actions, specialised, fill, self.lowering.packing.pack)
 
     def _tensor_of(
         self,

@@ -11,13 +11,14 @@ from .batches import Batches
 from .errors import DqarError
 from .garbage import no_collection
 from .inputs import signature_of
+from .packing import Packing, refuse_nothing_packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from torch import nn
 
-    from .lowering import CompileOptions
+    from .compile_options import CompileOptions
     from .program import Program
     from .release import Residence
     from .schedule import Schedule
@@ -59,6 +60,7 @@ class Programs:
         options: The same.
         ties: The same.
         batches: What programs share across batch sizes.
+        packing: Weights that are packed, for all programs.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Programs:
         ties: Ties,
     ) -> None:
         self.builder, self.options, self.ties = builder, options, ties
-        self.batches = Batches()
+        self.batches, self.packing = Batches(), Packing()
         self._model, self._residence = model, residence
         self._known: OrderedDict[Hashable, Program] = OrderedDict()
         self._latest: Program | None = None
@@ -122,6 +124,9 @@ class Programs:
             return self.builder(self._model, args, kwargs, self.options)
 
         program = build(leaves)
+        if self.options.prepack:
+            refuse_nothing_packed(program)
+            program.lowering.packing = self.packing
         if self.options.dynamic:
             self.batches.join(program, leaves, spec, build)
         if self._residence.place is not None:
@@ -143,7 +148,8 @@ class Programs:
             if count_kept(table) > program.history:
                 continue  # its graphs keep fewer steps: captured anew when called
             twin._known[key] = twin._latest = program.with_table(table)
-        twin.batches, twin.ties = self.batches, self.ties.copy()
+        twin.batches, twin.packing = self.batches, self.packing
+        twin.ties = self.ties.copy()
 
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
@@ -155,7 +161,7 @@ class Programs:
     def forget(self) -> None:
         """Capture and compile anew."""
         self._clear()
-        self.batches = Batches()
+        self.batches, self.packing = Batches(), Packing()
 
     def _clear(self) -> None:
         self._known.clear()

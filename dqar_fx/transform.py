@@ -27,6 +27,7 @@ from dqar_fx.passes.find_attention import is_candidate
 
 from .cache_support import refuse_format
 from .capture import capture
+from .compile_options import CompileOptions
 from .conditioning import check_way
 from .denoiser import Denoiser
 from .dumps import open_dump
@@ -34,7 +35,7 @@ from .errors import CaptureError, FormatError, ScheduleError, SiteError
 from .explanation import Explanation
 from .guidance import Guidance
 from .guided import GuidedDenoiser
-from .lowering import CompileOptions, Lowering
+from .lowering import Lowering
 from .plan import make_plan
 from .program import Program
 from .release import Residence, check_place
@@ -89,7 +90,9 @@ def transform(
             block once; ``"whole"`` to compile one graph per distinct row; or a dict of
             ``torch.compile`` keywords with an optional ``"unit"`` of these. With
             ``"dynamic": True`` what is compiled serves all batch sizes; the first call is then
-            captured a second time, with twice its samples.
+            captured a second time, with twice its samples. With ``"prepack": True`` linears
+            of the step take copies of their weights that oneDNN packed once (float32 on a
+            CPU): faster, for the bytes of the copies (``Denoiser.memory``).
         guidance: What the unconditional stream does apart from the conditional one; None if
             all streams do the same, or there is one.
         conditioning: When what reads the timestep but not the latent is evaluated: at each
@@ -110,8 +113,9 @@ def transform(
         SiteError: No attention is found, or a pattern selects none.
         ScheduleError: The schedule does not fit the sites, or guidance's do not go with it.
         FormatError: An unknown ``keep``, ``cache``, ``compile``, ``conditioning`` or
-            ``release``, ``"dynamic"`` with nothing compiled or with CUDA graphs, or a device
-            that lacks the cache's dtype (now, if ``example_inputs`` are given).
+            ``release``, ``"dynamic"`` or ``"prepack"`` with nothing compiled or with what
+            excludes them; a device that lacks the cache's dtype, or nothing to prepack
+            (now, if ``example_inputs`` are given).
 
     Source:
         DQAR report, sections "Phase 1: K/V caching", "Phase 2: attention output caching" and

@@ -2,9 +2,9 @@
 
 All keep every value bit for bit in eager mode, `insert_guards` and `specialise` as long as all
 actions are COMPUTE, and `free_batch` and `fix_batch` at the batch sizes that they are given.
-`unify_layouts`, `narrow_linears`, `turn_skinny_linears` and `turn_patch_convolutions` are for
-compilers only: another layout may take another kernel, another order of sums rounds
-differently.
+`unify_layouts`, `narrow_linears`, `prepack_linears`, `turn_skinny_linears` and
+`turn_patch_convolutions` are for compilers only: another layout may take another kernel,
+another order of sums rounds differently.
 """
 
 from .copy_always import copy_always
@@ -25,6 +25,7 @@ from .merge_equal_parameters import merge_equal_parameters
 from .narrow_linears import narrow_linears
 from .normalise import normalise
 from .outline_regions import outline_regions
+from .prepack_linears import prepack_linears
 from .specialise import specialise
 from .turn_patch_convolutions import turn_patch_convolutions
 from .turn_skinny_linears import turn_skinny_linears
@@ -58,6 +59,7 @@ __all__ = [
     "narrow_linears",
     "normalise",
     "outline_regions",
+    "prepack_linears",
     "specialise",
     "turn_patch_convolutions",
     "turn_skinny_linears",

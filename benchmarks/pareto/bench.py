@@ -7,7 +7,7 @@ its last: with the scheduler and the guidance between, without the noise and the
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,7 +35,7 @@ class Bench:
         samples: Of these, how many are generated in one batch.
         steps: Denoising steps of the full run.
         device: Of the pipeline.
-        lowering: ``"regional"``, ``"whole"`` or ``"eager"``.
+        lowering: How dqar_fx compiles: ``"regional"``, ``"whole"``, or options of both.
     """
 
     pipe: Any
@@ -44,7 +44,7 @@ class Bench:
     samples: int
     steps: int
     device: torch.device
-    lowering: str
+    lowering: str | Mapping[str, Any]
     made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property

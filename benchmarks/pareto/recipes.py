@@ -45,7 +45,7 @@ class Transformed:
         sites = self.sites or schedule.sites or "attention"
         unit = None if mode == EAGER else bench.lowering
         given = {} if self.guidance is None else {"guidance": self.guidance}
-        key = (sites, unit, *given)
+        key = (sites, str(unit), *given)
         known = bench.made.get(key)
         if known is None:
             built = dqar_fx.transform(

@@ -17,7 +17,7 @@ from benchmarks.peers.equal_cost import find_equal_cost
 from benchmarks.peers.lineup import line_up
 from benchmarks.peers.options import Options, parse_options
 from benchmarks.peers.plan import Plan
-from benchmarks.peers.recipes import WHOLE, Peer
+from benchmarks.peers.recipes import LOWERINGS, REGIONAL, Peer
 from benchmarks.peers.rows import Row, make_rows
 from benchmarks.peers.stage import set_stage
 from benchmarks.peers.table import format_notes, format_table
@@ -54,7 +54,7 @@ def run_contender(options: Options, name: str) -> int:
     """What a process of one contender does; the exit code."""
     peers = {peer.name: peer for peer in line_up(options, options.fewer or ())}
     peer = peers[name]
-    stage = set_stage(options, WHOLE if peer.mode == WHOLE else "regional")
+    stage = set_stage(options, LOWERINGS.get(peer.mode, REGIONAL))
     measure(options, stage, Plan.of(stage.pipe, options), peer)
     return 0
 

@@ -23,10 +23,11 @@ from benchmarks.pareto.lineup import is_wanted, make_interval
 from benchmarks.pareto.recipes import Transformed, Untransformed
 from benchmarks.pareto.rivals import settings
 from benchmarks.peers.recipes import (
-    REGIONAL,
+    FROZEN,
+    LOWERINGS,
     SHOWN,
     STOCK,
-    WHOLE,
+    Frozen,
     Hooked,
     Peer,
     Repeated,
@@ -80,6 +81,7 @@ def list_others(options: Any, fewer: Sequence[int]) -> list[Peer]:
     """All rows but the base's."""
     steps = options.steps
     listed = [Peer("untransformed", BASE, steps, Repeated(), BLOCKS)]
+    listed += [Peer("untransformed", BASE, steps, Frozen(), FROZEN)]
     listed += [
         Peer("compile_repeated_blocks", DOCUMENTED, steps, Repeated(), STOCK, "diffusers")
     ]
@@ -108,7 +110,7 @@ def list_modes(
     setting: str, family: Family, steps: int, recipe: Recipe, table: str | None
 ) -> Iterator[Peer]:
     """A setting of dqar_fx in each of its modes."""
-    for mode in (EAGER, REGIONAL, WHOLE):
+    for mode in (EAGER, *LOWERINGS):
         yield Peer(setting, family, steps, recipe, mode, None, table)
 
 

@@ -1,16 +1,29 @@
 """Recipes that only this comparison has: other ways to compile, each as documented."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+from torch._inductor import config
 
 from benchmarks.pareto.bench import Bench
 from benchmarks.pareto.contenders import BLOCKS, COMPILED, EAGER, Contender, Entrant
 from benchmarks.pareto.rivals.of_diffusers import Hooks
 
 REGIONAL, WHOLE = "regional", "whole"
-"""How dqar_fx compiles."""
+REGIONAL_PACKED, WHOLE_PACKED = "regional, prepacked", "whole, prepacked"
+LOWERINGS: dict[str, str | Mapping[str, Any]] = {
+    REGIONAL: REGIONAL,
+    WHOLE: WHOLE,
+    REGIONAL_PACKED: {"unit": REGIONAL, "prepack": True},
+    WHOLE_PACKED: {"unit": WHOLE, "prepack": True},
+}
+"""How dqar_fx compiles, by mode."""
 UNLIMITED = "compiled, no limit of recompiles"
+FROZEN = "compiled, freezing"
+UNLIMITED_FROZEN = "compiled, freezing, no limit of recompiles"
 STOCK = "as documented"
 SHOWN = (COMPILED, REGIONAL, STOCK)
 """Modes whose pictures are judged against real ones; no setting has two of them."""
@@ -50,6 +63,23 @@ class Repeated:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """The untransformed model as one graph that owns its weights, packed.
+
+    That is Inductor's ``freezing``; as an option of ``torch.compile`` it does nothing, since
+    Dynamo reads it where it is set for all.
+    """
+
+    identity: Mapping[str, Any] = field(default_factory=lambda: {"unit": "freezing"})
+
+    def build(self, bench: Bench, mode: str) -> Entrant:
+        """Make it."""
+        del mode
+        compiled = bench.compile(bench.original, fullgraph=True, dynamic=False)
+        return Entrant(compiled, freezing)
+
+
+@dataclass(frozen=True)
 class Hooked:
     """A model with hooks of diffusers, also compiled by block or without a limit.
 
@@ -66,13 +96,28 @@ class Hooked:
 
     def build(self, bench: Bench, mode: str) -> Entrant:
         """Make it; what is compiled is compiled with the hooks on it."""
-        if mode not in (BLOCKS, UNLIMITED):
+        if mode not in (BLOCKS, UNLIMITED, UNLIMITED_FROZEN):
             return self.hooks.build(bench, EAGER if mode == STOCK else mode)
         entrant = self.hooks.build(bench, EAGER)
         driven: Any = entrant.module
-        if mode == UNLIMITED:
+        if mode != BLOCKS:
             driven.inner = bench.compile(driven.model, recompile_limit=LIMIT)
         else:
             driven.model._repeated_blocks = list(REPEATED)
             driven.model.compile_repeated_blocks()
+        if mode == UNLIMITED_FROZEN:
+            return replace(entrant, fresh=partial(frozen_as_well, entrant.fresh))
         return entrant
+
+
+def freezing() -> AbstractContextManager[object]:
+    """What is compiled inside owns its weights."""
+    patched: AbstractContextManager[object] = config.patch(freezing=True)
+    return patched
+
+
+@contextmanager
+def frozen_as_well(fresh: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Inside of another context, with `freezing`."""
+    with fresh(), freezing():
+        yield

@@ -5,6 +5,7 @@ pipeline's own loop (guidance in one batch, DDIM), without a decoder.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,7 +107,7 @@ class LatentProtocol(Protocol):
         return LatentTask(**vars(super().task(group, start, count)))
 
 
-def set_stage(options: Any, lowering: str = "regional") -> Stage:
+def set_stage(options: Any, lowering: str | Mapping[str, Any] = "regional") -> Stage:
     """The stage that the options name.
 
     Args:

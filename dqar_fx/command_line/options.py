@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dqar_fx.compile_options import UNITS
 from dqar_fx.costs.profile import DATASHEETS
 from dqar_fx.forecast import MAX_ORDER, METHODS
-from dqar_fx.lowering import UNITS
 from dqar_fx.passes import FORMATS
 from dqar_fx.transform import KINDS_KEPT
 

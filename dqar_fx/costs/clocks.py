@@ -69,15 +69,21 @@ class TimedLowering(Lowering):
 
     def __init__(self, own: Lowering, device: torch.device) -> None:
         super().__init__(own.options)
+        self.packing = own.packing
         self._own = own
         self._device = device
         self._marks: list[Mark] = []
 
     def variant(
-        self, region: fx.GraphModule, actions: tuple[Action, ...], live: tuple[bool, ...]
+        self,
+        region: fx.GraphModule,
+        actions: tuple[Action, ...],
+        live: tuple[bool, ...],
+        *,
+        packs: bool = False,
     ) -> Variant:
         """The other's lowered variant, timed."""
-        found = self._own.variant(region, actions, live)
+        found = self._own.variant(region, actions, live, packs=packs)
         timed = partial(self._call, region_key(found.structure), found.function)
         return replace(found, function=timed)
 

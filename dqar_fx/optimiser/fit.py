@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from dqar_fx.calibrate import count_calls
+from dqar_fx.compile_options import CompileOptions
 from dqar_fx.denoiser import Denoiser
 from dqar_fx.errors import ScheduleError
 from dqar_fx.fingerprint import Fingerprint
-from dqar_fx.lowering import CompileOptions
 from dqar_fx.passes import FORMATS, Action
 from dqar_fx.schedule import Schedule
 from dqar_fx.transform import Builder

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
     from dqar_fx.capture import Capture
-    from dqar_fx.lowering import CompileOptions
+    from dqar_fx.compile_options import CompileOptions
     from dqar_fx.passes import Site
     from dqar_fx.passes.module_sites import Match
     from dqar_fx.steps import Position

@@ -1,0 +1,234 @@
+"""compile={"prepack": True}: packed weights, what they take, and that they are never stale."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import dqar_fx
+from dqar_fx import FormatError, Schedule
+from tests.models import MAKERS, make_dit
+
+CLOSE = 1e-5
+STEPS = 4
+SCHEDULE = Schedule.interval(STEPS, 2, warmup=1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_counters():
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def packed(case, schedule=SCHEDULE, backend="eager", **options):
+    compile = {"backend": backend, "prepack": True, **options.pop("compile", {})}
+    return dqar_fx.transform(case.model, schedule, compile=compile, **options)
+
+
+def trajectory(denoiser, case, seed=0):
+    return torch.cat([denoiser(**case.inputs(s, seed)).sample for s in range(STEPS)])
+
+
+def check_close(found, expected):
+    assert (found - expected).abs().max() <= CLOSE * expected.abs().max()
+
+
+def weights_of(denoiser):
+    return {weight.data_ptr() for weight in denoiser.program.weights_to_pack()}
+
+
+# ---- what is computed --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["regional", "whole"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_prepack_equals_eager_within_rounding(name, unit):
+    case = MAKERS[name]()
+    expected = trajectory(dqar_fx.transform(case.model, SCHEDULE), case)
+    denoiser = packed(case, compile={"unit": unit})
+    check_close(trajectory(denoiser, case), expected)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == len(denoiser.program.variants)
+    assert not counters["graph_break"]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        trajectory(denoiser, case, seed=1)
+    assert denoiser.memory.packed == denoiser._programs.packing.nbytes > 0
+
+
+def test_prepack_lowered_by_inductor():
+    case = make_dit(layers=2)
+    expected = trajectory(dqar_fx.transform(case.model, SCHEDULE), case)
+    denoiser = packed(case, backend="inductor")
+    check_close(trajectory(denoiser, case), expected)
+    graphs = counters["stats"]["unique_graphs"]
+    trajectory(denoiser, case, seed=1)
+    assert counters["stats"]["unique_graphs"] == graphs == len(denoiser.program.variants)
+
+
+def test_prepack_compiles_as_many_graphs_as_without():
+    case, found = make_dit(layers=4), []
+    for prepack in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        trajectory(packed(case, compile={"prepack": prepack}), case)
+        found.append(counters["stats"]["unique_graphs"])
+    assert found[0] == found[1]
+
+
+def test_prepack_under_guidance_and_in_another_schedule_shares_the_copies():
+    case = make_dit(layers=2)
+    denoiser = packed(case)
+    trajectory(denoiser, case)
+    twin = denoiser.with_schedule(Schedule.interval(STEPS, 3))
+    size = len(denoiser._programs.packing)
+    trajectory(twin, case)
+    assert twin._programs.packing is denoiser._programs.packing
+    assert len(twin._programs.packing) == size
+
+
+def test_prepack_two_signatures_share_the_copies():
+    case, more = make_dit(layers=2), make_dit(layers=2, batch=3)
+    denoiser = packed(case)
+    trajectory(denoiser, case)
+    size = denoiser._programs.packing.nbytes
+    trajectory(denoiser, more)
+    assert denoiser._programs.packing.nbytes == size == denoiser.memory.packed
+
+
+def test_prepack_report_of_measured_regions():
+    case = make_dit(layers=2)
+    denoiser = packed(case)
+    denoiser.prepare(**case.inputs(0))
+    report = denoiser.report()
+    assert report.ms > 0
+    assert (
+        report.macs
+        == dqar_fx.transform(
+            case.model, SCHEDULE, compile={"backend": "eager"}, example_inputs=case.inputs(0)
+        )
+        .report(device="A100")
+        .macs
+    )
+
+
+# ---- what is packed ----------------------------------------------------------------------
+
+
+def test_prepack_leaves_conditioning_where_it_is():
+    """It may be released, and is read once per trajectory."""
+    case = make_dit(layers=2)
+    denoiser = packed(case, release="disk")
+    denoiser.attach_timesteps(torch.tensor([case.top - case.fall * s for s in range(STEPS)]))
+    expected = trajectory(dqar_fx.transform(case.model, SCHEDULE), case)
+    check_close(trajectory(denoiser, case), expected)
+    found = weights_of(denoiser)
+    block = denoiser.model.transformer_blocks[0]
+    assert block.attn1.to_q.weight.data_ptr() in found
+    assert denoiser.memory.packed == denoiser._programs.packing.nbytes
+    assert denoiser.released_bytes > 0
+
+
+def test_prepack_memory_says_so():
+    case = make_dit(layers=2)
+    denoiser = packed(case, example_inputs=case.inputs(0))
+    plan = denoiser.memory
+    assert plan.packed > 0
+    assert len(denoiser._programs.packing) == 0, "planned before anything is packed"
+    assert "packed copies of weights" in str(plan)
+    assert plan.held == plan.kept + plan.slots + plan.conditioning + plan.packed
+    assert type(plan).from_json(plan.to_json()) == plan
+
+
+def test_prepack_is_explained():
+    case = make_dit(layers=2)
+    denoiser = packed(case)
+    trajectory(denoiser, case)
+    passes = [r for r in denoiser.explain().reports if r.name == "prepack_linears"]
+    assert sum(report.rewrites for report in passes) > 0
+
+
+# ---- never stale -------------------------------------------------------------------------
+
+WRITES = {
+    "in_place": lambda weight: weight.mul_(1.5),
+    "by_data": lambda weight: weight.data.add_(0.1),
+    "constant": lambda weight: weight.data.fill_(0.25),
+    "permuted": lambda weight: weight.data.copy_(weight.data.flip(0)),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+@torch.no_grad()
+def test_prepack_sees_weights_that_were_written(how):
+    case = make_dit(layers=2)
+    denoiser = packed(case)
+    before = trajectory(denoiser, case)
+    WRITES[how](case.model.transformer_blocks[1].ff.net[2].weight)
+    expected = trajectory(dqar_fx.transform(case.model, SCHEDULE), case)
+    found = trajectory(denoiser, case)
+    check_close(found, expected)
+    assert (found - before).abs().max() > 100 * CLOSE * before.abs().max()
+
+
+@torch.no_grad()
+def test_prepack_sees_one_constant_after_another():
+    case = make_dit(layers=2)
+    weight = case.model.transformer_blocks[1].ff.net[2].weight
+    weight.data.zero_()
+    denoiser = packed(case)
+    trajectory(denoiser, case)
+    weight.data.fill_(0.25)
+    expected = trajectory(dqar_fx.transform(case.model, SCHEDULE), case)
+    check_close(trajectory(denoiser, case), expected)
+
+
+def test_prepack_copies_and_conversions_pack_anew():
+    case = make_dit(layers=2)
+    denoiser = packed(case)
+    expected = trajectory(denoiser, case)
+    twin = copy.deepcopy(denoiser)
+    assert len(twin._programs.packing) == 0
+    check_close(trajectory(twin, case), expected)
+    denoiser.to(torch.float64).to(torch.float32)
+    assert len(denoiser._programs.packing) == 0
+    check_close(trajectory(denoiser, case), expected)
+
+
+# ---- refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("compile", "said"),
+    [
+        ({"unit": None, "prepack": True}, "bit for bit the original's"),
+        ({"prepack": True, "dynamic": True}, "takes weights as they are"),
+        ({"prepack": "yes"}, "expected True, so that linears"),
+        ({"prepack": None}, "expected True, so that linears"),
+    ],
+)
+def test_prepack_refuses_what_excludes_it(compile, said):
+    with pytest.raises(FormatError, match=said):
+        dqar_fx.transform(make_dit(layers=1).model, SCHEDULE, compile=compile)
+
+
+@pytest.mark.parametrize(
+    ("move", "found"),
+    [
+        (lambda model: model.to(torch.bfloat16), "torch.bfloat16 on cpu"),
+        (lambda model: model.to("meta"), "torch.float32 on meta"),
+    ],
+)
+def test_prepack_of_nothing_is_an_error(move, found):
+    case = make_dit(layers=1)
+    move(case.model)
+    case.dtype = next(case.model.parameters()).dtype
+    device = next(case.model.parameters()).device
+    inputs = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in case.inputs(0).items()
+    }
+    with pytest.raises(FormatError, match=f"no linear of the step .*{found}"):
+        packed(case, example_inputs=inputs)
