@@ -16,6 +16,7 @@ import torch
 from dqar_fx.passes.prepack_linears import can_pack, pack_weight
 
 from .errors import FormatError
+from .weights import storage_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,8 +88,8 @@ class Packing:
 
 def view_of(tensor: torch.Tensor) -> View:
     """What tensors that show the same elements in the same order share."""
-    storage: int = tensor.untyped_storage()._cdata
-    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+    storage, offset = storage_key(tensor), int(tensor.storage_offset())
+    return storage, offset, tuple(tensor.shape), tensor.stride()
 
 
 def checksum_of(weight: torch.Tensor) -> tuple[int, float]:

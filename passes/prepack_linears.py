@@ -41,11 +41,9 @@ ACTIVATIONS = {
 }
 """What the kernel can apply to its result, by oneDNN's name."""
 
-_library = torch.library.Library("dqar_fx", "FRAGMENT")
-_library.define(
-    "packed_linear(Tensor x, Tensor weight, Tensor? bias, str activation, str approximate)"
-    " -> Tensor"
-)
+SCHEMA = "(Tensor x, Tensor weight, Tensor? bias, str activation, str approximate) -> Tensor"
+_library = torch.library.Library("dqar_fx", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch leaves it so
+_library.define(f"packed_linear{SCHEMA}")  # type: ignore[no-untyped-call]  # torch leaves it so
 
 
 @torch.library.impl(_library, "packed_linear", "CPU")
@@ -105,7 +103,7 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
 
 def can_pack() -> bool:
     """Whether this build of PyTorch has oneDNN."""
-    return torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it so
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch leaves it so
 
 
 def prepack_linears(gm: fx.GraphModule) -> int:
@@ -127,14 +125,12 @@ def is_packable(weight: fx.Node) -> bool:
 
 def is_many_rows(node: fx.Node, weight: fx.Node) -> bool:
     """Whether a node maps many rows of float32 on a CPU by a weight."""
-    if node.target is not aten.linear.default or node.args[0] is weight:
+    value = tensor_value(node)
+    if node.target is not aten.linear.default or node.args[0] is weight or value is None:
         return False
-    x, value = tensor_value(node.args[0]), tensor_value(node)
     return (
         node.args[1] is weight
-        and x is not None
-        and value is not None
-        and x[..., 0].numel() > FEW_ROWS[-1]
+        and value.shape[:-1].numel() > FEW_ROWS[-1]
         and value.dtype == torch.float32
         and value.device.type == "cpu"
     )

@@ -21,6 +21,7 @@ LOWERINGS: dict[str, str | Mapping[str, Any]] = {
     WHOLE_PACKED: {"unit": WHOLE, "prepack": True},
 }
 """How dqar_fx compiles, by mode."""
+PACKED = (REGIONAL_PACKED, WHOLE_PACKED)
 UNLIMITED = "compiled, no limit of recompiles"
 FROZEN = "compiled, freezing"
 UNLIMITED_FROZEN = "compiled, freezing, no limit of recompiles"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.pareto.contenders import EAGER
+from benchmarks.peers.recipes import PACKED
 from benchmarks.peers.rows import Row
 from benchmarks.peers.same_tables import PAB
 
@@ -62,6 +63,7 @@ def describe_table(rows: Sequence[Row], table: str) -> Iterator[str]:
         f"Same table as {table}: dqar_fx ({ours.mode}) takes {share} of its best compiled "
         f"time ({rival.mode})."
     )
+    yield from describe_packing(members, ours, rival)
     yield f"- {describe_graphs(ours)} here, {describe_graphs(rival)} there."
     yield from describe_difference(ours, rival)
     eager = find_fastest([r for r in members if r.family.kind == "rival"], compiled=False)
@@ -82,6 +84,15 @@ def find_fastest(rows: Sequence[Row], *, compiled: bool = True) -> Row | None:
         and (row.mode != EAGER) == compiled
     ]
     return max(timed, key=lambda row: row.speed_median or 0, default=None)
+
+
+def describe_packing(members: Sequence[Row], ours: Row, rival: Row) -> Iterator[str]:
+    """What the share is without packed weights, where the fastest row of ours has them."""
+    plain = find_fastest(
+        [row for row in members if row.family.kind != "rival" and row.mode not in PACKED]
+    )
+    if ours.mode in PACKED and plain is not None:
+        yield f"- Without packed weights ({plain.mode}): {Share.of(plain, rival)}."
 
 
 def describe_graphs(row: Row) -> str:

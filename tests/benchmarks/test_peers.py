@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch._inductor import config
 
 from benchmarks.geometry import Geometry
 from benchmarks.pareto.contenders import BASE, BLOCKS, COMPILED, EAGER, Contender
@@ -17,7 +18,15 @@ from benchmarks.peers.job import main
 from benchmarks.peers.lineup import line_up
 from benchmarks.peers.options import parse_options
 from benchmarks.peers.plan import Plan
-from benchmarks.peers.recipes import REGIONAL, STOCK, UNLIMITED, WHOLE, Repeated
+from benchmarks.peers.recipes import (
+    FROZEN,
+    LOWERINGS,
+    STOCK,
+    UNLIMITED,
+    UNLIMITED_FROZEN,
+    Frozen,
+    Repeated,
+)
 from benchmarks.peers.same_tables import PAB, list_tables
 from benchmarks.peers.stage import GEOMETRIES, Sized, set_stage
 from benchmarks.store import file_name
@@ -64,8 +73,9 @@ def test_line_up_has_everybody_in_each_mode(tmp_path):
     modes = {}
     for each in peers:
         modes.setdefault(each.setting, []).append(each.mode)
-    assert modes[PAB] == [EAGER, COMPILED, BLOCKS, UNLIMITED]
-    assert modes[f"dqar_fx as {PAB}"] == [EAGER, REGIONAL, WHOLE]
+    assert modes[PAB] == [EAGER, COMPILED, BLOCKS, UNLIMITED, UNLIMITED_FROZEN]
+    assert modes[f"dqar_fx as {PAB}"] == [EAGER, *LOWERINGS]
+    assert FROZEN in modes["untransformed"]
     assert modes["TaylorSeer defaults"] == [STOCK]
 
 
@@ -120,6 +130,19 @@ def test_compile_repeated_blocks_as_documented_fails_on_a_dit(tmp_path):
     model = Repeated().build(stage, BLOCKS).module
     compiled = [each._compiled_call_impl is not None for each in model.transformer_blocks]
     assert compiled == [True] * 2
+
+
+def test_freezing_is_on_while_a_frozen_contender_runs(tmp_path):
+    """It is read when something is compiled, which is in the first trajectory."""
+    stage = set_stage(parse(tmp_path, *EAGERLY))
+    (hooked,) = (table.recipe for table in list_tables(6) if table.setting == PAB)
+    frozen = [Frozen().build(stage, FROZEN), hooked.build(stage, UNLIMITED_FROZEN)]
+    for entrant in frozen:
+        with entrant.fresh():
+            assert config.freezing
+        assert not config.freezing
+    with hooked.build(stage, UNLIMITED).fresh():
+        assert not config.freezing
 
 
 def test_stage_hands_out_the_clone_that_is_there(tmp_path):

@@ -22,7 +22,7 @@ from benchmarks.pareto.contenders import (
 from benchmarks.pareto.recipes import Untransformed
 from benchmarks.pareto.records import Record
 from benchmarks.peers.memory import Memory, count_held, watched
-from benchmarks.peers.recipes import REGIONAL, UNLIMITED, WHOLE, Peer
+from benchmarks.peers.recipes import REGIONAL, UNLIMITED, WHOLE, WHOLE_PACKED, Peer
 from benchmarks.peers.rows import Row, make_rows
 from benchmarks.peers.same_tables import PAB
 from benchmarks.peers.table import format_notes, format_table
@@ -112,6 +112,15 @@ def test_verdict_bar_is_met():
 )
 def test_verdict_bar_is_missed(row, words):
     assert words in format_verdict([BASE_ROW, ROWS[3], row])[-1]
+
+
+def test_verdict_tells_packed_weights_from_the_rest():
+    lines = format_verdict([*ROWS, ours(WHOLE_PACKED, 1.6)])
+    assert f"dqar_fx ({WHOLE_PACKED}) takes 0.62" in lines[0]
+    assert lines[1] == "- Without packed weights (regional): 0.80 (0.67-0.96)."
+    assert "met with 0.62" in lines[-1]
+    plain = format_verdict([ROWS[3], ours(WHOLE_PACKED, 1.1), ours(WHOLE, 1.2)])
+    assert not any("packed" in line for line in plain)
 
 
 def test_verdict_says_what_is_not_comparable():
