@@ -87,8 +87,8 @@ def format_notes(rows: Sequence[Row]) -> list[str]:
         "graphs, breaks: of the first trajectory. recompiles: graphs compiled later. compile "
         "s: the first trajectory less a later one, capture included. Fewer steps run the "
         "unit's graph.",
-        "prepacked: linears take weights that are packed once. freezing: the same by Inductor, "
-        "as constants of each graph.",
+        "prepacked: linears take weights that are packed once. freezing: the same by "
+        "Inductor, as constants of each graph.",
         "peak MB: the highest resident memory (on CUDA: allocated) above that before the row "
         "was built, up to the end of the first trajectory, where things are compiled, and in "
         "the second; the copy of the model that hooks need is not in it. cache MB: bytes "
