@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch.utils import _pytree as pytree
 
@@ -88,7 +88,6 @@ class GuidedDenoiser(Denoiser):
         residence: Residence | None = None,
     ) -> None:
         super().__init__(model, builder, options, residence)
-        self._builder: GuidedBuilder = builder
         guidance.check(schedule, model)
         self.guidance = guidance
         self._schedule = schedule
@@ -131,7 +130,8 @@ class GuidedDenoiser(Denoiser):
         """
         self._refuse_other_model(schedule)
         guidance = self.guidance if guidance is None else guidance
-        builder = self._builder.with_schedule(schedule).with_other(guidance.unconditional)
+        made = cast("GuidedBuilder", self._programs.builder)  # as it was given
+        builder = made.with_schedule(schedule).with_other(guidance.unconditional)
         twin = GuidedDenoiser(
             self.model, builder, self._programs.options, schedule, guidance, self._residence
         )

@@ -76,7 +76,7 @@ class Lowering:
         self._observe = observe
         self.variants: dict[str, Variant] = {}
         self.reports: list[PassReport] = []
-        self._known: dict[tuple[fx.GraphModule, object, object], Variant] = {}
+        self._known: dict[tuple[fx.GraphModule, object, object, bool], Variant] = {}
         self._unlowered: dict[tuple[fx.GraphModule, object, object, bool], Variant] = {}
         self._narrowed: dict[
             tuple[fx.GraphModule, tuple[bool, ...]], tuple[fx.GraphModule, tuple[int, ...]]
@@ -98,12 +98,13 @@ class Lowering:
             live: Per output, whether anything reads it.
             packs: Whether its weights may be packed, if the options say so.
         """
-        key = (region, actions, live)
+        packs = packs and self.options.prepack
+        key = (region, actions, live, packs)
         if key not in self._known:
             gm, kept, report = specialise_region(region, actions, live, self._observe)
             self.reports.append(report)
             structure, packed = structure_of(gm), tuple[int, ...]()
-            if packs and self.options.prepack:
+            if packs:
                 self.reports += run_passes(gm, PACKED, "region", self._observe)
                 packed = packed_inputs(gm)
             lowered_as = f"{structure}\npacked {packed}" if packed else structure
@@ -129,23 +130,25 @@ class Lowering:
             plan: The plan.
             packs: As for `variant`.
         """
+        packs = packs and self.options.prepack
 
         def specialised(
             region: str, actions: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
-            key = (plan.regions[region], actions, live)
+            own = plan.regions[region]
+            key = (own, actions, live, packs)
             if key in self._known:
                 return self._known[key]
-            if (*key, packs) not in self._unlowered:
-                gm, kept, _ = specialise_region(*key)
+            if key not in self._unlowered:
+                gm, kept, _ = specialise_region(own, actions, live)
                 packed = tuple[int, ...]()
-                if packs and self.options.prepack:
+                if packs:
                     run_passes(gm, PACKED, "region", observe=None)
                     packed = packed_inputs(gm)
-                self._unlowered[*key, packs] = Variant(
-                    gm, gm.forward, kept, "", frozenset(kept[i] for i in packed)
+                self._unlowered[key] = Variant(
+                    own, own.forward, kept, "", frozenset(kept[i] for i in packed)
                 )
-            return self._unlowered[*key, packs]
+            return self._unlowered[key]
 
         return specialised
 

@@ -1,14 +1,13 @@
 """Weights packed for the CPU's kernels, once for all steps, rows and signatures.
 
 Packed weights are copies. The parameters stay the truth: at the beginning of each trajectory
-they are read once, and what was written since, by whatever way, is packed again.
+they are read, and what was written in place since, by whatever way, is packed again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,11 +18,11 @@ from .errors import FormatError
 from .weights import storage_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from .program import Program
 
-    View = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+    View = tuple[int, int, tuple[int, ...], tuple[int, ...], int]
 
 
 @dataclass
@@ -33,31 +32,41 @@ class Packed:
     Attributes:
         weight: The parameter ``[out, in]``.
         copy: The copy: always this object, whose memory is replaced.
-        checksum: Of the weight as it was packed.
+        sums: Of the weight as it was packed, as `sums_of` gives them.
     """
 
     weight: torch.Tensor
     copy: torch.Tensor
-    checksum: tuple[int, float]
+    sums: torch.Tensor
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> Packed:
         """Pack a weight."""
-        return cls(weight, pack_weight(weight), checksum_of(weight))
+        return cls(weight, pack_weight(weight), sums_of(weight))
 
-    def refresh(self) -> bool:
-        """Pack the weight again if it was written to; whether it was."""
-        found = checksum_of(self.weight)
-        if found == self.checksum:
-            return False
-        # calls that are bound hold this very tensor
-        self.copy.data, self.checksum = pack_weight(self.weight), found
-        return True
+    def refresh(self) -> None:
+        """Pack the weight again if it was written to."""
+        found = sums_of(self.weight)
+        if not torch.equal(found, self.sums):
+            # calls that are bound hold this very tensor
+            self.copy.data, self.sums = pack_weight(self.weight), found
 
     @property
     def nbytes(self) -> int:
         """Bytes of the copy, padding of its blocks included."""
         return count_bytes(self.copy)
+
+
+def sums_of(weight: torch.Tensor) -> torch.Tensor:
+    """What tells a weight ``[out, in]`` from what it was, however it was written: ``[out]``.
+
+    Each row times one vector of random signs and magnitudes from 1 to 2, so that the order
+    of elements counts. What changes no sum is lost in its rounding, as it is in a product's.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.empty(weight.shape[1]).uniform_(1, 2, generator=generator)
+    signs = torch.randint(0, 2, drawn.shape, generator=generator) * 2 - 1
+    return weight.detach() @ (drawn * signs)
 
 
 class Packing:
@@ -69,16 +78,18 @@ class Packing:
     def __len__(self) -> int:
         return len(self._known)
 
-    def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """The packed copy of a weight ``[out, in]``, float32 on the CPU."""
-        key = view_of(weight)
-        if key not in self._known:
-            self._known[key] = Packed.of(weight)
-        return self._known[key].copy
+    def pack(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The packed copies of the weights ``[out, in]`` of one call, float32 on the CPU."""
+        found = dict(zip(views_of(weights), weights, strict=True))
+        for view, weight in found.items():
+            if view not in self._known:
+                self._known[view] = Packed.of(weight)
+        return [self._known[view].copy for view in found]
 
-    def refresh(self) -> int:
-        """Pack again what was written to; the number of weights."""
-        return sum(packed.refresh() for packed in self._known.values())
+    def refresh(self) -> None:
+        """Pack again what was written to."""
+        for packed in self._known.values():
+            packed.refresh()
 
     @property
     def nbytes(self) -> int:
@@ -86,19 +97,16 @@ class Packing:
         return sum(packed.nbytes for packed in self._known.values())
 
 
-def view_of(tensor: torch.Tensor) -> View:
-    """What tensors that show the same elements in the same order share."""
-    storage, offset = storage_key(tensor), int(tensor.storage_offset())
-    return storage, offset, tuple(tensor.shape), tensor.stride()
+def views_of(weights: Sequence[torch.Tensor]) -> list[View]:
+    """What tensors share that show the same elements, each weight of a call by itself.
 
-
-def checksum_of(weight: torch.Tensor) -> tuple[int, float]:
-    """What tells a weight's values from others, however they were written.
-
-    The hash alone is 0 for every weight whose elements are all the same.
+    A compiler takes it for a promise if two arguments are one object: were tied weights of one
+    block so, it would be compiled by itself.
     """
-    given = weight.detach()
-    return int(torch.hash_tensor(given).item()), float(given.sum().item())
+    shown = [
+        (storage_key(w), int(w.storage_offset()), tuple(w.shape), w.stride()) for w in weights
+    ]
+    return [(*view, shown[:place].count(view)) for place, view in enumerate(shown)]
 
 
 def count_bytes(packed: torch.Tensor) -> int:
@@ -112,8 +120,25 @@ def count_bytes(packed: torch.Tensor) -> int:
 def count_packed(programs: Iterable[Program]) -> int:
     """Bytes of the packed copies of programs over one model, once all have run."""
     asked = [program for program in programs if program.lowering.options.prepack]
-    weights = {view_of(w): w for w in chain.from_iterable(p.weights_to_pack() for p in asked)}
-    return sum(packed_bytes(tuple(weight.shape)) for weight in weights.values())
+    found: dict[View, torch.Tensor] = {}
+    for program in asked:
+        found |= weights_to_pack(program, program.table.rows)
+    return sum(packed_bytes(tuple(weight.shape)) for weight in found.values())
+
+
+def weights_to_pack(
+    program: Program, rows: Iterable[Sequence[int]]
+) -> dict[View, torch.Tensor]:
+    """The parameters that linears of a program's step take packed at some rows."""
+    found: dict[View, torch.Tensor] = {}
+
+    def note(weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        found.update(zip(views_of(weights), weights, strict=True))
+        return weights
+
+    for row in rows:
+        program.bind_unlowered(row, note)
+    return found
 
 
 def refuse_nothing_packed(program: Program) -> None:
@@ -127,18 +152,21 @@ def refuse_nothing_packed(program: Program) -> None:
             "compile={'prepack': True}: this build of PyTorch has no oneDNN, which packs the "
             "weights. Leave 'prepack' out"
         )
-    if program.weights_to_pack():
+    if weights_to_pack(program, [program.table.row(0)]):  # it computes everything
         return
     kept = (spec for site in program.explanation.sites for spec in site.kept)
-    found = sorted({f"{spec.dtype} on {spec.device}" for spec in kept})
+    found = sorted(
+        f"{spec.dtype} on {spec.device} with {torch.Size(spec.shape[:-1]).numel()} rows"
+        for spec in set(kept)
+    )
     raise FormatError(
         "compile={'prepack': True}: no linear of the step takes packed weights. Expected "
         "linears of float32 on a CPU, with 17 rows (samples times tokens) or more; found "
-        f"sites of {', '.join(found)}. Leave 'prepack' out"
+        f"sites that give {', '.join(found)}. Leave 'prepack' out"
     )
 
 
 @cache
 def packed_bytes(shape: tuple[int, ...]) -> int:
     """Bytes of a packed weight of a shape: blocks are filled up."""
-    return count_bytes(pack_weight(torch.zeros(shape)))
+    return count_bytes(pack_weight(torch.zeros(shape, dtype=torch.float32, device="cpu")))

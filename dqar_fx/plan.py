@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .slots import SlotKey
 
     Static = str | SlotKey | int | None
+    Pack = Callable[[Sequence[Any]], Sequence[Any]]
     Specialised = Callable[[str, tuple[Action, ...], tuple[bool, ...]], "Variant"]
     Variants = Callable[["Plan"], Specialised]
 
@@ -214,7 +215,7 @@ def bind(
     actions: Sequence[int],
     specialised: Specialised,
     fill: Callable[[Static], Any],
-    pack: Callable[[Any], Any] | None = None,
+    pack: Pack | None = None,
 ) -> list[BoundCall]:
     """The calls of a plan for one row.
 
@@ -223,7 +224,7 @@ def bind(
         actions: One action per column of the branch table.
         specialised: Gives the variant of a region for actions and live outputs.
         fill: Gives the tensor for a static argument.
-        pack: Packs one that is a weight; None where no variant has any.
+        pack: Packs those of a call that are weights; None where no variant has any.
     """
     needed = set(plan.outputs)
     bound: list[BoundCall] = []
@@ -237,7 +238,8 @@ def bind(
         inputs = tuple(call.inputs[k] for k in variant.kept if k < flowing)
         filled = {k: fill(call.static[k - flowing]) for k in variant.kept if k >= flowing}
         if pack is not None:
-            filled |= {k: pack(filled[k]) for k in variant.packed & filled.keys()}
+            weights = sorted(variant.packed & filled.keys())
+            filled |= zip(weights, pack([filled[k] for k in weights]), strict=True)
         outputs = tuple(n for n in call.outputs if n in needed and n is not None)
         dead = tuple(number for number in dict.fromkeys(inputs) if number not in needed)
         needed.update(inputs)

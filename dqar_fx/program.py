@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .ledger import Actions, ForecastWeights, Ledger
     from .liveness import Needs
     from .lowering import Lowering
-    from .plan import Static
+    from .plan import Pack, Static
     from .release import Residence
     from .rulers import Ruler
     from .slots import SlotKey
@@ -234,19 +234,13 @@ class Program:
             if (self.roles.timestep in stage.leaves) == every_step
         ]
 
-    def weights_to_pack(self) -> list[torch.Tensor]:
-        """The parameters that linears of the step take packed, with nothing lowered.
-
-        Those of the first row, which computes whatever any row does.
-        """
-        found: list[torch.Tensor] = []
+    def bind_unlowered(self, row: Sequence[int], pack: Pack) -> None:
+        """Bind a row with nothing lowered; ``pack`` is shown the weights of each call."""
 
         def fill(static: Static) -> Any:
             return self._tensor_of(static) if isinstance(static, str) else None
 
-        unlowered = self.lowering.unlowered_of(self.plan, packs=True)
-        bind(self.plan, self.table.row(0), unlowered, fill, found.append)
-        return found
+        bind(self.plan, row, self.lowering.unlowered_of(self.plan, packs=True), fill, pack)
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -290,9 +284,7 @@ class Program:
         stream = self._stream(position.stream)
         slots = stream.slots
         if not slots.holds(position.trajectory):
-            self._report_flags(slots)
-            self.lowering.packing.refresh()
-            slots.enter(position.trajectory)
+            self._begin(slots, position.trajectory)
         step = (
             self._prepare(stream, position.step)
             if weights is None
@@ -321,6 +313,12 @@ class Program:
             values[number].clone() if number in copied else values[number]
             for number in self.plan.outputs
         ]
+
+    def _begin(self, slots: Slots, trajectory: object) -> None:
+        """A trajectory begins: what was kept is another's, weights may have been written."""
+        self._report_flags(slots)
+        self.lowering.packing.refresh()
+        slots.enter(trajectory)
 
     def rehearse(
         self, leaves: Sequence[Any], position: Position, weights: ForecastWeights

@@ -14,7 +14,8 @@ core. ``packed`` in the record of a weight's placeholder says that it is to be p
 before the graph runs; a weight that is not is multiplied by as it is, more slowly.
 
 Leaves alone: few rows, which are bound by reading the weight (`turn_skinny_linears` has
-those), weights that anything else reads or that flow, other devices and dtypes.
+those), weights that anything else reads or that flow, biases that the kernel would misread
+(strided, or one number for all), other devices and dtypes.
 
 Source: weight prepacking, as in oneDNN and ``torch._inductor`` freezing, which makes weights
 constants of a graph, so that no two blocks share one.
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 ACTIVATIONS = {
     aten.gelu.default: "gelu",
-    aten.relu.default: "relu",
     aten.silu.default: "swish",
 }
-"""What the kernel can apply to its result, by oneDNN's name."""
+"""What the kernel can apply to its result, by oneDNN's name; its ReLU makes NaN zero."""
 
 SCHEMA = "(Tensor x, Tensor weight, Tensor? bias, str activation, str approximate) -> Tensor"
 _library = torch.library.Library("dqar_fx", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch leaves it so
@@ -61,7 +61,7 @@ def multiply(
         x: ``[..., in]``, float32.
         weight: ``[out, in]``, float32; packed by `pack_weight`, or as it is.
         bias: ``[out]``, or None.
-        activation: ``"none"``, ``"gelu"``, ``"relu"`` or ``"swish"``.
+        activation: ``"none"``, ``"gelu"`` or ``"swish"``.
         approximate: Of GELU: ``"none"`` or ``"tanh"``.
 
     Returns:
@@ -75,8 +75,7 @@ def multiply(
     product = F.linear(x, weight, bias)
     if activation == "gelu":
         return F.gelu(product, approximate=approximate)
-    plain = {"relu": F.relu, "swish": F.silu}
-    return plain[activation](product) if activation in plain else product
+    return F.silu(product) if activation == "swish" else product
 
 
 @torch.library.impl(_library, "packed_linear", "Meta")
@@ -128,8 +127,11 @@ def is_many_rows(node: fx.Node, weight: fx.Node) -> bool:
     value = tensor_value(node)
     if node.target is not aten.linear.default or node.args[0] is weight or value is None:
         return False
+    bias = node.args[2].meta["val"] if len(node.args) > 2 and node.args[2] else None
     return (
         node.args[1] is weight
+        and weight.meta["val"].dim() == 2
+        and (bias is None or (bias.shape == value.shape[-1:] and bias.is_contiguous()))
         and value.shape[:-1].numel() > FEW_ROWS[-1]
         and value.dtype == torch.float32
         and value.device.type == "cpu"

@@ -79,12 +79,6 @@ def outside():
     return Net([ReadsOutside(outer=(each,)) for each in others], others)
 
 
-def tied():
-    model = Net(three(Block), [linear()])
-    model.extra["0"].weight = model.blocks[0].linear.weight
-    return model
-
-
 class Pair(nn.Module):
     def __init__(self, one, other):
         super().__init__()
@@ -310,8 +304,9 @@ COPIED = {
 
 
 def tied_before():
-    model = tied()
+    model = Net(three(Block), [linear()])
     extra, blocks = model.extra, model.blocks
+    extra["0"].weight = blocks[0].linear.weight
     del model.extra, model.blocks
     model.extra, model.blocks = extra, blocks
     return model

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.lowering import Lowering
     from dqar_fx.program import Stream
+    from dqar_fx.slots import Slots
 
     Row = tuple[Action, ...]
 
@@ -79,6 +80,10 @@ class RowProgram(Program):
         made.slot_specs = slots_of(program.guarded)
         made.slot_owners = {key: key for key in made.slot_specs}
         return made
+
+    def _begin(self, slots: Slots, trajectory: object) -> None:
+        """As any program, but for what is done once per trajectory: rows are timed."""
+        slots.enter(trajectory)
 
     def _prepare(self, stream: Stream, step: int) -> Prepared:
         """The step of the row, whatever is kept."""
