@@ -23,16 +23,12 @@ constants of a graph, so that no two blocks share one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
+from torch import fx
 
 from .graphs import insert_call, parameter_path, tensor_value
 from .turn_skinny_linears import FEW_ROWS
-
-if TYPE_CHECKING:
-    from torch import fx
 
 aten = torch.ops.aten
 ACTIVATIONS = {
@@ -127,15 +123,22 @@ def is_many_rows(node: fx.Node, weight: fx.Node) -> bool:
     value = tensor_value(node)
     if node.target is not aten.linear.default or node.args[0] is weight or value is None:
         return False
-    bias = node.args[2].meta["val"] if len(node.args) > 2 and node.args[2] else None
     return (
         node.args[1] is weight
-        and weight.meta["val"].dim() == 2
-        and (bias is None or (bias.shape == value.shape[-1:] and bias.is_contiguous()))
+        and len(weight.meta["val"].shape) == 2
+        and all(is_plain_bias(given, value.shape[-1]) for given in node.args[2:])
         and value.shape[:-1].numel() > FEW_ROWS[-1]
         and value.dtype == torch.float32
         and value.device.type == "cpu"
     )
+
+
+def is_plain_bias(given: object, num_outputs: int) -> bool:
+    """Whether a bias is none, or one number for each output, side by side."""
+    value = tensor_value(given) if isinstance(given, fx.Node) else None
+    if value is None:
+        return given is None
+    return value.shape == (num_outputs,) and value.is_contiguous()
 
 
 def prepack(graph: fx.Graph, linear: fx.Node) -> None:

@@ -41,8 +41,9 @@ def check_close(found, expected):
 # ---- what is computed --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", ["regional", "whole"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("name", "unit"), [*((name, "regional") for name in MAKERS), ("dit", "whole")]
+)
 def test_prepack_equals_eager_within_rounding(name, unit):
     case = MAKERS[name]()
     expected = trajectory(dqar_fx.transform(case.model, SCHEDULE), case)
