@@ -1,9 +1,8 @@
 """Recipes that only this comparison has: other ways to compile, each as documented."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch._inductor import config
@@ -24,7 +23,6 @@ LOWERINGS: dict[str, str | Mapping[str, Any]] = {
 PACKED = (REGIONAL_PACKED, WHOLE_PACKED)
 UNLIMITED = "compiled, no limit of recompiles"
 FROZEN = "compiled, freezing"
-UNLIMITED_FROZEN = "compiled, freezing, no limit of recompiles"
 STOCK = "as documented"
 SHOWN = (COMPILED, REGIONAL, STOCK)
 """Modes whose pictures are judged against real ones; no setting has two of them."""
@@ -97,17 +95,15 @@ class Hooked:
 
     def build(self, bench: Bench, mode: str) -> Entrant:
         """Make it; what is compiled is compiled with the hooks on it."""
-        if mode not in (BLOCKS, UNLIMITED, UNLIMITED_FROZEN):
+        if mode not in (BLOCKS, UNLIMITED):
             return self.hooks.build(bench, EAGER if mode == STOCK else mode)
         entrant = self.hooks.build(bench, EAGER)
         driven: Any = entrant.module
-        if mode != BLOCKS:
+        if mode == UNLIMITED:
             driven.inner = bench.compile(driven.model, recompile_limit=LIMIT)
         else:
             driven.model._repeated_blocks = list(REPEATED)
             driven.model.compile_repeated_blocks()
-        if mode == UNLIMITED_FROZEN:
-            return replace(entrant, fresh=partial(frozen_as_well, entrant.fresh))
         return entrant
 
 
@@ -115,10 +111,3 @@ def freezing() -> AbstractContextManager[object]:
     """What is compiled inside owns its weights."""
     patched: AbstractContextManager[object] = config.patch(freezing=True)
     return patched
-
-
-@contextmanager
-def frozen_as_well(fresh: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Inside of another context, with `freezing`."""
-    with fresh(), freezing():
-        yield

@@ -9,7 +9,7 @@ from benchmarks.pareto.rivals import settings
 from benchmarks.pareto.rivals.of_cache_dit import make_mask
 from benchmarks.pareto.rivals.of_diffusers import Hooks
 from benchmarks.pareto.rivals.schedules import fixed, magnitudes, masked
-from benchmarks.peers.recipes import UNLIMITED, UNLIMITED_FROZEN, Hooked
+from benchmarks.peers.recipes import UNLIMITED, Hooked
 from dqar_fx import Schedule, rivals
 
 PAB = "PAB range 2, timesteps all"
@@ -53,7 +53,7 @@ def list_tables(steps: int) -> list[SameTable]:
         SameTable(
             PAB,
             Hooked(broadcast_always()),
-            (*three, UNLIMITED, UNLIMITED_FROZEN),
+            (*three, UNLIMITED),
             "PAB",
             fixed(every, interval=2),
             "attention",

@@ -23,7 +23,6 @@ from benchmarks.peers.recipes import (
     LOWERINGS,
     STOCK,
     UNLIMITED,
-    UNLIMITED_FROZEN,
     Frozen,
     Repeated,
 )
@@ -73,7 +72,7 @@ def test_line_up_has_everybody_in_each_mode(tmp_path):
     modes = {}
     for each in peers:
         modes.setdefault(each.setting, []).append(each.mode)
-    assert modes[PAB] == [EAGER, COMPILED, BLOCKS, UNLIMITED, UNLIMITED_FROZEN]
+    assert modes[PAB] == [EAGER, COMPILED, BLOCKS, UNLIMITED]
     assert modes[f"dqar_fx as {PAB}"] == [EAGER, *LOWERINGS]
     assert FROZEN in modes["untransformed"]
     assert modes["TaylorSeer defaults"] == [STOCK]
@@ -132,17 +131,12 @@ def test_compile_repeated_blocks_as_documented_fails_on_a_dit(tmp_path):
     assert compiled == [True] * 2
 
 
-def test_freezing_is_on_while_a_frozen_contender_runs(tmp_path):
+def test_freezing_is_on_while_the_frozen_contender_runs(tmp_path):
     """It is read when something is compiled, which is in the first trajectory."""
-    stage = set_stage(parse(tmp_path, *EAGERLY))
-    (hooked,) = (table.recipe for table in list_tables(6) if table.setting == PAB)
-    frozen = [Frozen().build(stage, FROZEN), hooked.build(stage, UNLIMITED_FROZEN)]
-    for entrant in frozen:
-        with entrant.fresh():
-            assert config.freezing
-        assert not config.freezing
-    with hooked.build(stage, UNLIMITED).fresh():
-        assert not config.freezing
+    entrant = Frozen().build(set_stage(parse(tmp_path, *EAGERLY)), FROZEN)
+    with entrant.fresh():
+        assert config.freezing
+    assert not config.freezing
 
 
 def test_stage_hands_out_the_clone_that_is_there(tmp_path):
