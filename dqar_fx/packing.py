@@ -64,9 +64,9 @@ def sums_of(weight: torch.Tensor) -> torch.Tensor:
     of elements counts. What changes no sum is lost in its rounding, as it is in a product's.
     """
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.empty(weight.shape[1]).uniform_(1, 2, generator=generator)
-    signs = torch.randint(0, 2, drawn.shape, generator=generator) * 2 - 1
-    return weight.detach() @ (drawn * signs)
+    drawn = torch.empty_like(weight[0]).uniform_(1, 2, generator=generator)
+    signs = torch.empty_like(drawn).bernoulli_(0.5, generator=generator)
+    return weight.detach() @ (drawn * (2 * signs - 1))
 
 
 class Packing:

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 import dqar_fx
 from dqar_fx import FormatError, Guidance, Schedule
-from dqar_fx.packing import Packing, weights_to_pack
+from dqar_fx.packing import Packed, Packing, packed_bytes, weights_to_pack
 from tests.models import MAKERS, make_dit
 
 CLOSE = 1e-5
@@ -205,6 +205,20 @@ def test_prepack_sees_one_constant_after_another():
     weight.data.fill_(0.25)
     expected = trajectory(dqar_fx.transform(case.model, SCHEDULE), case)
     check_close(trajectory(denoiser, case), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_prepack_does_not_depend_on_the_default_dtype(dtype):
+    weight, before = torch.randn(33, 70), torch.get_default_dtype()
+    packed_bytes.cache_clear()
+    try:
+        torch.set_default_dtype(dtype)
+        one = Packed.of(weight)
+        assert packed_bytes((33, 70)) == one.nbytes
+        one.refresh()
+    finally:
+        torch.set_default_dtype(before)
+        packed_bytes.cache_clear()
 
 
 def test_prepack_copies_and_conversions_pack_anew():
