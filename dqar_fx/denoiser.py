@@ -160,10 +160,11 @@ class Denoiser(Owner):
 
         Args:
             unit: ``"regional"`` or ``"whole"``.
-            **keywords: Those of ``torch.compile``.
+            **keywords: Those of ``torch.compile``, ``dynamic`` and ``prepack``, as for
+                `transform`.
 
         Raises:
-            FormatError: An unknown unit.
+            FormatError: As `transform` has it for ``compile``.
         """
         self._programs.options = CompileOptions.of({"unit": unit, **keywords})
         self._forget_programs()
