@@ -103,10 +103,9 @@ class Lowering:
         if key not in self._known:
             gm, kept, report = specialise_region(region, actions, live, self._observe)
             self.reports.append(report)
-            structure, packed = structure_of(gm), tuple[int, ...]()
-            if packs:
-                self.reports += run_passes(gm, PACKED, "region", self._observe)
-                packed = packed_inputs(gm)
+            structure = structure_of(gm)
+            packed, reports = prepack_region(gm, self._observe) if packs else ((), [])
+            self.reports += reports
             lowered_as = f"{structure}\npacked {packed}" if packed else structure
             if lowered_as not in self.variants:
                 if self.sharing is None:
@@ -141,10 +140,7 @@ class Lowering:
                 return self._known[key]
             if key not in self._unlowered:
                 gm, kept, _ = specialise_region(own, actions, live)
-                packed = tuple[int, ...]()
-                if packs:
-                    run_passes(gm, PACKED, "region", observe=None)
-                    packed = packed_inputs(gm)
+                packed = prepack_region(gm)[0] if packs else ()
                 self._unlowered[key] = Variant(
                     own, own.forward, kept, "", frozenset(kept[i] for i in packed)
                 )
@@ -205,10 +201,17 @@ def specialise_region(
     return gm, tuple(i for i, name in enumerate(before) if name in after), report
 
 
-def packed_inputs(gm: fx.GraphModule) -> tuple[int, ...]:
-    """Places among a graph's inputs of the weights that it takes packed."""
+def prepack_region(
+    gm: fx.GraphModule, observe: Observer | None = None
+) -> tuple[tuple[int, ...], list[PassReport]]:
+    """Let a region's graph take packed weights.
+
+    Returns:
+        Their places among its inputs, and the reports.
+    """
+    reports = run_passes(gm, PACKED, "region", observe)
     inputs = enumerate(gm.graph.find_nodes(op="placeholder"))
-    return tuple(place for place, node in inputs if node.meta.get("packed"))
+    return tuple(place for place, node in inputs if node.meta.get("packed")), reports
 
 
 def narrow_stage(

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dqar_fx.passes.merge_equal_parameters import memory_of
 from dqar_fx.passes.prepack_linears import can_pack, pack_weight
 
 from .errors import FormatError
-from .weights import storage_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
 
     from .program import Program
 
-    View = tuple[int, int, tuple[int, ...], tuple[int, ...], int]
+    View = tuple[Hashable, int]
 
 
 @dataclass
@@ -63,10 +63,16 @@ def sums_of(weight: torch.Tensor) -> torch.Tensor:
     Each row times one vector of random signs and magnitudes from 1 to 2, so that the order
     of elements counts. What changes no sum is lost in its rounding, as it is in a product's.
     """
+    return weight.detach() @ draw_factors(weight.shape[1])
+
+
+@cache
+def draw_factors(num_columns: int) -> torch.Tensor:
+    """The vector of `sums_of`, the same for all weights of a width: float32 on the CPU."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.empty_like(weight[0]).uniform_(1, 2, generator=generator)
+    drawn = torch.empty(num_columns, dtype=torch.float32, device="cpu")
     signs = torch.empty_like(drawn).bernoulli_(0.5, generator=generator)
-    return weight.detach() @ (drawn * (2 * signs - 1))
+    return drawn.uniform_(1, 2, generator=generator) * (2 * signs - 1)
 
 
 class Packing:
@@ -103,10 +109,8 @@ def views_of(weights: Sequence[torch.Tensor]) -> list[View]:
     A compiler takes it for a promise if two arguments are one object: were tied weights of one
     block so, it would be compiled by itself.
     """
-    shown = [
-        (storage_key(w), int(w.storage_offset()), tuple(w.shape), w.stride()) for w in weights
-    ]
-    return [(*view, shown[:place].count(view)) for place, view in enumerate(shown)]
+    shown = [memory_of(weight) for weight in weights]
+    return [(view, shown[:place].count(view)) for place, view in enumerate(shown)]
 
 
 def count_bytes(packed: torch.Tensor) -> int:

@@ -23,12 +23,17 @@ constants of a graph, so that no two blocks share one.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
-from torch import fx
 
 from .graphs import insert_call, parameter_path, tensor_value
+from .narrow_linears import bias_of
 from .turn_skinny_linears import FEW_ROWS
+
+if TYPE_CHECKING:
+    from torch import fx
 
 aten = torch.ops.aten
 ACTIVATIONS = {
@@ -37,13 +42,13 @@ ACTIVATIONS = {
 }
 """What the kernel can apply to its result, by oneDNN's name; its ReLU makes NaN zero."""
 
-SCHEMA = "(Tensor x, Tensor weight, Tensor? bias, str activation, str approximate) -> Tensor"
-_library = torch.library.Library("dqar_fx", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch leaves it so
-_library.define(f"packed_linear{SCHEMA}")  # type: ignore[no-untyped-call]  # torch leaves it so
+torch.library.define(
+    "dqar_fx::packed_linear",
+    "(Tensor x, Tensor weight, Tensor? bias, str activation, str approximate) -> Tensor",
+)
 
 
-@torch.library.impl(_library, "packed_linear", "CPU")
-@torch.library.impl(_library, "packed_linear", "MkldnnCPU")
+@torch.library.impl("dqar_fx::packed_linear", ("CPU", "MkldnnCPU"))
 def multiply(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -74,19 +79,12 @@ def multiply(
     return F.silu(product) if activation == "swish" else product
 
 
-@torch.library.impl(_library, "packed_linear", "Meta")
-def multiply_shapes(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    activation: str,
-    approximate: str,
-) -> torch.Tensor:
-    """The shape of what `multiply` gives."""
-    del bias, activation, approximate
+def shape_product(x: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
+    """A tensor like what `multiply` gives."""
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
+torch.library.register_fake("dqar_fx::packed_linear", shape_product)
 packed_linear = torch.ops.dqar_fx.packed_linear.default
 
 
@@ -126,32 +124,32 @@ def is_many_rows(node: fx.Node, weight: fx.Node) -> bool:
     return (
         node.args[1] is weight
         and len(weight.meta["val"].shape) == 2
-        and all(is_plain_bias(given, value.shape[-1]) for given in node.args[2:])
+        and is_plain_bias(bias_of(node), value.shape[-1])
         and value.shape[:-1].numel() > FEW_ROWS[-1]
         and value.dtype == torch.float32
         and value.device.type == "cpu"
     )
 
 
-def is_plain_bias(given: object, num_outputs: int) -> bool:
+def is_plain_bias(bias: fx.Node | None, num_outputs: int) -> bool:
     """Whether a bias is none, or one number for each output, side by side."""
-    value = tensor_value(given) if isinstance(given, fx.Node) else None
-    if value is None:
-        return given is None
+    if bias is None:
+        return True
+    value: torch.Tensor = bias.meta["val"]
     return value.shape == (num_outputs,) and value.is_contiguous()
 
 
 def prepack(graph: fx.Graph, linear: fx.Node) -> None:
     """Write one linear as a product by a packed weight."""
-    x, weight, *bias = linear.args
+    x, weight = linear.args[:2]
     last, activation, approximate = linear, "none", "none"
     user = next(iter(linear.users), None)
     if user is not None and len(linear.users) == 1 and user.target in ACTIVATIONS:
         last, activation = user, ACTIVATIONS[user.target]
         approximate = str(user.kwargs.get("approximate", "none"))
     with graph.inserting_before(linear):
-        given = bias[0] if bias else None
-        product = insert_call(last, packed_linear, x, weight, given, activation, approximate)
+        given = x, weight, bias_of(linear), activation, approximate
+        product = insert_call(last, packed_linear, *given)
     last.replace_all_uses_with(product)
     for node in dict.fromkeys((last, linear)):
         graph.erase_node(node)

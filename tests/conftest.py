@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from tests.html.browser import find_browser
 
@@ -18,6 +20,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 IN_BROWSER = "html/test_in_browser.py"
 collect_ignore = [] if find_browser() else [IN_BROWSER]
+
+
+@pytest.fixture
+def fresh_counters():
+    """Nothing is compiled yet, and nothing counted."""
+    torch._dynamo.reset()
+    counters.clear()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -13,12 +13,7 @@ from tests.models import MAKERS, make_dit, seeded
 from tests.passes.checks import LOSSY
 
 STEPS = 50
-
-
-@pytest.fixture(autouse=True)
-def fresh_counters():
-    torch._dynamo.reset()
-    counters.clear()
+pytestmark = pytest.mark.usefixtures("fresh_counters")
 
 
 def trajectory(denoiser, case, seed=0, steps=STEPS, labels=None):

@@ -6,7 +6,6 @@ from importlib import import_module
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,12 +21,7 @@ SCHEDULES = {
     "forecast": Schedule.interval(STEPS, 3, warmup=2).forecast(2),
 }
 aten = torch.ops.aten
-
-
-@pytest.fixture(autouse=True)
-def fresh_counters():
-    torch._dynamo.reset()
-    counters.clear()
+pytestmark = pytest.mark.usefixtures("fresh_counters")
 
 
 def run(denoiser, case, seed=0):

@@ -16,12 +16,7 @@ from tests.models import MAKERS, Attention, make_dit, seeded
 
 STEPS = 4
 SCHEDULE = Schedule.interval(STEPS, 2, warmup=1)
-
-
-@pytest.fixture(autouse=True)
-def fresh_counters():
-    torch._dynamo.reset()
-    counters.clear()
+pytestmark = pytest.mark.usefixtures("fresh_counters")
 
 
 class Counting:

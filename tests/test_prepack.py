@@ -17,12 +17,7 @@ from tests.models import MAKERS, make_dit
 CLOSE = 1e-5
 STEPS = 4
 SCHEDULE = Schedule.interval(STEPS, 2, warmup=1)
-
-
-@pytest.fixture(autouse=True)
-def fresh_counters():
-    torch._dynamo.reset()
-    counters.clear()
+pytestmark = pytest.mark.usefixtures("fresh_counters")
 
 
 def packed(case, schedule=SCHEDULE, backend="eager", **options):
