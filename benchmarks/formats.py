@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from dqar_fx.passes import FORMATS
 from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from benchmarks.command_line import Parser, at_least, folder_to_write
 from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
 from benchmarks.machine import can_compile, describe_machine, set_up_compiler
 from benchmarks.measure import Compiled
+from dqar_fx.passes import FORMATS
 
 CPU = torch.device("cpu")
 BASE = "fp16"

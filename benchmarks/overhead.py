@@ -18,7 +18,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from dqar_fx.passes.graphs import graph_outputs
 from tabulate import tabulate
 from torch import fx
 
@@ -26,7 +25,8 @@ import dqar_fx
 from benchmarks.command_line import Parser, at_least, folder_to_write
 from benchmarks.geometry import Geometry, draw_timesteps
 from benchmarks.machine import describe_machine
-from dqar_fx.lowering import Lowering
+from dqar_fx.passes.support.graphs import graph_outputs
+from dqar_fx.program.lowering import Lowering
 
 CPU = torch.device("cpu")
 DEPTHS = (2, 14, 28, 56)

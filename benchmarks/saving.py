@@ -32,7 +32,8 @@ from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geo
 from benchmarks.machine import can_compile, describe_machine, set_up_compiler
 from benchmarks.macs import count_macs, count_schedules, to_meta, to_meta_call
 from benchmarks.pareto.rows import turn_saving
-from dqar_fx import Denoiser, Schedule, rivals
+from dqar_fx import Denoiser, Schedule
+from dqar_fx import prior_art as rivals
 
 CPU = torch.device("cpu")
 EVERY = 3

@@ -10,29 +10,23 @@ variable ``DQAR_FX_DUMP=folder`` writes every graph to files, see `dqar_fx.dumps
 
 import logging
 
-from . import rivals
-from .calibrate import calibrate
-from .calibration import Calibration
+from . import prior_art as rivals
+from .calibration.calibrate import calibrate
+from .calibration.calibration import Calibration
+from .calibration.policy import Policy
 from .costs import DeviceProfile, Report, compare, measure_profile
-from .denoiser import Denoiser
-from .diffs import GraphDiff, graph_diff
-from .errors import (
-    CaptureError,
-    DqarError,
-    FormatError,
-    ScheduleError,
-    SiteError,
-    StepError,
-)
-from .gates import entropy_gate, policy_gate, snr_gate
-from .guidance import Guidance
-from .memory import MemoryPlan
-from .noise import signal_to_noise
+from .costs.memory import MemoryPlan
+from .denoiser.denoiser import Denoiser
+from .errors import CaptureError, DqarError, FormatError, ScheduleError, SiteError, StepError
+from .guidance.guidance import Guidance
+from .inspect import GraphDiff, graph_diff
 from .optimiser import Front, Optimum, fit_forecasts, optimise
-from .passes import Action, Site
-from .policy import Policy
-from .schedule import Schedule
-from .table import BranchTable
+from .passes import Site
+from .schedule.action import Action
+from .schedule.gates import entropy_gate, policy_gate, snr_gate
+from .schedule.noise import signal_to_noise
+from .schedule.schedule import Schedule
+from .schedule.table import BranchTable
 from .transform import transform
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent by default

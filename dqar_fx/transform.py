@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dqar_fx.passes import (
+from .build.cache_support import refuse_format
+from .build.choose_sites import choose_sites
+from .build.dumps import open_dump
+from .capture.capture import capture
+from .conditioning.conditioning import check_way
+from .conditioning.release import Residence, check_place
+from .denoiser.denoiser import Denoiser
+from .errors import CaptureError, FormatError, ScheduleError, SiteError
+from .guidance.guidance import Guidance
+from .guidance.guided import GuidedDenoiser
+from .passes import (
     FORMATS,
     CacheFormat,
     NoMatch,
@@ -22,36 +32,24 @@ from dqar_fx.passes import (
     outline_regions,
     unify_layouts,
 )
-from dqar_fx.passes.blocks import find_blocks
-from dqar_fx.passes.find_attention import is_candidate
-
-from .cache_support import refuse_format
-from .capture import capture
-from .compile_options import CompileOptions
-from .conditioning import check_way
-from .denoiser import Denoiser
-from .dumps import open_dump
-from .errors import CaptureError, FormatError, ScheduleError, SiteError
-from .explanation import Explanation
-from .guidance import Guidance
-from .guided import GuidedDenoiser
-from .lowering import Lowering
-from .plan import make_plan
-from .program import Program
-from .release import Residence, check_place
-from .runner import fork, ignore, run_passes
-from .schedule import Schedule
-from .sites import choose_sites
+from .passes.find_attention import is_candidate
+from .passes.support.blocks import find_blocks
+from .passes.support.runner import fork, ignore, run_passes
+from .plan.plan import make_plan
+from .program.compile_options import CompileOptions
+from .program.explanation import Explanation
+from .program.lowering import Lowering
+from .program.program import Program
+from .schedule.schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import fx
 
-    from dqar_fx.passes import Site
-    from dqar_fx.passes.module_sites import Match
-
-    from .runner import Observer, PassReport
+    from .passes import Site
+    from .passes.support.module_sites import Match
+    from .passes.support.runner import Observer, PassReport
 
 KINDS_KEPT = ("output", "kv")
 

@@ -15,7 +15,6 @@ from .find_feed_forward import find_feed_forward
 from .find_residuals import find_residuals
 from .find_sites import find_around, find_sites
 from .fix_batch import fix_batch
-from .formats import FORMATS, CacheFormat
 from .free_batch import free_batch
 from .hoist_conditioning import hoist_conditioning
 from .insert_guards import compute_or_reuse, insert_guards
@@ -27,14 +26,14 @@ from .normalise import normalise
 from .outline_regions import outline_regions
 from .prepack_linears import prepack_linears
 from .specialise import specialise
+from .support.formats import FORMATS, CacheFormat
+from .support.vocabulary import NoMatch, Site, TensorSpec
 from .turn_patch_convolutions import turn_patch_convolutions
 from .turn_skinny_linears import turn_skinny_linears
 from .unify_layouts import unify_layouts
-from .vocabulary import Action, NoMatch, Site, TensorSpec
 
 __all__ = [
     "FORMATS",
-    "Action",
     "CacheFormat",
     "CannotExpand",
     "NoMatch",

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import fx
 
-from .graphs import copy_meta, module_path, module_stack
+from .support.graphs import copy_meta, module_path, module_stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .graphs import emit, graph_outputs
+from .support.graphs import emit, graph_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import fx
 
-    from .module_sites import Match, Operator
+    from .support.module_sites import Match, Operator
 
 MAX_QUERIES = 256
 

@@ -27,9 +27,9 @@ from typing import cast
 import torch
 from torch import fx
 
-from .attention_kind import kind_of
-from .graphs import module_path, module_stack, tensor_value
-from .module_sites import (
+from .support.attention_kind import kind_of
+from .support.graphs import module_path, module_stack, tensor_value
+from .support.module_sites import (
     Match,
     Operator,
     ancestors,
@@ -39,7 +39,7 @@ from .module_sites import (
     numbered,
     owner_of,
 )
-from .vocabulary import NoMatch
+from .support.vocabulary import NoMatch
 
 aten = torch.ops.aten
 

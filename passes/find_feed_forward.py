@@ -23,18 +23,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .blocks import block_of, find_blocks
 from .find_attention import is_candidate
-from .graphs import is_computing, module_stack
-from .module_sites import group_by_call, match_site, numbered
-from .vocabulary import NoMatch
+from .support.blocks import block_of, find_blocks
+from .support.graphs import is_computing, module_stack
+from .support.module_sites import group_by_call, match_site, numbered
+from .support.vocabulary import NoMatch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from torch import fx
 
-    from .module_sites import Match
+    from .support.module_sites import Match
 
 aten = torch.ops.aten
 LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default}

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .blocks import find_blocks
-from .graphs import (
+from .support.blocks import find_blocks
+from .support.graphs import (
     graph_inputs,
     is_computing,
     is_random,
@@ -38,8 +38,8 @@ from .graphs import (
     tensor_value,
     used_by_others,
 )
-from .module_sites import Match, numbered, specs_of
-from .vocabulary import NoMatch, Site
+from .support.module_sites import Match, numbered, specs_of
+from .support.vocabulary import NoMatch, Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

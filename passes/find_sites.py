@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from .find_attention import find_attention
 from .find_feed_forward import find_feed_forward
 from .find_residuals import find_residuals
-from .module_sites import numbered
+from .support.module_sites import numbered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import fx
 
-    from .module_sites import Match
-    from .vocabulary import NoMatch
+    from .support.module_sites import Match
+    from .support.vocabulary import NoMatch
 
 
 def find_sites(

@@ -22,10 +22,10 @@ import torch
 from torch import fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from .graphs import tensor_value
+from .support.graphs import tensor_value
 
 if TYPE_CHECKING:
-    from .batch_sizes import FreeLayout
+    from .support.batch_sizes import FreeLayout
 
 aten = torch.ops.aten
 

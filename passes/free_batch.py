@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from .batch_sizes import FreeLayout, Linear, SizeNodes
-from .graphs import structure_of
-from .vocabulary import NoMatch
+from .support.batch_sizes import FreeLayout, Linear, SizeNodes
+from .support.graphs import structure_of
+from .support.vocabulary import NoMatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

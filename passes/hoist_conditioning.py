@@ -27,9 +27,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from .blocks import find_blocks, find_runs, find_siblings
-from .graphs import is_computing, outline, parameter_path, tensor_value, used_by_others
 from .merge_duplicates import is_pure, merge_duplicates
+from .support.blocks import find_blocks, find_runs, find_siblings
+from .support.graphs import is_computing, outline, parameter_path, tensor_value, used_by_others
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

@@ -34,16 +34,18 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .formats import FORMATS
-from .graphs import copy_meta, extract, replace_by_call, tensor_value
-from .module_sites import ancestors
-from .vocabulary import Action, TensorSpec
+from dqar_fx.schedule.action import Action
+
+from .support.formats import FORMATS
+from .support.graphs import copy_meta, extract, replace_by_call, tensor_value
+from .support.module_sites import ancestors
+from .support.vocabulary import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .formats import CacheFormat
-    from .module_sites import Match
+    from .support.formats import CacheFormat
+    from .support.module_sites import Match
 
 
 def compute_or_reuse(

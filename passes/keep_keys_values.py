@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .module_sites import Match, specs_of
-from .vocabulary import NoMatch
+from .support.module_sites import Match, specs_of
+from .support.vocabulary import NoMatch
 
 
 def keep_keys_values(match: Match) -> Match:

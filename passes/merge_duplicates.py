@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from .graphs import is_random
+from .support.graphs import is_random
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .graphs import parameter_path
 from .hoist_conditioning import find_conditioning
+from .support.graphs import parameter_path
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

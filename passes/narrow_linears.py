@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import fx
 
-from .fake_values import refresh_values
-from .graphs import insert_call, tensor_value
+from .support.fake_values import refresh_values
+from .support.graphs import insert_call, tensor_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

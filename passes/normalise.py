@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from .graphs import tensor_value
+from .support.graphs import tensor_value
 
 aten = torch.ops.aten
 

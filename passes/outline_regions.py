@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .blocks import find_runs
-from .graphs import outline, structure_of, used_by_others
+from .support.blocks import find_runs
+from .support.graphs import outline, structure_of, used_by_others
 
 if TYPE_CHECKING:
     from collections.abc import Collection

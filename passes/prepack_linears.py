@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from .graphs import insert_call, parameter_path, tensor_value
 from .narrow_linears import bias_of
+from .support.graphs import insert_call, parameter_path, tensor_value
 from .turn_skinny_linears import FEW_ROWS
 
 if TYPE_CHECKING:

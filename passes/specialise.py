@@ -23,15 +23,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import fx
 
-from .formats import FORMATS
-from .graphs import copy_meta, drop_unused_inputs, emit, has_effect, inline
+from dqar_fx.schedule.action import Action
+
 from .insert_guards import compute_or_reuse, forecast
-from .vocabulary import Action
+from .support.formats import FORMATS
+from .support.graphs import copy_meta, drop_unused_inputs, emit, has_effect, inline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .formats import CacheFormat
+    from .support.formats import CacheFormat
 
 aten = torch.ops.aten
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .graphs import insert_call, tensor_value
+from .support.graphs import insert_call, tensor_value
 
 if TYPE_CHECKING:
     from torch import fx

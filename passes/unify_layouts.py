@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from .blocks import find_runs, find_siblings
-from .fake_values import layouts_of, refresh_values
-from .graphs import copy_meta, graph_inputs, is_computing, tensor_value
+from .support.blocks import find_runs, find_siblings
+from .support.fake_values import layouts_of, refresh_values
+from .support.graphs import copy_meta, graph_inputs, is_computing, tensor_value
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from dqar_fx import Calibration, Policy
-from dqar_fx.calibration import Cells
-from dqar_fx.fingerprint import Fingerprint
+from dqar_fx.calibration.calibration import Cells
+from dqar_fx.calibration.fingerprint import Fingerprint
 
 STEPS, SITES, MAX_AGE = 12, 4, 5
 PATHS = tuple(f"blocks.{i}.attn" for i in range(SITES))

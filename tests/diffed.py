@@ -3,12 +3,12 @@
 from functools import cache, partial
 
 import pytest
-from dqar_fx.passes import outline_regions, unify_layouts
-from dqar_fx.passes.blocks import find_blocks
 
 from dqar_fx import graph_diff
-from dqar_fx.capture import capture
-from dqar_fx.runner import fork, run_pass
+from dqar_fx.capture.capture import capture
+from dqar_fx.passes import outline_regions, unify_layouts
+from dqar_fx.passes.support.blocks import find_blocks
+from dqar_fx.passes.support.runner import fork, run_pass
 from tests.inspected import MODELS
 
 every_model = pytest.mark.parametrize("name", MODELS)

@@ -7,11 +7,11 @@ import warnings
 from typing import Any
 
 import torch
-from dqar_fx.passes.graphs import module_stack
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from dqar_fx import capture as capturing
+from dqar_fx.capture import capture as capturing
+from dqar_fx.passes.support.graphs import module_stack
 
 WIDTH = 4
 

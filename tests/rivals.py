@@ -6,8 +6,8 @@ import torch
 from hypothesis import settings
 
 from dqar_fx import Calibration, ScheduleError
-from dqar_fx.calibration import Cells
-from dqar_fx.fingerprint import Fingerprint
+from dqar_fx.calibration.calibration import Cells
+from dqar_fx.calibration.fingerprint import Fingerprint
 from tests.tables import texts_of
 
 FEW = settings(max_examples=60, deadline=None)

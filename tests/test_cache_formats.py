@@ -7,11 +7,12 @@ import warnings
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
-from dqar_fx.passes import FORMATS, TensorSpec
 from torch._subclasses import FakeTensorMode
 
 import dqar_fx
-from dqar_fx import Schedule, cache_support
+from dqar_fx import Schedule
+from dqar_fx.build import cache_support
+from dqar_fx.passes import FORMATS, TensorSpec
 from tests.models import make_dit, make_sd3, settled
 from tests.oracle import KeyValueOracle, Oracle
 from tests.passes.checks import LOSSY

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dqar_fx import DqarError, calibrate
+from dqar_fx import DqarError
+from dqar_fx.calibration import calibrate
 from tests.calibration_oracle import (
     change_by_hand,
     check_cells,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dqar_fx.passes import FORMATS, TensorSpec
 from torch._dynamo.utils import counters
 
 import dqar_fx
 from dqar_fx import Schedule
+from dqar_fx.passes import FORMATS, TensorSpec
 from tests.models import MAKERS, make_dit, seeded
 from tests.passes.checks import LOSSY
 

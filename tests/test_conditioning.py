@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqar_fx
-from dqar_fx import Schedule, conditioning
+from dqar_fx import Schedule
+from dqar_fx.conditioning import conditioning
 from tests.models import MAKERS, make_dit
 
 STEPS = 5

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dqar_fx
 from dqar_fx import Schedule
-from dqar_fx.program import Program
+from dqar_fx.program.program import Program
 from tests.models import make_dit
 
 STEPS = 6

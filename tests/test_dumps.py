@@ -4,12 +4,12 @@ import ast
 import logging
 
 import pytest
-from dqar_fx.passes import normalise
 
 import dqar_fx
 from dqar_fx import Schedule
-from dqar_fx.dumps import VARIABLE, Dump, open_dump
-from dqar_fx.runner import fork, ignore, run_pass
+from dqar_fx.build.dumps import VARIABLE, Dump, open_dump
+from dqar_fx.passes import normalise
+from dqar_fx.passes.support.runner import fork, ignore, run_pass
 from tests.models import make_dit
 from tests.passes.checks import Stack, captured, tokens
 
@@ -152,17 +152,17 @@ def test_logging_says_what_was_captured_lowered_and_passed(case, caplog):
         denoiser = run(case)
     (capture,) = logged(caplog, "dqar_fx.capture")
     assert capture.startswith("captured DiTTransformer2DModel: ")
-    regions = logged(caplog, "dqar_fx.lowering")
+    regions = logged(caplog, "dqar_fx.program.lowering")
     assert len(regions) == len(denoiser.program.variants)
     assert any("(eager): actions R, " in line for line in regions)
-    passes = logged(caplog, "dqar_fx.runner")
+    passes = logged(caplog, "dqar_fx.passes.support.runner")
     assert passes == [str(report) for report in denoiser.explain().reports]
 
 
 def test_logging_levels_are_info_and_debug(case, caplog):
     with caplog.at_level(logging.INFO, logger="dqar_fx"):
         run(case)
-    assert logged(caplog, "dqar_fx.runner") == []
+    assert logged(caplog, "dqar_fx.passes.support.runner") == []
     assert logged(caplog, "dqar_fx.capture")
 
 

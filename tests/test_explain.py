@@ -5,11 +5,11 @@ from functools import cache
 
 import pytest
 import torch
-from dqar_fx.passes import Action
 from torch import nn
 
 import dqar_fx
 from dqar_fx import Guidance, Schedule
+from dqar_fx.schedule.action import Action
 from tests.inspected import MODELS, STEPS, prepared
 from tests.models import Attention, make_dit
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dqar_fx import Schedule, ScheduleError, entropy_gate, policy_gate, transform
-from dqar_fx.fingerprint import Fingerprint
+from dqar_fx.calibration.fingerprint import Fingerprint
 from tests.calibrations import random_calibration, random_policy
 from tests.models import make_dit, make_sd3
 

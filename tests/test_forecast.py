@@ -12,7 +12,7 @@ from torch._inductor import metrics
 
 import dqar_fx
 from dqar_fx import Action, BranchTable, Schedule, ScheduleError
-from dqar_fx.forecast import METHODS, points_of, weigh
+from dqar_fx.schedule.forecast import METHODS, points_of, weigh
 from tests.models import MAKERS, make_dit
 from tests.oracle import ForecastOracle
 

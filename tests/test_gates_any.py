@@ -16,7 +16,7 @@ from dqar_fx import (
     signal_to_noise,
     snr_gate,
 )
-from dqar_fx.rules import Moment
+from dqar_fx.schedule.rules import Moment
 from tests.calibrations import (
     MAX_AGE,
     PATHS,

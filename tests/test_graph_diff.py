@@ -5,15 +5,15 @@ from collections import Counter
 
 import pytest
 import torch
-from dqar_fx.passes import specialise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import dqar_fx
 from dqar_fx import GraphDiff, graph_diff
-from dqar_fx.operators import count_changes, count_operators
-from dqar_fx.runner import fork
+from dqar_fx.passes import specialise
+from dqar_fx.passes.support.operators import count_changes, count_operators
+from dqar_fx.passes.support.runner import fork
 from tests.inspected import MODELS, STEPS, prepared, row
 from tests.passes.checks import (
     Stack,

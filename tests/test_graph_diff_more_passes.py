@@ -5,8 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+
+from dqar_fx import graph_diff
+from dqar_fx.capture.capture import capture
+from dqar_fx.inspect import Amounts
 from dqar_fx.passes import (
-    Action,
     copy_always,
     expose_attention,
     find_attention,
@@ -22,15 +25,12 @@ from dqar_fx.passes import (
     turn_patch_convolutions,
     unify_layouts,
 )
-from dqar_fx.passes.blocks import find_blocks
-from dqar_fx.passes.graphs import parameter_path
 from dqar_fx.passes.hoist_conditioning import find_conditioning
 from dqar_fx.passes.merge_equal_parameters import find_tensor, layout_of
-
-from dqar_fx import graph_diff
-from dqar_fx.capture import capture
-from dqar_fx.diffs import Amounts
-from dqar_fx.runner import fork, run_pass
+from dqar_fx.passes.support.blocks import find_blocks
+from dqar_fx.passes.support.graphs import parameter_path
+from dqar_fx.passes.support.runner import fork, run_pass
+from dqar_fx.schedule.action import Action
 from tests.diffed import change_of, counts, every_model, graph_after, nodes
 from tests.inspected import MODELS
 from tests.passes.checks import guard_all, rewritten

@@ -4,9 +4,12 @@ import textwrap
 from functools import partial
 
 import pytest
+from expecttest import assert_expected_inline
+
+from dqar_fx import graph_diff
+from dqar_fx.inspect import Amounts
 from dqar_fx.passes import (
     FORMATS,
-    Action,
     find_attention,
     hoist_conditioning,
     insert_guards,
@@ -18,11 +21,8 @@ from dqar_fx.passes import (
     turn_skinny_linears,
     unify_layouts,
 )
-from expecttest import assert_expected_inline
-
-from dqar_fx import graph_diff
-from dqar_fx.diffs import Amounts
-from dqar_fx.runner import fork, run_pass
+from dqar_fx.passes.support.runner import fork, run_pass
+from dqar_fx.schedule.action import Action
 from tests.diffed import change_of, counts, every_model, graph_after, nodes, texts
 from tests.passes.checks import (
     Around,

@@ -4,7 +4,9 @@ import operator
 
 import pytest
 import torch
-from dqar_fx.passes.graphs import (
+from torch import fx, nn
+
+from dqar_fx.passes.support.graphs import (
     copy_meta,
     describe_value,
     drop_unused_inputs,
@@ -20,8 +22,6 @@ from dqar_fx.passes.graphs import (
     source_line,
     structure_of,
 )
-from torch import fx, nn
-
 from tests.passes.checks import Attention, Block, Stack, captured, check_values, tokens
 
 LINEAR = torch.ops.aten.linear.default

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 import dqar_fx
 from benchmarks.reference import PIPELINE
 from dqar_fx import Guidance, Schedule
-from dqar_fx.program import Program
+from dqar_fx.program.program import Program
 from tests.guided import (
     ORDERS,
     Guided,

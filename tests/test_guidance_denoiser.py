@@ -14,7 +14,7 @@ from torch import nn
 
 import dqar_fx
 from dqar_fx import Action, Guidance, Schedule, ScheduleError
-from dqar_fx.rules import Interval
+from dqar_fx.schedule.rules import Interval
 from tests.guided import ORDERS, guided, make_case, masked
 from tests.models import Attention, make_dit
 
@@ -232,7 +232,7 @@ def test_denoiser_with_deeper_forecasts_of_one_stream_captures_once(case, monkey
 
 
 def test_denoiser_lets_go_of_both_streams_of_a_signature(case, monkeypatch):
-    monkeypatch.setattr(sys.modules["dqar_fx.programs"], "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(sys.modules["dqar_fx.program.programs"], "MAX_PROGRAMS", 2)
     denoiser = guided(case, "CRCR", None, "CRRR", batched=FIRST)
     inputs = case.inputs(0)
     for rows in (2, 4, 6):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dqar_fx.passes.graphs import generate_code
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 import dqar_fx
 from dqar_fx import Schedule
+from dqar_fx.passes.support.graphs import generate_code
 from tests.models import make_dit
 
 

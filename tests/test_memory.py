@@ -10,7 +10,7 @@ import torch
 
 import dqar_fx
 from dqar_fx import DqarError, Guidance, MemoryPlan, Schedule
-from dqar_fx.activations import StorageCounter
+from dqar_fx.costs.activations import StorageCounter
 from tests.models import MAKERS, make_dit, make_pixart
 
 STEPS = 4

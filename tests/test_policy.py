@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dqar_fx import BranchTable, Calibration, Policy, Schedule, ScheduleError, policy_gate
-from dqar_fx.calibration import Cells
+from dqar_fx.calibration.calibration import Cells
 from tests.calibrations import random_calibration
 from tests.gate_rules import check, policy_rule
 

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from dqar_fx.passes.turn_skinny_linears import FEW_ROWS
 from torch._dynamo.utils import counters
 
 import dqar_fx
 from dqar_fx import FormatError, Guidance, Schedule
-from dqar_fx.packing import Packed, Packing, packed_bytes, weights_to_pack
+from dqar_fx.passes.turn_skinny_linears import FEW_ROWS
+from dqar_fx.program.packed_weights import Packed, Packing, packed_bytes, weights_to_pack
 from tests.models import MAKERS, make_dit
 
 CLOSE = 1e-5

@@ -95,7 +95,9 @@ def test_release_frees_what_no_step_reads(name):
 def test_release_goes_on_without_weights_until_another_prompt(monkeypatch):
     case, loads = make_dit(layers=2), []
     load = dqar_fx.release.OnDisk.load
-    monkeypatch.setattr(dqar_fx.release.OnDisk, "load", lambda *a: loads.append(1) or load(*a))
+    monkeypatch.setattr(
+        dqar_fx.conditioning.release.OnDisk, "load", lambda *a: loads.append(1) or load(*a)
+    )
     denoiser = transformed(case)
     for seed in range(3):
         run(case, denoiser, seed)
@@ -245,7 +247,9 @@ def test_release_to_a_full_disk(monkeypatch):
 
     case = make_dit(layers=2)
     denoiser = transformed(case)
-    monkeypatch.setattr(dqar_fx.release.tempfile, "TemporaryFile", lambda **_: Full())
+    monkeypatch.setattr(
+        dqar_fx.conditioning.release.tempfile, "TemporaryFile", lambda **_: Full()
+    )
     with pytest.raises(DqarError, match=r"cannot be written.*TMPDIR"):
         run(case, denoiser)
     monkeypatch.undo()

@@ -5,14 +5,14 @@ import logging
 
 import pytest
 import torch
-from dqar_fx.passes.expand_repeats import AGAIN, Mark, find_marks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dqar_fx import capture as capturing
-from dqar_fx.capture import capture
-from dqar_fx.garbage import no_collection
+from dqar_fx.capture import capture as capturing
+from dqar_fx.capture.capture import capture
+from dqar_fx.passes.expand_repeats import AGAIN, Mark, find_marks
+from dqar_fx.program.garbage import no_collection
 from tests.models import MAKERS, make_dit
 from tests.repeating import WIDTH, Tower, compare, inputs
 

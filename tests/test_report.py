@@ -12,7 +12,7 @@ from benchmarks.macs import count_macs, to_meta
 from dqar_fx import DqarError, Guidance, Report, Schedule, ScheduleError
 from dqar_fx.costs import DATASHEETS
 from dqar_fx.costs.kernels import KINDS
-from dqar_fx.slots import Slots
+from dqar_fx.plan.slots import Slots
 from tests.models import make_dit, make_sd3
 
 STEPS, LAYERS = 6, 3

@@ -6,14 +6,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from dqar_fx.passes.graphs import structure_of
 from torch._dynamo.utils import counters
 
 import dqar_fx
 from benchmarks.geometry import draw_timesteps
 from benchmarks.macs import to_meta
 from dqar_fx import DqarError, Guidance, Schedule
-from dqar_fx.conditioning import Conditioning
+from dqar_fx.conditioning.conditioning import Conditioning
 from dqar_fx.costs.clocks import StepTimes
 from dqar_fx.costs.measure_regions import (
     choose_rows,
@@ -32,7 +31,8 @@ from dqar_fx.costs.workload import (
     region_key,
     streams_of,
 )
-from dqar_fx.lowering import Lowering
+from dqar_fx.passes.support.graphs import structure_of
+from dqar_fx.program.lowering import Lowering
 from tests.models import make_dit, make_flux, make_sd3
 
 STEPS, LAYERS = 6, 3

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dqar_fx import BranchTable, Schedule
-from dqar_fx.rivals import fora, magcache, smoothcache, step_mask, taylorseer
-from dqar_fx.rules import Moment
+from dqar_fx.prior_art import fora, magcache, smoothcache, step_mask, taylorseer
+from dqar_fx.schedule.rules import Moment
 from tests.rivals import error_of, layers_measured, text_of
 
 RATIO = [1.0, 0.99, 0.97, 1.02, 0.95, 0.9]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqar_fx.rivals import magcache, step_mask
+from dqar_fx.prior_art import magcache, step_mask
 from tests.rivals import FEW, computed, error_of, reasons_of, text_of
 
 # ---- cache-dit ---------------------------------------------------------------------------

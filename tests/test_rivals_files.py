@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import dqar_fx
-from dqar_fx.rivals import read_learning_to_cache, read_smoothcache
+from dqar_fx.prior_art import read_learning_to_cache, read_smoothcache
 from tests.models import make_dit
 from tests.rivals import FEW, error_of
 from tests.tables import texts_of

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqar_fx
-from dqar_fx.rivals import magcache, taylorseer
-from dqar_fx.rivals_blocks import nearest
-from dqar_fx.rules_written import Told
+from dqar_fx.prior_art import magcache, taylorseer
+from dqar_fx.prior_art.blocks import nearest
+from dqar_fx.prior_art.rules_written import Told
 from tests.models import make_dit
 
 SOME = settings(max_examples=15, deadline=None)

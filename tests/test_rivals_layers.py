@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dqar_fx import Schedule
-from dqar_fx.rivals import fora, smoothcache, taylorseer
+from dqar_fx.prior_art import fora, smoothcache, taylorseer
 from tests.rivals import FEW, MODEL, computed, error_of, layers_measured, reasons_of, text_of
 from tests.tables import texts_of
 

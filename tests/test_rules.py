@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dqar_fx import ScheduleError
-from dqar_fx.rules import AllOf, AnyOf, Interval, Linear, Moment, Plain, Written, Young
+from dqar_fx.schedule.rules import (
+    AllOf,
+    AnyOf,
+    Interval,
+    Linear,
+    Moment,
+    Plain,
+    Written,
+    Young,
+)
 
 FEW = settings(max_examples=50, deadline=None)
 STEP, SITES = st.integers(1, 60), st.integers(1, 12)

@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from dqar_fx.passes import normalise
 
-from dqar_fx.runner import PassReport, fork, run_pass, run_passes
+from dqar_fx.passes import normalise
+from dqar_fx.passes.support.runner import PassReport, fork, run_pass, run_passes
 from tests.passes.checks import Stack, captured, check_values, printed, tokens
 
 

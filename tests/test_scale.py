@@ -15,13 +15,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from dqar_fx.passes import Action
 from torch import fx
 
 import dqar_fx
 from benchmarks.geometry import Geometry
 from dqar_fx import Schedule
-from dqar_fx.plan import bind
+from dqar_fx.plan.plan import bind
+from dqar_fx.schedule.action import Action
 
 DEPTHS = (2, 4, 8)
 STEPS = 50

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from dqar_fx import Action, BranchTable, Schedule, ScheduleError
-from dqar_fx.rules import Moment, Plain
+from dqar_fx.schedule.rules import Moment, Plain
 from tests.schedules import FEW, SITES, paths, schedules
 from tests.tables import texts_of
 

@@ -6,13 +6,14 @@ from unittest import mock
 
 import pytest
 import torch
-from dqar_fx.passes import FORMATS, TensorSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqar_fx
-from dqar_fx import Schedule, program
-from dqar_fx.slots import find_lives, share_slots
+from dqar_fx import Schedule
+from dqar_fx.passes import FORMATS, TensorSpec
+from dqar_fx.plan.slots import find_lives, share_slots
+from dqar_fx.program import program
 from tests.models import make_dit, make_pixart
 from tests.oracle import ForecastOracle, Oracle
 from tests.tables import table_of

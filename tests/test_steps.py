@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqar_fx import StepError
-from dqar_fx.steps import Context, StepTracker
+from dqar_fx.steps.steps import Context, StepTracker
 
 LABELS = (torch.tensor([1]), torch.tensor([2]))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqar_fx import Action, BranchTable, Schedule, ScheduleError
-from dqar_fx.table import NEVER
+from dqar_fx.schedule.table import NEVER
 from tests.tables import NUMBER, repaired, table_of, valid_columns
 
 FEW = settings(max_examples=50, deadline=None)

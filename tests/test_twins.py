@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dqar_fx.twins import describe, find_twins
+from dqar_fx.capture.equal_modules import describe, find_twins
 from tests.models import MAKERS
 
 TWINS = {

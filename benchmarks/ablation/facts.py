@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from dqar_fx.passes import FORMATS
 from torch import nn
 
 import dqar_fx
@@ -16,6 +15,7 @@ from benchmarks.contenders import Contender
 from benchmarks.macs import count_macs, count_schedules, to_meta, to_meta_call
 from benchmarks.rows import write_out
 from dqar_fx import DqarError
+from dqar_fx.passes import FORMATS
 
 
 @dataclass(frozen=True)

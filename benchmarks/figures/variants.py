@@ -19,7 +19,7 @@ from benchmarks.figures.boxes import (
     group_nodes,
 )
 from dqar_fx import Action, Denoiser
-from dqar_fx.plan import PlannedCall
+from dqar_fx.plan.plan import PlannedCall
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from benchmarks.command_line import (
 )
 from benchmarks.machine import can_compile
 from benchmarks.pareto.contenders import KEYS
-from dqar_fx.forecast import MAX_ORDER
+from dqar_fx.schedule.forecast import MAX_ORDER
 
 SWEEP = (10, 12, 14, 15, 17, 20, 22, 25, 30, 35, 40)
 QUICK: dict[str, object] = {

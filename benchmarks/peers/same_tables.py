@@ -10,7 +10,8 @@ from benchmarks.pareto.rivals.of_cache_dit import make_mask
 from benchmarks.pareto.rivals.of_diffusers import Hooks
 from benchmarks.pareto.rivals.schedules import fixed, magnitudes, masked
 from benchmarks.peers.recipes import UNLIMITED, Hooked
-from dqar_fx import Schedule, rivals
+from dqar_fx import Schedule
+from dqar_fx import prior_art as rivals
 
 PAB = "PAB range 2, timesteps all"
 """The setting that the bar is about."""

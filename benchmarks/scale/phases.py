@@ -17,8 +17,8 @@ from torch import nn
 
 import dqar_fx
 from benchmarks.geometry import Geometry, draw_timesteps
-from dqar_fx.plan import bind
-from dqar_fx.program import Program
+from dqar_fx.plan.plan import bind
+from dqar_fx.program.program import Program
 
 META = torch.device("meta")
 BINDINGS = 5

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dqar_fx.compile_options import UNITS
 from dqar_fx.costs.profile import DATASHEETS
-from dqar_fx.forecast import MAX_ORDER, METHODS
 from dqar_fx.passes import FORMATS
+from dqar_fx.program.compile_options import UNITS
+from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
 from dqar_fx.transform import KINDS_KEPT
 
 from .arguments import Parser, at_least, cell_of, pair_of_steps, sites_of, steps_of

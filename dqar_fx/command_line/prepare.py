@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dqar_fx.denoiser import Denoiser
-    from dqar_fx.schedule import Schedule
+    from dqar_fx.denoiser.denoiser import Denoiser
+    from dqar_fx.schedule.schedule import Schedule
 
 
 def prepare(options: argparse.Namespace) -> Denoiser:

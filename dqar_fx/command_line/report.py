@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from dqar_fx.diffs import graph_diff
-from dqar_fx.html.facts import describe_model
-from dqar_fx.sites import listing
+from dqar_fx.build.choose_sites import listing
+from dqar_fx.inspect import graph_diff
+from dqar_fx.inspect.html.facts import describe_model
 
 from .prepare import prepare
 
 if TYPE_CHECKING:
     import argparse
 
-    from dqar_fx.denoiser import Denoiser
+    from dqar_fx.denoiser.denoiser import Denoiser
 
 
 def show_report(options: argparse.Namespace) -> int:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqar_fx import rivals
+from dqar_fx import prior_art as rivals
 from dqar_fx.errors import ScheduleError
-from dqar_fx.schedule import LETTERS, Schedule
-from dqar_fx.table import BranchTable
+from dqar_fx.schedule.schedule import LETTERS, Schedule
+from dqar_fx.schedule.table import BranchTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

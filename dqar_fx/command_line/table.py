@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqar_fx.table import BranchTable
+from dqar_fx.schedule.table import BranchTable
 
 from .prepare import prepare
 

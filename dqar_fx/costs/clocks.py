@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.lowering import Lowering
+from dqar_fx.program.lowering import Lowering
 
 from .workload import region_key
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-    from dqar_fx.passes import Action
-    from dqar_fx.plan import Variant
+    from dqar_fx.plan.plan import Variant
+    from dqar_fx.schedule.action import Action
 
     Mark = tuple[str, float, float]
 

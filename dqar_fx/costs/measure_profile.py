@@ -25,8 +25,8 @@ from .workload import count_everything
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dqar_fx.denoiser import Denoiser
-    from dqar_fx.schedule import Schedule
+    from dqar_fx.denoiser.denoiser import Denoiser
+    from dqar_fx.schedule.schedule import Schedule
 
 WAYS = ("operators", "regions")
 BUDGET_S = 4.0

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dqar_fx.denoiser import Denoiser
-    from dqar_fx.schedule import Schedule
+    from dqar_fx.denoiser.denoiser import Denoiser
+    from dqar_fx.schedule.schedule import Schedule
 
     from .rehearsal import Row
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from dqar_fx.passes.graphs import parameter_path
+from dqar_fx.passes.support.graphs import parameter_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from dqar_fx.conditioning import Memo
-from dqar_fx.denoiser import Denoiser
-from dqar_fx.inputs import signature_of
-from dqar_fx.passes import Action
-from dqar_fx.program import Prepared, Program
-from dqar_fx.rulers import Ruler
-from dqar_fx.schedule import Schedule
-from dqar_fx.slots import slots_of
-from dqar_fx.steps import Position
+from dqar_fx.capture.inputs import signature_of
+from dqar_fx.conditioning.conditioning import Memo
+from dqar_fx.denoiser.denoiser import Denoiser
+from dqar_fx.plan.slots import slots_of
+from dqar_fx.program.program import Prepared, Program
+from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.steps.steps import Position
+from dqar_fx.steps.timesteps import Ruler
 
 from .clocks import StepTimes, TimedLowering
 from .operation import Operand
@@ -30,9 +30,9 @@ from .operation import Operand
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dqar_fx.lowering import Lowering
-    from dqar_fx.program import Stream
-    from dqar_fx.slots import Slots
+    from dqar_fx.plan.slots import Slots
+    from dqar_fx.program.lowering import Lowering
+    from dqar_fx.program.program import Stream
 
     Row = tuple[Action, ...]
 

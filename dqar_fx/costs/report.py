@@ -13,10 +13,10 @@ import torch
 from tabulate import tabulate
 
 from dqar_fx.errors import DqarError, reading_json
-from dqar_fx.memory import MemoryPlan, plan_memory
 
 from .kernels import KINDS
 from .measure_profile import measure_profile
+from .memory import MemoryPlan, plan_memory
 from .profile import DATASHEETS, DeviceProfile, find_datasheet
 from .workload import (
     Cost,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from dqar_fx.denoiser import Denoiser
-    from dqar_fx.schedule import Schedule
+    from dqar_fx.denoiser.denoiser import Denoiser
+    from dqar_fx.schedule.schedule import Schedule
 
     Device = str | torch.device | DeviceProfile | None
 
@@ -168,7 +168,7 @@ class Report:
         Raises:
             DqarError: The report was read from JSON, which has no graphs.
         """
-        from dqar_fx.html import write_html  # draws what this module counts
+        from dqar_fx.inspect.html import write_html  # draws what this module counts
 
         write_html(self, path)
 

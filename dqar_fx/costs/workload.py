@@ -11,15 +11,15 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.activations import Activations
 from dqar_fx.errors import ScheduleError
-from dqar_fx.liveness import Liveness, restrict
-from dqar_fx.lowering import COMPILED, narrow_stage, specialise_region
-from dqar_fx.passes.graphs import structure_of
-from dqar_fx.plan import Variant, bind
-from dqar_fx.runner import run_passes
-from dqar_fx.schedule import Schedule
+from dqar_fx.passes.support.graphs import structure_of
+from dqar_fx.passes.support.runner import run_passes
+from dqar_fx.plan.liveness import Liveness, restrict
+from dqar_fx.plan.plan import Variant, bind
+from dqar_fx.program.lowering import COMPILED, narrow_stage, specialise_region
+from dqar_fx.schedule.schedule import Schedule
 
+from .activations import Activations
 from .kernels import KINDS, Kernel, Modules, computes, find_kernels, source_of
 from .operation import Operation, count_macs
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-    from dqar_fx.denoiser import Denoiser
-    from dqar_fx.liveness import Live
-    from dqar_fx.passes import Action
-    from dqar_fx.plan import Plan, Specialised
-    from dqar_fx.program import Program
-    from dqar_fx.table import BranchTable
+    from dqar_fx.denoiser.denoiser import Denoiser
+    from dqar_fx.plan.liveness import Live
+    from dqar_fx.plan.plan import Plan, Specialised
+    from dqar_fx.program.program import Program
+    from dqar_fx.schedule.action import Action
+    from dqar_fx.schedule.table import BranchTable
 
     from .profile import DeviceProfile
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dqar_fx.denoiser import Denoiser
+from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.errors import DqarError, ScheduleError
-from dqar_fx.forecast import MAX_ORDER, METHODS
-from dqar_fx.guidance import Guidance
+from dqar_fx.guidance.guidance import Guidance
+from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

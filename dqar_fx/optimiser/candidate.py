@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dqar_fx.forecast import points_of
-from dqar_fx.rules import Written
-from dqar_fx.schedule import Schedule
+from dqar_fx.schedule.forecast import points_of
+from dqar_fx.schedule.rules import Written
+from dqar_fx.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from dqar_fx.guidance import Guidance
-    from dqar_fx.rules import Moment
+    from dqar_fx.guidance.guidance import Guidance
+    from dqar_fx.schedule.rules import Moment
 
     from .measured import Measured
     from .segments import Segments

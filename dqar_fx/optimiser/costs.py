@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dqar_fx.schedule import Schedule
+from dqar_fx.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from dqar_fx.guidance import Guidance
+    from dqar_fx.guidance.guidance import Guidance
 
     from .trials import Trials
 

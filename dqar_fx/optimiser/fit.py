@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dqar_fx.calibrate import count_calls
-from dqar_fx.compile_options import CompileOptions
-from dqar_fx.denoiser import Denoiser
+from dqar_fx.calibration.calibrate import count_calls
+from dqar_fx.calibration.fingerprint import Fingerprint
+from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.errors import ScheduleError
-from dqar_fx.fingerprint import Fingerprint
-from dqar_fx.passes import FORMATS, Action
-from dqar_fx.schedule import Schedule
+from dqar_fx.passes import FORMATS
+from dqar_fx.program.compile_options import CompileOptions
+from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.transform import Builder
 
 from .arguments import check_pipeline
@@ -44,10 +45,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from dqar_fx.ledger import ForecastWeights
-    from dqar_fx.program import Program
-    from dqar_fx.steps import Position
-    from dqar_fx.table import BranchTable
+    from dqar_fx.plan.slot_state import ForecastWeights
+    from dqar_fx.program.program import Program
+    from dqar_fx.schedule.table import BranchTable
+    from dqar_fx.steps.steps import Position
 
 NUDGE = 0.02
 """By how much a weight is moved to see what it does."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dqar_fx.fingerprint import Fingerprint
-from dqar_fx.forecast import MAX_ORDER, points_of
+from dqar_fx.calibration.fingerprint import Fingerprint
+from dqar_fx.schedule.forecast import MAX_ORDER, points_of
 
 from .candidate import Found
 from .fit import RIDGES, fit, with_weights
@@ -18,8 +18,8 @@ from .trials import identity, together
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dqar_fx.schedule import Schedule
-    from dqar_fx.table import BranchTable
+    from dqar_fx.schedule.schedule import Schedule
+    from dqar_fx.schedule.table import BranchTable
 
     from .front import Front
     from .trials import Job, Trials

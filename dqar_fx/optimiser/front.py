@@ -11,16 +11,16 @@ import numpy as np
 from tabulate import tabulate
 
 from dqar_fx.errors import DqarError, ScheduleError
-from dqar_fx.guidance import Guidance
-from dqar_fx.rules import Written
-from dqar_fx.table import BranchTable
+from dqar_fx.guidance.guidance import Guidance
+from dqar_fx.schedule.rules import Written
+from dqar_fx.schedule.table import BranchTable
 
 from .candidate import Found
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dqar_fx.schedule import Schedule
+    from dqar_fx.schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def describe(guidance: Guidance | None) -> str:
 
 def read_point(folder: Path, row: dict[str, Any]) -> Point:
     """A point from its line and its table's file."""
-    from dqar_fx.schedule import Schedule
+    from dqar_fx.schedule.schedule import Schedule
 
     table = BranchTable.load(folder / row["table"])
     weights = table.weights if table.weights.size else None
@@ -242,7 +242,7 @@ def write_guidance(guidance: Guidance | None) -> dict[str, Any] | None:
 
 def read_guidance(row: dict[str, Any] | None) -> Guidance | None:
     """What `write_guidance` wrote."""
-    from dqar_fx.schedule import Schedule
+    from dqar_fx.schedule.schedule import Schedule
 
     if row is None:
         return None

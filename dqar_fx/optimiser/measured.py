@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dqar_fx.calibration import read, write
+from dqar_fx.calibration.calibration import read, write
 from dqar_fx.errors import ScheduleError
-from dqar_fx.forecast import weigh
+from dqar_fx.schedule.forecast import weigh
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dqar_fx.fingerprint import Fingerprint
+    from dqar_fx.calibration.fingerprint import Fingerprint
 
     Floats = NDArray[np.float64]
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dqar_fx.calibrate import count_calls
-from dqar_fx.compile_options import CompileOptions
-from dqar_fx.denoiser import Denoiser
+from dqar_fx.calibration.calibrate import count_calls
+from dqar_fx.calibration.fingerprint import Fingerprint
+from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.errors import ScheduleError
-from dqar_fx.fingerprint import Fingerprint
-from dqar_fx.forecast import MAX_ORDER, points_of
-from dqar_fx.guidance import Guidance
-from dqar_fx.schedule import Schedule
+from dqar_fx.guidance.guidance import Guidance
+from dqar_fx.program.compile_options import CompileOptions
+from dqar_fx.schedule.forecast import MAX_ORDER, points_of
+from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.transform import transform
 
 from .costs import measure_costs

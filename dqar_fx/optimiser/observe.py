@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dqar_fx.capture import capture
-from dqar_fx.conditioning import Ahead
-from dqar_fx.inputs import Roles
-from dqar_fx.passes.graphs import emit, graph_outputs
-from dqar_fx.probe import Tried, prepared, relative
-from dqar_fx.schedule import Schedule
+from dqar_fx.calibration.probe import Tried, prepared, relative
+from dqar_fx.capture.capture import capture
+from dqar_fx.capture.inputs import Roles
+from dqar_fx.conditioning.conditioning import Ahead
+from dqar_fx.passes.support.graphs import emit, graph_outputs
+from dqar_fx.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import fx, nn
 
-    from dqar_fx.capture import Capture
-    from dqar_fx.compile_options import CompileOptions
+    from dqar_fx.capture.capture import Capture
     from dqar_fx.passes import Site
-    from dqar_fx.passes.module_sites import Match
-    from dqar_fx.steps import Position
+    from dqar_fx.passes.support.module_sites import Match
+    from dqar_fx.program.compile_options import CompileOptions
+    from dqar_fx.steps.steps import Position
 
     Values = Sequence[torch.Tensor]
 

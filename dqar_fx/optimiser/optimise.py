@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from dqar_fx.forecast import points_of
-from dqar_fx.schedule import check_at_least
+from dqar_fx.schedule.forecast import points_of
+from dqar_fx.schedule.schedule import check_at_least
 
 from .arguments import check_arguments, check_guidances
 from .fit_front import fit_front
@@ -23,9 +23,9 @@ from .trials import Job, Trials
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dqar_fx.guidance import Guidance
-    from dqar_fx.schedule import Schedule
-    from dqar_fx.table import BranchTable
+    from dqar_fx.guidance.guidance import Guidance
+    from dqar_fx.schedule.schedule import Schedule
+    from dqar_fx.schedule.table import BranchTable
 
     from .measured import Measured
 

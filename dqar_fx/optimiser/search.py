@@ -22,7 +22,7 @@ from .trials import together
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dqar_fx.guidance import Guidance
+    from dqar_fx.guidance.guidance import Guidance
 
     from .candidate import Groups, Plan
     from .measured import Measured

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dqar_fx.forecast import points_of
+from dqar_fx.schedule.forecast import points_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

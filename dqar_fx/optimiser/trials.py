@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.calibrate import quiet, replaced, seeded_apart
+from dqar_fx.calibration.calibrate import quiet, replaced, seeded_apart
 from dqar_fx.errors import DqarError
-from dqar_fx.guided import GuidedDenoiser
+from dqar_fx.guidance.guided import GuidedDenoiser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dqar_fx.denoiser import Denoiser
-    from dqar_fx.guidance import Guidance
-    from dqar_fx.schedule import Schedule
-    from dqar_fx.table import BranchTable
+    from dqar_fx.denoiser.denoiser import Denoiser
+    from dqar_fx.guidance.guidance import Guidance
+    from dqar_fx.schedule.schedule import Schedule
+    from dqar_fx.schedule.table import BranchTable
 
     Around = Callable[[Callable[..., Any], torch.device], Callable[..., Any]]
 

@@ -10,8 +10,8 @@ import torch
 from benchmarks.figures import pairs, quality, reuse, rows, speed
 from benchmarks.figures.strips import Strip
 from dqar_fx import Calibration, Schedule
-from dqar_fx.calibration import Cells
-from dqar_fx.fingerprint import Fingerprint
+from dqar_fx.calibration.calibration import Cells
+from dqar_fx.calibration.fingerprint import Fingerprint
 from tests.benchmarks.figure_rows import BASELINE, make_row
 
 

@@ -24,8 +24,8 @@ from benchmarks.gates.report import (
 from benchmarks.reference import PIPELINE
 from benchmarks.rows import write_out
 from dqar_fx import BranchTable, Calibration, Policy, Schedule, entropy_gate
-from dqar_fx.calibration import Cells
-from dqar_fx.fingerprint import Fingerprint
+from dqar_fx.calibration.calibration import Cells
+from dqar_fx.calibration.fingerprint import Fingerprint
 
 STEPS, NUM_SITES = 40, 6
 SITES = tuple(f"b.{i}.attn" for i in range(NUM_SITES))

@@ -10,7 +10,7 @@ import torch
 import dqar_fx
 from benchmarks import overhead
 from benchmarks.geometry import Geometry
-from dqar_fx.lowering import Lowering
+from dqar_fx.program.lowering import Lowering
 
 
 def test_empty_regions_compute_nothing_and_are_gone_afterwards():

@@ -27,7 +27,7 @@ from benchmarks.pareto.rivals.of_cache_dit import CacheDit, make_mask
 from benchmarks.pareto.rivals.of_diffusers import count_hooked, measure_magnitudes
 from benchmarks.pareto.rivals.schedules import list_theirs
 from benchmarks.reference.errors import InputError
-from dqar_fx import rivals
+from dqar_fx import prior_art as rivals
 
 STEPS = 12
 GEOMETRY = Geometry(layers=3, width=32, heads=2, tokens=16, batch=4)

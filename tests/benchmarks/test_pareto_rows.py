@@ -44,7 +44,8 @@ from benchmarks.pareto.verdict import find_best, format_verdict, interpolate_few
 from benchmarks.quality import Judge
 from benchmarks.reference.errors import InputError
 from benchmarks.store import Piece, file_name
-from dqar_fx import Schedule, rivals
+from dqar_fx import Schedule
+from dqar_fx import prior_art as rivals
 
 CPU = torch.device("cpu")
 SVG = "{http://www.w3.org/2000/svg}"

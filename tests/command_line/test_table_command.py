@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dqar_fx import Action, BranchTable, Schedule, rivals
+from dqar_fx import Action, BranchTable, Schedule
+from dqar_fx import prior_art as rivals
 from tests.command_line.configs import config, expect_error, run
 
 __all__ = ["config"]

@@ -9,8 +9,8 @@ import pytest
 
 from dqar_fx import Schedule, graph_diff
 from dqar_fx.costs.workload import all_computed
-from dqar_fx.diffs.amounts import sum_up
-from dqar_fx.html.blocks import BlockDiffs
+from dqar_fx.inspect.amounts import sum_up
+from dqar_fx.inspect.html.blocks import BlockDiffs
 from tests.html.reports import FORECAST, STEPS, make_report
 from tests.models import MAKERS
 

@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from dqar_fx import graph_diff
-from dqar_fx.schedule import Schedule
+from dqar_fx.schedule.schedule import Schedule
 from tests.html.browser import open_page, requests_of
 from tests.html.reports import STEPS, make_guided_report, make_report
 

@@ -8,10 +8,10 @@ import re
 import pytest
 
 from dqar_fx import DqarError, Report, Schedule
-from dqar_fx.html.chart import draw_chart
-from dqar_fx.html.content import make_content
-from dqar_fx.html.facts import generalise, quantity, step_ranges
-from dqar_fx.html.page import render
+from dqar_fx.inspect.html.chart import draw_chart
+from dqar_fx.inspect.html.content import make_content
+from dqar_fx.inspect.html.facts import generalise, quantity, step_ranges
+from dqar_fx.inspect.html.page import render
 from tests.html.reports import FORECAST, STEPS, make_guided_report, make_report
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from diffusers import DiTPipeline
 
 from benchmarks.reference import PIPELINE
-from dqar_fx.fingerprint import Fingerprint
+from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.optimiser.measured import Measured
 from tests.models import make_dit
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqar_fx import Guidance, Schedule, ScheduleError
-from dqar_fx.forecast import weigh
 from dqar_fx.optimiser.candidate import Candidate, group_sites, work_out
 from dqar_fx.optimiser.measured import Measured, fit_sensitivity, spread_gain
 from dqar_fx.optimiser.segments import Segments
+from dqar_fx.schedule.forecast import weigh
 from tests.optimiser.helpers import made_up
 
 STEPS = 7

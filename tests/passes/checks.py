@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from dqar_fx.passes import FORMATS, find_attention, insert_guards, normalise
-from dqar_fx.passes.graphs import is_call_output
 from torch import nn
 
-from dqar_fx.capture import capture
-from dqar_fx.runner import fork, run_pass
+from dqar_fx.capture.capture import capture
+from dqar_fx.passes import FORMATS, find_attention, insert_guards, normalise
+from dqar_fx.passes.support.graphs import is_call_output
+from dqar_fx.passes.support.runner import fork, run_pass
 from tests.models import make_dit, seeded
 
 if TYPE_CHECKING:

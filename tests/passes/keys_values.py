@@ -1,15 +1,9 @@
 """Guards that keep keys and values, the steps around them, and the smallest site."""
 
-from dqar_fx.passes import (
-    FORMATS,
-    Action,
-    find_attention,
-    insert_guards,
-    keep_keys_values,
-    specialise,
-)
 from torch import nn
 
+from dqar_fx.passes import FORMATS, find_attention, insert_guards, keep_keys_values, specialise
+from dqar_fx.schedule.action import Action
 from tests.passes.checks import (
     WIDTH,
     allocated_slots,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dqar_fx.passes import copy_always
 from torch import nn
 
+from dqar_fx.passes import copy_always
 from tests.passes.checks import (
     captured,
     check_metadata,

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from dqar_fx.passes.expand_repeats import MARK, CannotExpand, expand_repeats
-from dqar_fx.passes.graphs import module_path, module_stack
 from expecttest import assert_expected_inline
 from torch import fx, nn
 
-from dqar_fx.capture import flatten, fork_model
-from dqar_fx.diffs import graph_diff
-from dqar_fx.repeats import Repeats
-from dqar_fx.runner import fork, run_pass
+from dqar_fx.capture.capture import flatten, fork_model
+from dqar_fx.capture.repeats import Repeats
+from dqar_fx.inspect import graph_diff
+from dqar_fx.passes.expand_repeats import MARK, CannotExpand, expand_repeats
+from dqar_fx.passes.support.graphs import module_path, module_stack
+from dqar_fx.passes.support.runner import fork, run_pass
 from tests.passes.checks import printed, tokens
 
 

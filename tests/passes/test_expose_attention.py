@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from expecttest import assert_expected_inline
+from torch import nn
+from torch.utils import _pytree as pytree
+
 from dqar_fx.passes import (
     expose_attention,
     find_attention,
     hoist_conditioning,
     keep_keys_values,
 )
-from expecttest import assert_expected_inline
-from torch import nn
-from torch.utils import _pytree as pytree
-
 from tests.models import make_pixart, make_sd3
 from tests.passes.checks import (
     HEADS,

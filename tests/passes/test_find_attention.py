@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dqar_fx.passes import find_attention
 from expecttest import assert_expected_inline
 from torch import nn
 
+from dqar_fx.passes import find_attention
 from tests.passes.checks import (
     TOKENS,
     WIDTH,

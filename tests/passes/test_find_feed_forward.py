@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from dqar_fx.passes import find_feed_forward, hoist_conditioning, normalise
 
-from dqar_fx.capture import capture
-from dqar_fx.runner import fork, run_passes
+from dqar_fx.capture.capture import capture
+from dqar_fx.passes import find_feed_forward, hoist_conditioning, normalise
+from dqar_fx.passes.support.runner import fork, run_passes
 from tests.models import MAKERS
 
 EXPECTED = {

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from expecttest import assert_expected_inline
+from torch import nn
+
+from dqar_fx.capture.capture import capture
 from dqar_fx.passes import (
     find_around,
     find_residuals,
@@ -11,11 +15,7 @@ from dqar_fx.passes import (
     hoist_conditioning,
     normalise,
 )
-from expecttest import assert_expected_inline
-from torch import nn
-
-from dqar_fx.capture import capture
-from dqar_fx.runner import fork, run_passes
+from dqar_fx.passes.support.runner import fork, run_passes
 from tests.models import MAKERS, Attention
 
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from dqar_fx.passes import FORMATS, TensorSpec
-from dqar_fx.passes.formats import SMALLEST
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dqar_fx.passes import FORMATS, TensorSpec
+from dqar_fx.passes.support.formats import SMALLEST
 from tests.models import seeded
 from tests.passes.checks import LOSSY
 

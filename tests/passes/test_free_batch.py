@@ -5,14 +5,14 @@ from functools import partial
 
 import pytest
 import torch
-from dqar_fx.passes import NoMatch, fix_batch, free_batch
-from dqar_fx.passes.batch_sizes import Linear
-from dqar_fx.passes.graphs import describe_layout, structure_of
 from expecttest import assert_expected_inline
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from dqar_fx.passes import NoMatch, fix_batch, free_batch
+from dqar_fx.passes.support.batch_sizes import Linear
+from dqar_fx.passes.support.graphs import describe_layout, structure_of
 from tests.passes.checks import (
     captured,
     check_metadata,

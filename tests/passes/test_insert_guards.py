@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from dqar_fx.passes import (
-    FORMATS,
-    Action,
-    compute_or_reuse,
-    find_attention,
-    insert_guards,
-)
 from expecttest import assert_expected_inline
 from torch import nn
 
+from dqar_fx.passes import FORMATS, compute_or_reuse, find_attention, insert_guards
+from dqar_fx.schedule.action import Action
 from tests.passes.checks import (
     LOSSY,
     Around,

@@ -2,17 +2,11 @@
 
 import pytest
 import torch
-from dqar_fx.passes import (
-    FORMATS,
-    Action,
-    NoMatch,
-    compute_or_reuse,
-    find_attention,
-    keep_keys_values,
-)
 from expecttest import assert_expected_inline
 from torch import nn
 
+from dqar_fx.passes import FORMATS, NoMatch, compute_or_reuse, find_attention, keep_keys_values
+from dqar_fx.schedule.action import Action
 from tests.passes.checks import (
     HEADS,
     LOSSY,

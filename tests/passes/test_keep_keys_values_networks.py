@@ -4,9 +4,10 @@ from itertools import product
 
 import pytest
 import torch
-from dqar_fx.passes import Action, keep_keys_values
 from torch import nn
 
+from dqar_fx.passes import keep_keys_values
+from dqar_fx.schedule.action import Action
 from tests.passes.checks import (
     HEADS,
     TOKENS,

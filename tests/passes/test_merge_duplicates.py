@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from dqar_fx.passes import merge_duplicates, outline_regions
 from expecttest import assert_expected_inline
 from torch import nn
 
+from dqar_fx.passes import merge_duplicates, outline_regions
 from tests.passes.checks import (
     Stack,
     captured,

@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 import torch
-from dqar_fx.passes import hoist_conditioning, merge_equal_parameters
-from dqar_fx.passes.merge_equal_parameters import group_equal
 from expecttest import assert_expected_inline
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from dqar_fx.passes import hoist_conditioning, merge_equal_parameters
+from dqar_fx.passes.merge_equal_parameters import group_equal
 from tests.models import make_dit
 from tests.passes.checks import (
     captured_by_name,

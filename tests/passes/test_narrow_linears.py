@@ -5,15 +5,15 @@ from functools import partial
 
 import pytest
 import torch
-from dqar_fx.passes import narrow_linears
-from dqar_fx.passes.graphs import has_effect
 from expecttest import assert_expected_inline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks.macs import count_macs
-from dqar_fx.runner import fork
+from dqar_fx.passes import narrow_linears
+from dqar_fx.passes.support.graphs import has_effect
+from dqar_fx.passes.support.runner import fork
 from tests.passes.checks import (
     aten,
     captured,

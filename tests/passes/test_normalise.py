@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dqar_fx.passes import normalise
 from expecttest import assert_expected_inline
 from torch import nn
 
-from dqar_fx.capture import capture
+from dqar_fx.capture.capture import capture
+from dqar_fx.passes import normalise
 from tests.passes.checks import check_rewrite, check_twice, printed, tokens
 
 

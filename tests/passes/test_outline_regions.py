@@ -1,11 +1,11 @@
 """outline_regions: equal blocks become calls of one graph."""
 
 import pytest
-from dqar_fx.passes import hoist_conditioning, outline_regions, unify_layouts
-from dqar_fx.passes.blocks import find_blocks
 from expecttest import assert_expected_inline
 from torch import nn
 
+from dqar_fx.passes import hoist_conditioning, outline_regions, unify_layouts
+from dqar_fx.passes.support.blocks import find_blocks
 from tests.passes.checks import (
     Attention,
     Bare,

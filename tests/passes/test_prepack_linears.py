@@ -3,16 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dqar_fx.passes import outline_regions, prepack_linears
-from dqar_fx.passes.merge_equal_parameters import find_tensor
-from dqar_fx.passes.prepack_linears import pack_weight, packed_linear
 from expecttest import assert_expected_inline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dqar_fx.capture import capture
-from dqar_fx.runner import fork, run_pass
+from dqar_fx.capture.capture import capture
+from dqar_fx.passes import outline_regions, prepack_linears
+from dqar_fx.passes.merge_equal_parameters import find_tensor
+from dqar_fx.passes.prepack_linears import pack_weight, packed_linear
+from dqar_fx.passes.support.runner import fork, run_pass
 from tests.passes.checks import (
     check_metadata,
     check_rewrite,

@@ -4,10 +4,11 @@ from itertools import product
 
 import pytest
 import torch
-from dqar_fx.passes import FORMATS, Action, compute_or_reuse, specialise
 from expecttest import assert_expected_inline
 from torch import nn
 
+from dqar_fx.passes import FORMATS, compute_or_reuse, specialise
+from dqar_fx.schedule.action import Action
 from tests.passes.checks import (
     LOSSY,
     Around,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from dqar_fx.passes import turn_patch_convolutions
 from torch import nn
 
+from dqar_fx.passes import turn_patch_convolutions
 from tests.passes.checks import (
     captured,
     captured_dit,

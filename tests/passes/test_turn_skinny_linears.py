@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from dqar_fx.passes import turn_skinny_linears
 from expecttest import assert_expected_inline
 from torch import nn
 
+from dqar_fx.passes import turn_skinny_linears
 from tests.passes.checks import (
     captured,
     captured_dit,

@@ -1,12 +1,12 @@
 """unify_layouts: a strided input of one block is made contiguous, if its siblings' are not."""
 
 import pytest
-from dqar_fx.passes import hoist_conditioning, outline_regions, unify_layouts
-from dqar_fx.passes.blocks import find_blocks
-from dqar_fx.passes.graphs import is_call_output
 from expecttest import assert_expected_inline
 from torch import nn
 
+from dqar_fx.passes import hoist_conditioning, outline_regions, unify_layouts
+from dqar_fx.passes.support.blocks import find_blocks
+from dqar_fx.passes.support.graphs import is_call_output
 from tests.passes.checks import (
     Bare,
     Stack,

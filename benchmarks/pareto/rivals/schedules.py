@@ -9,7 +9,8 @@ from benchmarks.pareto.contenders import THEIRS, Contender
 from benchmarks.pareto.recipes import Transformed
 from benchmarks.pareto.rivals.of_cache_dit import make_mask
 from benchmarks.pareto.rivals.of_diffusers import measure_magnitudes
-from dqar_fx import Schedule, rivals
+from dqar_fx import Schedule
+from dqar_fx import prior_art as rivals
 
 MAX_AGE = 3
 """SmoothCache's lookahead."""

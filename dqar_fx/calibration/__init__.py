@@ -1,0 +1,1 @@
+"""What is measured of one model on its own pipeline, and the policies learnt from it."""

@@ -1,0 +1,176 @@
+"""Capture: from a model and one call of it to a graph of ATen operators.
+
+`torch.export` in non-strict mode runs the model once with fake tensors and records every
+operator, exactly and without code for any particular model. Blocks that repeat run once
+(`dqar_fx.repeats`). Parameters are shared with the model, which stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import warnings
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from dqar_fx.errors import CaptureError
+from dqar_fx.passes import CannotExpand, expand_repeats
+from dqar_fx.passes.support.graphs import make_module
+
+from .repeats import Repeats, hide_frames
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A model as a graph.
+
+    Attributes:
+        gm: Maps the flat leaves of a call to a flat tuple; every node carries a fake tensor,
+            its module path and its source line.
+        in_spec: How the flat leaves become the arguments ``(args, kwargs)`` of the call.
+        out_spec: How the flat outputs become what the model returns.
+    """
+
+    gm: fx.GraphModule
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+
+
+def fork_model(model: nn.Module) -> nn.Module:
+    """A copy that shares every parameter's and buffer's storage, in evaluation mode.
+
+    Moving or converting the copy leaves the original where it is. Parameters of the copy
+    need no gradients, which some models cannot be exported with.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        shared = nn.Parameter(parameter.detach(), requires_grad=False)
+        memo[id(parameter)] = shared
+    memo.update({id(buffer): buffer.detach() for buffer in model.buffers()})
+    return copy.deepcopy(model, memo).eval()
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+    """Record one call of a model as a graph.
+
+    Raises:
+        CaptureError: The model's forward cannot be exported for these inputs.
+    """
+    start = perf_counter()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of export's internals; failures raise
+            args, kwargs = separate((args, kwargs))
+            captured = trace_repeats(model, args, kwargs) or trace(model, args, kwargs)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured as one graph. torch.export said: "
+            f"{type(error).__name__}: {reason[0] if reason else 'nothing'}. Expected a "
+            "forward without data-dependent control flow that accepts these inputs; found "
+            f"inputs {describe_inputs(model, args, kwargs)}. Try torch.export.export(model, "
+            "args, kwargs, strict=False) on its own for the whole report"
+        ) from error
+    ms, size = 1e3 * (perf_counter() - start), len(captured.gm.graph.nodes)
+    logger.info("captured %s: %d nodes, %.0f ms", type(model).__name__, size, ms)
+    return captured
+
+
+def trace_repeats(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Capture | None:
+    """The same as `trace`, with repeated blocks traced once; None where that cannot be."""
+    own = fork_model(model)
+    try:
+        if not Repeats.watch(own):
+            return None
+        exported = torch.export.export(own, args, kwargs, strict=False)
+        refuse_writes(exported)
+        gm = flatten(exported)
+        hide_frames(gm)
+        expand_repeats(gm)
+    except Exception as error:  # if it is the model's own, tracing all blocks says it better
+        logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
+        return None
+    return Capture(gm, exported.call_spec.in_spec, exported.call_spec.out_spec)
+
+
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+    """All of a model as a graph."""
+    # a fork, so that moving the denoiser leaves this graph's parameters in place
+    exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
+    exported = without_mutation(exported)
+    refuse_state(exported)
+    spec = exported.call_spec
+    return Capture(flatten(exported), spec.in_spec, spec.out_spec)
+
+
+def flatten(exported: ExportedProgram) -> fx.GraphModule:
+    """A program as a module that takes flat inputs, with no checks of them."""
+    module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs, flat outputs
+    return make_module(module, module.graph)  # without the input checks in hooks
+
+
+def separate(inputs: Any) -> Any:
+    """Inputs of which no two are one tensor object: export would make them one input."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        is_again = isinstance(leaf, torch.Tensor) and id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.clone() if is_again else leaf
+
+    return pytree.tree_map(own, inputs)
+
+
+def refuse_state(exported: ExportedProgram) -> None:
+    """Raise for a model that writes to its own buffers: a step would depend on the last."""
+    written = exported.graph_signature.buffers_to_mutate
+    if written:
+        raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
+
+
+def without_mutation(exported: ExportedProgram) -> ExportedProgram:
+    """The same program in functional form, if it writes to tensors in place."""
+    return exported.run_decompositions({}) if writes(exported) else exported
+
+
+def refuse_writes(exported: ExportedProgram) -> None:
+    """Raise for a program that writes to a tensor: what is copied must not depend on when."""
+    if writes(exported):
+        raise CannotExpand("an operator writes to a tensor")
+
+
+def writes(exported: ExportedProgram) -> bool:
+    """Whether an operator of a program writes to a tensor."""
+    targets = (node.target for node in exported.graph.nodes if node.op == "call_function")
+    return any(
+        isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+        for target in targets
+    )
+
+
+def describe_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Shapes and dtypes of a call's inputs, by name."""
+
+    def describe(value: object) -> str:
+        if isinstance(value, torch.Tensor):
+            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        return repr(value)
+
+    named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return ", ".join(f"{name}={describe(value)}" for name, value in named.items())

@@ -1,0 +1,1 @@
+"""What does not read the latent: evaluated ahead of time, released, or dropped."""

@@ -1,0 +1,316 @@
+"""Runs the conditioning: each stage only when one of its inputs changed, for what is read.
+
+What does not read the timestep is evaluated once per prompt. What does is evaluated at every
+step, or for all steps of a trajectory at once, where the timesteps are known ahead: one
+product of many rows reads a weight once instead of once per step. The order of its sums
+differs from that of a product of few rows, so that eager mode does it only if asked to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dqar_fx.errors import FormatError
+from dqar_fx.plan.liveness import Needs, restrict
+from dqar_fx.plan.plan import BoundCall, Stage, execute
+from dqar_fx.steps.steps import Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import fx
+
+    from dqar_fx.plan.liveness import Live
+    from dqar_fx.plan.plan import Plan, Static
+    from dqar_fx.steps.steps import Position
+    from dqar_fx.steps.timesteps import Ruler
+
+    from .fixed import Fixed
+    from .release import Residence
+
+MAX_TABULATED_BYTES = 2**28
+"""Largest conditioning of a whole trajectory that is kept unasked; more is evaluated step by
+step."""
+WAYS = ("auto", "step", "trajectory")
+
+Outputs = tuple[torch.Tensor | None, ...]
+"""What a stage gives at one step; None where nothing reads it."""
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """When to evaluate all steps of a trajectory at once.
+
+    Attributes:
+        way: ``"auto"``, ``"step"`` or ``"trajectory"``.
+        is_compiled: Whether sums may be taken in another order.
+    """
+
+    way: str
+    is_compiled: bool
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether to do so where the timesteps are known."""
+        return self.way == "trajectory" or (self.way == "auto" and self.is_compiled)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether at any cost: of memory, or of reading a timestep on an accelerator."""
+        return self.way == "trajectory"
+
+    def allows(self, num_bytes: int) -> bool:
+        """Whether a table may take so much."""
+        return self.is_asked or num_bytes <= MAX_TABULATED_BYTES
+
+
+def check_way(way: object) -> str:
+    """The ``conditioning`` argument of ``transform``.
+
+    Raises:
+        FormatError: It is unknown.
+    """
+    if not isinstance(way, str) or way not in WAYS:
+        raise FormatError(f"conditioning={way!r} is unknown; known are {', '.join(WAYS)}")
+    return way
+
+
+@dataclass(frozen=True)
+class Tabulated:
+    """A stage's outputs for each step of a trajectory, or None where it varies otherwise.
+
+    Good for another trajectory of the same timesteps, as long as no other input changes.
+    """
+
+    trajectory: object
+    ruler: Ruler
+    rows: list[Outputs] | None
+
+    def goes_on(self, position: Position) -> bool:
+        """Whether it is good for a call of the same or of another trajectory."""
+        if position.ruler is None or not self.ruler.is_equal(position.ruler):
+            return False
+        return self.rows is not None or self.trajectory is position.trajectory
+
+
+@dataclass
+class Memo:
+    """What one stream knows of the conditioning.
+
+    Attributes:
+        outputs: Per stage, what it gave for the inputs that were seen last.
+        seen: Per denoiser input, the tensor that it was then.
+        tabulated: Per stage, its outputs for a trajectory.
+    """
+
+    outputs: dict[int, Outputs] = field(default_factory=dict)
+    seen: dict[int, Seen] = field(default_factory=dict)
+    tabulated: dict[int, Tabulated] = field(default_factory=dict)
+
+
+class Conditioning:
+    """The stages of one program.
+
+    Args:
+        stages: In the order in which they run.
+        timestep: Position of the timestep among the denoiser's inputs, or None.
+        ahead: When to evaluate all steps of a trajectory at once.
+        copy: Whether to copy what a stage gives: a replayed CUDA graph overwrites it.
+        bind: Gives the bound calls of a stage's plan.
+        narrow: Gives a stage's graph for live outputs, and the inputs that it takes.
+        fill: Gives the tensor for a parameter's path.
+
+    Attributes:
+        residence: Where the parameters are; None where they stay.
+        fixed: What stands for the stages once their parameters were dropped.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        timestep: int | None,
+        *,
+        ahead: Ahead,
+        copy: bool,
+        bind: Callable[[Plan], list[BoundCall]],
+        narrow: Callable[[fx.GraphModule, Live], tuple[fx.GraphModule, tuple[int, ...]]],
+        fill: Callable[[Static], Any],
+    ) -> None:
+        self.stages = tuple(stages)
+        self.leaves = frozenset[int]().union(*(stage.leaves for stage in stages))
+        everything = tuple((True,) * len(stage.outputs) for stage in stages)
+        self._everything = Needs(everything, everything)
+        self.residence: Residence | None = None
+        self.fixed: Fixed | None = None
+        self._timestep = timestep
+        self._ahead, self._copy = ahead, copy
+        self._bind, self._narrow, self._fill = bind, narrow, fill
+        self._calls: dict[tuple[int, Live], list[BoundCall]] = {}
+
+    def forget(self) -> None:
+        """Take parameters anew when next they are needed."""
+        self._calls.clear()
+
+    def evaluate(
+        self,
+        memo: Memo,
+        leaves: Sequence[Any],
+        values: list[Any],
+        position: Position,
+        needs: Needs | None = None,
+    ) -> None:
+        """Fill in, among the numbered tensors ``values``, what the stages give.
+
+        Args:
+            memo: What is known.
+            leaves: The denoiser's inputs.
+            values: They, and room for the rest.
+            position: The step.
+            needs: What of it is read; None for all.
+        """
+        needs = needs or self._everything
+        if self.fixed is not None:
+            self.fixed.fill(memo, leaves, values, position)
+            return
+        changed = self._changed_leaves(memo, leaves)
+        is_settled = True
+        for k, stage in enumerate(self.stages):
+            self._outdate(k, memo, changed)
+            if not any(needs.step[k]):
+                continue
+            rows = self._rows_ahead(k, memo, values, position, needs)
+            if rows is not None:
+                memo.outputs[k] = rows[position.step]
+            else:
+                is_of_step = self._timestep in stage.leaves
+                is_settled = is_settled and not is_of_step
+                if not gives(memo.outputs.get(k), needs.step[k]):
+                    live = needs.step[k] if is_of_step else needs.trajectory[k]
+                    memo.outputs[k] = self._run(k, values, live)
+            for number, value in zip(stage.outputs, memo.outputs[k], strict=True):
+                if number is not None:
+                    values[number] = value
+        if self.residence is not None:
+            self.residence.release(is_settled=is_settled)
+
+    def _changed_leaves(self, memo: Memo, leaves: Sequence[Any]) -> set[int]:
+        """Inputs that are not the tensors they were, nor have their values."""
+        changed = set[int]()
+        for i in self.leaves:
+            leaf = leaves[i]
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            seen = memo.seen.get(i)
+            if seen is not None and seen.is_same(leaf):
+                continue
+            memo.seen[i] = Seen.of(leaf)
+            if seen is None or not (self._compares(i, leaf) and seen.still_equals(leaf)):
+                changed.add(i)
+        return changed
+
+    def _compares(self, i: int, leaf: torch.Tensor) -> bool:
+        """Whether to look at an input's values: where nothing waits, or if it saves much."""
+        is_cheap = leaf.device.type == "cpu" or self._ahead.is_asked
+        return is_cheap and i != self._timestep
+
+    def _outdate(self, k: int, memo: Memo, changed: set[int]) -> None:
+        """Drop what a stage gave if an input changed; its table, if not the timestep."""
+        if not changed.isdisjoint(self.stages[k].leaves):
+            memo.outputs.pop(k, None)
+        known = memo.tabulated.get(k)
+        if known is not None and not changed.isdisjoint(
+            self.stages[k].leaves - {self._timestep}
+        ):
+            memo.tabulated[k] = replace(known, rows=None)
+
+    def _run(self, k: int, values: Sequence[Any], live: Live) -> Outputs:
+        """Evaluate live outputs of a stage for this step."""
+        if self.residence is not None:
+            self.residence.bring_back()
+        stage = self.stages[k]
+        if (k, live) not in self._calls:
+            self._calls[k, live] = self._bind(restrict(stage, live))
+        inner: list[Any] = [None] * stage.plan.size
+        for number, outer in zip(stage.plan.inputs, stage.inputs, strict=True):
+            inner[number] = values[outer]
+        execute(self._calls[k, live], inner)
+        numbers = zip(stage.plan.outputs, live, strict=True)
+        outputs = (inner[number] if is_live else None for number, is_live in numbers)
+        if not self._ahead.is_compiled:
+            return tuple(outputs)
+        # regions are compiled for strides: the same as those of a table, whatever was narrowed
+        return tuple(None if o is None else unify(o, copy=self._copy) for o in outputs)
+
+    def _rows_ahead(
+        self, k: int, memo: Memo, values: Sequence[Any], position: Position, needs: Needs
+    ) -> list[Outputs] | None:
+        """The outputs of a stage for all steps, if they can be known ahead."""
+        ruler = position.ruler
+        if not self._ahead.is_wanted or ruler is None:
+            return None
+        if self._timestep not in self.stages[k].leaves:
+            return None
+        known = memo.tabulated.get(k)
+        if (
+            known is None
+            or not known.goes_on(position)
+            or not (known.rows is None or gives(known.rows[0], needs.step[k]))
+        ):
+            rows = self._tabulate(k, values, ruler, needs.trajectory[k])
+            known = Tabulated(position.trajectory, ruler, rows)
+        memo.tabulated[k] = replace(known, trajectory=position.trajectory)
+        return known.rows
+
+    def _tabulate(
+        self, k: int, values: Sequence[Any], ruler: Ruler, live: Live
+    ) -> list[Outputs] | None:
+        """Evaluate live outputs of a stage for all timesteps in one batched call."""
+        stage, steps = self.stages[k], len(ruler.values)
+        if not self._ahead.allows(steps * stage.count_bytes(live)):
+            return None
+        if self.residence is not None:
+            self.residence.bring_back()
+        inputs = [values[number] for number in stage.inputs]
+        dims = [0 if number == self._timestep else None for number in stage.inputs]
+        for i, dim in enumerate(dims):
+            if dim == 0:
+                shape = inputs[i].shape
+                column = ruler.tensor.reshape(steps, *(1 for _ in shape))
+                inputs[i] = column.expand(steps, *shape)
+        gm, kept = self._narrow(stage.gm, live)
+        flowing = len(inputs)
+        taken = [
+            inputs[i] if i < flowing else self._fill(stage.static[i - flowing]) for i in kept
+        ]
+        in_dims = tuple(dims[i] if i < flowing else None for i in kept)
+        outputs = iter(torch.func.vmap(gm.forward, in_dims)(*taken))
+        columns = [
+            unify(next(outputs), copy=False).unbind(0) if is_live else (None,) * steps
+            for is_live in live
+        ]
+        return list(zip(*columns, strict=True))
+
+
+def gives(outputs: Outputs | None, live: Live) -> bool:
+    """Whether what a stage gave has the live outputs."""
+    if outputs is None:
+        return False
+    return all(
+        value is not None for value, is_live in zip(outputs, live, strict=True) if is_live
+    )
+
+
+def unify(value: torch.Tensor, *, copy: bool) -> torch.Tensor:
+    """A value in memory of its own and no more, contiguous; a copy where it is asked for."""
+    if is_alone(value) and not copy:
+        return value
+    return value.clone(memory_format=torch.contiguous_format)
+
+
+def is_alone(value: torch.Tensor) -> bool:
+    """Whether a value is contiguous, and all that is in its memory."""
+    num_bytes = value.numel() * value.itemsize
+    return value.untyped_storage().nbytes() == num_bytes and value.is_contiguous()

@@ -1,0 +1,142 @@
+"""Which parameters serve what, in bytes of distinct storages.
+
+Exact before anything runs, also on the meta device: two tensors over one storage count once.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from dqar_fx.passes.merge_equal_parameters import find_tensor
+from dqar_fx.passes.support.graphs import graph_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import nn
+
+    from dqar_fx.plan.plan import Stage, Static
+    from dqar_fx.program.program import Program
+
+
+@dataclass(frozen=True)
+class ParameterBytes:
+    """Bytes of parameters and buffers, each storage counted once.
+
+    Attributes:
+        step: Of those that a step reads, of any captured signature: always resident.
+        conditioning: Of those that conditioning stages alone read.
+        unused: Of those that nothing reads.
+        merged: Held by the original beyond the denoiser's, since equal to others.
+    """
+
+    step: int
+    conditioning: int
+    unused: int
+    merged: int = 0
+
+    @property
+    def total(self) -> int:
+        """What the denoiser holds while nothing is released."""
+        return self.step + self.conditioning + self.unused
+
+    @property
+    def released(self) -> int:
+        """What the steps of a trajectory can do without."""
+        return self.conditioning + self.unused
+
+
+def count_parameters(
+    programs: Iterable[Program], model: nn.Module | None = None, merged: int = 0
+) -> ParameterBytes:
+    """Count the tensors of programs over one model, and of the model."""
+    programs = list(programs)
+    owners = [*([] if model is None else [model]), *(p.captured.gm for p in programs)]
+    sizes = {
+        storage_key(tensor): tensor.untyped_storage().nbytes()
+        for owner in owners
+        for tensor in tensors_of(owner)
+    }
+    step = set(chain.from_iterable(map(step_storages, programs)))
+    stages = set(chain.from_iterable(map(stage_storages, programs))) - step
+    return ParameterBytes(
+        step=sum(sizes[key] for key in step),
+        conditioning=sum(sizes[key] for key in stages),
+        unused=sum(size for key, size in sizes.items() if key not in step | stages),
+        merged=merged,
+    )
+
+
+def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Its parameters, buffers and constants."""
+    seen = set[int]()
+    for inner in module.modules():
+        own = (v for v in vars(inner).values() if is_tensor(v))
+        for tensor in chain(inner._parameters.values(), inner._buffers.values(), own):
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+
+def is_tensor(value: object) -> bool:
+    """Whether it is a tensor with values of its own, no fake one."""
+    return isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """A number that tensors over one storage share."""
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+def step_storages(program: Program) -> set[int]:
+    """Storages that calls of the step read, through what stages give too."""
+    static = chain.from_iterable(c.static for c in program.plan.calls)
+    return storages(program, chain(static, shown_parameters(program.plan.stages)))
+
+
+def stage_storages(program: Program) -> set[int]:
+    """Storages that conditioning stages read."""
+    return storages(program, chain.from_iterable(s.static for s in program.plan.stages))
+
+
+def storages(program: Program, static: Iterable[Static]) -> set[int]:
+    """Storages of the parameters among static arguments."""
+    paths = {argument for argument in static if isinstance(argument, str)}
+    return {storage_key(find_tensor(program.captured.gm, path)) for path in paths}
+
+
+def shown_parameters(stages: Iterable[Stage]) -> set[Static]:
+    """Parameters that stages may give views of: such a view holds their memory."""
+    shown: dict[int, Static] = {}
+    for stage in stages:
+        inputs = [*map(shown.get, stage.inputs), *stage.static]
+        inner = zip(stage.gm.graph.find_nodes(op="placeholder"), inputs, strict=True)
+        given: dict[fx.Node, Static] = dict(inner)
+        for number, node in zip(stage.outputs, graph_outputs(stage.gm.graph), strict=True):
+            found = given.get(viewed(node))
+            if found is not None and number is not None:
+                shown[number] = found
+    return set(shown.values())
+
+
+def viewed(node: fx.Node) -> fx.Node:
+    """The node whose memory a node may show: itself where it has memory of its own."""
+    while node.op == "call_function":
+        source = next(iter(node.all_input_nodes), None)
+        target = node.target
+        is_view = target is operator.getitem or (
+            isinstance(target, torch._ops.OpOverload)
+            and any(argument.alias_info is not None for argument in target._schema.arguments)
+        )
+        if source is None or not is_view:
+            break
+        node = source
+    return node

@@ -1,0 +1,1 @@
+"""The module that stands where the model stood."""

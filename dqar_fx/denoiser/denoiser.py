@@ -1,0 +1,337 @@
+"""The transformed model: the original's forward, with a program behind it."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from dqar_fx.capture.inputs import refuse_gradients
+from dqar_fx.capture.shared_tensors import Ties
+from dqar_fx.conditioning.drop import drop
+from dqar_fx.errors import StepError
+from dqar_fx.program.compile_options import CompileOptions
+from dqar_fx.program.programs import Programs
+from dqar_fx.steps.call_tracker import Loop, warn_restarts
+
+from .parameters import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from torch import fx, nn
+
+    from dqar_fx.conditioning.parameter_bytes import ParameterBytes
+    from dqar_fx.conditioning.release import Residence
+    from dqar_fx.costs import DeviceProfile, Report
+    from dqar_fx.costs.memory import MemoryPlan
+    from dqar_fx.program.explanation import Explanation
+    from dqar_fx.program.program import Program
+    from dqar_fx.program.programs import Builder
+    from dqar_fx.schedule.schedule import Schedule
+    from dqar_fx.schedule.table import BranchTable
+    from dqar_fx.steps.steps import Position
+
+
+class Denoiser(Owner):
+    """A denoiser that reuses attention; put it where the original model was.
+
+    Made by `dqar_fx.transform`. It has the original's forward signature, ``config``,
+    ``dtype``, ``device`` and ``return_dict`` behaviour, and it owns parameters that share
+    their storage with the original's. Inference only: nothing it returns has a gradient.
+
+    Args:
+        model: The original; it is not modified.
+        builder: Makes a program for the inputs of a call.
+        options: How to lower.
+        residence: Where the conditioning's parameters are; None to leave them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        builder: Builder,
+        options: CompileOptions,
+        residence: Residence | None = None,
+    ) -> None:
+        super().__init__(model, residence)
+        ties = Ties(getattr(model, "_orig_mod", model))
+        self._programs = Programs(self.model, builder, options, self._residence, ties)
+        self._loop = Loop()
+
+    # ---- parameters ----------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without graphs and kept outputs: a copy captures anew."""
+        fresh = {"_programs": copy(self._programs), "_loop": copy(self._loop)}
+        return {**super().__getstate__(), **fresh}
+
+    @property
+    def parameter_bytes(self) -> ParameterBytes:
+        """Bytes of parameters by what they serve, over all captured signatures.
+
+        Raises:
+            DqarError: They were dropped.
+        """
+        merged = self._programs.ties.merged_bytes
+        return self._residence.count(self.captured_programs(), self.model, merged)
+
+    def drop_conditioning(self, timesteps: torch.Tensor, **labels: Sequence[int]) -> Denoiser:
+        """Tabulate fixed labels at fixed timesteps, and drop the parameters for good.
+
+        For class-conditional models whose every call will have some of these labels at some
+        of these timesteps, in an input signature that is captured already. The table has a
+        row for each label and timestep, so that it pays for few of them only.
+
+        Args:
+            timesteps: Of all trajectories, 1-D.
+            **labels: Name of the input that holds the labels, and those that it may have, as
+                in ``class_labels=[207, 360, 1000]``.
+
+        Raises:
+            DqarError: Nothing has been captured yet, the conditioning is not evaluated for
+                trajectories, or the table would be larger than the parameters.
+            StepError: The timesteps are no 1-D tensor.
+            FormatError: The conditioning reads anything else.
+        """
+        drop(self, self._residence, timesteps, labels)
+        return self
+
+    def captured_programs(self) -> list[Program]:
+        """The program of each captured signature and kind of stream."""
+        return list(self._programs)
+
+    # ---- where the loop is ---------------------------------------------------------------
+
+    def cache_context(
+        self, name: str, step_index: int | None = None, **_: Any
+    ) -> AbstractContextManager[None]:
+        """Name the stream of the calls inside, and their step where it is known.
+
+        Other keywords that diffusers pipelines give (``num_inference_steps``, ``timestep``,
+        ``sigma``) are accepted; the branch table does not need them.
+        """
+        return self._loop.name_stream(name, step_index)
+
+    def attach_scheduler(self, scheduler: Any) -> Denoiser:
+        """Take the step from a diffusers scheduler's ``step_index``; None detaches.
+
+        Raises:
+            StepError: The scheduler does not count its steps.
+        """
+        self._loop.attach_scheduler(scheduler)
+        self.reset()
+        return self
+
+    def attach_timesteps(self, timesteps: torch.Tensor | None) -> Denoiser:
+        """Say which timesteps trajectories will have, so that conditioning is evaluated ahead.
+
+        Needed only where the call's timestep is neither an element of a 1-D tensor nor, as it
+        is or divided by ``num_train_timesteps``, one of an attached scheduler's. Which step a
+        call is does not follow from them, and a call whose timestep has another value than
+        theirs at its step is evaluated by itself.
+
+        Args:
+            timesteps: One value per step, 1-D, as the calls will have them; None detaches.
+
+        Raises:
+            StepError: They are no 1-D tensor.
+        """
+        self._loop.attach_timesteps(timesteps)
+        self.reset()
+        return self
+
+    def reset(self) -> None:
+        """Start anew: no kept output and no conditioning is used again."""
+        self._programs.reset()
+        self._loop.reset()
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        """What diffusers calls at the end of a pipeline."""
+        del recurse
+        self.reset()
+
+    # ---- lowering ------------------------------------------------------------------------
+
+    def compile(self, *, unit: str = "regional", **keywords: Any) -> None:
+        """Compile from the next call on.
+
+        Args:
+            unit: ``"regional"`` or ``"whole"``.
+            **keywords: Those of ``torch.compile``, ``dynamic`` and ``prepack``, as for
+                `transform`.
+
+        Raises:
+            FormatError: As `transform` has it for ``compile``.
+        """
+        self._programs.options = CompileOptions.of({"unit": unit, **keywords})
+        self._forget_programs()
+
+    def with_schedule(self, schedule: Schedule) -> Denoiser:
+        """Another denoiser for another schedule: same parameters, graphs, compiled regions.
+
+        Nothing that was captured or compiled is done again, unless the schedule's forecasts
+        read more steps than this one's; slots and steps are its own.
+
+        Raises:
+            ScheduleError: The schedule does not fit the sites, or was calibrated on another
+                model.
+        """
+        self._refuse_other_model(schedule)
+        programs = self._programs
+        builder = programs.builder.with_schedule(schedule)
+        twin = Denoiser(self.model, builder, programs.options, self._residence)
+        self._lend(twin, schedule)
+        return twin
+
+    def _refuse_other_model(self, schedule: Schedule) -> None:
+        """Raise if a schedule was calibrated on another model."""
+        self._residence.bring_back()
+        schedule.refuse_other_model(self.model)
+
+    def _lend(self, twin: Denoiser, schedule: Schedule) -> None:
+        """Give another denoiser, of that schedule, what was captured and compiled."""
+        self._programs.lend(twin._programs, schedule, twin._count_kept)
+        self._loop.lend(twin._loop)
+
+    def _count_kept(self, table: BranchTable) -> int:
+        """How many outputs of a site are kept at a time."""
+        return table.history
+
+    def compile_repeated_blocks(self, **keywords: Any) -> None:
+        """Compile regionally, under the name that diffusers has for it."""
+        self.compile(unit="regional", **keywords)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Program:
+        """Capture the signature of a call without running it.
+
+        Raises:
+            CaptureError: The model cannot be captured for these inputs.
+            SiteError: No attention is found, or a pattern selects none.
+            ScheduleError: The schedule does not fit the sites.
+        """
+        args, kwargs, _ = self._bind_call(args, kwargs)
+        return self._find_program(*pytree.tree_flatten((args, kwargs)))
+
+    # ---- a call --------------------------------------------------------------------------
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs, as_tuple = self._bind_call(args, kwargs)
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        refuse_gradients(leaves)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            program, outputs = self._run(leaves, spec)
+        result = pytree.tree_unflatten(outputs, program.captured.out_spec)
+        return result.to_tuple() if as_tuple else result
+
+    def _run(
+        self, leaves: Sequence[Any], spec: pytree.TreeSpec
+    ) -> tuple[Program, list[torch.Tensor]]:
+        """One call: the program for its inputs, and the flat outputs."""
+        program = self._find_program(leaves, spec)
+        return program, program.run(leaves, self._locate(program, leaves))
+
+    def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
+        """The program for these inputs; built if there is none."""
+        return self._programs.find(leaves, spec)
+
+    def _locate(self, program: Program, leaves: Sequence[Any]) -> Position:
+        """Which step this is.
+
+        Raises:
+            StepError: It is unknown, or the table has no such step.
+        """
+        position = self._loop.locate(program, leaves)
+        if self._loop.restarts(position) and self._reuses(program.table):
+            warn_restarts()
+        try:
+            self._loop.check_length(position, program.table.num_steps)
+        except StepError:
+            self.reset()
+            raise
+        return position
+
+    def _reuses(self, table: BranchTable) -> bool:
+        """Whether anything is ever reused."""
+        return table.reuse_ratio > 0
+
+    def _forget_programs(self) -> None:
+        self._programs.forget()
+        self.reset()
+
+    # ---- inspection ----------------------------------------------------------------------
+
+    @property
+    def program(self) -> Program:
+        """The program of the latest call or `prepare`.
+
+        Raises:
+            DqarError: Nothing has been captured yet.
+        """
+        return self._programs.latest
+
+    @property
+    def table(self) -> BranchTable:
+        """The branch table of the latest captured signature."""
+        return self.program.table
+
+    @property
+    def cache_bytes(self) -> int:
+        """Slot bytes of one stream of the latest captured signature."""
+        return self.program.cache_bytes
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What it holds, by slots, conditioning and parameters, before anything runs.
+
+        Raises:
+            DqarError: Nothing has been captured yet.
+        """
+        from dqar_fx.costs.memory import plan_memory  # imports this module's users
+
+        return plan_memory(self)
+
+    def explain(self, step: int | None = None) -> Explanation:
+        """Sites, near misses, passes and actions, for the latest captured signature.
+
+        Args:
+            step: Whose actions to explain; None for all.
+
+        Raises:
+            DqarError: Nothing has been captured yet.
+            StepError: The table has no such step.
+        """
+        return self.program.explain(step)
+
+    def report(
+        self,
+        schedule: Schedule | None = None,
+        *,
+        device: str | torch.device | DeviceProfile | None = None,
+    ) -> Report:
+        """What rows and a new prompt's trajectory cost, and how long they take by prediction.
+
+        Counted on the graphs of the latest captured signature.
+
+        Args:
+            schedule: Another one to look at; None for the denoiser's own.
+            device: None to measure the denoiser's own regions where it is, which compiles
+                those that are not compiled yet and then takes seconds (compiled whole: its
+                operators); a device of this machine to measure operators there, which
+                compiles nothing and is rough; ``"A100"``, ``"H100"`` or ``"T4"`` for
+                predictions from their datasheets; or a profile measured before.
+
+        Raises:
+            DqarError: Nothing has been captured yet, or the device is unknown.
+            ScheduleError: The schedule does not fit the sites.
+        """
+        from dqar_fx.costs.report import report_of  # imports this module's users
+
+        return report_of(self, schedule, device)
+
+    def row_graph(self, step: int) -> fx.GraphModule:
+        """The whole step's graph at a step of the table: guards resolved, dead code gone."""
+        return self.program.row_graph(step)

@@ -1,0 +1,102 @@
+"""The face of a transformed model: whatever the original shows, but not its methods."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import ModelMixin
+from torch import nn
+
+from dqar_fx.capture.capture import fork_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Face(nn.Module):
+    """Has the original's forward signature, ``config``, ``dtype``, ``device``, attributes.
+
+    Args:
+        model: The original; it is not modified.
+
+    Attributes:
+        model: A fork of it, whose parameters share their storage with the original's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        original = getattr(model, "_orig_mod", model)  # of a module that torch.compile wraps
+        self.model = fork_model(original)
+        self._signature = inspect.signature(original.forward)
+        asks = self._signature.parameters.get("return_dict")
+        is_diffusers = isinstance(original, ModelMixin)
+        self._gives_objects = is_diffusers and asks is not None and asks.default is True
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """One step of one stream; signature and result are the original's."""
+        replaced: Callable[..., Any] | None = self.__dict__.get("_replaced_forward")
+        if replaced is not None:
+            return replaced
+        call = partial(self._forward)
+        call.__signature__ = self._signature  # type: ignore[attr-defined]
+        return call
+
+    @forward.setter
+    def forward(self, replacement: Callable[..., Any]) -> None:
+        """Offloading hooks put a forward of their own around this one."""
+        self.__dict__["_replaced_forward"] = replacement
+
+    if TYPE_CHECKING:
+
+        def _forward(self, *args: Any, **kwargs: Any) -> Any:
+            """One step of one stream, which a subclass runs."""
+
+    def _bind_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+        """Arguments in the signature's order, and whether a tuple is asked for.
+
+        The graph always gives the model's output object: ``return_dict=False`` is answered
+        from it, not by a second graph.
+        """
+        bound = self._signature.bind(*args, **kwargs)
+        as_tuple = self._gives_objects and not bound.arguments.pop("return_dict", True)
+        return bound.args, bound.kwargs, as_tuple
+
+    @property
+    def config(self) -> Any:
+        """The original's configuration."""
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters, as the original tells it."""
+        own = getattr(self.model, "dtype", None)
+        if isinstance(own, torch.dtype):
+            return own
+        return next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes and submodules of the original; not its methods, which know no graph."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_modules", {}).get("model")
+            if model is None or name.startswith("_") or not hasattr(model, name):
+                raise
+            value = getattr(model, name)
+            if isinstance(value, nn.Module) or not callable(value):
+                return value
+            raise AttributeError(
+                f"{type(self).__name__} has no method {name!r}; to change the model, "
+                "call its methods before dqar_fx.transform"
+            ) from None

@@ -1,0 +1,1 @@
+"""The unconditional stream as an axis of its own."""

@@ -1,0 +1,314 @@
+"""A denoiser whose unconditional stream has actions of its own.
+
+Both streams run programs over one captured graph and the same lowered regions. Which step it
+is is found once per call, from all of its inputs; the unconditional stream is told, so that
+steps that it leaves out misnumber nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from torch.utils import _pytree as pytree
+
+from dqar_fx.denoiser.denoiser import Denoiser
+from dqar_fx.program.explanation import Explanation
+from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.cells import read_rows
+from dqar_fx.schedule.table import READING
+
+from .batch_halves import Halves
+from .streams import Streams
+from .unconditional import Unconditional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import nn
+
+    from dqar_fx.conditioning.release import Residence
+    from dqar_fx.program.compile_options import CompileOptions
+    from dqar_fx.program.program import Program
+    from dqar_fx.program.programs import Builder
+    from dqar_fx.schedule.schedule import Schedule
+    from dqar_fx.schedule.table import BranchTable
+    from dqar_fx.steps.steps import Position
+
+    from .guidance import Guidance
+
+    Tensors = Sequence[torch.Tensor]
+
+    class GuidedBuilder(Builder, Protocol):
+        """What makes a program whose graphs a second schedule may follow as well."""
+
+        def with_schedule(self, schedule: Schedule) -> GuidedBuilder:
+            """The same for another schedule."""
+
+        def with_other(self, other: Schedule | None) -> GuidedBuilder:
+            """The same with another second one."""
+
+
+@dataclass(frozen=True)
+class GuidedExplanation(Explanation):
+    """The same, with a word on guidance."""
+
+    guidance: str = ""
+
+    def _content(self) -> dict[str, Any]:
+        return {**super()._content(), "guidance": self.guidance}
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n{self.guidance}"
+
+
+class GuidedDenoiser(Denoiser):
+    """A denoiser that knows which stream is the unconditional one.
+
+    Args:
+        model: The original; it is not modified.
+        builder: Makes a program for the inputs of a call.
+        options: How to lower.
+        schedule: The conditional stream's, as the builder has it.
+        guidance: What the unconditional stream does.
+        residence: Where the conditioning's parameters are.
+
+    Raises:
+        ScheduleError: The schedules do not go together, or with the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        builder: GuidedBuilder,
+        options: CompileOptions,
+        schedule: Schedule,
+        guidance: Guidance,
+        residence: Residence | None = None,
+    ) -> None:
+        super().__init__(model, builder, options, residence)
+        guidance.check(schedule, model)
+        self.guidance = guidance
+        self._schedule = schedule
+        self._output_table = guidance.output_table()
+        self._others: dict[Program, Unconditional] = {}
+        self._streams = Streams()
+        self._said: set[str] = set()
+
+    # ---- as any denoiser -----------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without graphs and kept outputs: a copy captures anew."""
+        return {**super().__getstate__(), "_others": {}, "_streams": Streams()}
+
+    def reset(self) -> None:
+        """Start anew: no kept output and no conditioning is used again."""
+        alone = self._streams.reset()
+        for other in self._others.values():
+            other.reset()
+        super().reset()
+        for end in alone:
+            self._warn_alone(end)
+
+    def _forget_programs(self) -> None:
+        super()._forget_programs()
+        self._others.clear()
+
+    def with_schedule(
+        self, schedule: Schedule, *, guidance: Guidance | None = None
+    ) -> GuidedDenoiser:
+        """Another denoiser for another schedule, or other guidance: same graphs, regions.
+
+        Args:
+            schedule: The conditional stream's.
+            guidance: What the unconditional one does; None for what it does here.
+
+        Raises:
+            ScheduleError: The schedules do not fit the sites or each other, or were
+                calibrated on another model.
+        """
+        self._refuse_other_model(schedule)
+        guidance = self.guidance if guidance is None else guidance
+        made = cast("GuidedBuilder", self._programs.builder)  # as it was given
+        builder = made.with_schedule(schedule).with_other(guidance.unconditional)
+        twin = GuidedDenoiser(
+            self.model, builder, self._programs.options, schedule, guidance, self._residence
+        )
+        self._lend(twin, schedule)
+        return twin
+
+    def _count_kept(self, table: BranchTable) -> int:
+        other = self.guidance.resolve(self._schedule, table.sites, table.around)
+        return max(table.history, other.history)
+
+    def _reuses(self, table: BranchTable) -> bool:
+        output = self._output_table
+        return super()._reuses(table) or (output is not None and output.reuse_ratio > 0)
+
+    # ---- programs ------------------------------------------------------------------------
+
+    def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
+        if self.guidance.batched is not None:
+            leaves = self._split(leaves, spec).conditional
+        return self._find_stream(leaves, spec)
+
+    def _find_stream(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
+        """The conditional program for the inputs of one stream; the other is beside it."""
+        program = super()._find_program(leaves, spec)
+        self._beside(program)
+        return program
+
+    def _beside(self, program: Program) -> Unconditional:
+        """What the unconditional stream has for the signature of a conditional program."""
+        if program not in self._others:
+            known = self._others.items()
+            self._others = {p: other for p, other in known if p in self._programs}
+            self._others[program] = Unconditional.of(program, self._schedule, self.guidance)
+        return self._others[program]
+
+    def captured_programs(self) -> list[Program]:
+        """The program of each captured signature, then those of the unconditional stream."""
+        others = [self._beside(program).program for program in self._programs]
+        return [*super().captured_programs(), *others]
+
+    def _split(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Halves:
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        named = self._signature.bind(*args, **kwargs).arguments
+        return Halves.of(leaves, named, str(self.guidance.batched))
+
+    # ---- a call --------------------------------------------------------------------------
+
+    def _run(
+        self, leaves: Sequence[Any], spec: pytree.TreeSpec
+    ) -> tuple[Program, list[torch.Tensor]]:
+        if self.guidance.batched is None:
+            return self._run_alone(leaves, spec)
+        return self._run_halves(leaves, spec)
+
+    def _run_halves(
+        self, leaves: Sequence[Any], spec: pytree.TreeSpec
+    ) -> tuple[Program, list[torch.Tensor]]:
+        """Both streams, one after the other."""
+        halves = self._split(leaves, spec)
+        program = self._find_stream(halves.conditional, spec)
+        position = self._locate(program, leaves)  # both halves tell which trajectory it is
+        mine, other = program.run(halves.conditional, position), self._beside(program)
+        its = self._run_unconditional(other, halves.unconditional, position, mine)
+        return program, halves.join(mine, its)
+
+    def _run_alone(
+        self, leaves: Sequence[Any], spec: pytree.TreeSpec
+    ) -> tuple[Program, list[torch.Tensor]]:
+        """The stream whose call this is."""
+        program = self._find_stream(leaves, spec)
+        other, position = self._beside(program), self._locate(program, leaves)
+        if self.guidance.is_unconditional(position.stream):
+            joined, base = self._streams.join(position)
+            return program, self._run_unconditional(other, leaves, joined, base)
+        self._streams.forget_latest()
+        outputs = program.run(leaves, position)
+        held = other.hold(outputs) if other.holds and self._is_kept(position) else ()
+        end = self._streams.note_conditional(position, held)
+        if end is not None:
+            self._warn_alone(end)
+        return program, outputs
+
+    def _is_kept(self, position: Position) -> bool:
+        """Whether the unconditional output of a step is stored or read."""
+        table = self._output_table
+        return table is not None and table.actions[position.step, 0] != Action.COMPUTE
+
+    def _run_unconditional(
+        self, other: Unconditional, leaves: Sequence[Any], position: Position, base: Tensors
+    ) -> list[torch.Tensor]:
+        """The unconditional stream's outputs: computed, or from what is kept.
+
+        Args:
+            other: Of the signature of ``leaves``.
+            leaves: Its own inputs.
+            position: Where the call stands.
+            base: The conditional stream's outputs of this step; empty where not known.
+        """
+        kept = other.kept_output(position.stream)
+        if kept is None:
+            return other.program.run(leaves, position)
+        action, is_cold = kept.action_at(position)
+        onto = base if self.guidance.keeps_difference else None
+        if onto is not None and not other.are_its(onto):
+            if action != Action.COMPUTE:
+                self._warn_baseless(position)
+            return other.program.run(leaves, position)
+        if is_cold:
+            self._warn_cold(position)
+        if action in READING:
+            return kept.read(position.step, action, onto)
+        outputs = other.program.run(leaves, position)
+        if action == Action.STORE:
+            kept.write(position.step, outputs, onto)
+        return outputs
+
+    # ---- warnings ------------------------------------------------------------------------
+
+    def _warn_alone(self, end: Position) -> None:
+        self._warn_once(
+            "guidance: the unconditional stream never came",
+            f"in a trajectory of {end.step + 1} steps, whose stream was {end.stream}. "
+            f"Expected {self.guidance.expected}. Give the pipeline's own name or number, "
+            "Guidance(stream=...); Guidance(batched=...) where both streams are halves of one "
+            "batch; or no guidance where there is none",
+        )
+
+    def _warn_baseless(self, position: Position) -> None:
+        self._warn_once(
+            "guidance: a difference has nothing to differ from",
+            f"at step {position.step}, so that the unconditional stream computes: no "
+            "conditional call of the same step and shape came before it. Expected the "
+            "conditional call first; where the pipeline has the other order, give "
+            "Guidance(keep='output')",
+        )
+
+    def _warn_cold(self, position: Position) -> None:
+        self._warn_once(
+            "guidance: the unconditional stream starts cold",
+            f"at step {position.step}: it should read an output that this trajectory has not "
+            "kept, and computes it instead. The trajectory did not begin at step 0, skipped a "
+            "step, or could not be recognised (see Denoiser.cache_context and "
+            "Denoiser.attach_scheduler)",
+        )
+
+    def _warn_once(self, what: str, where: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(f"{what} {where}", stacklevel=9)
+
+    # ---- inspection ----------------------------------------------------------------------
+
+    @property
+    def unconditional(self) -> Program:
+        """The unconditional stream's program, for the latest captured signature.
+
+        Raises:
+            DqarError: Nothing has been captured yet.
+        """
+        return self._beside(self.program).program
+
+    @property
+    def guidance_table(self) -> BranchTable | None:
+        """What is done with the unconditional stream's whole output; None if never kept."""
+        return self._output_table
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of both streams' slots and kept output, for the latest captured signature."""
+        return super().cache_bytes + self._beside(self.program).cache_bytes
+
+    def explain(self, step: int | None = None) -> Explanation:
+        """The same, with guidance and the actions of its unconditional stream."""
+        found, table = super().explain(step), self.unconditional.table
+        facts = {each.name: getattr(found, each.name) for each in fields(found)}
+        steps = range(table.num_steps) if step is None else (step,)
+        facts["rows"] += read_rows(table, steps, stream=1)
+        said = self.guidance.describe(table)
+        return GuidedExplanation(**facts, guidance=said)

@@ -1,0 +1,139 @@
+"""Tables of sites in a model that is not called at some steps.
+
+Where the whole output is read from what was kept, nothing inside is evaluated. The table of
+the sites leaves those steps out: no site stores there, and what one kept before grows older.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.rules import AllOf, Written, Young
+from dqar_fx.schedule.table import find_read, no_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from dqar_fx.schedule.rules import Mask, Moment, Rule
+    from dqar_fx.schedule.schedule import Schedule
+    from dqar_fx.schedule.table import BranchTable
+
+OUTPUT = "denoiser (unconditional)"
+"""Path of the site that is the whole output."""
+
+
+def resolve_inside(
+    schedule: Schedule,
+    sites: tuple[str, ...],
+    around: tuple[tuple[int, ...], ...],
+    skipped: Mask,
+) -> BranchTable:
+    """The table of sites in a model that is not called at some steps.
+
+    There it says COMPUTE, which is what a site does if the call cannot be left out after all.
+    """
+    if isinstance(schedule.rule, Written):
+        table = schedule.resolve(sites, around)
+        actions = without_calls(table, skipped, is_strict=schedule.rule.strict)
+        reason = Reason(table, tuple(skipped))
+        left = replace(table, actions=actions, reason=reason, weights=no_weights())
+        return replace(left, weights=weights_of_same(table, left))
+    rule = schedule.rule
+    if schedule.max_age is not None:
+        rule = AllOf((rule, Young(schedule.max_age)))
+    whole = replace(schedule, rule=Within(rule, tuple(skipped)), max_age=None)
+    outer = tuple((*each, len(sites)) for each in around or ((),) * len(sites))
+    table = whole.resolve((*sites, OUTPUT), (*outer, ()))
+    actions = table.actions[:, :-1].copy()
+    actions[skipped] = Action.COMPUTE
+    return replace(
+        table,
+        actions=actions,
+        sites=sites,
+        max_age=schedule.max_age,
+        reason=Reason(table, tuple(skipped)),
+        orders=table.orders[:, :-1],
+        around=around,
+    )
+
+
+def without_calls(table: BranchTable, skipped: Mask, *, is_strict: bool) -> NDArray[np.int8]:
+    """Written-out actions, stored where the model is called and a later one reads it.
+
+    Args:
+        table: As if it were called at each step.
+        skipped: Steps without a call.
+        is_strict: Whether only what is written as STORE may be stored.
+    """
+    called = ~skipped[:, None]
+    reads = table.is_read & called
+    computes = np.isin(table.actions, (Action.COMPUTE, Action.STORE)) & called
+    stores = (table.actions == Action.STORE) & called if is_strict else computes
+    actions = np.where(called & ~computes, table.actions, Action.COMPUTE).astype(np.int8)
+    actions[stores & find_read(stores, reads, table.points)] = Action.STORE
+    return actions
+
+
+def weights_of_same(table: BranchTable, other: BranchTable) -> NDArray[np.float64]:
+    """A table's weights where another one reads the same steps; elsewhere the method's."""
+    if not table.weights.size:
+        return table.weights
+    pairs = (zip(*rows, strict=True) for rows in zip(table.kept, other.kept, strict=True))
+    same = np.array([[a == b for a, b in row] for row in pairs])
+    known = np.where(same[..., None], table.weights, 0.0)
+    return known[..., : other.history]
+
+
+@dataclass(frozen=True)
+class Within:
+    """A rule for the sites of a model, and, as the last one, for the model as a whole.
+
+    Attributes:
+        rule: The sites'.
+        skipped: Steps at which the whole is not called.
+    """
+
+    rule: Rule
+    skipped: tuple[bool, ...]
+
+    def may_reuse(self, moment: Moment) -> Mask:
+        """As the rule says; the whole where it is not called."""
+        return np.append(self.rule.may_reuse(inside(moment)), self.skipped[moment.step])
+
+    def why(self, moment: Moment, site: int) -> str:
+        """The rule's reason."""
+        return self.rule.why(inside(moment), site)
+
+    def refuse_other_model(self, model: nn.Module) -> None:
+        """If the rule refuses."""
+        self.rule.refuse_other_model(model)
+
+
+def inside(moment: Moment) -> Moment:
+    """Without the last site, which is the whole."""
+    return replace(moment, sites=moment.sites[:-1], age=moment.age[:-1])
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a cell is what it is, where some steps are not called.
+
+    Attributes:
+        table: The one that knows.
+        skipped: Steps without a call.
+    """
+
+    table: BranchTable
+    skipped: tuple[bool, ...]
+
+    def __call__(self, table: BranchTable, step: int, site: int) -> str:
+        """The reason."""
+        if self.skipped[step]:
+            return "not called: the kept output of the whole denoiser is read"
+        known = self.table.reason
+        return "as given" if known is None else known(self.table, step, site)

@@ -1,0 +1,88 @@
+"""Streams with calls of their own: which conditional call an unconditional one belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from dqar_fx.steps.steps import Position
+
+    Tensors = Sequence[torch.Tensor]
+    StreamKey = tuple[str | None, int]
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """A call of a conditional stream: its position; its outputs, none where not needed."""
+
+    position: Position
+    outputs: Tensors
+
+
+@dataclass
+class Watch:
+    """A trajectory of a conditional stream, and whether the unconditional one has come."""
+
+    latest: Position
+    is_met: bool = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether more than one step has gone by without it."""
+        return not self.is_met and self.latest.step > 0
+
+
+class Streams:
+    """Follows the calls of one denoiser."""
+
+    def __init__(self) -> None:
+        self._latest: Conditional | None = None
+        self._runs: dict[StreamKey, tuple[object, object]] = {}
+        self._watches: dict[StreamKey, Watch] = {}
+
+    def note_conditional(self, position: Position, outputs: Tensors) -> Position | None:
+        """Remember a conditional call.
+
+        Returns:
+            Where the trajectory before ended, if the unconditional stream never came in it.
+        """
+        self._latest = Conditional(position, outputs)
+        before = self._watches.get(position.stream)
+        if before is not None and before.latest.trajectory is position.trajectory:
+            before.latest = position
+            return None
+        self._watches[position.stream] = Watch(position)
+        return before.latest if before is not None and before.is_alone else None
+
+    def join(self, position: Position) -> tuple[Position, Tensors]:
+        """Where an unconditional call stands, and the conditional outputs of its step.
+
+        Its trajectory ends where the conditional one's does, where that call comes first.
+        """
+        for watch in self._watches.values():
+            watch.is_met = True
+        known = self._latest
+        if known is None or known.position.step != position.step:
+            known = None  # of another step, or not at all
+        run = (position.trajectory, None if known is None else known.position.trajectory)
+        if self._runs.get(position.stream) != run:
+            self._runs[position.stream] = run
+        joined = replace(position, trajectory=self._runs[position.stream])
+        return joined, () if known is None else known.outputs
+
+    def forget_latest(self) -> None:
+        """No conditional call has come in this step."""
+        self._latest = None
+
+    def reset(self) -> list[Position]:
+        """Forget all; the ends of trajectories to which no unconditional call came."""
+        alone = [watch.latest for watch in self._watches.values() if watch.is_alone]
+        self._latest = None
+        self._runs.clear()
+        self._watches.clear()
+        return alone

@@ -1,0 +1,331 @@
+"""A graph as one list of entries, whatever it is nested in.
+
+Stages, regions and the bodies of guards are graphs inside of a graph. Here their nodes stand
+in one list, each with what it lies within, and read each other directly: a stage's input is
+what the caller gave, a call's output is what the node inside computed. So two graphs compare
+by what they compute, and however they are cut:
+
+    %conditioning_1 = call_module(%timestep, ...)     conditioning_1 = stage
+    %getitem_3 = getitem(%conditioning_1, 3)      ->    silu = aten.silu.default(timestep)
+    %mul = mul(%x, %getitem_3)                        mul = aten.mul.Tensor(x, silu)
+
+A guard is taken to compute, as it does where its action is COMPUTE or STORE. Parameters, slots
+and the weights of forecasts are no entries but operands; reading a slot is an entry.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import fx
+
+from dqar_fx.passes import compute_or_reuse
+from dqar_fx.passes.support.graphs import (
+    graph_outputs,
+    module_stack,
+    parameter_path,
+    structure_of,
+    tensor_value,
+    written_inputs,
+)
+from dqar_fx.passes.support.operators import inner_graph, name_of, submodule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(eq=False)
+class Entry:
+    """A node, wherever it lies.
+
+    Attributes:
+        node: The node; that of the first reader where a slot is read.
+        kind: ``operator``, ``guard``, ``stage``, ``region``, ``read`` or ``write`` (of a
+            slot), ``input`` or ``output``.
+        operator: The operator's name, such as ``aten.linear.default``; the kind of others.
+        path: Module path; of what no module made, that of the site or value it belongs to.
+        place: The same, two calls of one module told apart.
+        within: The stage, guard or region around it, outermost first.
+        args: Its operands: `Ref`, `Given` and constants, nested as in the node.
+        site: Path of the site whose guard or slot this is; empty for others.
+        type: Dtype and shape of its value.
+    """
+
+    node: fx.Node
+    kind: str
+    operator: str
+    path: str
+    place: str
+    within: tuple[str, ...]
+    args: tuple[Any, ...] = ()
+    site: str = ""
+    type: str = ""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of an entry, or one of its several values.
+
+    Attributes:
+        entry: The entry.
+        index: Which of them.
+    """
+
+    entry: Entry
+    index: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is there before the graph runs: a parameter, a slot, an action, weights.
+
+    Attributes:
+        kind: One of these, in the singular.
+        text: Tells which, alike in all graphs of a model.
+        site: Path of the site of a slot; empty for others.
+        type: Dtype and shape.
+        nbytes: Of a tensor.
+    """
+
+    kind: str
+    text: str
+    site: str = ""
+    type: str = ""
+    nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a graph lies in.
+
+    Attributes:
+        within: The stages, guards and regions around it, outermost first.
+        first: Of a region that blocks share, the block that it was cut out of.
+        block: The block that it is called for.
+    """
+
+    within: tuple[str, ...] = ()
+    first: str = ""
+    block: str = ""
+
+    def translate(self, path: str) -> str:
+        """The path in the block that is called for; any other as it is."""
+        inside = path == self.first or path.startswith(f"{self.first}.")
+        return self.block + path[len(self.first) :] if self.first and inside else path
+
+
+@dataclass
+class Flat:
+    """A graph, flattened.
+
+    Attributes:
+        entries: In execution order; what lies within an entry follows it.
+        parameters: Bytes of each parameter that an entry reads, by path.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
+
+
+def flatten(gm: fx.GraphModule) -> Flat:
+    """The entries of a graph, those of the graphs inside of it included."""
+    return Flattening(Flat()).run(gm)
+
+
+class Flattening:
+    """One walk through a graph and what it calls.
+
+    Args:
+        flat: Is filled.
+    """
+
+    def __init__(self, flat: Flat) -> None:
+        self.flat = flat
+        self._reads: dict[Given, Ref] = {}
+        self._first: dict[fx.GraphModule, str] = {}
+
+    def run(self, gm: fx.GraphModule) -> Flat:
+        """Flatten a whole graph."""
+        node, outputs = gm.graph.output_node(), self._walk(gm, {}, Where())
+        args = tuple(self._read(value, node, Where()) for value in outputs)
+        self.flat.entries.append(Entry(node, "output", "return", "", "", (), args))
+        return self.flat
+
+    def _walk(self, gm: fx.GraphModule, known: dict[fx.Node, Any], where: Where) -> list[Any]:
+        """The values of a graph's outputs; ``known`` has those of its inputs."""
+        for node in gm.graph.nodes:
+            if node.op != "output" and node not in known and not node.meta.get("is_graph"):
+                known[node] = self._value(gm, node, known, where)
+        return [known[node] if isinstance(node, fx.Node) else node for node in outputs_of(gm)]
+
+    def _value(
+        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Where
+    ) -> Any:
+        given = given_by(node)
+        if given is not None:
+            return given
+        if node.op == "placeholder":
+            return Ref(self._add(node, "input", "input", where))
+        if node.target is operator.getitem:
+            return pick(fx.map_arg(node.args, lambda each: known[each]))
+        if node.target is compute_or_reuse:
+            return self._guard(gm, node, known, where)
+        inner = inner_graph(gm, node)
+        if inner is not None:
+            return self._call(inner, node, known, where)
+        return Ref(self._operator(node, known, where))
+
+    def _add(self, node: fx.Node, kind: str, name: str, where: Where) -> Entry:
+        stack = module_stack(node)
+        place, path = stack[-1] if stack else ("", "")
+        if where.first:
+            path, place = where.translate(path), place.replace(where.first, where.block)
+        entry = Entry(node, kind, name, path, place, where.within)
+        entry.type = type_of(node.meta.get("val"))
+        self.flat.entries.append(entry)
+        return entry
+
+    def _operator(self, node: fx.Node, known: dict[fx.Node, Any], where: Where) -> Entry:
+        """A call of an operator; before it, the reads of slots that it does."""
+        written = [known[target] for target in written_inputs(node)]
+        operands = fx.map_arg((node.args, dict(node.kwargs)), lambda each: known[each])
+        args, kwargs = map_values(
+            operands, lambda each: each if each in written else self._read(each, node, where)
+        )
+        slots = [each.site for each in written if isinstance(each, Given)]
+        entry = self._add(node, "write" if slots else "operator", name_of(node), where)
+        entry.args = (args, kwargs) if kwargs else (args,)
+        entry.site = slots[0] if slots else ""
+        settle(entry)
+        return entry
+
+    def _read(self, value: Any, reader: fx.Node, where: Where) -> Any:
+        """The value; of a slot, an entry that reads it. Parameters are noted."""
+        if not isinstance(value, Given):
+            return value
+        if value.kind == "parameter":
+            self.flat.parameters[value.text] = value.nbytes
+        if value.kind != "slot":
+            return value
+        if value not in self._reads:
+            entry = Entry(reader, "read", "read", value.site, value.site, where.within)
+            entry.args, entry.site, entry.type = (value,), value.site, value.type
+            self.flat.entries.append(entry)
+            self._reads[value] = Ref(entry)
+        return self._reads[value]
+
+    def _call(
+        self, inner: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Where
+    ) -> list[Any]:
+        """A stage or a region: itself, then what is inside; the values of its outputs."""
+        kind = "stage" if "stage" in node.meta else "region"
+        label = str(node.target if kind == "stage" else node.meta.get("block", ""))
+        entry = self._add(node, kind, name_of(node), where)
+        entry.path = entry.place = label if kind == "region" else ""
+        entry.args, entry.type = (label,), ""
+        given = [known[each] for each in cast("Sequence[fx.Node]", node.args)]
+        first = self._first.setdefault(inner, label) if kind == "region" else ""
+        return self._enter(inner, given, entry, Where(where.within, first, label))
+
+    def _guard(
+        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Where
+    ) -> list[Any]:
+        """A guard: itself, then the site; the values of what the site gives."""
+        _, _, slots, body, resume, cache_format, _, inputs, _ = cast("Any", node.args)
+        site = where.translate(node.meta["site"].path)
+        entry = self._add(node, "guard", "compute_or_reuse", where)
+        entry.path = entry.place = entry.site = site
+        kept = fx.map_arg(slots, lambda each: known[each])
+        others = "" if resume is None else structure_of(submodule(gm, resume))
+        entry.args, entry.type = (site, kept, cache_format, Hidden(others)), ""
+        given = [known[each] for each in inputs]
+        return self._enter(submodule(gm, body), given, entry, where)
+
+    def _enter(
+        self, inner: fx.GraphModule, given: Sequence[Any], entry: Entry, where: Where
+    ) -> list[Any]:
+        """What is inside of a stage, region or guard; the values of its outputs."""
+        inputs = inner.graph.find_nodes(op="placeholder")
+        label = f"{entry.kind} {entry.args[0]}".strip()
+        inside = replace(where, within=(*where.within, label))
+        return self._walk(inner, dict(zip(inputs, given, strict=True)), inside)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A part of an entry that tells it from others and is not printed."""
+
+    text: str
+
+
+def settle(entry: Entry) -> None:
+    """Give what no module made the path of the site or value that it belongs to."""
+    if entry.node.meta.get("nn_module_stack"):
+        return
+    found: list[tuple[str, str]] = [(entry.site, entry.site)]
+    map_values(entry.args, lambda each: found.append(place_of(each)))
+    entry.path, entry.place = next((pair for pair in found if pair[0]), ("", ""))
+
+
+def place_of(value: Any) -> tuple[str, str]:
+    """Path and place of what gives a value."""
+    return (value.entry.path, value.entry.place) if isinstance(value, Ref) else ("", "")
+
+
+def given_by(node: fx.Node) -> Given | None:
+    """What a node stands for that is there before the graph runs; else None."""
+    path, value = parameter_path(node), tensor_value(node)
+    site = str(node.meta.get("site_path", ""))
+    type_, nbytes = type_of(value), 0 if value is None else value.nbytes
+    if path is not None:
+        return Given("parameter", path, "", type_, nbytes)
+    if "slot" in node.meta:
+        return Given("slot", name_slot(site, node.meta["slot"]), site, type_, nbytes)
+    if "weights" in node.meta:
+        return Given("weights", f"weights[{site}]", type=type_)
+    return Given("action", "action") if "action" in node.meta else None
+
+
+def name_slot(site: str, key: tuple[int, int, int, int]) -> str:
+    """Which buffer of a site: kept value, place in the history, part; zeros are left out."""
+    _, *numbers = key
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return f"slot[{', '.join([site, *map(str, numbers)])}]"
+
+
+def outputs_of(gm: fx.GraphModule) -> list[Any]:
+    """What a graph returns, flat, or the one thing that it returns."""
+    returned = gm.graph.output_node().args[0]
+    return graph_outputs(gm.graph) if isinstance(returned, list | tuple) else [returned]
+
+
+def pick(args: Any) -> Any:
+    """One of several values."""
+    values, index = args
+    if isinstance(values, Ref):
+        return Ref(values.entry, (*values.index, index))
+    return values[index]
+
+
+def map_values(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to each `Ref` and `Given` in nested operands."""
+    if isinstance(value, Ref | Given):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return tuple(map_values(each, function) for each in value)
+    if isinstance(value, dict):
+        return {name: map_values(each, function) for name, each in value.items()}
+    return value
+
+
+def type_of(value: Any) -> str:
+    """``float32[2, 36, 60]`` of a tensor; of several, one after the other."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(type_of, value))
+    return "" if value is None else type(value).__name__

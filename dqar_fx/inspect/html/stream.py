@@ -1,0 +1,126 @@
+"""One stream of a denoiser as a page shows it: cells, distinct rows, and the cost of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dqar_fx.costs.report import run_lengths
+from dqar_fx.schedule.cells import read_rows
+
+from .chart import draw_chart
+from .facts import describe_amounts, quantity, step_ranges
+
+if TYPE_CHECKING:
+    from dqar_fx.costs.report import Report, RowReport
+    from dqar_fx.costs.workload import Stream
+    from dqar_fx.schedule.action import Action
+    from dqar_fx.schedule.cells import Cell
+
+    from .blocks import BlockDiffs
+
+SHADES = 8
+"""Shades of the age of what is read."""
+NOT_CALLED = "not called: the stream's whole output is read"
+
+
+@dataclass
+class Texts:
+    """Texts that occur often, each kept once.
+
+    Attributes:
+        found: In order of first use.
+    """
+
+    found: dict[str, int] = field(default_factory=dict)
+
+    def number(self, text: str) -> int:
+        """The position of a text."""
+        return self.found.setdefault(text, len(self.found))
+
+
+def view_stream(
+    number: int, stream: Stream, report: Report, diffs: BlockDiffs, texts: Texts
+) -> dict[str, Any]:
+    """One stream: the cells of its table, its distinct rows, and its chart."""
+    table = stream.table
+    steps = range(table.num_steps)
+    rows = dict(stream.rows())
+    order = {step: place for place, mine in enumerate(rows.values()) for step in mine}
+    counted = {row.actions: row for row in report.rows if row.stream == number}
+    costs = [counted["".join(action.letter for action in row)] for row in rows]
+    explained = read_rows(table, steps, number)
+    oldest = max(1, *(site.max_age for site in explained))
+    sites = [
+        {"path": site.site, "cells": [view_cell(c, stream, oldest) for c in site.cells]}
+        for site in explained
+    ]
+    return {
+        "number": number,
+        "table": table,
+        "sites": sites,
+        "oldest": oldest,
+        "rows": [view_row(place, row, report) for place, row in enumerate(costs)],
+        "row_of_step": [order.get(step) for step in steps],
+        "chart": draw_chart([costs[order[k]].costs if k in order else None for k in steps]),
+        "data": {
+            "sites": list(table.sites),
+            "cells": [
+                [describe_cell(c, site.site, stream, texts) for c in site.cells]
+                for site in explained
+            ],
+            "rowOfStep": [order.get(step) for step in steps],
+            "rows": [
+                describe_row(actions, cost, report, diffs)
+                for actions, cost in zip(rows, costs, strict=True)
+            ],
+        },
+    }
+
+
+def view_cell(cell: Cell, stream: Stream, oldest: int) -> tuple[str, str]:
+    """Classes and text of a cell of the heat map."""
+    if not stream.called[cell.step]:
+        return "N", "-"
+    letter = cell.letter if cell.letter != "." else "I"
+    if cell.age is None:
+        return letter, "·" if letter == "I" else letter
+    shade = max(1, round(SHADES * cell.age / oldest))
+    return f"{letter} a{shade}", str(cell.age)
+
+
+def describe_cell(cell: Cell, site: str, stream: Stream, texts: Texts) -> list[int | None]:
+    """The text of a cell, without its place, and the step that it reads."""
+    if not stream.called[cell.step]:
+        return [texts.number(NOT_CALLED), None]
+    _, _, said = cell.why.partition(f"({site}): ")
+    return [texts.number(said), cell.source]
+
+
+def view_row(place: int, row: RowReport, report: Report) -> dict[str, Any]:
+    """A distinct row in the list of rows."""
+    cost, whole = row.cost, report.computed
+    return {
+        "place": place,
+        "actions": run_lengths(row.actions),
+        "steps": len(row.steps),
+        "where": step_ranges(row.steps),
+        "macs": quantity(cost.macs),
+        "megabytes": f"{cost.nbytes / 1e6:.1f}",
+        "ms": f"{cost.ms:.3f}",
+        "saved": f"{1 - cost.macs / whole.macs:.1%}" if whole.macs else "-",
+    }
+
+
+def describe_row(
+    actions: tuple[Action, ...], row: RowReport, report: Report, diffs: BlockDiffs
+) -> dict[str, Any]:
+    """What a row differs in from one that computes everything, for the script."""
+    saved = diffs.saved(actions)
+    return {
+        "steps": step_ranges(row.steps),
+        "delta": diffs.delta(actions),
+        "saved": describe_amounts(saved),
+        "ms": f"{row.cost.ms:.3f} ms predicted, {report.computed.ms:.3f} ms if all computed",
+        "diffs": diffs.row(actions),
+    }

@@ -1,0 +1,1 @@
+"""An outlined graph as numbered region calls, what each row of them reads, and the slots."""

@@ -1,0 +1,258 @@
+"""A plan: an outlined graph as a list of region calls.
+
+An outlined graph consists of calls only: of conditioning stages, which have plans of their
+own, and of regions. The plan numbers the tensors that flow between them
+and says of each call what it reads, what it writes and which sites it holds. Binding a plan
+to a row of actions picks the variant of each region and drops what the row leaves dead, also
+across regions.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from itertools import compress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import fx
+
+from dqar_fx.passes.support.graphs import (
+    graph_outputs,
+    is_static_input,
+    parameter_path,
+    tensor_value,
+)
+from dqar_fx.schedule.action import Action
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .slots import SlotKey
+
+    Static = str | SlotKey | int | None
+    Pack = Callable[[Sequence[Any]], Sequence[Any]]
+    Specialised = Callable[[str, tuple[Action, ...], tuple[bool, ...]], "Variant"]
+    Variants = Callable[["Plan"], Specialised]
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    """One call of a region.
+
+    Attributes:
+        region: Name of the region's graph.
+        inputs: Numbers of the flowing tensors it reads, its first arguments.
+        static: Its other arguments: a parameter's path, a slot's key, the column of a
+            forecast's weights, or None for an action.
+        outputs: Numbers of the tensors it writes; None where nothing reads one.
+        columns: Columns of the branch table of its sites, in graph order.
+    """
+
+    region: str
+    inputs: tuple[int, ...]
+    static: tuple[Static, ...]
+    outputs: tuple[int | None, ...]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the conditioning that depends on one set of the denoiser's inputs.
+
+    Attributes:
+        gm: Its graph, before it was cut into regions.
+        plan: Its regions.
+        inputs: Numbers, in the step's plan, of what it reads: the first inputs of ``gm``.
+        static: The other inputs of ``gm``: parameters' paths.
+        outputs: Numbers, in the step's plan, of what it gives; None where nothing reads it.
+        leaves: Positions of the denoiser's inputs that it depends on.
+    """
+
+    gm: fx.GraphModule
+    plan: Plan
+    inputs: tuple[int, ...]
+    static: tuple[Static, ...]
+    outputs: tuple[int | None, ...]
+    leaves: frozenset[int]
+
+    def count_bytes(self, live: Sequence[bool]) -> int:
+        """Bytes, for one step, of those of its outputs that are live."""
+        values = map(tensor_value, compress(graph_outputs(self.gm.graph), live))
+        return sum(value.numel() * value.itemsize for value in values if value is not None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An outlined graph as calls in order.
+
+    Attributes:
+        regions: Graph of each region by name.
+        stages: The conditioning's stages, in order; they run before the calls.
+        calls: The calls, in order.
+        inputs: Number of each flowing input of the graph.
+        outputs: Number of each output of the graph.
+        size: How many numbers there are.
+    """
+
+    regions: dict[str, fx.GraphModule]
+    stages: tuple[Stage, ...]
+    calls: tuple[PlannedCall, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    size: int
+
+
+def make_plan(gm: fx.GraphModule) -> Plan:
+    """Read a plan off an outlined graph."""
+    numbers = number_tensors(gm.graph)
+    inputs = [n for n in gm.graph.find_nodes(op="placeholder") if n in numbers]
+    nodes = gm.graph.find_nodes(op="call_module", sort=True)
+    calls = [plan_call(node, numbers) for node in nodes if "stage" not in node.meta]
+    regions: dict[str, Any] = {call.region: gm.get_submodule(call.region) for call in calls}
+    return Plan(
+        regions=regions,
+        stages=plan_stages(gm, [n for n in nodes if "stage" in n.meta], numbers, inputs),
+        calls=tuple(calls),
+        inputs=tuple(numbers[n] for n in inputs),
+        outputs=tuple(numbers[n] for n in graph_outputs(gm.graph)),
+        size=len(numbers),
+    )
+
+
+def number_tensors(graph: fx.Graph) -> dict[fx.Node, int]:
+    """A number for each flowing input and each output of a call."""
+    numbers: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        flows = node.op == "placeholder" and not is_static_input(node)
+        if flows or node.target is operator.getitem:
+            numbers[node] = len(numbers)
+    return numbers
+
+
+def plan_call(node: fx.Node, numbers: dict[fx.Node, int]) -> PlannedCall:
+    """The call that a node stands for."""
+    static = [a for a in node.all_input_nodes if is_static_input(a)]
+    return PlannedCall(
+        region=str(node.target),
+        inputs=flowing_inputs(node, numbers),
+        static=tuple(static_argument(a) for a in static),
+        outputs=call_outputs(node, numbers),
+        columns=tuple(a.meta["action"] for a in static if "action" in a.meta),
+    )
+
+
+def plan_stages(
+    gm: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    numbers: dict[fx.Node, int],
+    inputs: Sequence[fx.Node],
+) -> tuple[Stage, ...]:
+    """The conditioning's stages, each with the denoiser's inputs that it depends on."""
+    depends = {numbers[node]: frozenset({leaf}) for leaf, node in enumerate(inputs)}
+    stages = []
+    for node in nodes:
+        inner = gm.get_submodule(str(node.target))
+        assert isinstance(inner, fx.GraphModule)
+        reads, gives = flowing_inputs(node, numbers), call_outputs(node, numbers)
+        leaves = frozenset[int]().union(*(depends[number] for number in reads))
+        depends.update((number, leaves) for number in gives if number is not None)
+        static = tuple(static_argument(a) for a in node.all_input_nodes if is_static_input(a))
+        stages.append(
+            Stage(node.meta["graph"], make_plan(inner), reads, static, gives, leaves)
+        )
+    return tuple(stages)
+
+
+def flowing_inputs(call: fx.Node, numbers: dict[fx.Node, int]) -> tuple[int, ...]:
+    """Numbers of what a call reads, static inputs left out."""
+    return tuple(numbers[a] for a in call.all_input_nodes if not is_static_input(a))
+
+
+def call_outputs(call: fx.Node, numbers: dict[fx.Node, int]) -> tuple[int | None, ...]:
+    """Per output of a call its number; None where nothing reads it."""
+    items = {item.args[1]: numbers[item] for item in call.users}
+    return tuple(items.get(position) for position in range(len(call.meta["val"])))
+
+
+def static_argument(node: fx.Node) -> Static:
+    """What stands for a static input until tensors are bound."""
+    given: SlotKey | int | None = node.meta.get("slot", node.meta.get("weights"))
+    return parameter_path(node) or given
+
+
+class BoundCall(NamedTuple):
+    """A call with everything that does not flow filled in: the unit of dispatch."""
+
+    function: Callable[..., Sequence[Any]]
+    inputs: tuple[int, ...]
+    static: tuple[Any, ...]
+    outputs: tuple[int, ...]
+    dead: tuple[int, ...]
+    """Numbers that nothing reads after this call."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A region specialised for given actions and live outputs, and lowered.
+
+    Attributes:
+        gm: Its graph.
+        function: What runs it.
+        kept: Positions of the region's inputs that it still takes.
+        structure: Text that equal variants share.
+        packed: Positions of those inputs that it takes as packed weights.
+    """
+
+    gm: fx.GraphModule
+    function: Callable[..., Sequence[Any]]
+    kept: tuple[int, ...]
+    structure: str
+    packed: frozenset[int] = frozenset()
+
+
+def bind(
+    plan: Plan,
+    actions: Sequence[int],
+    specialised: Specialised,
+    fill: Callable[[Static], Any],
+    pack: Pack | None = None,
+) -> list[BoundCall]:
+    """The calls of a plan for one row.
+
+    Args:
+        plan: The plan.
+        actions: One action per column of the branch table.
+        specialised: Gives the variant of a region for actions and live outputs.
+        fill: Gives the tensor for a static argument.
+        pack: Packs those of a call that are weights; None where no variant has any.
+    """
+    needed = set(plan.outputs)
+    bound: list[BoundCall] = []
+    for call in reversed(plan.calls):
+        mine = tuple(Action(int(actions[c])) for c in call.columns)
+        live = tuple(number in needed for number in call.outputs)
+        if not any(live) and Action.STORE not in mine:
+            continue
+        variant = specialised(call.region, mine, live)
+        flowing = len(call.inputs)
+        inputs = tuple(call.inputs[k] for k in variant.kept if k < flowing)
+        filled = {k: fill(call.static[k - flowing]) for k in variant.kept if k >= flowing}
+        if pack is not None:
+            weights = sorted(variant.packed & filled.keys())
+            filled |= zip(weights, pack([filled[k] for k in weights]), strict=True)
+        outputs = tuple(n for n in call.outputs if n in needed and n is not None)
+        dead = tuple(number for number in dict.fromkeys(inputs) if number not in needed)
+        needed.update(inputs)
+        static = tuple(filled.values())
+        bound.append(BoundCall(variant.function, inputs, static, outputs, dead))
+    return bound[::-1]
+
+
+def execute(calls: Sequence[BoundCall], values: list[Any]) -> None:
+    """Run bound calls over the numbered tensors ``values``, in place."""
+    for function, inputs, static, outputs, dead in calls:
+        results = function(*[values[i] for i in inputs], *static)
+        for number, result in zip(outputs, results, strict=True):
+            values[number] = result
+        for number in dead:
+            values[number] = None

@@ -1,0 +1,123 @@
+"""How to lower: the ``compile`` argument of ``transform``, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dqar_fx.errors import FormatError
+
+UNITS = ("regional", "whole")
+REPLAYING_MODES = ("reduce-overhead", "max-autotune")
+"""Modes of ``torch.compile`` that replay CUDA graphs: these own their outputs' memory."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How to lower.
+
+    Attributes:
+        unit: ``"regional"``, ``"whole"``, or None for eager.
+        keywords: Passed on to ``torch.compile``.
+        dynamic: Whether what is compiled serves all batch sizes.
+        prepack: Whether linears of a step take weights that are packed once.
+    """
+
+    unit: str | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    dynamic: bool = False
+    prepack: bool = False
+
+    @classmethod
+    def of(cls, compile: str | Mapping[str, Any] | None) -> CompileOptions:
+        """Read the ``compile`` argument of ``transform``.
+
+        Raises:
+            FormatError: An unknown unit, or no unit at all; ``dynamic`` or ``prepack`` where
+                nothing is compiled, with each other, or neither true nor false; ``dynamic``
+                with CUDA graphs.
+        """
+        if compile is None or isinstance(compile, str):
+            unit, keywords = compile, dict[str, Any]()
+        elif isinstance(compile, Mapping):
+            keywords = dict(compile)
+            unit = keywords.pop("unit", "regional")
+        else:
+            raise FormatError(
+                f"compile={compile!r}: expected None, 'regional', 'whole', or a dict of "
+                "torch.compile keywords with an optional 'unit'"
+            )
+        if unit is not None and unit not in UNITS:
+            raise FormatError(f"compile={unit!r} is unknown; known are None, {UNITS}")
+        is_dynamic = keywords.get("dynamic") is True
+        if keywords.get("dynamic") not in (None, True, False):
+            raise FormatError(
+                f"compile={{'dynamic': {keywords['dynamic']!r}}}: expected True, so that all "
+                "batch sizes share what is compiled, or False or None, as for torch.compile"
+            )
+        if is_dynamic:
+            del keywords["dynamic"]
+        options = cls(unit, keywords, is_dynamic, read_prepack(keywords))
+        options.refuse_fixed_batch()
+        options.refuse_packed()
+        return options
+
+    def refuse_fixed_batch(self) -> None:
+        """Raise for options that fix the batch size where it should be dynamic."""
+        if not self.dynamic:
+            return
+        if self.unit is None:
+            raise FormatError(
+                "compile={'unit': None, 'dynamic': True}: nothing is compiled, so nothing can "
+                f"serve several batch sizes. Expected a unit of {UNITS}; without one, leave "
+                "'dynamic' out: each batch size is captured when it comes"
+            )
+        if self.replays:
+            raise FormatError(
+                f"compile={dict(self.keywords)} with 'dynamic': True: a CUDA graph is recorded"
+                " for tensors of fixed sizes. Expected one of the two: leave 'dynamic' out, so"
+                " that each batch size is compiled; or leave CUDA graphs out (modes "
+                f"{REPLAYING_MODES}, option 'triton.cudagraphs')"
+            )
+        if "shapes_spec" in self.keywords:
+            raise FormatError(
+                "compile has both 'dynamic': True and 'shapes_spec', but which dimensions are "
+                "dynamic follows from the captures. Leave 'shapes_spec' out"
+            )
+
+    def refuse_packed(self) -> None:
+        """Raise for options under which no weight can be packed."""
+        if self.prepack and self.unit is None:
+            raise FormatError(
+                "compile={'unit': None, 'prepack': True}: products by packed weights round "
+                "differently, but what is not compiled is bit for bit the original's. "
+                f"Expected a unit of {UNITS}; without one, leave 'prepack' out"
+            )
+        if self.prepack and self.dynamic:
+            raise FormatError(
+                "compile has both 'prepack' and 'dynamic': True, but what is compiled for all "
+                "batch sizes takes weights as they are. Expected one of the two"
+            )
+
+    @property
+    def replays(self) -> bool:
+        """Whether an output may be overwritten when a region runs again."""
+        options = self.keywords.get("options") or {}
+        graphs = bool(options.get("triton.cudagraphs"))
+        return graphs or self.keywords.get("mode") in REPLAYING_MODES
+
+
+def read_prepack(keywords: dict[str, Any]) -> bool:
+    """Take ``prepack`` out of the keywords.
+
+    Raises:
+        FormatError: It is neither true nor false.
+    """
+    prepack = keywords.pop("prepack", False)
+    if not isinstance(prepack, bool):
+        raise FormatError(
+            f"compile={{'prepack': {prepack!r}}}: expected True, so that linears on a CPU "
+            "take weights that are packed once, or False"
+        )
+    return prepack

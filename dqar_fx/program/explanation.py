@@ -1,0 +1,79 @@
+"""What the compiler found and did, in words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from dqar_fx.build.choose_sites import listing
+from dqar_fx.passes.support.graphs import module_path, source_line
+
+if TYPE_CHECKING:
+    from dqar_fx.passes import NoMatch, Site
+    from dqar_fx.passes.support.runner import PassReport
+    from dqar_fx.schedule.cells import SiteRow
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Sites, near misses, passes and actions of one captured graph.
+
+    Attributes:
+        sites: The sites that take part.
+        left_out: Sites that were found but not selected, apart from blocks and spans.
+        near_misses: Attention-like nodes that are no site, with the reason.
+        reports: What each pass did, in order.
+        rows: What each site does at each step, or at the one that was asked for.
+    """
+
+    sites: tuple[Site, ...]
+    left_out: tuple[Site, ...]
+    near_misses: tuple[NoMatch, ...]
+    reports: tuple[PassReport, ...]
+    rows: tuple[SiteRow, ...] = ()
+
+    def to_json(self) -> str:
+        """All of it; sites and near misses in words where they are objects of torch."""
+        return json.dumps(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "sites": [describe_site(site) for site in self.sites],
+            "left_out": [describe_site(site) for site in self.left_out],
+            "near_misses": [describe_miss(miss) for miss in self.near_misses],
+            "passes": [asdict(report) for report in self.reports],
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def __str__(self) -> str:
+        sites = [f"{site}  ({site.source})" for site in self.sites]
+        misses = [f"{miss}  ({source_line(miss.node)})" for miss in self.near_misses]
+        changes = [line for report in self.reports for line in report.lines]
+        return (
+            f"{len(self.sites)} sites:{listing(sites)}\n"
+            f"{len(self.left_out)} sites left out:{listing(self.left_out)}\n"
+            f"{len(self.near_misses)} near misses:{listing(misses)}\n"
+            f"passes:{listing(changes)}\n"
+            f"actions:{listing(self.rows)}"
+        )
+
+
+def describe_site(site: Site) -> dict[str, Any]:
+    """A site for JSON."""
+    kept = [
+        {"shape": list(each.shape), "dtype": str(each.dtype).removeprefix("torch.")}
+        for each in site.kept
+    ]
+    names = ("index", "path", "kind", "variant", "source")
+    return {**{name: getattr(site, name) for name in names}, "kept": kept}
+
+
+def describe_miss(miss: NoMatch) -> dict[str, str]:
+    """A near miss for JSON."""
+    return {
+        "reason": miss.reason,
+        "node": miss.node.name,
+        "path": module_path(miss.node),
+        "source": source_line(miss.node),
+    }

@@ -1,0 +1,228 @@
+"""Lowering: from a region's graph to what runs it.
+
+Each distinct variant of a region (actions resolved, dead code gone) is lowered once and
+shared by all blocks and rows that have its structure. ``regional`` compiles the variants of
+blocks and of what lies between; ``whole`` has a single region, the step; ``None`` runs the
+variants' graphs as they are, on any device.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dqar_fx.passes import (
+    copy_always,
+    narrow_linears,
+    prepack_linears,
+    specialise,
+    turn_skinny_linears,
+)
+from dqar_fx.passes.support.graphs import generate_code, graph_outputs, structure_of
+from dqar_fx.passes.support.runner import fork, ignore, run_pass, run_passes
+from dqar_fx.plan.plan import Variant
+
+from .packed_weights import Packing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import fx
+
+    from dqar_fx.passes.support.runner import Observer, PassReport
+    from dqar_fx.plan.plan import Plan, Specialised
+    from dqar_fx.schedule.action import Action
+
+    from .compile_options import CompileOptions
+    from .dynamic_batch import Sharing
+
+logger = logging.getLogger(__name__)
+
+COMPILED = (
+    narrow_linears,  # first: it knows linears as they are captured
+    turn_skinny_linears,
+)
+"""Passes that may change the order of sums: for compilers, which do so themselves."""
+PACKED = (
+    narrow_linears,  # first: of a weight that is packed no rows can be left out
+    prepack_linears,
+)
+"""Passes before these where weights are packed."""
+
+
+class Lowering:
+    """Specialises and lowers regions, each distinct one once.
+
+    Args:
+        options: How.
+        observe: Is shown each graph before and after passes, and ``"lowered"`` with the
+            letters of its actions.
+
+    Attributes:
+        variants: The lowered variants by structure.
+        reports: What passes did to them.
+        sharing: What is shared with programs of other batch sizes; None if nothing.
+        packing: The weights that are packed.
+    """
+
+    def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:
+        self.sharing: Sharing | None = None
+        self.packing = Packing()
+        self.options = options
+        self._observe = observe
+        self.variants: dict[str, Variant] = {}
+        self.reports: list[PassReport] = []
+        self._known: dict[tuple[fx.GraphModule, object, object, bool], Variant] = {}
+        self._unlowered: dict[tuple[fx.GraphModule, object, object, bool], Variant] = {}
+        self._narrowed: dict[
+            tuple[fx.GraphModule, tuple[bool, ...]], tuple[fx.GraphModule, tuple[int, ...]]
+        ] = {}
+
+    def variant(
+        self,
+        region: fx.GraphModule,
+        actions: tuple[Action, ...],
+        live: tuple[bool, ...],
+        *,
+        packs: bool = False,
+    ) -> Variant:
+        """The lowered variant of a region for actions and live outputs.
+
+        Args:
+            region: The region.
+            actions: Of its sites.
+            live: Per output, whether anything reads it.
+            packs: Whether its weights may be packed, if the options say so.
+        """
+        packs = packs and self.options.prepack
+        key = (region, actions, live, packs)
+        if key not in self._known:
+            gm, kept, report = specialise_region(region, actions, live, self._observe)
+            self.reports.append(report)
+            structure = structure_of(gm)
+            packed, reports = prepack_region(gm, self._observe) if packs else ((), [])
+            self.reports += reports
+            lowered_as = f"{structure}\npacked {packed}" if packed else structure
+            if lowered_as not in self.variants:
+                if self.sharing is None:
+                    function = self.lower(gm)
+                else:
+                    again = partial(specialise_region, actions=actions, live=live)
+                    function = self.sharing.function_of(self, gm, region, again)
+                self.variants[lowered_as] = Variant(gm, function, kept, structure)
+                self._note(gm, actions)
+            self._known[key] = replace(
+                self.variants[lowered_as], kept=kept, packed=frozenset(kept[i] for i in packed)
+            )
+        return self._known[key]
+
+    def unlowered_of(self, plan: Plan, *, packs: bool = False) -> Specialised:
+        """What tells which inputs the variants of a plan's regions take.
+
+        Of those that may never run, too: nothing is lowered, shown or reported.
+
+        Args:
+            plan: The plan.
+            packs: As for `variant`.
+        """
+        packs = packs and self.options.prepack
+
+        def specialised(
+            region: str, actions: tuple[Action, ...], live: tuple[bool, ...]
+        ) -> Variant:
+            own = plan.regions[region]
+            key = (own, actions, live, packs)
+            if key in self._known:
+                return self._known[key]
+            if key not in self._unlowered:
+                gm, kept, _ = specialise_region(own, actions, live)
+                packed = prepack_region(gm)[0] if packs else ()
+                self._unlowered[key] = Variant(
+                    own, own.forward, kept, "", frozenset(kept[i] for i in packed)
+                )
+            return self._unlowered[key]
+
+        return specialised
+
+    def _note(self, gm: fx.GraphModule, actions: Sequence[Action]) -> None:
+        """Log and show what was lowered."""
+        letters = "".join(action.letter for action in actions)
+        unit, size = self.options.unit or "eager", len(gm.graph.nodes)
+        logger.info("lowered a region (%s): actions %s, %d nodes", unit, letters or "-", size)
+        self._observe("lowered", letters, gm)
+
+    def narrowed(
+        self, stage: fx.GraphModule, live: tuple[bool, ...]
+    ) -> tuple[fx.GraphModule, tuple[int, ...]]:
+        """As `narrow_stage` gives them; each once."""
+        if (stage, live) not in self._narrowed:
+            gm, kept, report = narrow_stage(stage, live, self._observe)
+            self.reports.append(report)
+            self._narrowed[stage, live] = gm, kept
+        return self._narrowed[stage, live]
+
+    def count_variants(self, region: fx.GraphModule) -> int:
+        """Distinct lowered variants of a region so far."""
+        return len({v.structure for (of, *_), v in self._known.items() if of is region})
+
+    def lower(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
+        """What runs a graph; ``shapes`` are more keywords of ``torch.compile``."""
+        if self.options.unit is None:
+            generate_code(gm)
+            return gm.forward
+        passes = (*COMPILED, copy_always) if shapes else COMPILED
+        self.reports += run_passes(gm, passes, "region", self._observe)
+        generate_code(gm)
+        keywords = {"fullgraph": True, **self.options.keywords, **shapes}
+        return torch.compile(gm.forward, **keywords)
+
+
+def specialise_region(
+    region: fx.GraphModule,
+    actions: Sequence[Action],
+    live: Sequence[bool],
+    observe: Observer | None = None,
+) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
+    """A region's graph for actions, giving live outputs only.
+
+    Returns:
+        The graph, the positions of the region's inputs that it still takes, and the report.
+    """
+    gm = fork(region)
+    outputs = zip(graph_outputs(gm.graph), live, strict=True)
+    gm.graph.output_node().args = (tuple(node for node, alive in outputs if alive),)
+    before = [node.name for node in gm.graph.find_nodes(op="placeholder")]
+    report = run_pass(gm, partial(specialise, actions=actions), "region", observe)
+    after = {node.name for node in gm.graph.find_nodes(op="placeholder")}
+    return gm, tuple(i for i, name in enumerate(before) if name in after), report
+
+
+def prepack_region(
+    gm: fx.GraphModule, observe: Observer | None = None
+) -> tuple[tuple[int, ...], list[PassReport]]:
+    """Let a region's graph take packed weights.
+
+    Returns:
+        Their places among its inputs, and the reports.
+    """
+    reports = run_passes(gm, PACKED, "region", observe)
+    inputs = enumerate(gm.graph.find_nodes(op="placeholder"))
+    return tuple(place for place, node in inputs if node.meta.get("packed")), reports
+
+
+def narrow_stage(
+    stage: fx.GraphModule, live: Sequence[bool], observe: Observer | None = None
+) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
+    """A stage's whole graph, giving live outputs only, and computing no others.
+
+    For all steps of a trajectory at once, where the order of sums differs anyway.
+
+    Returns:
+        The graph, the positions of the stage's inputs that it still takes, and the report.
+    """
+    gm, kept, _ = specialise_region(stage, (), live)
+    return gm, kept, run_pass(gm, narrow_linears, "stage", observe)

@@ -1,0 +1,462 @@
+"""A program: one captured input signature, ready to run any step of any stream.
+
+A step of a stream is: take the table's row, bind it (once per distinct row), evaluate those
+conditioning stages whose inputs changed, walk the bound calls.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dqar_fx.capture.inputs import Roles
+from dqar_fx.conditioning.conditioning import Ahead, Conditioning, Memo
+from dqar_fx.conditioning.drop import tabulate_labels
+from dqar_fx.errors import StepError
+from dqar_fx.passes import specialise
+from dqar_fx.passes.support.runner import fork
+from dqar_fx.plan.liveness import Liveness
+from dqar_fx.plan.plan import BoundCall, Plan, Variant, bind, execute
+from dqar_fx.plan.slots import Slots, plan_slots, share_slots, slots_of
+from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.cells import read_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from torch import fx
+
+    from dqar_fx.capture.capture import Capture
+    from dqar_fx.conditioning.fixed import Fixed
+    from dqar_fx.conditioning.release import Residence
+    from dqar_fx.passes import TensorSpec
+    from dqar_fx.plan.liveness import Needs
+    from dqar_fx.plan.plan import Pack, Static
+    from dqar_fx.plan.slot_state import Actions, ForecastWeights, Ledger
+    from dqar_fx.plan.slots import SlotKey
+    from dqar_fx.schedule.table import BranchTable
+    from dqar_fx.steps.steps import Position
+    from dqar_fx.steps.timesteps import Ruler
+
+    from .explanation import Explanation
+    from .lowering import Lowering
+
+
+MAX_PREPARED = 4096
+"""Steps of a stream that are prepared at a time; a trajectory takes one for each step."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step, worked out for what is kept when it begins.
+
+    Attributes:
+        calls: What it runs.
+        after: What is kept when it ends.
+        needs: What of the conditioning they read.
+        num_cold: Sites that start cold.
+        is_checked: Whether to ask at its end for what is not finite.
+    """
+
+    calls: list[BoundCall]
+    after: Ledger
+    needs: Needs
+    num_cold: int
+    is_checked: bool
+
+
+@dataclass
+class Stream:
+    """What one stream keeps between its steps.
+
+    Attributes:
+        slots: The kept outputs.
+        memo: The conditioning that is known.
+        rows: Bound calls by actions, and by places and weights of what is kept.
+        prepared: Steps by what is kept when they begin.
+    """
+
+    slots: Slots
+    memo: Memo = field(default_factory=Memo)
+    rows: dict[Hashable, list[BoundCall]] = field(default_factory=dict)
+    prepared: dict[tuple[Ledger, int], Prepared] = field(default_factory=dict)
+
+
+class Program:
+    """One input signature of a denoiser, compiled to a plan.
+
+    Attributes:
+        captured: The model as a graph, untouched.
+        guarded: The same with conditioning hoisted and every site guarded.
+        roles: Which input plays which part.
+        table: What every site does at every step.
+        plan: The step's stages and regions.
+        slot_specs: The slots of one stream.
+        slot_owners: Per slot, the one whose buffer it uses.
+        history: How many outputs of a site they keep, as many as its graphs have inputs for.
+        explanation: What was found and done.
+        streams: The streams that have been called.
+        ahead: When conditioning is evaluated for a whole trajectory.
+        liveness: What of the conditioning is read.
+    """
+
+    def __init__(
+        self,
+        *,
+        captured: Capture,
+        guarded: fx.GraphModule,
+        table: BranchTable,
+        plan: Plan,
+        lowering: Lowering,
+        explanation: Explanation,
+        conditioning: str = "auto",
+    ) -> None:
+        self.captured = captured
+        self.guarded = guarded
+        self.table = table
+        self.plan = plan
+        slots = slots_of(guarded)
+        self.slot_specs = plan_slots(slots, table)
+        self.slot_owners = share_slots(self.slot_specs, table)
+        self.history = 1 + max((place for _, _, place, _ in slots), default=0)
+        self.lowering = lowering
+        self.explanation = explanation
+        self.streams: dict[tuple[str | None, int], Stream] = {}
+        self.roles = Roles.of(captured.gm)
+        self.ahead = Ahead(conditioning, is_compiled=lowering.options.unit is not None)
+        self._conditioning = Conditioning(
+            plan.stages,
+            self.roles.timestep,
+            ahead=self.ahead,
+            copy=lowering.options.replays,
+            bind=partial(self._bind, actions=(), fill=self._tensor_of),
+            narrow=lowering.narrowed,
+            fill=self._tensor_of,
+        )
+        self.liveness = Liveness(
+            plan, table.rows, lowering.unlowered_of, is_compiled=self.ahead.is_compiled
+        )
+        self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
+        self._warned = False
+        devices = {spec.device.type for spec in self.slot_specs.values()}
+        self._is_on_host = devices <= {"cpu"}
+
+    def with_table(self, table: BranchTable) -> Program:
+        """Another program over the same graphs and lowered regions, with slots of its own."""
+        twin = Program(
+            captured=self.captured,
+            guarded=self.guarded,
+            table=table,
+            plan=self.plan,
+            lowering=self.lowering,
+            explanation=self.explanation,
+            conditioning=self.ahead.way,
+        )
+        if self._conditioning.residence is not None:
+            twin.attach(self._conditioning.residence)
+        return twin
+
+    def attach(self, residence: Residence) -> None:
+        """Let the conditioning's parameters be where ``residence`` puts them."""
+        self._conditioning.residence = residence
+        residence.add_program(self)
+
+    def forget_conditioning(self) -> None:
+        """Hold no parameter of the conditioning in bound calls."""
+        self._conditioning.forget()
+
+    def fix_conditioning(self, leaf: int, labels: Sequence[int], ruler: Ruler) -> Fixed:
+        """Tabulate the conditioning of labels at timesteps; from now on it has no other.
+
+        Raises:
+            FormatError: What a sample gets depends on the others of its batch.
+        """
+        found = tabulate_labels(self, self._conditioning, leaf, labels, ruler)
+        self.reset()
+        self._conditioning.fixed = found
+        return found
+
+    @property
+    def fixed(self) -> Fixed | None:
+        """What `fix_conditioning` made; None if the conditioning may be evaluated."""
+        return self._conditioning.fixed
+
+    def explain(self, step: int | None = None) -> Explanation:
+        """What was found and done, passes on the regions lowered so far included.
+
+        Args:
+            step: Whose actions to explain; None for all.
+
+        Raises:
+            StepError: The table has no such step.
+        """
+        reports = (*self.explanation.reports, *self.lowering.reports)
+        if step is not None:
+            self._refuse_step(step)
+        steps = range(self.table.num_steps) if step is None else (step,)
+        return replace(self.explanation, reports=reports, rows=read_rows(self.table, steps))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Slot bytes of one stream, known before anything runs."""
+        return sum(spec.nbytes for spec in self.buffer_specs.values())
+
+    @property
+    def buffer_specs(self) -> dict[SlotKey, TensorSpec]:
+        """The buffers of one stream; slots whose lives do not overlap share one."""
+        return {owner: self.slot_specs[owner] for owner in self.slot_owners.values()}
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of one stream's conditioning for all steps of the table.
+
+        0 where it is evaluated step by step; else what is kept once timesteps are known, of
+        what any step of the table reads.
+        """
+        sizes = (self.table.num_steps * size for size in self._stage_bytes(every_step=True))
+        return sum(size for size in sizes if self.ahead.is_wanted and self.ahead.allows(size))
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of one stream's conditioning that does not read the timestep."""
+        return sum(self._stage_bytes(every_step=False))
+
+    def _stage_bytes(self, *, every_step: bool) -> list[int]:
+        """Bytes per step of the stages that read the timestep, or of the others."""
+        pairs = zip(self.plan.stages, self.liveness.of_table(), strict=True)
+        return [
+            stage.count_bytes(live)
+            for stage, live in pairs
+            if (self.roles.timestep in stage.leaves) == every_step
+        ]
+
+    def bind_unlowered(self, row: Sequence[int], pack: Pack) -> None:
+        """Bind a row with nothing lowered; ``pack`` is shown the weights of each call."""
+
+        def fill(static: Static) -> Any:
+            return self._tensor_of(static) if isinstance(static, str) else None
+
+        bind(self.plan, row, self.lowering.unlowered_of(self.plan, packs=True), fill, pack)
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The regions lowered so far, by structure."""
+        return self.lowering.variants
+
+    def reset(self) -> None:
+        """Forget all streams, their slots and their conditioning."""
+        for stream in self.streams.values():
+            self._report_flags(stream.slots)
+        self.streams.clear()
+        self._conditioning.forget()
+
+    def row_graph(self, step: int) -> fx.GraphModule:
+        """The step's whole graph at a step of the table.
+
+        Raises:
+            StepError: The table has no such step.
+        """
+        self._refuse_step(step)
+        gm = fork(self.guarded)
+        specialise(gm, self.table.row(step))
+        gm.recompile()
+        return gm
+
+    def _refuse_step(self, step: int) -> None:
+        """Raise for a step that the table does not have."""
+        if not 0 <= step < self.table.num_steps:
+            raise StepError(f"no step {step}: the branch table has {self.table.num_steps}")
+
+    def run(
+        self, leaves: Sequence[Any], position: Position, weights: ForecastWeights | None = None
+    ) -> list[torch.Tensor]:
+        """One step of one stream; the flat outputs of the denoiser.
+
+        Args:
+            leaves: The denoiser's flat inputs.
+            position: Which step of which stream.
+            weights: Of this step's forecasts, per site; None for the table's.
+        """
+        stream = self._stream(position.stream)
+        slots = stream.slots
+        if not slots.holds(position.trajectory):
+            self._begin(slots, position.trajectory)
+        step = (
+            self._prepare(stream, position.step)
+            if weights is None
+            else self._work_out(stream, position.step, weights)
+        )
+        if step.num_cold and not self._warned:
+            self._warn_cold(step.num_cold, position)
+        values: list[Any] = [None] * self.plan.size
+        for number, leaf in zip(self.plan.inputs, leaves, strict=True):
+            values[number] = leaf
+        if self.lowering.options.replays:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it so
+        try:
+            self._conditioning.evaluate(stream.memo, leaves, values, position, step.needs)
+            execute(step.calls, values)
+        except BaseException:
+            slots.forget()  # some slots may be written and others not
+            stream.memo = Memo()
+            raise
+        slots.ledger = step.after
+        if step.is_checked:
+            self._report_flags(slots)
+        # what is kept for a later step is copied before the caller may write to it
+        copied = self.plan.outputs if self.lowering.options.replays else self._shared
+        return [
+            values[number].clone() if number in copied else values[number]
+            for number in self.plan.outputs
+        ]
+
+    def _begin(self, slots: Slots, trajectory: object) -> None:
+        """A trajectory begins: what was kept is another's, weights may have been written."""
+        self._report_flags(slots)
+        self.lowering.packing.refresh()
+        slots.enter(trajectory)
+
+    def rehearse(
+        self, leaves: Sequence[Any], position: Position, weights: ForecastWeights
+    ) -> list[torch.Tensor]:
+        """A step with other weights for its forecasts, which is not the last word.
+
+        What counts as kept afterwards is what was kept before: the same step is to be run
+        again. What it stores is written anew then.
+
+        Args:
+            leaves: The denoiser's flat inputs.
+            position: Which step of which stream; earlier ones of its trajectory have run.
+            weights: Per site, of what it keeps; as `Ledger.weigh` gives them.
+        """
+        slots = self._stream(position.stream).slots
+        before = slots.ledger
+        outputs = self.run(leaves, position, weights)
+        slots.ledger = before
+        return outputs
+
+    def can_rehearse(self, position: Position) -> bool:
+        """Whether a stream has kept all that a step reads."""
+        slots = self._stream(position.stream).slots
+        if not slots.holds(position.trajectory):
+            return False
+        return slots.ledger.actions_for(self.table, position.step)[1] == 0
+
+    def weigh(self, position: Position) -> ForecastWeights:
+        """The weights that a step's forecasts have by the table."""
+        ledger, step = self._stream(position.stream).slots.ledger, position.step
+        return ledger.weigh(self.table, self.table.actions[step], step)
+
+    def _stream(self, key: tuple[str | None, int]) -> Stream:
+        if key not in self.streams:
+            num_sites = len(self.table.sites)
+            slots = Slots(self.slot_specs, num_sites, self.history, self.slot_owners)
+            self.streams[key] = Stream(slots)
+        return self.streams[key]
+
+    def _prepare(self, stream: Stream, step: int) -> Prepared:
+        """Work a step out, once for what is kept."""
+        ledger = stream.slots.ledger
+        known = stream.prepared.get((ledger, step))
+        if known is not None:
+            return known
+        if len(stream.prepared) >= MAX_PREPARED:
+            stream.prepared.clear()
+        made = self._work_out(stream, step)
+        stream.prepared[ledger, step] = made
+        return made
+
+    def _work_out(
+        self, stream: Stream, step: int, weights: ForecastWeights | None = None
+    ) -> Prepared:
+        """A step for what is kept now, with weights of its forecasts or the table's."""
+        ledger = stream.slots.ledger
+        actions, num_cold = ledger.actions_for(self.table, step)
+        is_last = step == self.table.num_steps - 1
+        if weights is None:
+            calls = self._bound_row(stream, actions, step)
+        else:
+            calls = self._bind_row(stream, actions, weights)
+        # on other devices at the end alone: asking them waits
+        is_checked = is_last or (self._is_on_host and Action.STORE in actions)
+        needs = self.liveness.needs(actions.tolist())
+        return Prepared(calls, ledger.after(actions, step), needs, num_cold, is_checked)
+
+    def _bound_row(self, stream: Stream, actions: Actions, step: int) -> list[BoundCall]:
+        ledger = stream.slots.ledger
+        weights = ledger.weigh(self.table, actions, step)
+        key = (actions.tobytes(), ledger.places(actions), weights)
+        if key not in stream.rows:
+            stream.rows[key] = self._bind_row(stream, actions, weights)
+        return stream.rows[key]
+
+    def _bind_row(
+        self, stream: Stream, actions: Actions, weights: ForecastWeights
+    ) -> list[BoundCall]:
+        slots = stream.slots
+        places = slots.ledger.places(actions)
+        fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)
+        return self._bind(self.plan, actions.tolist(), fill)
+
+    def _bind(
+        self, plan: Plan, actions: Sequence[int], fill: Callable[[Static], Any]
+    ) -> list[BoundCall]:
+        def specialised(
+            region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
+        ) -> Variant:
+            # what conditioning reads is released, or evaluated once: not worth a copy
+            packs = plan is self.plan
+            return self.lowering.variant(plan.regions[region], mine, live, packs=packs)
+
+        return bind(plan, actions, specialised, fill, self.lowering.packing.pack)
+
+    def _tensor_of(
+        self,
+        static: Static,
+        slots: Slots | None = None,
+        places: tuple[int, ...] = (),
+        weights: tuple[tuple[float, ...], ...] = (),
+    ) -> torch.Tensor:
+        """The slot of a key, weights of a column; else a parameter, without its gradient."""
+        if isinstance(static, tuple):
+            assert slots is not None, "conditioning has no slots"
+            found = slots.buffer(static, places)
+        elif isinstance(static, int):
+            device = self.slot_specs[static, 0, 0, 0].device
+            found = torch.tensor(weights[static], dtype=torch.float32, device=device)
+        else:
+            assert static is not None, "actions are resolved before binding"
+            owner, _, name = static.rpartition(".")
+            found = getattr(self.captured.gm.get_submodule(owner), name).detach()
+        if self.lowering.options.replays:
+            # else a replayed graph copies every weight, and none is made of what writes slots
+            torch._dynamo.mark_static_address(found, guard=False)  # blocks share one graph
+        return found
+
+    def _report_flags(self, slots: Slots) -> None:
+        """Warn if something was kept that is not finite."""
+        raised = slots.take_flags()
+        if raised:
+            paths = ", ".join(self.table.sites[column] for column in raised)
+            warnings.warn(
+                f"{len(raised)} of {len(self.table.sites)} sites kept NaN or infinity, or "
+                f"numbers beyond the range of the cache format, in this trajectory: {paths}. "
+                "Steps that reuse them give NaN or infinity, too. Expected finite numbers "
+                "(below 65504 for cache='fp16'): try cache='bf16' or 'same', and look at "
+                "what the original model gives",
+                stacklevel=7,
+            )
+
+    def _warn_cold(self, cold: int, position: Position) -> None:
+        self._warned = True
+        warnings.warn(
+            f"step {position.step} starts cold: {cold} of {len(self.table.sites)} sites "
+            "should reuse an output that this trajectory has not kept, and are computed "
+            "instead. The trajectory did not begin at step 0, skipped a step, or could not "
+            "be recognised (see Denoiser.cache_context and Denoiser.attach_scheduler)",
+            stacklevel=7,
+        )

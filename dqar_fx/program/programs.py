@@ -1,0 +1,170 @@
+"""The programs of a denoiser, one for each input signature."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch.utils import _pytree as pytree
+
+from dqar_fx.capture.inputs import signature_of
+from dqar_fx.errors import DqarError
+
+from .dynamic_batch import Batches
+from .garbage import no_collection
+from .packed_weights import Packing, refuse_nothing_packed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+
+    from torch import nn
+
+    from dqar_fx.capture.shared_tensors import Ties
+    from dqar_fx.conditioning.release import Residence
+    from dqar_fx.schedule.schedule import Schedule
+    from dqar_fx.schedule.table import BranchTable
+
+    from .compile_options import CompileOptions
+    from .program import Program
+
+MAX_PROGRAMS = 8
+"""Input signatures that are kept; the least recently used one goes first."""
+
+
+class Builder(Protocol):
+    """What makes a program for the inputs of a call."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CompileOptions,
+    ) -> Program:
+        """The program."""
+
+    def with_schedule(self, schedule: Schedule) -> Builder:
+        """The same for another schedule."""
+
+
+class Programs:
+    """Programs by input signature, each built when it is first asked for.
+
+    Args:
+        model: The denoiser's fork of the original.
+        builder: Makes a program for the inputs of a call.
+        options: How to lower.
+        residence: Where the conditioning's parameters are.
+        ties: Which of the fork's tensors show one memory.
+
+    Attributes:
+        builder: The same.
+        options: The same.
+        ties: The same.
+        batches: What programs share across batch sizes.
+        packing: Weights that are packed, for all programs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        builder: Builder,
+        options: CompileOptions,
+        residence: Residence,
+        ties: Ties,
+    ) -> None:
+        self.builder, self.options, self.ties = builder, options, ties
+        self.batches, self.packing = Batches(), Packing()
+        self._model, self._residence = model, residence
+        self._known: OrderedDict[Hashable, Program] = OrderedDict()
+        self._latest: Program | None = None
+
+    def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
+        """A copy captures anew."""
+        given = (self._model, self.builder, self.options, self._residence, self.ties)
+        return Programs, given
+
+    def __iter__(self) -> Iterator[Program]:
+        return iter(self._known.values())
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def latest(self) -> Program:
+        """What was found last.
+
+        Raises:
+            DqarError: Nothing has been captured yet.
+        """
+        if self._latest is None:
+            raise DqarError(
+                "nothing has been captured yet: call the denoiser once, or prepare(...) it"
+            )
+        return self._latest
+
+    def find(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
+        """The program for these inputs; built if there is none."""
+        key = signature_of(leaves, spec)
+        if key in self._known:
+            self._known.move_to_end(key)
+        else:
+            self._known[key] = self._build(leaves, spec)
+            if len(self._known) > MAX_PROGRAMS:
+                self._known.popitem(last=False)
+        self._latest = self._known[key]
+        return self._latest
+
+    @no_collection()
+    def _build(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
+        """A program for these inputs."""
+        self._residence.bring_back()
+        self.ties.tie(self._model)
+
+        def build(leaves: Sequence[Any]) -> Program:
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
+            return self.builder(self._model, args, kwargs, self.options)
+
+        program = build(leaves)
+        if self.options.prepack:
+            refuse_nothing_packed(program)
+            program.lowering.packing = self.packing
+        if self.options.dynamic:
+            self.batches.join(program, leaves, spec, build)
+        if self._residence.place is not None:
+            program.attach(self._residence)
+        return program
+
+    def lend(
+        self, twin: Programs, schedule: Schedule, count_kept: Callable[[BranchTable], int]
+    ) -> None:
+        """Give the programs of another schedule what was captured and compiled.
+
+        Args:
+            twin: The others.
+            schedule: Theirs.
+            count_kept: How many outputs of a site they keep at a time.
+        """
+        for key, program in self._known.items():
+            table = schedule.resolve(program.table.sites, around=program.table.around)
+            if count_kept(table) > program.history:
+                continue  # its graphs keep fewer steps: captured anew when called
+            twin._known[key] = twin._latest = program.with_table(table)
+        twin.batches, twin.packing = self.batches, self.packing
+        twin.ties = self.ties.copy()
+
+    def reset(self) -> None:
+        """Start anew: no kept output and no conditioning is used again."""
+        if self.ties.loosen(self._model):
+            self._clear()  # their graphs read one of what is equal no longer
+        for program in self:
+            program.reset()
+
+    def forget(self) -> None:
+        """Capture and compile anew."""
+        self._clear()
+        self.batches, self.packing = Batches(), Packing()
+
+    def _clear(self) -> None:
+        self._known.clear()
+        self._latest = None

@@ -1,0 +1,284 @@
+"""Gates: schedules that decide by what is known of the noise, the attention or the error.
+
+Each is resolved before anything runs, like every schedule: what a gate decides on is known of
+the scheduler, or was measured in a calibration run, never read inside a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dqar_fx.errors import ScheduleError
+
+from .noise import signal_to_noise
+from .rules import Plain
+from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from dqar_fx.calibration.calibration import Calibration
+    from dqar_fx.calibration.policy import Policy
+
+    from .rules import Mask, Moment
+
+
+# ---- signal-to-noise ratio -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SnrGate(Plain):
+    """Reuse in a window of signal-to-noise ratios, while the ratio has not changed much.
+
+    Attributes:
+        snr: Per step.
+        min_snr: Lowest ratio at which to reuse.
+        max_snr: Highest ratio at which to reuse.
+        max_change: Largest change of the ratio's natural logarithm since an output was kept.
+    """
+
+    snr: tuple[float, ...]
+    min_snr: float
+    max_snr: float
+    max_change: float
+
+    def changes(self, moment: Moment) -> NDArray[np.float64]:
+        """Per site, how far the logarithm has moved since the site was computed."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = np.log(np.asarray(self.snr))
+            moved = np.abs(logs[moment.step] - logs[moment.step - moment.age])
+        return np.where(np.isnan(moved), 0.0, moved)  # from infinite to infinite: none
+
+    def may_reuse(self, moment: Moment) -> Mask:
+        """Inside the window, and near what was kept."""
+        inside = self.min_snr <= self.snr[moment.step] <= self.max_snr
+        return np.asarray(inside & (self.changes(moment) <= self.max_change))
+
+    def why(self, moment: Moment, site: int) -> str:
+        """The ratio, or its change."""
+        snr = self.snr[moment.step]
+        if snr < self.min_snr:
+            return f"SNR {snr:.3g} is below {self.min_snr:.3g}"
+        if snr > self.max_snr:
+            return f"SNR {snr:.3g} is above {self.max_snr:.3g}"
+        change = self.changes(moment)[site]
+        if change > self.max_change:
+            return f"log SNR has changed by {change:.3g}, more than {self.max_change:.3g}"
+        limit = "" if np.isinf(self.max_change) else f", log SNR changed by {change:.3g}"
+        return f"SNR {snr:.3g} is in the window{limit}"
+
+
+def snr_gate(
+    scheduler: Any,
+    num_steps: int,
+    *,
+    min_snr: float | None = None,
+    max_snr: float | None = None,
+    max_change: float | None = None,
+    max_age: int | None = None,
+    **options: Any,
+) -> Schedule:
+    """Reuse where the latent's signal-to-noise ratio allows it.
+
+    Args:
+        scheduler: A diffusers scheduler, with alphas or with sigmas; it is not changed.
+        num_steps: As given to the pipeline (``num_inference_steps``).
+        min_snr: Compute below this ratio: early steps, all noise.
+        max_snr: Compute above this ratio: late steps, details.
+        max_change: Compute again once the natural logarithm of the ratio has moved by more
+            than this since the output was kept.
+        max_age: Steps that a kept output may live.
+        **options: More arguments of the scheduler's ``set_timesteps``, such as ``mu``.
+
+    Raises:
+        ScheduleError: No limit is given, or the scheduler's noise levels are unknown.
+
+    Source:
+        DQAR report, "Reuse decision based on SNR + layer scheduling".
+    """
+    if min_snr is None and max_snr is None and max_change is None:
+        raise ScheduleError(
+            "an SNR gate needs a limit: min_snr, max_snr or max_change. The ratios of a "
+            "scheduler are dqar_fx.signal_to_noise(scheduler, num_steps)"
+        )
+    limits = {"min_snr": min_snr, "max_snr": max_snr, "max_change": max_change}
+    for name, limit in limits.items():
+        if limit is not None and np.isnan(limit):
+            raise ScheduleError(f"{name} must be a number, found {limit}")
+    snr = signal_to_noise(scheduler, num_steps, **options)
+    gate = SnrGate(
+        tuple(snr.tolist()),
+        0.0 if min_snr is None else min_snr,
+        np.inf if max_snr is None else max_snr,
+        np.inf if max_change is None else max_change,
+    )
+    return Schedule(len(snr), gate, max_age)
+
+
+# ---- attention entropy ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class EntropyGate:
+    """Reuse where a site's attention is broad (or narrow) enough.
+
+    Attributes:
+        calibration: What was measured.
+        thresholds: Per site of the calibration, in [0, 1].
+        reuse: ``"above"`` the threshold or ``"below"``.
+    """
+
+    calibration: Calibration
+    thresholds: NDArray[np.float64]
+    reuse: Literal["above", "below"]
+
+    def may_reuse(self, moment: Moment) -> Mask:
+        """By each site's threshold."""
+        columns = self.calibration.columns(moment.sites)
+        entropy = self.calibration.entropy[moment.step, columns]
+        limit = self.thresholds[columns]
+        return np.asarray(entropy >= limit if self.reuse == "above" else entropy < limit)
+
+    def why(self, moment: Moment, site: int) -> str:
+        """The entropy and the threshold."""
+        column = self.calibration.columns(moment.sites)[site]
+        entropy, limit = self.calibration.entropy[moment.step, column], self.thresholds[column]
+        side = "at least" if entropy >= limit else "below"
+        return f"attention entropy {entropy:.3f} is {side} {limit:.3f}"
+
+    def refuse_other_model(self, model: nn.Module) -> None:
+        """If the calibration was."""
+        self.calibration.fingerprint.refuse_other(model, "the entropy gate")
+
+
+def entropy_gate(
+    calibration: Calibration,
+    threshold: float | Sequence[float] | Mapping[str, float] | None = None,
+    *,
+    quantile: float | None = None,
+    reuse: Literal["above", "below"] = "above",
+    max_age: int | None = None,
+) -> Schedule:
+    """Reuse where attention is broad: its entropy is high, and no single key decides.
+
+    Args:
+        calibration: Of this model, from `dqar_fx.calibrate`.
+        threshold: Entropy in [0, 1] (1: all keys alike): one for all sites, one per site of
+            the calibration, or by module path.
+        quantile: In place of a threshold: the quantile of each site's own entropies.
+        reuse: ``"above"`` the threshold, or ``"below"``: narrow attention.
+        max_age: Steps that a kept output may live.
+
+    Raises:
+        ScheduleError: Not one of threshold and quantile is given, or they do not fit.
+
+    Source:
+        DQAR report, "Entropy-based gate" (planned there, per-layer threshold).
+    """
+    if (threshold is None) == (quantile is None):
+        raise ScheduleError("an entropy gate needs a threshold or a quantile, and not both")
+    if reuse not in ("above", "below"):
+        raise ScheduleError(f"reuse={reuse!r} is unknown; known are 'above' and 'below'")
+    if quantile is not None:
+        if not 0 <= quantile <= 1:
+            raise ScheduleError(f"quantile must be in [0, 1], found {quantile}")
+        limits = np.quantile(calibration.entropy, quantile, axis=0)
+    else:
+        limits = thresholds_of(threshold, calibration.sites)
+        if np.isnan(limits).any():
+            raise ScheduleError(f"thresholds must be numbers, found {threshold!r}")
+    gate = EntropyGate(calibration, limits, reuse)
+    return Schedule(calibration.num_steps, gate, max_age)
+
+
+def thresholds_of(
+    threshold: float | Sequence[float] | Mapping[str, float] | None, sites: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """One threshold per site.
+
+    Raises:
+        ScheduleError: A site has none, or there are too many.
+    """
+    if hasattr(threshold, "keys"):
+        named: Any = threshold
+        missing = [path for path in sites if path not in named]
+        unknown = [path for path in named if path not in sites]
+        if missing or unknown:
+            raise ScheduleError(
+                f"thresholds by path must name each site once; missing are {missing}, "
+                f"unknown are {unknown}"
+            )
+        return np.array([named[path] for path in sites], np.float64)
+    try:
+        return np.array(np.broadcast_to(np.asarray(threshold, np.float64), len(sites)))
+    except ValueError:
+        raise ScheduleError(
+            f"expected one threshold, or {len(sites)}, one per site; found {threshold!r}"
+        ) from None
+
+
+# ---- learned policy ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyGate:
+    """Reuse where the predicted error is small.
+
+    Attributes:
+        policy: Predicts the error of every step, site and age.
+        max_error: Largest error of the denoiser's output that a reuse may cause.
+    """
+
+    policy: Policy
+    max_error: float
+
+    def errors(self, moment: Moment) -> NDArray[np.float64]:
+        """Per site; infinite for ages that the policy does not know."""
+        columns = self.policy.columns(moment.sites)
+        known = np.minimum(moment.age, self.policy.max_age)
+        error = self.policy.predicted[moment.step, columns, known - 1]
+        return np.where(moment.age <= self.policy.max_age, error, np.inf)
+
+    def may_reuse(self, moment: Moment) -> Mask:
+        """By predicted error."""
+        return np.asarray(self.errors(moment) <= self.max_error)
+
+    def why(self, moment: Moment, site: int) -> str:
+        """The prediction and the limit."""
+        age, error = moment.age[site], self.errors(moment)[site]
+        if age <= self.policy.max_age and np.isinf(error):
+            return f"no reuse of age {age} was measured at this step"
+        if np.isinf(error):
+            return f"age {age} is beyond the {self.policy.max_age} steps that were calibrated"
+        side = "within" if error <= self.max_error else "beyond"
+        return f"predicted error {error:.2e} at age {age} is {side} {self.max_error:.2e}"
+
+    def refuse_other_model(self, model: nn.Module) -> None:
+        """If the policy was trained on one."""
+        self.policy.fingerprint.refuse_other(model, "the learned policy")
+
+
+def policy_gate(policy: Policy, max_error: float, *, max_age: int | None = None) -> Schedule:
+    """Reuse where a learned policy predicts a small error.
+
+    Args:
+        policy: From ``Policy.fit(calibration)``.
+        max_error: Largest error of the denoiser's output, relative to its norm, that one
+            reused site may cause at one step.
+        max_age: Steps that a kept output may live; the policy knows no more than it has seen.
+
+    Raises:
+        ScheduleError: ``max_error`` is not positive.
+
+    Source:
+        DQAR report, "Dynamic reuse policy" (planned there, MLP-based).
+    """
+    if not max_error > 0:
+        raise ScheduleError(f"max_error must be positive, found {max_error}")
+    return Schedule(policy.num_steps, PolicyGate(policy, max_error), max_age)

@@ -1,0 +1,402 @@
+"""The branch table: what every site does at every step, verified before anything runs."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dqar_fx.errors import ScheduleError
+
+from .action import Action
+from .forecast import MAX_ORDER, points_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+Around = Sequence[tuple[int, ...]]
+"""Per column, those of the sites that contain its site; empty where none contains another."""
+NEVER = -1
+"""In `BranchTable.sources`: nothing is read."""
+READING = (Action.REUSE, Action.FORECAST)
+"""Actions that read what was kept."""
+
+
+def no_orders() -> NDArray[np.int8]:
+    """Of a table without forecasts."""
+    return np.zeros((1, 1), np.int8)
+
+
+def no_weights() -> NDArray[np.float64]:
+    """Of a table whose forecasts follow from its method."""
+    return np.zeros((0, 0, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class BranchTable:
+    """A schedule resolved against the sites of a model.
+
+    Attributes:
+        actions: int8 ``[steps, sites]`` of `Action`; read-only.
+        sites: Module path per column.
+        max_age: Steps a kept output may live, or None.
+        reason: Says why a cell is what it is; the schedule's. Equality ignores it.
+        orders: int8 ``[steps, sites]``, or one for all: of each FORECAST, at least 1; zero in
+            all other cells.
+        method: How to forecast, a name of `forecast.METHODS`.
+        around: Per column, those of the sites that contain its site; empty where none does.
+        weights: float64 ``[steps, sites, points]``: of what each FORECAST reads, newest first,
+            in the place of the method's; a cell of zeros leaves it to the method, and so does
+            a trajectory that has kept other steps. Empty where the method weighs all.
+
+    Raises:
+        ScheduleError: A REUSE that no STORE reaches, a STORE that nothing reads, an output
+            older than ``max_age``, a site that is covered and should not be or the other way
+            round, an unknown action, a wrong number of columns, or weights that are no
+            numbers or of another shape.
+    """
+
+    actions: NDArray[np.int8]
+    sites: tuple[str, ...]
+    max_age: int | None = None
+    reason: Callable[[BranchTable, int, int], str] | None = field(default=None, repr=False)
+    orders: NDArray[np.int8] = field(default_factory=no_orders)
+    method: str = "taylor"
+    around: tuple[tuple[int, ...], ...] = ()
+    weights: NDArray[np.float64] = field(default_factory=no_weights, repr=False)
+
+    def __post_init__(self) -> None:
+        actions = np.array(self.actions)
+        if actions.ndim != 2 or actions.shape[1] != len(self.sites):
+            raise ScheduleError(
+                f"a branch table needs shape [steps, {len(self.sites)}], one column per site, "
+                f"but has shape {list(actions.shape)}"
+            )
+        if 0 in actions.shape:
+            raise ScheduleError(
+                f"a branch table needs a step and a site, but has shape {list(actions.shape)}"
+            )
+        unknown = np.argwhere(~np.isin(actions, list(Action)))
+        if len(unknown):
+            step, site = map(int, unknown[0])
+            raise ScheduleError(
+                f"{self.where(step, site)}: unknown action {actions[step, site]!r}; "
+                f"known are {', '.join(f'{a.name} {a.value}' for a in Action)}"
+            )
+        actions = actions.astype(np.int8)
+        try:
+            given = np.broadcast_to(self.orders, actions.shape)
+        except ValueError:
+            raise ScheduleError(
+                f"orders need the shape of the actions, {list(actions.shape)}, but have "
+                f"{list(np.shape(self.orders))}"
+            ) from None
+        orders = np.where(actions == Action.FORECAST, given, 0).astype(np.int8)
+        weights = np.array(self.weights, np.float64)
+        arrays = (("actions", actions), ("orders", orders), ("weights", weights))
+        for name, array in arrays:
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        if not any(self.around):
+            object.__setattr__(self, "around", ())
+        self._verify()
+        self._verify_weights()
+
+    def _verify(self) -> None:
+        reused = self.is_read
+        covered = find_covered(reused, self.around)
+        is_covered = self.actions == Action.COVERED
+        self._reject(is_covered & ~covered, "covered (.), but no site around it is read")
+        self._reject(covered & ~is_covered, "not covered (.), though a site around it is read")
+        forecast = self.actions == Action.FORECAST
+        self._reject(reused & (self.sources == NEVER), "REUSE, but no STORE comes before it")
+        self._reject(forecast & (self.orders < 1), "FORECAST without an order")
+        self._reject(
+            forecast & (self.orders > MAX_ORDER), f"FORECAST of an order above {MAX_ORDER}"
+        )
+        if self.max_age is not None:
+            age = np.arange(self.num_steps)[:, None] - self.sources
+            self._reject(
+                reused & (age > self.max_age),
+                f"REUSE of an output older than max_age={self.max_age} steps",
+            )
+        self._reject(self._dead_stores(), "STORE, but no REUSE reads it")
+
+    def _verify_weights(self) -> None:
+        """Weights are numbers, as many per cell as it reads."""
+        if not self.weights.size:
+            return
+        expected = (*self.actions.shape, self.history)
+        if self.weights.shape != expected:
+            raise ScheduleError(
+                f"weights need shape {list(expected)}, [steps, sites, points], but have "
+                f"{list(self.weights.shape)}. A forecast of this table reads {self.history} "
+                "kept outputs at most"
+            )
+        unknown = np.asarray(~np.isfinite(self.weights).all(axis=2))
+        self._reject(unknown, "weights that are no numbers")
+        idle = np.asarray(self.weights.any(axis=2) & (self.actions != Action.FORECAST))
+        self._reject(idle, "weights, but no FORECAST")
+
+    def _dead_stores(self) -> NDArray[np.bool_]:
+        stored = self.actions == Action.STORE
+        return np.asarray(stored & ~find_read(stored, self.is_read, self.points))
+
+    def _reject(self, broken: NDArray[np.bool_], rule: str) -> None:
+        if not broken.any():
+            return
+        step, site = map(int, np.argwhere(broken)[0])
+        row = "".join(Action(a).letter for a in self.actions[:, site])
+        raise ScheduleError(
+            f"{self.where(step, site)}: {rule}. Its actions are {row}; "
+            f"{int(broken.sum())} cells of the table break this rule"
+        )
+
+    def where(self, step: int, site: int) -> str:
+        """A cell in words."""
+        return f"step {step}, site {site} ({self.sites[site]})"
+
+    @cached_property
+    def sources(self) -> NDArray[np.int64]:
+        """int64 ``[steps, sites]``: the step whose output a REUSE reads, else `NEVER`."""
+        stored = np.where(
+            self.actions == Action.STORE, np.arange(self.num_steps)[:, None], NEVER
+        )
+        latest = np.maximum.accumulate(stored, axis=0)
+        return np.where(self.is_read, latest, NEVER)
+
+    @cached_property
+    def is_read(self) -> NDArray[np.bool_]:
+        """Bool ``[steps, sites]``: whether a cell reads what was kept: REUSE or FORECAST."""
+        return np.isin(self.actions, READING)
+
+    @cached_property
+    def is_skipped(self) -> NDArray[np.bool_]:
+        """Bool ``[steps, sites]``: whether a cell computes nothing: it reads or is covered."""
+        return np.asarray(self.is_read | (self.actions == Action.COVERED))
+
+    @cached_property
+    def points(self) -> NDArray[np.int64]:
+        """int64 ``[steps, sites]``: how many kept outputs a cell reads, at most."""
+        known = np.array([points_of(self.method, order) for order in range(MAX_ORDER + 1)])
+        return np.where(self.is_read, known[np.clip(self.orders, 0, MAX_ORDER)], 0)
+
+    @property
+    def history(self) -> int:
+        """How many outputs of a site are kept at a time."""
+        return max(int(self.points.max()), 1)
+
+    @cached_property
+    def kept(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """``[steps][sites]``: the steps whose outputs a cell reads, newest first."""
+        stored = [np.nonzero(column == Action.STORE)[0] for column in self.actions.T]
+
+        def read(step: int, site: int) -> tuple[int, ...]:
+            before = stored[site][stored[site] < step]
+            return tuple(before[::-1][: self.points[step, site]].tolist())
+
+        steps, sites = self.actions.shape
+        return tuple(tuple(read(t, s) for s in range(sites)) for t in range(steps))
+
+    def weights_for(self, step: int, site: int, kept: tuple[int, ...]) -> list[float] | None:
+        """Weights of a forecast that the table brings, for the steps that are kept.
+
+        None where it brings none, or where other steps are kept than it was made for.
+        """
+        if not self.weights.size or not self.weights[step, site].any():
+            return None
+        expected = self.kept[step][site]
+        if kept[: len(expected)] != expected:
+            return None
+        found: list[float] = self.weights[step, site].tolist()
+        return found
+
+    @cached_property
+    def ages(self) -> NDArray[np.int64]:
+        """int64 ``[steps, sites]``: steps since each site was computed last; step 0 has 0."""
+        step = np.arange(self.num_steps)[:, None]
+        computed = np.where(self.is_skipped, 0, step)
+        before = np.zeros_like(computed)
+        before[1:] = np.maximum.accumulate(computed, axis=0)[:-1]
+        return step - before
+
+    def why(self, step: int, site: int | str) -> str:
+        """What a site does at a step, and why.
+
+        Args:
+            step: The step.
+            site: Its column, or its module path.
+
+        Raises:
+            ScheduleError: The table has no such step or site.
+        """
+        column = self.column_of(site)
+        if not 0 <= step < self.num_steps:
+            raise ScheduleError(f"no step {step}: the branch table has {self.num_steps}")
+        action = Action(self.actions[step, column])
+        if action == Action.COVERED:
+            readers = [c for c in self.around[column] if self.is_read[step, c]]
+            said = f"inside of {self.sites[readers[0]]}, which is read"
+        else:
+            said = "as given" if self.reason is None else self.reason(self, step, column)
+        source = int(self.sources[step, column])
+        done = f" of step {source}" if action == Action.REUSE else ""
+        if action == Action.FORECAST:
+            done = f" of order {self.orders[step, column]} from step {source}"
+            if self.weights.size and self.weights[step, column].any():
+                done += f", weights {np.round(self.weights[step, column], 3).tolist()}"
+        return f"{self.where(step, column)}: {action.name}{done}, {said}"
+
+    def column_of(self, site: int | str) -> int:
+        """The column of a site.
+
+        Raises:
+            ScheduleError: The table has no such site.
+        """
+        if isinstance(site, str) and site in self.sites:
+            return self.sites.index(site)
+        if isinstance(site, str) or not 0 <= site < len(self.sites):
+            raise ScheduleError(
+                f"no site {site!r}: the branch table has {len(self.sites)}, "
+                f"{self.sites[0]} to {self.sites[-1]}"
+            )
+        return site
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON: a text of actions for each site."""
+        columns = {
+            site: "".join(Action(a).letter for a in column)
+            for site, column in zip(self.sites, self.actions.T, strict=True)
+        }
+        content: dict[str, Any] = {"max_age": self.max_age, "actions": columns}
+        if self.orders.any():
+            content |= {"method": self.method, "orders": self.orders.T.tolist()}
+        if any(self.around):
+            content["around"] = self.around
+        if self.weights.size:
+            content["weights"] = self.weights.tolist()
+        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> BranchTable:
+        """Read what `save` wrote; ``Schedule.from_actions(table.actions)`` makes it run.
+
+        Raises:
+            ScheduleError: The file cannot be read, or breaks a rule.
+        """
+        letters = {action.letter: int(action) for action in Action}
+        try:
+            content = json.loads(Path(path).read_text())
+            columns = [[letters[c] for c in text] for text in content["actions"].values()]
+            actions, max_age = np.array(columns, np.int8).T, content["max_age"]
+            max_age = None if max_age is None else operator.index(max_age)
+            orders = content.get("orders")
+            known = no_orders() if orders is None else np.array(orders, np.int8).T
+            weights = content.get("weights")
+            weighed = no_weights() if weights is None else np.array(weights, np.float64)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ScheduleError(
+                f"no branch table can be read from {path}: {type(error).__name__}: {error}"
+            ) from error
+        return cls(
+            actions,
+            tuple(content["actions"]),
+            max_age,
+            orders=known,
+            method=content.get("method", "taylor"),
+            around=tuple(tuple(each) for each in content.get("around", ())),
+            weights=weighed,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the trajectory that the table is for."""
+        return int(self.actions.shape[0])
+
+    @cached_property
+    def rows(self) -> tuple[tuple[Action, ...], ...]:
+        """The distinct rows, in order of first appearance."""
+        return tuple(dict.fromkeys(self.row(step) for step in range(self.num_steps)))
+
+    def row(self, step: int) -> tuple[Action, ...]:
+        """What every site does at a step."""
+        return tuple(Action(a) for a in self.actions[step])
+
+    @property
+    def reuse_ratio(self) -> float:
+        """Share of cells that compute nothing, in [0, 1]."""
+        return float(self.is_skipped.mean())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BranchTable):
+            return NotImplemented
+        facts = ("sites", "max_age", "method", "around")
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in facts)
+            and np.array_equal(self.actions, other.actions)
+            and np.array_equal(self.orders, other.orders)
+            and np.array_equal(self.weights, other.weights)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.sites, self.max_age, self.method, self.actions.tobytes()))
+
+    def _legend(self) -> str:
+        orders = sorted({int(order) for order in self.orders.flat if order})
+        told = ", . inside of what is read" if (self.actions == Action.COVERED).any() else ""
+        if not orders:
+            return told
+        how = f"{self.method}, fitted" if self.weights.size else self.method
+        return f", F forecast ({how}, order {', '.join(map(str, orders))}){told}"
+
+    def __str__(self) -> str:
+        """The report's diagram: time to the right, shallow sites above deep ones."""
+        width = max((len(path) for path in self.sites), default=0)
+        ruler = "".join(f"{step:<10d}" for step in range(0, self.num_steps, 10))
+        lines = [
+            f"{self.num_steps} steps x {len(self.sites)} sites, {len(self.rows)} distinct "
+            f"rows, reuse ratio {self.reuse_ratio:.3f}",
+            "C compute, S compute and store, R reuse" + self._legend(),
+            f"{'step':>{width}}  {ruler}".rstrip(),
+        ]
+        for path, column in zip(self.sites, self.actions.T, strict=True):
+            lines.append(f"{path:>{width}}  {''.join(Action(a).letter for a in column)}")
+        return "\n".join(lines)
+
+
+def find_covered(is_read: NDArray[np.bool_], around: Around) -> NDArray[np.bool_]:
+    """Bool ``[steps, sites]``: which cells lie inside of a site that reads at that step."""
+    covered = np.zeros_like(is_read)
+    for column, outer in enumerate(around):
+        if outer:
+            covered[:, column] = is_read[:, list(outer)].any(axis=1)
+    return covered
+
+
+def find_read(
+    computed: NDArray[np.bool_], is_read: NDArray[np.bool_], points: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Bool ``[steps, sites]``: which computed cells a later one reads.
+
+    Args:
+        computed: Cells that may be kept.
+        is_read: Cells that read the latest of these.
+        points: How many of them each reads.
+    """
+    read = np.zeros_like(computed)
+    for column in range(computed.shape[1]):
+        kept = list[int]()
+        for step in range(len(computed)):
+            if computed[step, column]:
+                kept.append(step)
+            elif is_read[step, column]:
+                read[kept[-int(points[step, column]) :], column] = True
+    return read

@@ -1,0 +1,148 @@
+"""The loop around a denoiser: where its calls stand in it, and whether that can be right."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dqar_fx.errors import StepError
+
+from .steps import Context, StepTracker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dqar_fx.program.program import Program
+
+    from .steps import Position
+
+MANY_RESTARTS = 3
+"""Trajectories of a single call, in a row, after which something is probably wrong."""
+
+
+class Loop:
+    """Follows the calls of one denoiser, by what they and its user tell.
+
+    Attributes:
+        tracker: What tells their steps.
+    """
+
+    def __init__(self) -> None:
+        self.tracker = StepTracker()
+        self._warned_short = False
+        self._last: dict[tuple[str | None, int], Position] = {}
+        self._restarts = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy follows calls of its own."""
+        return {**self.__dict__, "tracker": StepTracker(), "_last": {}}
+
+    @contextmanager
+    def name_stream(self, name: str, step_index: int | None) -> Iterator[None]:
+        """As `Denoiser.cache_context` says."""
+        if step_index is not None and step_index < 0:
+            raise StepError(f"step_index must not be negative, found {step_index}")
+        outer = self.tracker.context
+        self.tracker.context = Context(name, step_index)
+        try:
+            yield
+        finally:
+            self.tracker.context = outer
+
+    def attach_scheduler(self, scheduler: Any) -> None:
+        """As `Denoiser.attach_scheduler` says."""
+        if scheduler is not None and not hasattr(scheduler, "step_index"):
+            raise StepError(
+                f"{type(scheduler).__name__} has no step_index, so it cannot tell the step. "
+                "Leave it unattached: the timestep of each call is followed; or call inside "
+                "denoiser.cache_context(name, step_index=...)"
+            )
+        self.tracker.scheduler = scheduler
+
+    def attach_timesteps(self, timesteps: torch.Tensor | None) -> None:
+        """As `Denoiser.attach_timesteps` says."""
+        if timesteps is not None and not (
+            isinstance(timesteps, torch.Tensor) and timesteps.dim() == 1
+        ):
+            raise StepError(
+                f"timesteps: expected a 1-D tensor with a value for each step, found "
+                f"{timesteps!r}"
+            )
+        self.tracker.rulers.attached = timesteps
+
+    def lend(self, twin: Loop) -> None:
+        """Attach what is attached here."""
+        twin.tracker.scheduler = self.tracker.scheduler
+        twin.tracker.rulers.attached = self.tracker.rulers.attached
+
+    def reset(self) -> None:
+        """Forget all trajectories: the next call starts a new one."""
+        self.tracker.reset()
+        self._last.clear()
+        self._restarts = 0
+
+    def locate(self, program: Program, leaves: Sequence[Any]) -> Position:
+        """Which step a call is.
+
+        Raises:
+            StepError: Nothing tells.
+        """
+        roles = program.roles
+        timestep = None if roles.timestep is None else leaves[roles.timestep]
+        position = self.tracker.locate(
+            timestep, leaves[roles.latent], [leaves[i] for i in roles.conditioning]
+        )
+        if program.ahead.is_wanted and position.ruler is None and timestep is not None:
+            ruler = self.tracker.rulers.find(
+                timestep, position.step, reads=program.ahead.is_asked
+            )
+            position = replace(position, ruler=ruler)
+        return position
+
+    def restarts(self, position: Position) -> bool:
+        """Note a call; whether it and those before it each began a trajectory."""
+        last = self._last.get(position.stream)
+        self._last[position.stream] = position
+        if last is None or position.step > 0 or last.step > 0:
+            self._restarts = 0
+        elif last.trajectory is not position.trajectory:
+            self._restarts += 1
+        return self._restarts == MANY_RESTARTS
+
+    def check_length(self, position: Position, num_steps: int) -> None:
+        """Warn once of a trajectory that is shorter than the branch table.
+
+        Raises:
+            StepError: It is longer.
+        """
+        length = position.length or position.step + 1
+        if position.length is not None and length < num_steps and not self._warned_short:
+            self._warned_short = True
+            warnings.warn(
+                f"the trajectory has {length} steps but the branch table {num_steps}: only "
+                "its first rows are used. Transform with a schedule of as many steps as the "
+                "pipeline takes (num_inference_steps)",
+                stacklevel=7,
+            )
+        if position.step >= num_steps or (position.step > 0 and length > num_steps + 1):
+            raise StepError(
+                f"the trajectory is longer than the branch table: step {position.step} of "
+                f"{'at least ' if position.length is None else ''}{length} steps, but the "
+                f"table has {num_steps}. Transform with a schedule of as many steps as "
+                "the pipeline takes (num_inference_steps)"
+            )
+
+
+def warn_restarts() -> None:
+    """Say that nothing is ever reused, since each call begins a trajectory."""
+    warnings.warn(
+        f"{MANY_RESTARTS + 1} calls in a row each began a new trajectory, so nothing "
+        "is reused. Expected a timestep that falls from call to call, or one latent "
+        "for all guidance branches of a step; where that is not so, use "
+        "Denoiser.cache_context(name, step_index=...) or attach_scheduler(scheduler)",
+        stacklevel=7,
+    )

@@ -1,0 +1,59 @@
+"""Where a model repeats itself: block paths, and runs of nodes that one block call made.
+
+A block is the entry of a module list that holds an attention, or is one: the longest prefix
+of the attention's module path that ends in a number, such as ``transformer_blocks.3`` for
+``transformer_blocks.3.attn1``. A run is a maximal stretch of nodes, in execution order, that
+one block made; what lies between is a run without a block. Runs are contiguous, so that
+cutting the graph at their ends is always legal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from dqar_fx.passes.find_attention import is_candidate
+
+from .graphs import is_computing, module_path
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from torch import fx
+
+BLOCK = re.compile(r"(?:.*\.)?\d+(?=\.)|.*\.\d+$")
+
+
+def find_blocks(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    """Paths of the blocks that hold attention, in execution order."""
+    paths = (module_path(node) for node in nodes if is_candidate(node))
+    found = (BLOCK.match(path) for path in paths)
+    return tuple(dict.fromkeys(match[0] for match in found if match))
+
+
+def block_of(node: fx.Node, blocks: Collection[str]) -> str:
+    """The block that made a node; empty for a node of none."""
+    parts = module_path(node).split(".")
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in blocks), "")
+
+
+def find_runs(
+    nodes: Iterable[fx.Node], blocks: Collection[str]
+) -> list[tuple[str, list[fx.Node]]]:
+    """``(block path or empty, nodes)`` for each run of computing nodes, in order."""
+    known = frozenset(blocks)
+    owned = ((n, block_of(n, known)) for n in nodes if is_computing(n))
+    grouped = groupby(owned, key=lambda pair: pair[1])
+    return [(path, [node for node, _ in pairs]) for path, pairs in grouped]
+
+
+def find_siblings(runs: Iterable[tuple[str, list[fx.Node]]]) -> list[list[list[fx.Node]]]:
+    """Runs of blocks, grouped by equal sequences of operators."""
+    groups: dict[tuple[str, ...], list[list[fx.Node]]] = defaultdict(list)
+    for path, run in runs:
+        if path:
+            groups[tuple(str(node.target) for node in run)].append(run)
+    return list(groups.values())
