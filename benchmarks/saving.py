@@ -32,8 +32,7 @@ from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geo
 from benchmarks.machine import can_compile, describe_machine, set_up_compiler
 from benchmarks.macs import count_macs, count_schedules, to_meta, to_meta_call
 from benchmarks.pareto.rows import turn_saving
-from dqar_fx import Denoiser, Schedule
-from dqar_fx import prior_art as rivals
+from dqar_fx import Denoiser, Schedule, prior_art
 
 CPU = torch.device("cpu")
 EVERY = 3
@@ -103,9 +102,9 @@ def list_entries(steps: int) -> dict[str, Entry]:
     """What takes part, by name."""
     once = Schedule.interval(steps, steps)
     return {
-        f"FORA N={EVERY}": Entry(rivals.fora(steps, EVERY), 0.90),
-        f"TaylorSeer N={EVERY} O=1": Entry(rivals.taylorseer(steps, EVERY, 1), 0.85),
-        f"TaylorSeer N={EVERY} O=2": Entry(rivals.taylorseer(steps, EVERY, 2), 0.85),
+        f"FORA N={EVERY}": Entry(prior_art.fora(steps, EVERY), 0.90),
+        f"TaylorSeer N={EVERY} O=1": Entry(prior_art.taylorseer(steps, EVERY, 1), 0.85),
+        f"TaylorSeer N={EVERY} O=2": Entry(prior_art.taylorseer(steps, EVERY, 2), 0.85),
         "attention once": Entry(once, 0.95, "attention", of_ceiling=True),
     }
 

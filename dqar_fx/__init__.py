@@ -10,14 +10,14 @@ variable ``DQAR_FX_DUMP=folder`` writes every graph to files, see `dqar_fx.dumps
 
 import logging
 
-from . import prior_art as rivals
+from . import prior_art as prior_art
 from .calibration.calibrate import calibrate
 from .calibration.calibration import Calibration
 from .calibration.policy import Policy
 from .costs import DeviceProfile, Report, compare, measure_profile
 from .costs.memory import MemoryPlan
 from .denoiser.denoiser import Denoiser
-from .errors import CaptureError, DqarError, FormatError, ScheduleError, SiteError, StepError
+from .errors import CaptureError, DqarError, OptionError, ScheduleError, SiteError, StepError
 from .guidance.guidance import Guidance
 from .inspect import GraphDiff, graph_diff
 from .optimiser import Front, Optimum, fit_forecasts, optimise
@@ -39,12 +39,12 @@ __all__ = [
     "Denoiser",
     "DeviceProfile",
     "DqarError",
-    "FormatError",
     "Front",
     "GraphDiff",
     "Guidance",
     "MemoryPlan",
     "Optimum",
+    "OptionError",
     "Policy",
     "Report",
     "Schedule",
@@ -60,7 +60,7 @@ __all__ = [
     "measure_profile",
     "optimise",
     "policy_gate",
-    "rivals",
+    "prior_art",
     "signal_to_noise",
     "snr_gate",
     "transform",

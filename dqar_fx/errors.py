@@ -25,7 +25,7 @@ class ScheduleError(DqarError):
     """A schedule or branch table breaks a rule, or has the wrong size for the model."""
 
 
-class FormatError(DqarError):
+class OptionError(DqarError):
     """The name of a cache format or of a lowering is unknown."""
 
 

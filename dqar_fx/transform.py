@@ -15,7 +15,7 @@ from .capture.capture import capture
 from .conditioning.conditioning import check_way
 from .conditioning.release import Residence, check_place
 from .denoiser.denoiser import Denoiser
-from .errors import CaptureError, FormatError, ScheduleError, SiteError
+from .errors import CaptureError, OptionError, ScheduleError, SiteError
 from .guidance.guidance import Guidance
 from .guidance.guided import GuidedDenoiser
 from .passes import (
@@ -110,7 +110,7 @@ def transform(
             are given).
         SiteError: No attention is found, or a pattern selects none.
         ScheduleError: The schedule does not fit the sites, or guidance's do not go with it.
-        FormatError: An unknown ``keep``, ``cache``, ``compile``, ``conditioning`` or
+        OptionError: An unknown ``keep``, ``cache``, ``compile``, ``conditioning`` or
             ``release``, ``"dynamic"`` or ``"prepack"`` with nothing compiled or with what
             excludes them; a device that lacks the cache's dtype, or nothing to prepack
             (now, if ``example_inputs`` are given).
@@ -130,9 +130,9 @@ def transform(
     if not sites or not all(isinstance(s, str) for s in sites):
         raise SiteError(f"sites={sites!r}: expected a kind, a path pattern, or several")
     if not isinstance(cache, str) or cache not in FORMATS:
-        raise FormatError(f"cache={cache!r} is unknown; known are {', '.join(FORMATS)}")
+        raise OptionError(f"cache={cache!r} is unknown; known are {', '.join(FORMATS)}")
     if keep not in KINDS_KEPT:
-        raise FormatError(f"keep={keep!r} is unknown; known are {', '.join(KINDS_KEPT)}")
+        raise OptionError(f"keep={keep!r} is unknown; known are {', '.join(KINDS_KEPT)}")
     schedule.refuse_other_model(model)
     options = CompileOptions.of(compile)
     way, residence = read_conditioning(conditioning, release)
@@ -152,11 +152,11 @@ def read_conditioning(conditioning: object, release: object) -> tuple[str, Resid
     """When conditioning is evaluated, and where its parameters are.
 
     Raises:
-        FormatError: One of the arguments is unknown, or they do not go together.
+        OptionError: One of the arguments is unknown, or they do not go together.
     """
     way, place = check_way(conditioning), check_place(release)
     if place is not None and way == "step":
-        raise FormatError(
+        raise OptionError(
             f"release={place!r} with conditioning='step': every step needs the parameters. "
             "Expected conditioning='trajectory' or 'auto', or release=None"
         )

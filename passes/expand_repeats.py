@@ -178,7 +178,7 @@ def find_regions(graph: fx.Graph, marks: Sequence[fx.Node]) -> dict[int, Region]
 
 
 @dataclass(frozen=True)
-class Twin:
+class EqualModule:
     """In whose name a region is written again.
 
     Attributes:
@@ -221,7 +221,10 @@ class Expansion:
     parameters: dict[str, fx.Node] = field(default_factory=dict)
 
     def emit(
-        self, nodes: Iterable[fx.Node], copies: dict[fx.Node, fx.Node], twins: Sequence[Twin]
+        self,
+        nodes: Iterable[fx.Node],
+        copies: dict[fx.Node, fx.Node],
+        twins: Sequence[EqualModule],
     ) -> None:
         """Write nodes.
 
@@ -237,7 +240,7 @@ class Expansion:
                 self.emit_copy(node, copies, twins)
 
     def emit_mark(
-        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[Twin]
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
     ) -> None:
         """Write what a mark stands for: nothing, or a region; let its items be the values."""
         mark = Mark.of(node)
@@ -245,7 +248,7 @@ class Expansion:
         if mark.role == AGAIN:
             region = self.regions[mark.number]
             inner = items_of(region.begin, values)
-            within = [Twin(region.path, mark.path, above(node, mark.path)), *twins]
+            within = [EqualModule(region.path, mark.path, above(node, mark.path)), *twins]
             self.emit(region.body, inner, within)
             values = [self.find(each, inner, within) for each in Mark.of(region.end).given]
             for value in values:  # tracing tells values apart by what stands for them
@@ -253,7 +256,7 @@ class Expansion:
         copies.update(items_of(node, values))
 
     def emit_copy(
-        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[Twin]
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
     ) -> None:
         """Write one node."""
         if any(is_part(path, self.stood_in) for _, path in module_stack(node)):
@@ -272,7 +275,7 @@ class Expansion:
         copies[node] = copy
 
     def find(
-        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[Twin]
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
     ) -> fx.Node:
         """What was written of a node; of a parameter, the twin's."""
         if node in copies:

@@ -324,7 +324,7 @@ CUDA = TensorSpec((2, 3), (3, 1), torch.float32, torch.device("cuda"))
 @pytest.mark.parametrize("found", [(7, 5), (8, 0), (8, 6)])
 def test_cache_formats_fp8_on_an_older_gpu_names_the_alternative(capability, found):
     capability(*found)
-    with FakeTensorMode(), pytest.raises(dqar_fx.FormatError) as raised:
+    with FakeTensorMode(), pytest.raises(dqar_fx.OptionError) as raised:
         cache_support.refuse_format(FORMATS["fp8"], [CUDA])
     message = str(raised.value)
     assert message.startswith("cache='fp8' cannot be used on cuda: compute capability")
@@ -354,7 +354,7 @@ def test_cache_formats_what_a_device_says_is_passed_on(monkeypatch, error, reaso
         raise error
 
     monkeypatch.setattr(type(FORMATS["fp8"]), "write", refuse)
-    with pytest.raises(dqar_fx.FormatError) as raised:
+    with pytest.raises(dqar_fx.OptionError) as raised:
         cache_support.refuse_format(FORMATS["fp8"], [TensorSpec.of(torch.empty(2, 3))])
     message = f"cache='fp8' cannot be used on cpu: {reason}. Use cache='int8'"
     assert str(raised.value).startswith(message)
@@ -364,5 +364,5 @@ def test_cache_formats_that_a_device_lacks_are_refused_before_anything_runs(monk
     case = make_dit(layers=2)
     monkeypatch.setattr(cache_support, "why_not", lambda *_: "too old")
     denoiser = transformed(case, "fp8")
-    with pytest.raises(dqar_fx.FormatError, match=r"on cpu: too old\. Use cache='int8'"):
+    with pytest.raises(dqar_fx.OptionError, match=r"on cpu: too old\. Use cache='int8'"):
         denoiser.prepare(**case.inputs(0))

@@ -162,7 +162,7 @@ class Bar:
 
 @pytest.fixture
 def bars(monkeypatch):
-    monkeypatch.setattr(sys.modules["dqar_fx.calibrate"], "tqdm", Bar)
+    monkeypatch.setattr(sys.modules["dqar_fx.calibration.calibrate"], "tqdm", Bar)
     monkeypatch.setattr(Bar, "made", [])
     return Bar.made
 

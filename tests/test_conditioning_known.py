@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import dqar_fx
 from benchmarks.reference import PIPELINE
-from dqar_fx import FormatError, Schedule, StepError
+from dqar_fx import OptionError, Schedule, StepError
 from tests.models import MAKERS, Attention, make_dit, make_flux
 from tests.reads import Reads
 
@@ -212,7 +212,7 @@ def test_conditioning_of_a_model_without_a_timestep():
 
 @pytest.mark.parametrize("way", ["never", None, 3])
 def test_conditioning_of_an_unknown_way_is_refused(way):
-    with pytest.raises(FormatError, match="known are auto, step, trajectory"):
+    with pytest.raises(OptionError, match="known are auto, step, trajectory"):
         transformed(make_dit(layers=1), conditioning=way)
 
 

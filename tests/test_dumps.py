@@ -150,7 +150,7 @@ def logged(caplog, name):
 def test_logging_says_what_was_captured_lowered_and_passed(case, caplog):
     with caplog.at_level(logging.DEBUG, logger="dqar_fx"):
         denoiser = run(case)
-    (capture,) = logged(caplog, "dqar_fx.capture")
+    (capture,) = logged(caplog, "dqar_fx.capture.capture")
     assert capture.startswith("captured DiTTransformer2DModel: ")
     regions = logged(caplog, "dqar_fx.program.lowering")
     assert len(regions) == len(denoiser.program.variants)
@@ -163,7 +163,7 @@ def test_logging_levels_are_info_and_debug(case, caplog):
     with caplog.at_level(logging.INFO, logger="dqar_fx"):
         run(case)
     assert logged(caplog, "dqar_fx.passes.support.runner") == []
-    assert logged(caplog, "dqar_fx.capture")
+    assert logged(caplog, "dqar_fx.capture.capture")
 
 
 def test_logging_is_silent_in_a_step_that_has_run_before(case, caplog):

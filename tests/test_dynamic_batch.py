@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 import dqar_fx
 from dqar_fx import Guidance, Schedule
-from dqar_fx.errors import FormatError
+from dqar_fx.errors import OptionError
 from tests.models import MAKERS, Attention, make_dit, seeded
 
 STEPS = 4
@@ -220,7 +220,7 @@ def test_a_model_that_refuses_twice_the_samples_is_compiled_per_batch():
     ],
 )
 def test_dynamic_refuses_what_fixes_the_batch(compile, said):
-    with pytest.raises(FormatError, match=said):
+    with pytest.raises(OptionError, match=said):
         dqar_fx.transform(make_dit(layers=1).model, SCHEDULE, compile=compile)
 
 
@@ -228,7 +228,7 @@ def test_dynamic_false_goes_to_torch_compile():
     case = make_dit(layers=1)
     denoiser = transformed(case.model, compile={"dynamic": False})
     denoiser(**case.inputs(0))
-    assert not denoiser._programs.batches.families
+    assert not denoiser._programs.batches.batch_signatures
 
 
 def test_inductor_shares_its_kernels():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqar_fx
-from dqar_fx import DqarError, FormatError, Guidance, Schedule, StepError
+from dqar_fx import DqarError, Guidance, OptionError, Schedule, StepError
 from tests.models import Attention, make_dit, make_pixart, make_sd3
 
 TIMESTEPS = torch.linspace(900, 90, 3)
@@ -172,7 +172,7 @@ def test_fixed_samples_that_depend_on_others_are_refused():
     call = {"timestep": TIMESTEPS[0].expand(2), "labels": torch.tensor([1, 4])}
     denoiser = dqar_fx.transform(Mixing(), Schedule.compute_all(3), conditioning="trajectory")
     denoiser.prepare(torch.randn(2, 3, 16), **call)
-    with pytest.raises(FormatError, match="depends on the others"):
+    with pytest.raises(OptionError, match="depends on the others"):
         denoiser.drop_conditioning(TIMESTEPS, labels=[1, 4])
 
 
@@ -181,7 +181,7 @@ def test_fixed_conditioning_on_text_is_refused(make):
     case = make()
     denoiser = transformed(case)
     denoiser.prepare(**case.inputs(0))
-    with pytest.raises(FormatError, match=r"reads .*encoder_hidden_states.* alone"):
+    with pytest.raises(OptionError, match=r"reads .*encoder_hidden_states.* alone"):
         denoiser.drop_conditioning(TIMESTEPS, encoder_hidden_states=[1])
 
 
@@ -197,7 +197,7 @@ def test_fixed_bad_arguments_are_refused():
         {"other": [1]},
         {"class_labels": []},
     ):
-        with pytest.raises(FormatError):
+        with pytest.raises(OptionError):
             denoiser.drop_conditioning(TIMESTEPS, **labels)
     with pytest.raises(StepError, match="1-D"):
         denoiser.drop_conditioning(5, class_labels=[1])

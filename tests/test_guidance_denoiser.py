@@ -270,8 +270,8 @@ def test_batched_output_without_rows_is_refused():
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        ({"keep": "both"}, dqar_fx.FormatError, "known are output, difference"),
-        ({"batched": "cond_first"}, dqar_fx.FormatError, "known are conditional_first"),
+        ({"keep": "both"}, dqar_fx.OptionError, "known are output, difference"),
+        ({"batched": "cond_first"}, dqar_fx.OptionError, "known are conditional_first"),
         ({"stream": True}, dqar_fx.DqarError, "expected the name that cache_context"),
         ({"stream": -1}, dqar_fx.DqarError, "from 0 on"),
         ({"output": "CRR"}, ScheduleError, r"expected a dqar_fx\.Schedule"),

@@ -9,9 +9,14 @@ import torch
 from torch._dynamo.utils import counters
 
 import dqar_fx
-from dqar_fx import FormatError, Guidance, Schedule
+from dqar_fx import Guidance, OptionError, Schedule
 from dqar_fx.passes.turn_skinny_linears import FEW_ROWS
-from dqar_fx.program.packed_weights import Packed, Packing, packed_bytes, weights_to_pack
+from dqar_fx.program.packed_weights import (
+    PackedWeight,
+    PackedWeights,
+    packed_bytes,
+    weights_to_pack,
+)
 from tests.models import MAKERS, make_dit
 
 CLOSE = 1e-5
@@ -49,7 +54,7 @@ def test_prepack_equals_eager_within_rounding(name, unit):
     assert not counters["graph_break"]
     with torch.compiler.set_stance("fail_on_recompile"):
         trajectory(denoiser, case, seed=1)
-    assert denoiser.memory.packed == denoiser._programs.packing.nbytes > 0
+    assert denoiser.memory.packed == denoiser._programs.packed_weights.nbytes > 0
 
 
 def test_prepack_lowered_by_inductor():
@@ -77,10 +82,10 @@ def test_prepack_in_another_schedule_shares_the_copies():
     denoiser = packed(case)
     trajectory(denoiser, case)
     twin = denoiser.with_schedule(Schedule.interval(STEPS, 3))
-    size = len(denoiser._programs.packing)
+    size = len(denoiser._programs.packed_weights)
     trajectory(twin, case)
-    assert twin._programs.packing is denoiser._programs.packing
-    assert len(twin._programs.packing) == size
+    assert twin._programs.packed_weights is denoiser._programs.packed_weights
+    assert len(twin._programs.packed_weights) == size
 
 
 def test_prepack_under_guidance_and_with_keys_and_values():
@@ -90,7 +95,7 @@ def test_prepack_under_guidance_and_with_keys_and_values():
     expected = trajectory(dqar_fx.transform(case.model, SCHEDULE, **options), case)
     denoiser = packed(case, **options)
     check_close(trajectory(denoiser, case), expected)
-    assert denoiser.memory.packed == denoiser._programs.packing.nbytes > 0
+    assert denoiser.memory.packed == denoiser._programs.packed_weights.nbytes > 0
 
 
 def test_prepack_tied_weights_of_a_block_compile_no_graph_of_their_own():
@@ -102,22 +107,24 @@ def test_prepack_tied_weights_of_a_block_compile_no_graph_of_their_own():
     expected = trajectory(dqar_fx.transform(case.model, SCHEDULE), case)
     check_close(trajectory(denoiser, case), expected)
     assert counters["stats"]["unique_graphs"] == len(denoiser.program.variants)
-    assert denoiser.memory.packed == denoiser._programs.packing.nbytes
+    assert denoiser.memory.packed == denoiser._programs.packed_weights.nbytes
 
 
 def test_prepack_two_signatures_share_the_copies():
     case, more = make_dit(layers=2), make_dit(layers=2, batch=3)
     denoiser = packed(case)
     trajectory(denoiser, case)
-    size = denoiser._programs.packing.nbytes
+    size = denoiser._programs.packed_weights.nbytes
     trajectory(denoiser, more)
-    assert denoiser._programs.packing.nbytes == size == denoiser.memory.packed
+    assert denoiser._programs.packed_weights.nbytes == size == denoiser.memory.packed
 
 
 def test_prepack_report_charges_no_step_with_looking_at_weights(monkeypatch):
     case = make_dit(layers=2)
     denoiser = packed(case, example_inputs=case.inputs(0))
-    monkeypatch.setattr(Packing, "refresh", lambda self: pytest.fail("once per trajectory"))
+    monkeypatch.setattr(
+        PackedWeights, "refresh", lambda self: pytest.fail("once per trajectory")
+    )
     assert denoiser.report().ms > 0
 
 
@@ -137,7 +144,7 @@ def test_prepack_leaves_conditioning_where_it_is():
     model = denoiser.model
     assert model.transformer_blocks[0].attn1.to_q.weight.data_ptr() in found
     assert model.caption_projection.linear_1.weight.data_ptr() not in found
-    assert denoiser.memory.packed == denoiser._programs.packing.nbytes
+    assert denoiser.memory.packed == denoiser._programs.packed_weights.nbytes
     assert denoiser.released_bytes > 0
 
 
@@ -146,7 +153,7 @@ def test_prepack_memory_says_so():
     denoiser = packed(case, example_inputs=case.inputs(0))
     plan = denoiser.memory
     assert plan.packed > 0
-    assert len(denoiser._programs.packing) == 0, "planned before anything is packed"
+    assert len(denoiser._programs.packed_weights) == 0, "planned before anything is packed"
     assert "packed copies of weights" in str(plan)
     assert plan.held == plan.kept + plan.slots + plan.conditioning + plan.packed
     assert type(plan).from_json(plan.to_json()) == plan
@@ -208,7 +215,7 @@ def test_prepack_does_not_depend_on_the_default_dtype(dtype):
     packed_bytes.cache_clear()
     try:
         torch.set_default_dtype(dtype)
-        one = Packed.of(weight)
+        one = PackedWeight.of(weight)
         assert packed_bytes((33, 70)) == one.nbytes
         one.refresh()
     finally:
@@ -221,10 +228,10 @@ def test_prepack_copies_and_conversions_pack_anew():
     denoiser = packed(case)
     expected = trajectory(denoiser, case)
     twin = copy.deepcopy(denoiser)
-    assert len(twin._programs.packing) == 0
+    assert len(twin._programs.packed_weights) == 0
     check_close(trajectory(twin, case), expected)
     denoiser.to(torch.float64).to(torch.float32)
-    assert len(denoiser._programs.packing) == 0
+    assert len(denoiser._programs.packed_weights) == 0
     check_close(trajectory(denoiser, case), expected)
 
 
@@ -241,7 +248,7 @@ def test_prepack_copies_and_conversions_pack_anew():
     ],
 )
 def test_prepack_refuses_what_excludes_it(compile, said):
-    with pytest.raises(FormatError, match=said):
+    with pytest.raises(OptionError, match=said):
         dqar_fx.transform(make_dit(layers=1).model, SCHEDULE, compile=compile)
 
 
@@ -261,5 +268,5 @@ def test_prepack_of_nothing_is_an_error(move, found):
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in case.inputs(0).items()
     }
-    with pytest.raises(FormatError, match=f"no linear of the step .*{found}"):
+    with pytest.raises(OptionError, match=f"no linear of the step .*{found}"):
         packed(case, example_inputs=inputs)

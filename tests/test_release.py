@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import dqar_fx
 from benchmarks.geometry import Geometry
-from dqar_fx import DqarError, FormatError, Guidance, Schedule
+from dqar_fx import DqarError, Guidance, OptionError, Schedule
 from tests.models import MAKERS, make_dit
 
 STEPS = 3
@@ -259,12 +259,12 @@ def test_release_to_a_full_disk(monkeypatch):
 
 @pytest.mark.parametrize("place", ["gpu", 1, True])
 def test_release_to_an_unknown_place_is_refused(place):
-    with pytest.raises(FormatError, match="known are None, host, disk"):
+    with pytest.raises(OptionError, match="known are None, host, disk"):
         transformed(make_dit(layers=1), release=place)
 
 
 def test_release_with_conditioning_per_step_is_refused():
-    with pytest.raises(FormatError, match="every step needs the parameters"):
+    with pytest.raises(OptionError, match="every step needs the parameters"):
         transformed(make_dit(layers=1), conditioning="step")
 
 

@@ -31,7 +31,7 @@ def cases():
 
 
 @pytest.fixture(scope="module")
-def family(cases):
+def batch_signature(cases):
     """Per model a denoiser whose graphs can follow every schedule here."""
     return {name: prepared(case, SCHEDULES["forecast"]) for name, case in cases.items()}
 
@@ -67,17 +67,17 @@ def run_trajectory(denoiser, case):
 
 @pytest.mark.parametrize("model", ["dit", "sd3"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_report_macs_equal_those_of_a_run(model, name, cases, family):
-    denoiser = family[model].with_schedule(SCHEDULES[name])
+def test_report_macs_equal_those_of_a_run(model, name, cases, batch_signature):
+    denoiser = batch_signature[model].with_schedule(SCHEDULES[name])
     counted = count_macs(lambda: run_trajectory(denoiser, cases[model]))
     assert denoiser.report(device="A100").macs == counted
 
 
 @pytest.mark.parametrize("model", ["dit", "sd3"])
-def test_report_untransformed_macs_equal_the_models(model, cases, family):
+def test_report_untransformed_macs_equal_the_models(model, cases, batch_signature):
     case = cases[model]
     counted = count_macs(lambda: case.model(**case.inputs(0)))
-    assert family[model].report(device="A100").untransformed_macs == STEPS * counted
+    assert batch_signature[model].report(device="A100").untransformed_macs == STEPS * counted
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_report_kinds_are_those_on_paper(cases, report):
     assert row.costs["slots"].nbytes == report.cache_bytes
 
 
-def test_report_counts_the_same_where_compiled(family, compiled):
-    eager, fused = (each.report(device="A100") for each in (family["dit"], compiled))
+def test_report_counts_the_same_where_compiled(batch_signature, compiled):
+    eager, fused = (each.report(device="A100") for each in (batch_signature["dit"], compiled))
     assert (eager.lowering, fused.lowering) == ("eager", "regional")
     assert fused.macs == eager.macs
     assert fused.cost.nbytes < eager.cost.nbytes  # what is fused is not written
@@ -138,8 +138,8 @@ def test_report_full_reuse_is_amdahls_ceiling(denoiser, report):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_report_cache_bytes_equal_what_is_allocated(name, family):
-    check_cache_bytes(family["dit"].with_schedule(SCHEDULES[name]))
+def test_report_cache_bytes_equal_what_is_allocated(name, batch_signature):
+    check_cache_bytes(batch_signature["dit"].with_schedule(SCHEDULES[name]))
 
 
 @pytest.mark.parametrize("cache", ["int8", "fp16"])
@@ -181,8 +181,8 @@ def test_report_measured_knows_every_operator(denoiser):
 
 
 @pytest.mark.parametrize("lowering", ["eager", "regional"])
-def test_report_more_reuse_never_takes_longer(lowering, family, compiled):
-    denoiser = {"eager": family["dit"], "regional": compiled}[lowering]
+def test_report_more_reuse_never_takes_longer(lowering, batch_signature, compiled):
+    denoiser = {"eager": batch_signature["dit"], "regional": compiled}[lowering]
     chains = {f"{n} sites": more_sites(n) for n in range(LAYERS + 1)}
     profile = dqar_fx.measure_profile(denoiser, tuple(chains.values()), budget_s=0.05)
     for device in ("A100", profile):

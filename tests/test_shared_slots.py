@@ -182,7 +182,7 @@ def test_denoiser_that_starts_cold_overwrites_and_forgets(case):
     denoiser = prepared(case, Schedule.from_actions(["CRRCCCCC", "CCCCRRRR", "C" * 8]))
     trajectory(denoiser, case, (0, 5))
     (stream,) = denoiser.program.streams.values()
-    assert stream.slots.ledger.kept[:2] == ((), (5,))
+    assert stream.slots.slot_state.kept[:2] == ((), (5,))
 
 
 @st.composite

@@ -196,7 +196,7 @@ def test_table_wrong_shape_names_found_and_expected(actions, shape):
     )
 
 
-def test_table_ruler_not_cut():
+def test_table_scale_not_cut():
     assert "10" in str(Schedule.interval(11, 3).resolve(["a"])).splitlines()[2]
 
 

@@ -67,14 +67,14 @@ def test_transform_mask_of_the_wrong_size_names_both(case):
 def test_transform_unknown_words_list_the_known(case):
     formats = "same, fp16, bf16, int8, int8-per-channel, fp8"
     for unknown in ("int3", 8, None, torch.int8):
-        with pytest.raises(dqar_fx.FormatError, match=rf"cache=.* known are {formats}"):
+        with pytest.raises(dqar_fx.OptionError, match=rf"cache=.* known are {formats}"):
             dqar_fx.transform(case.model, Schedule.compute_all(1), cache=unknown)
     for unknown in ("keys", None, True):
-        with pytest.raises(dqar_fx.FormatError, match=r"keep=.* known are output, kv"):
+        with pytest.raises(dqar_fx.OptionError, match=r"keep=.* known are output, kv"):
             dqar_fx.transform(case.model, Schedule.compute_all(1), keep=unknown)
-    with pytest.raises(dqar_fx.FormatError, match="regional"):
+    with pytest.raises(dqar_fx.OptionError, match="regional"):
         dqar_fx.transform(case.model, Schedule.compute_all(1), compile="partial")
-    with pytest.raises(dqar_fx.FormatError, match="expected None"):
+    with pytest.raises(dqar_fx.OptionError, match="expected None"):
         dqar_fx.transform(case.model, Schedule.compute_all(1), compile=3)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dqar_fx.capture.equal_modules import describe, find_twins
+from dqar_fx.capture.equal_modules import describe, find_equal_modules
 from tests.models import MAKERS
 
 TWINS = {
@@ -64,17 +64,17 @@ def function():
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_find_twins_finds_the_repeated_blocks_of_a_model(name):
-    assert set(TWINS[name]) <= set(find_twins(MAKERS[name]().model))
+    assert set(TWINS[name]) <= set(find_equal_modules(MAKERS[name]().model))
 
 
 def test_find_twins_goes_into_lists_of_lists():
     model = nn.ModuleList(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]) for _ in range(2))
-    assert find_twins(model) == ["0", "1", "0.0", "0.1", "1.0", "1.1"]
+    assert find_equal_modules(model) == ["0", "1", "0.0", "0.1", "1.0", "1.1"]
 
 
 def test_find_twins_looks_in_each_list_alone():
     model = nn.ModuleList([nn.ModuleList([nn.ReLU()]), nn.ModuleList([nn.ReLU(), nn.GELU()])])
-    assert find_twins(model) == []
+    assert find_equal_modules(model) == []
 
 
 @pytest.mark.parametrize(

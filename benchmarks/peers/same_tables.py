@@ -10,8 +10,7 @@ from benchmarks.pareto.rivals.of_cache_dit import make_mask
 from benchmarks.pareto.rivals.of_diffusers import Hooks
 from benchmarks.pareto.rivals.schedules import fixed, magnitudes, masked
 from benchmarks.peers.recipes import UNLIMITED, Hooked
-from dqar_fx import Schedule
-from dqar_fx import prior_art as rivals
+from dqar_fx import Schedule, prior_art
 
 PAB = "PAB range 2, timesteps all"
 """The setting that the bar is about."""
@@ -45,8 +44,8 @@ def list_tables(steps: int) -> list[SameTable]:
     hook = {f"{tool} {name}": Hooked(made) for tool, name, made in settings.list_hooks()}
     cached = {f"cache-dit {name}": made for name, made in settings.list_cache_dit()}
     every = Schedule.interval(steps, 2)
-    seer = rivals.taylorseer(steps, 3, 1, first=3, start=4)
-    mask = rivals.step_mask(make_mask(3, steps)).forecast(1)
+    seer = prior_art.taylorseer(steps, 3, 1, first=3, start=4)
+    mask = prior_art.step_mask(make_mask(3, steps)).forecast(1)
     three = (EAGER, COMPILED, BLOCKS)
     taylorseer, magcache = "TaylorSeer N=3 O=1", "MagCache 0.06, at most 3"
     cache_dit = "cache-dit mask of every 3 + TaylorSeer O=1"

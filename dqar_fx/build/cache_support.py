@@ -8,7 +8,7 @@ import torch
 
 from dqar_fx.passes import TensorSpec
 
-from dqar_fx.errors import FormatError
+from dqar_fx.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,12 +23,12 @@ def refuse_format(cache: CacheFormat, kept: Iterable[TensorSpec]) -> None:
     """Raise for a format whose dtype or conversions a device does not have.
 
     Raises:
-        FormatError: With the device and what it said.
+        OptionError: With the device and what it said.
     """
     for spec in set(kept):
         reason = why_not(cache, spec)
         if reason is not None:
-            raise FormatError(
+            raise OptionError(
                 f"cache={cache.name!r} cannot be used on {spec.device}: {reason}. Use "
                 "cache='int8', which takes as few bytes, or 'fp16'"
             )

@@ -1,1 +1,1 @@
-"""A model and one call of it become an ATen graph, exactly; repeated blocks are traced once."""
+"""A model and one call of it become an ATen graph; repeated blocks are traced once."""

@@ -26,7 +26,7 @@ STANDS_IN = "_dqar_fx_stands_in"
 """Attribute of a function that counts as the forward that it was put before."""
 
 
-def find_twins(model: nn.Module) -> list[str]:
+def find_equal_modules(model: nn.Module) -> list[str]:
     """Paths of the elements of a model's lists that have a twin in their list."""
     found = []
     for path, owner in model.named_modules():

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.passes.expand_repeats import AGAIN, BEGIN, END, CannotExpand, mark, rename
 
-from .equal_modules import STANDS_IN, Likeness, describe, find_twins, layout_of
+from .equal_modules import STANDS_IN, Likeness, describe, find_equal_modules, layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -104,7 +104,7 @@ class Repeats:
         """Let twins of a model, which is changed, stand in for each other; False for none."""
         repeats = cls(name_tensors(model))
         paths = Counter(id(each) for _, each in model.named_modules(remove_duplicate=False))
-        blocks = {path: model.get_submodule(path) for path in find_twins(model)}
+        blocks = {path: model.get_submodule(path) for path in find_equal_modules(model)}
         watched = {
             path: block
             for path, block in blocks.items()
@@ -167,14 +167,14 @@ class Repeats:
 
         A graph has one of the names of each, whichever came first.
         """
-        for names in self.ties:
+        for names in self.shared_tensors:
             if any(name.startswith(f"{first}.") for name in names):
                 theirs = {self.tensors.get(rename(name, first, twin)) for name in names}
                 if len(theirs) > 1:
                     raise CannotExpand(f"{', '.join(names)} are one tensor")
 
     @cached_property
-    def ties(self) -> list[list[str]]:
+    def shared_tensors(self) -> list[list[str]]:
         """Names of each tensor that has several."""
         names: dict[int, list[str]] = {}
         for name, tensor in self.tensors.items():

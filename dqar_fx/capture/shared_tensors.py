@@ -2,8 +2,8 @@
 
 A denoiser shares its tensors with the model it was made of. Where several of them are equal,
 all of the denoiser's show the memory of the first: once the model itself is gone, so are the
-others. As long as it is there its tensors may be written to, so that `Ties.loosen` looks
-again whether they are still equal.
+others. As long as it is there its tensors may be written to, so that
+`SharedTensors.loosen` looks again whether they are still equal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Ties:
+class SharedTensors:
     """Which tensors of a denoiser's fork show one memory.
 
     Args:
@@ -40,15 +40,15 @@ class Ties:
         """What the original holds beyond the fork."""
         return sum(self.groups.values())
 
-    def copy(self) -> Ties:
+    def copy(self) -> SharedTensors:
         """For a fork of the fork."""
-        twin = Ties()
+        twin = SharedTensors()
         twin._original, twin.groups = self._original, dict(self.groups)
         return twin
 
-    def __reduce__(self) -> tuple[type[Ties], tuple[()]]:
+    def __reduce__(self) -> tuple[type[SharedTensors], tuple[()]]:
         """A copy has memory of its own, and ties it anew."""
-        return Ties, ()
+        return SharedTensors, ()
 
     def tie(self, model: nn.Module) -> None:
         """Let equal tensors of the fork show one memory."""

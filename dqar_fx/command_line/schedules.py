@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqar_fx import prior_art as rivals
+from dqar_fx import prior_art
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.schedule import LETTERS, Schedule
 from dqar_fx.schedule.table import BranchTable
@@ -51,9 +51,9 @@ NAMED: Mapping[str, tuple[Callable[..., Schedule], Mapping[str, str], Mapping[st
         {"every": 2},
     ),
     "compute_all": (Schedule.compute_all, {}, {}),
-    "fora": (rivals.fora, {"every": "every"}, {}),
+    "fora": (prior_art.fora, {"every": "every"}, {}),
     "taylorseer": (
-        rivals.taylorseer,
+        prior_art.taylorseer,
         {"every": "every", "warmup": "first", "forecast": "order"},
         {},
     ),

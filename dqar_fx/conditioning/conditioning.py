@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.errors import FormatError
+from dqar_fx.errors import OptionError
 from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
-from dqar_fx.steps.steps import Seen
+from dqar_fx.steps.steps import SeenTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from dqar_fx.plan.liveness import Live
     from dqar_fx.plan.plan import Plan, Static
     from dqar_fx.steps.steps import Position
-    from dqar_fx.steps.timesteps import Ruler
+    from dqar_fx.steps.timesteps import Timesteps
 
-    from .fixed import Fixed
+    from .fixed import ConditioningTable
     from .release import Residence
 
 MAX_TABULATED_BYTES = 2**28
@@ -71,10 +71,10 @@ def check_way(way: object) -> str:
     """The ``conditioning`` argument of ``transform``.
 
     Raises:
-        FormatError: It is unknown.
+        OptionError: It is unknown.
     """
     if not isinstance(way, str) or way not in WAYS:
-        raise FormatError(f"conditioning={way!r} is unknown; known are {', '.join(WAYS)}")
+        raise OptionError(f"conditioning={way!r} is unknown; known are {', '.join(WAYS)}")
     return way
 
 
@@ -86,12 +86,12 @@ class Tabulated:
     """
 
     trajectory: object
-    ruler: Ruler
+    timesteps: Timesteps
     rows: list[Outputs] | None
 
     def goes_on(self, position: Position) -> bool:
         """Whether it is good for a call of the same or of another trajectory."""
-        if position.ruler is None or not self.ruler.is_equal(position.ruler):
+        if position.timesteps is None or not self.timesteps.is_equal(position.timesteps):
             return False
         return self.rows is not None or self.trajectory is position.trajectory
 
@@ -107,7 +107,7 @@ class Memo:
     """
 
     outputs: dict[int, Outputs] = field(default_factory=dict)
-    seen: dict[int, Seen] = field(default_factory=dict)
+    seen: dict[int, SeenTensor] = field(default_factory=dict)
     tabulated: dict[int, Tabulated] = field(default_factory=dict)
 
 
@@ -144,7 +144,7 @@ class Conditioning:
         everything = tuple((True,) * len(stage.outputs) for stage in stages)
         self._everything = Needs(everything, everything)
         self.residence: Residence | None = None
-        self.fixed: Fixed | None = None
+        self.fixed: ConditioningTable | None = None
         self._timestep = timestep
         self._ahead, self._copy = ahead, copy
         self._bind, self._narrow, self._fill = bind, narrow, fill
@@ -206,7 +206,7 @@ class Conditioning:
             seen = memo.seen.get(i)
             if seen is not None and seen.is_same(leaf):
                 continue
-            memo.seen[i] = Seen.of(leaf)
+            memo.seen[i] = SeenTensor.of(leaf)
             if seen is None or not (self._compares(i, leaf) and seen.still_equals(leaf)):
                 changed.add(i)
         return changed
@@ -248,8 +248,8 @@ class Conditioning:
         self, k: int, memo: Memo, values: Sequence[Any], position: Position, needs: Needs
     ) -> list[Outputs] | None:
         """The outputs of a stage for all steps, if they can be known ahead."""
-        ruler = position.ruler
-        if not self._ahead.is_wanted or ruler is None:
+        timesteps = position.timesteps
+        if not self._ahead.is_wanted or timesteps is None:
             return None
         if self._timestep not in self.stages[k].leaves:
             return None
@@ -259,16 +259,16 @@ class Conditioning:
             or not known.goes_on(position)
             or not (known.rows is None or gives(known.rows[0], needs.step[k]))
         ):
-            rows = self._tabulate(k, values, ruler, needs.trajectory[k])
-            known = Tabulated(position.trajectory, ruler, rows)
+            rows = self._tabulate(k, values, timesteps, needs.trajectory[k])
+            known = Tabulated(position.trajectory, timesteps, rows)
         memo.tabulated[k] = replace(known, trajectory=position.trajectory)
         return known.rows
 
     def _tabulate(
-        self, k: int, values: Sequence[Any], ruler: Ruler, live: Live
+        self, k: int, values: Sequence[Any], timesteps: Timesteps, live: Live
     ) -> list[Outputs] | None:
         """Evaluate live outputs of a stage for all timesteps in one batched call."""
-        stage, steps = self.stages[k], len(ruler.values)
+        stage, steps = self.stages[k], len(timesteps.values)
         if not self._ahead.allows(steps * stage.count_bytes(live)):
             return None
         if self.residence is not None:
@@ -278,7 +278,7 @@ class Conditioning:
         for i, dim in enumerate(dims):
             if dim == 0:
                 shape = inputs[i].shape
-                column = ruler.tensor.reshape(steps, *(1 for _ in shape))
+                column = timesteps.tensor.reshape(steps, *(1 for _ in shape))
                 inputs[i] = column.expand(steps, *shape)
         gm, kept = self._narrow(stage.gm, live)
         flowing = len(inputs)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.errors import DqarError, FormatError
+from dqar_fx.errors import DqarError, OptionError
 from dqar_fx.passes.support.graphs import graph_outputs, tensor_value
 from dqar_fx.steps.steps import Position
-from dqar_fx.steps.timesteps import Ruler
+from dqar_fx.steps.timesteps import Timesteps
 
 from .conditioning import Memo
-from .fixed import Fixed, Pack
+from .fixed import ConditioningTable, Pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ def drop(
             "transform(..., conditioning='trajectory')"
         )
     if len(labels) != 1:
-        raise FormatError(f"expected one input of labels, found {sorted(labels)}")
+        raise OptionError(f"expected one input of labels, found {sorted(labels)}")
     denoiser.attach_timesteps(timesteps)
     ((name, given),) = labels.items()
     known = list(dict.fromkeys(int(value) for value in given))
@@ -49,7 +49,7 @@ def drop(
     leaves = [check_fixable(program, name, known) for program in programs]
     check_size(denoiser, programs, len(known), len(timesteps))
     for program, leaf in zip(programs, leaves, strict=True):
-        program.fix_conditioning(leaf, known, ruler_for(program, timesteps))
+        program.fix_conditioning(leaf, known, timesteps_for(program, timesteps))
         program.attach(residence)
     residence.drop()
 
@@ -68,10 +68,10 @@ def check_size(
         )
 
 
-def ruler_for(program: Program, timesteps: torch.Tensor) -> Ruler:
+def timesteps_for(program: Program, timesteps: torch.Tensor) -> Timesteps:
     """Timesteps in the dtype and on the device of a program's input."""
     node = program.captured.gm.graph.find_nodes(op="placeholder")[timestep_of(program)]
-    return Ruler.of(timesteps.to(node.meta["val"].device, node.meta["val"].dtype))
+    return Timesteps.of(timesteps.to(node.meta["val"].device, node.meta["val"].dtype))
 
 
 def timestep_of(program: Program) -> int:
@@ -85,7 +85,7 @@ def check_fixable(program: Program, name: str, labels: Sequence[int]) -> int:
     """Position of the labels among a program's inputs.
 
     Raises:
-        FormatError: Its conditioning is not that of labels and timesteps, or has more bytes
+        OptionError: Its conditioning is not that of labels and timesteps, or has more bytes
             than its parameters.
     """
     inputs = program.captured.gm.graph.find_nodes(op="placeholder")
@@ -94,13 +94,13 @@ def check_fixable(program: Program, name: str, labels: Sequence[int]) -> int:
     leaf = names.index(name) if name in names else None
     value = None if leaf is None else tensor_value(inputs[leaf])
     if value is None or value.dim() != 1 or read != {leaf, program.roles.timestep}:
-        raise FormatError(
+        raise OptionError(
             f"conditioning is not dropped: it reads {sorted(names[i] for i in read)}, "
             f"expected a timestep and the 1-D input {name!r} alone. Give release='host' or "
             "'disk' instead"
         )
     if not labels:
-        raise FormatError(f"{name}=[]: expected the labels that calls may have")
+        raise OptionError(f"{name}=[]: expected the labels that calls may have")
     return names.index(name)
 
 
@@ -123,24 +123,24 @@ def tabulate_labels(
     conditioning: Conditioning,
     leaf: int,
     labels: Sequence[int],
-    ruler: Ruler,
-) -> Fixed:
+    timesteps: Timesteps,
+) -> ConditioningTable:
     """Evaluate each label at all timesteps.
 
     Raises:
-        FormatError: What a sample gets depends on the others of its batch.
+        OptionError: What a sample gets depends on the others of its batch.
     """
     read = {number for call in program.plan.calls for number in call.inputs}
     read |= set(program.plan.outputs)
     given = [n for stage in program.plan.stages for n in stage.outputs if n in read]
     numbers = [n for n in given if n is not None]
-    leaves = blank_leaves(program, ruler)
+    leaves = blank_leaves(program, timesteps)
     batch = len(leaves[leaf])
 
     def evaluate(of_samples: torch.Tensor) -> dict[int, torch.Tensor]:
         """By number ``[steps, ...]``."""
         leaves[leaf] = of_samples.to(leaves[leaf])
-        return evaluate_all(program, conditioning, leaves, ruler, numbers)
+        return evaluate_all(program, conditioning, leaves, timesteps, numbers)
 
     found = [evaluate(torch.full((batch,), label)) for label in labels]
     split = {n for n, v in found[0].items() if v.dim() > 1 and v.shape[1] == batch}
@@ -149,15 +149,15 @@ def tabulate_labels(
         table = torch.stack([each[number][:, 0] for each in found], 1)
         by_kind[table.dtype, len(table)][number] = table
     shared = {n: v for n, v in found[0].items() if n not in split}
-    steps = {value: step for step, value in enumerate(ruler.values)}
+    steps = {value: step for step, value in enumerate(timesteps.values)}
     packs = tuple(map(Pack.of, by_kind.values()))
-    fixed = Fixed(leaf, tuple(labels), steps, packs, shared)
+    fixed = ConditioningTable(leaf, tuple(labels), steps, packs, shared)
     check_mixed(fixed, evaluate, leaves)
     return fixed
 
 
 def check_mixed(
-    fixed: Fixed,
+    fixed: ConditioningTable,
     evaluate: Callable[[torch.Tensor], dict[int, torch.Tensor]],
     leaves: Sequence[Any],
 ) -> None:
@@ -175,13 +175,13 @@ def check_mixed(
         for number, value in values.items():
             wanted = expected[number][min(step, len(expected[number]) - 1)]
             if (value - wanted).abs().max() > TOLERANCE * wanted.abs().max():
-                raise FormatError(
+                raise OptionError(
                     "conditioning is not dropped: what a sample gets depends on the others "
                     "of its batch. Give release='host' or 'disk' instead"
                 )
 
 
-def blank_leaves(program: Program, ruler: Ruler) -> list[Any]:
+def blank_leaves(program: Program, timesteps: Timesteps) -> list[Any]:
     """Inputs of the captured shapes, with the first timestep."""
     nodes = program.captured.gm.graph.find_nodes(op="placeholder")
     values = [tensor_value(node) for node in nodes]
@@ -190,7 +190,7 @@ def blank_leaves(program: Program, ruler: Ruler) -> list[Any]:
         for v in values
     ]
     timestep = timestep_of(program)
-    leaves[timestep] = ruler.tensor[0].expand(leaves[timestep].shape)
+    leaves[timestep] = timesteps.tensor[0].expand(leaves[timestep].shape)
     return leaves
 
 
@@ -198,13 +198,15 @@ def evaluate_all(
     program: Program,
     conditioning: Conditioning,
     leaves: Sequence[Any],
-    ruler: Ruler,
+    timesteps: Timesteps,
     numbers: Sequence[int],
 ) -> dict[int, torch.Tensor]:
     """What the stages give at each step, ``[steps, ...]`` per number; 1 where all are one."""
     memo, values = Memo(), [None] * program.plan.size
     values[: len(leaves)] = leaves
-    conditioning.evaluate(memo, leaves, values, Position(object(), (None, 0), 0, ruler=ruler))
+    conditioning.evaluate(
+        memo, leaves, values, Position(object(), (None, 0), 0, timesteps=timesteps)
+    )
     found: dict[int, torch.Tensor] = {}
     for k, stage in enumerate(program.plan.stages):
         known = memo.tabulated.get(k)

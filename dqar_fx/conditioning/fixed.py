@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dqar_fx.errors import DqarError
-from dqar_fx.steps.steps import Position, Seen
+from dqar_fx.steps.steps import Position, SeenTensor
 
 from .conditioning import Memo
 from .parameter_bytes import storage_key
@@ -56,7 +56,7 @@ class Pack:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class ConditioningTable:
     """A table of labels and timesteps.
 
     Attributes:
@@ -101,7 +101,7 @@ class Fixed:
         step = self._find_step(position)
         if seen is None or not seen.is_same(labels):
             memo.outputs[0] = (self.find_labels(labels),)
-            memo.seen[self.leaf] = Seen.of(labels)
+            memo.seen[self.leaf] = SeenTensor.of(labels)
         places = memo.outputs[0][0]
         assert places is not None, "found a few lines above, or at an earlier step"
         for pack in self.packs:
@@ -123,9 +123,9 @@ class Fixed:
 
     def _find_step(self, position: Position) -> int:
         """Place of the timestep of a call in the table."""
-        if position.ruler is None:
+        if position.timesteps is None:
             raise self._unknown("a timestep that is not known ahead", self.steps)
-        timestep = position.ruler.values[position.step]
+        timestep = position.timesteps.values[position.step]
         if timestep not in self.steps:
             raise self._unknown(f"the timestep {timestep}", self.steps)
         return self.steps[timestep]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from dqar_fx.errors import DqarError, FormatError
+from dqar_fx.errors import DqarError, OptionError
 
 from .parameter_bytes import count_parameters, step_storages, storage_key, tensors_of
 
@@ -317,8 +317,8 @@ def check_place(place: object) -> str | None:
     """The ``release`` argument of ``transform``.
 
     Raises:
-        FormatError: It is unknown.
+        OptionError: It is unknown.
     """
     if place is None or (isinstance(place, str) and place in PLACES):
         return place
-    raise FormatError(f"release={place!r} is unknown; known are None, {', '.join(PLACES)}")
+    raise OptionError(f"release={place!r} is unknown; known are None, {', '.join(PLACES)}")

@@ -69,7 +69,7 @@ class TimedLowering(Lowering):
 
     def __init__(self, own: Lowering, device: torch.device) -> None:
         super().__init__(own.options)
-        self.packing = own.packing
+        self.packed_weights = own.packed_weights
         self._own = own
         self._device = device
         self._marks: list[Mark] = []

@@ -18,11 +18,11 @@ from dqar_fx.capture.inputs import signature_of
 from dqar_fx.conditioning.conditioning import Memo
 from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.plan.slots import slots_of
-from dqar_fx.program.program import Prepared, Program
+from dqar_fx.program.program import PreparedStep, Program
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.steps.steps import Position
-from dqar_fx.steps.timesteps import Ruler
+from dqar_fx.steps.timesteps import Timesteps
 
 from .clocks import StepTimes, TimedLowering
 from .operation import Operand
@@ -85,18 +85,18 @@ class RowProgram(Program):
         """As any program, but for what is done once per trajectory: rows are timed."""
         slots.enter(trajectory)
 
-    def _prepare(self, stream: Stream, step: int) -> Prepared:
+    def _prepare(self, stream: Stream, step: int) -> PreparedStep:
         """The step of the row, whatever is kept."""
-        row, ledger = self.next_row, stream.slots.ledger
+        row, slot_state = self.next_row, stream.slots.slot_state
         if row not in stream.rows:
             latest = (1.0, *[0.0] * (self.history - 1))  # a forecast reads all of them
             weights = (latest,) * len(row)
             stream.rows[row] = self._bind_row(stream, np.array(row, np.int8), weights)
         is_last = step == self.table.num_steps - 1
         is_checked = is_last or (self._is_on_host and Action.STORE in row)
-        return Prepared(
+        return PreparedStep(
             calls=stream.rows[row],
-            after=ledger,
+            after=slot_state,
             needs=self.liveness.needs(row),
             num_cold=0,
             is_checked=is_checked,
@@ -107,8 +107,8 @@ class RowProgram(Program):
         values: list[Any] = [None] * self.plan.size
         for number, leaf in zip(self.plan.inputs, inputs.leaves, strict=True):
             values[number] = leaf
-        ruler = None if inputs.timesteps is None else Ruler.of(inputs.timesteps)
-        position = Position(object(), (NAME, 0), 0, ruler=ruler)
+        timesteps = None if inputs.timesteps is None else Timesteps.of(inputs.timesteps)
+        position = Position(object(), (NAME, 0), 0, timesteps=timesteps)
         needs = self.liveness.needs(self.table.row(0))  # which computes: it reads everything
         self._conditioning.evaluate(Memo(), inputs.leaves, values, position, needs)
 
@@ -150,7 +150,7 @@ class Rehearsal(Denoiser):
     def _run_trajectory(self, rows: Sequence[Row]) -> Iterator[StepTimes]:
         inputs, roles = self._draw(self._rows.table.num_steps), self._rows.roles
         leaves = inputs.leaves
-        self._loop.tracker.rulers.attached = inputs.timesteps
+        self._call_tracker.tracker.timestep_sources.attached = inputs.timesteps
         for step, row in enumerate(rows):
             leaves[roles.latent] = leaves[roles.latent].clone()
             if roles.timestep is not None and inputs.timesteps is not None:

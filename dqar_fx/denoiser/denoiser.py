@@ -9,14 +9,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import refuse_gradients
-from dqar_fx.capture.shared_tensors import Ties
+from dqar_fx.capture.shared_tensors import SharedTensors
 from dqar_fx.conditioning.drop import drop
 from dqar_fx.errors import StepError
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.programs import Programs
-from dqar_fx.steps.call_tracker import Loop, warn_restarts
+from dqar_fx.steps.call_tracker import CallTracker, warn_restarts
 
-from .parameters import Owner
+from .parameters import ParameterWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dqar_fx.steps.steps import Position
 
 
-class Denoiser(Owner):
+class Denoiser(ParameterWrapper):
     """A denoiser that reuses attention; put it where the original model was.
 
     Made by `dqar_fx.transform`. It has the original's forward signature, ``config``,
@@ -58,15 +58,17 @@ class Denoiser(Owner):
         residence: Residence | None = None,
     ) -> None:
         super().__init__(model, residence)
-        ties = Ties(getattr(model, "_orig_mod", model))
-        self._programs = Programs(self.model, builder, options, self._residence, ties)
-        self._loop = Loop()
+        shared_tensors = SharedTensors(getattr(model, "_orig_mod", model))
+        self._programs = Programs(
+            self.model, builder, options, self._residence, shared_tensors
+        )
+        self._call_tracker = CallTracker()
 
     # ---- parameters ----------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """Without graphs and kept outputs: a copy captures anew."""
-        fresh = {"_programs": copy(self._programs), "_loop": copy(self._loop)}
+        fresh = {"_programs": copy(self._programs), "_loop": copy(self._call_tracker)}
         return {**super().__getstate__(), **fresh}
 
     @property
@@ -76,7 +78,7 @@ class Denoiser(Owner):
         Raises:
             DqarError: They were dropped.
         """
-        merged = self._programs.ties.merged_bytes
+        merged = self._programs.shared_tensors.merged_bytes
         return self._residence.count(self.captured_programs(), self.model, merged)
 
     def drop_conditioning(self, timesteps: torch.Tensor, **labels: Sequence[int]) -> Denoiser:
@@ -95,7 +97,7 @@ class Denoiser(Owner):
             DqarError: Nothing has been captured yet, the conditioning is not evaluated for
                 trajectories, or the table would be larger than the parameters.
             StepError: The timesteps are no 1-D tensor.
-            FormatError: The conditioning reads anything else.
+            OptionError: The conditioning reads anything else.
         """
         drop(self, self._residence, timesteps, labels)
         return self
@@ -114,7 +116,7 @@ class Denoiser(Owner):
         Other keywords that diffusers pipelines give (``num_inference_steps``, ``timestep``,
         ``sigma``) are accepted; the branch table does not need them.
         """
-        return self._loop.name_stream(name, step_index)
+        return self._call_tracker.name_stream(name, step_index)
 
     def attach_scheduler(self, scheduler: Any) -> Denoiser:
         """Take the step from a diffusers scheduler's ``step_index``; None detaches.
@@ -122,7 +124,7 @@ class Denoiser(Owner):
         Raises:
             StepError: The scheduler does not count its steps.
         """
-        self._loop.attach_scheduler(scheduler)
+        self._call_tracker.attach_scheduler(scheduler)
         self.reset()
         return self
 
@@ -140,14 +142,14 @@ class Denoiser(Owner):
         Raises:
             StepError: They are no 1-D tensor.
         """
-        self._loop.attach_timesteps(timesteps)
+        self._call_tracker.attach_timesteps(timesteps)
         self.reset()
         return self
 
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
         self._programs.reset()
-        self._loop.reset()
+        self._call_tracker.reset()
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
         """What diffusers calls at the end of a pipeline."""
@@ -165,7 +167,7 @@ class Denoiser(Owner):
                 `transform`.
 
         Raises:
-            FormatError: As `transform` has it for ``compile``.
+            OptionError: As `transform` has it for ``compile``.
         """
         self._programs.options = CompileOptions.of({"unit": unit, **keywords})
         self._forget_programs()
@@ -195,7 +197,7 @@ class Denoiser(Owner):
     def _lend(self, twin: Denoiser, schedule: Schedule) -> None:
         """Give another denoiser, of that schedule, what was captured and compiled."""
         self._programs.lend(twin._programs, schedule, twin._count_kept)
-        self._loop.lend(twin._loop)
+        self._call_tracker.lend(twin._call_tracker)
 
     def _count_kept(self, table: BranchTable) -> int:
         """How many outputs of a site are kept at a time."""
@@ -244,11 +246,11 @@ class Denoiser(Owner):
         Raises:
             StepError: It is unknown, or the table has no such step.
         """
-        position = self._loop.locate(program, leaves)
-        if self._loop.restarts(position) and self._reuses(program.table):
+        position = self._call_tracker.locate(program, leaves)
+        if self._call_tracker.restarts(position) and self._reuses(program.table):
             warn_restarts()
         try:
-            self._loop.check_length(position, program.table.num_steps)
+            self._call_tracker.check_length(position, program.table.num_steps)
         except StepError:
             self.reset()
             raise

@@ -10,7 +10,7 @@ from dqar_fx.capture.shared_tensors import once_per_memory
 from dqar_fx.conditioning.release import Residence
 from dqar_fx.errors import DqarError
 
-from .wrapper import Face
+from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Owner(Face):
+class ParameterWrapper(Wrapper):
     """A face that owns parameters, which share their storage with the original's.
 
     Args:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Face(nn.Module):
+class Wrapper(nn.Module):
     """Has the original's forward signature, ``config``, ``dtype``, ``device``, attributes.
 
     Args:

@@ -19,7 +19,7 @@ ORDERS = ("conditional_first", "unconditional_first")
 
 
 @dataclass(frozen=True)
-class Halves:
+class BatchHalves:
     """The inputs of a call, by stream.
 
     What has as many rows as the latent is split, into views; both streams get all the rest.
@@ -37,7 +37,7 @@ class Halves:
     order: str
 
     @classmethod
-    def of(cls, leaves: Sequence[Any], named: Mapping[str, Any], order: str) -> Halves:
+    def of(cls, leaves: Sequence[Any], named: Mapping[str, Any], order: str) -> BatchHalves:
         """Take a batch apart.
 
         Args:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dqar_fx.errors import DqarError, FormatError, ScheduleError
+from dqar_fx.errors import DqarError, OptionError, ScheduleError
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.schedule import Schedule
 
@@ -48,7 +48,7 @@ class Guidance:
             the nameless calls of a step.
 
     Raises:
-        FormatError: An unknown ``keep`` or ``batched``.
+        OptionError: An unknown ``keep`` or ``batched``.
         ScheduleError: What should be a schedule is none, or ``output`` is not for one site.
         DqarError: ``stream`` is neither a name nor a number.
 
@@ -64,11 +64,11 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.keep not in KEPT:
-            raise FormatError(
+            raise OptionError(
                 f"guidance keep={self.keep!r} is unknown; known are {', '.join(KEPT)}"
             )
         if self.batched is not None and self.batched not in ORDERS:
-            raise FormatError(
+            raise OptionError(
                 f"guidance batched={self.batched!r} is unknown; known are "
                 f"{', '.join(ORDERS)}, and None where each stream has calls of its own"
             )

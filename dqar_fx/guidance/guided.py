@@ -19,7 +19,7 @@ from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
 from dqar_fx.schedule.table import READING
 
-from .batch_halves import Halves
+from .batch_halves import BatchHalves
 from .streams import Streams
 from .unconditional import Unconditional
 
@@ -173,10 +173,10 @@ class GuidedDenoiser(Denoiser):
         others = [self._beside(program).program for program in self._programs]
         return [*super().captured_programs(), *others]
 
-    def _split(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Halves:
+    def _split(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> BatchHalves:
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         named = self._signature.bind(*args, **kwargs).arguments
-        return Halves.of(leaves, named, str(self.guidance.batched))
+        return BatchHalves.of(leaves, named, str(self.guidance.batched))
 
     # ---- a call --------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class GuidedDenoiser(Denoiser):
             position: Where the call stands.
             base: The conditional stream's outputs of this step; empty where not known.
         """
-        kept = other.kept_output(position.stream)
+        kept = other.whole_output(position.stream)
         if kept is None:
             return other.program.run(leaves, position)
         action, is_cold = kept.action_at(position)

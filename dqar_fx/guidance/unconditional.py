@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dqar_fx.passes import TensorSpec
 from dqar_fx.passes.support.graphs import graph_outputs
 
-from .whole_output import KeptOutput, specs_of
+from .whole_output import WholeOutput, specs_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Unconditional:
     outputs: tuple[TensorSpec, ...]
     table: BranchTable | None
     holds: bool
-    kept: dict[StreamKey, KeptOutput] = field(default_factory=dict)
+    kept: dict[StreamKey, WholeOutput] = field(default_factory=dict)
     held: list[torch.Tensor] = field(default_factory=list)
 
     @classmethod
@@ -56,12 +56,12 @@ class Unconditional:
             holds=guidance.keeps_difference and guidance.batched is None,
         )
 
-    def kept_output(self, stream: StreamKey) -> KeptOutput | None:
+    def whole_output(self, stream: StreamKey) -> WholeOutput | None:
         """What a stream keeps of its whole output; None if nothing."""
         if self.table is None:
             return None
         if stream not in self.kept:
-            self.kept[stream] = KeptOutput(self.table, specs_of(self.table, self.outputs))
+            self.kept[stream] = WholeOutput(self.table, specs_of(self.table, self.outputs))
         return self.kept[stream]
 
     def hold(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Tensors = Sequence[torch.Tensor]
 
 
-class KeptOutput:
+class WholeOutput:
     """The outputs of one stream at its last computed steps.
 
     Either as they are, or each as its difference from a base: then reading adds the base of
@@ -40,15 +40,15 @@ class KeptOutput:
         """What to do at a step, and whether that is to compute because nothing is kept."""
         if not self.slots.holds(position.trajectory):
             self.slots.enter(position.trajectory)
-        actions, cold = self.slots.ledger.actions_for(self.table, position.step)
+        actions, cold = self.slots.slot_state.actions_for(self.table, position.step)
         return Action(int(actions[0])), bool(cold)
 
     def read(self, step: int, action: Action, base: Tensors | None) -> list[torch.Tensor]:
         """The kept outputs, or their forecast; new tensors."""
         actions = np.array([action], np.int8)
-        ledger = self.slots.ledger
-        places = ledger.places(actions)
-        weights = ledger.weigh(self.table, actions, step)
+        slot_state = self.slots.slot_state
+        places = slot_state.places(actions)
+        weights = slot_state.weigh(self.table, actions, step)
         used = weights[0] if action == Action.FORECAST else (1.0,)
         kept = [combine(history, used) for history in self._histories(places)]
         if base is None:
@@ -58,7 +58,7 @@ class KeptOutput:
     def write(self, step: int, outputs: Tensors, base: Tensors | None) -> None:
         """Keep the outputs of a step, in place."""
         actions = np.array([Action.STORE], np.int8)
-        histories = self._histories(self.slots.ledger.places(actions))
+        histories = self._histories(self.slots.slot_state.places(actions))
         try:
             for i, (history, output) in enumerate(zip(histories, outputs, strict=True)):
                 if base is None:

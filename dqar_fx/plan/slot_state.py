@@ -27,7 +27,7 @@ ForecastWeights = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Ledger:
+class SlotState:
     """Which steps' outputs are kept, and where.
 
     Attributes:
@@ -45,7 +45,7 @@ class Ledger:
     @classmethod
     def empty(
         cls, num_sites: int, history: int, rivals: tuple[tuple[int, ...], ...] = ()
-    ) -> Ledger:
+    ) -> SlotState:
         """That of a trajectory's beginning."""
         return cls(((),) * num_sites, (0,) * num_sites, history, rivals)
 
@@ -62,7 +62,7 @@ class Ledger:
         actions = np.where(cold, Action.STORE, table.actions[step]).astype(np.int8)
         return actions, int(cold.sum())
 
-    def after(self, actions: Actions, step: int) -> Ledger:
+    def after(self, actions: Actions, step: int) -> SlotState:
         """What is held after a step."""
         stores = (actions == Action.STORE).tolist()
         kept = tuple(
@@ -77,7 +77,7 @@ class Ledger:
         }
         if lost:
             kept = tuple(() if site in lost else steps for site, steps in enumerate(kept))
-        return Ledger(kept, self._move(stores), self.history, self.rivals)
+        return SlotState(kept, self._move(stores), self.history, self.rivals)
 
     def places(self, actions: Actions) -> tuple[int, ...]:
         """Per site, which of its buffers is the newest at a step; empty if each has one."""

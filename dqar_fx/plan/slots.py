@@ -18,7 +18,7 @@ from dqar_fx.passes import TensorSpec
 from dqar_fx.passes.support.formats import is_flag
 from dqar_fx.schedule.action import Action
 
-from .slot_state import Ledger
+from .slot_state import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,7 @@ class Slots:
         self.buffers: dict[SlotKey, torch.Tensor] = {key: own[owners[key]] for key in specs}
         self.history = history
         rivals = find_rivals(owners, num_sites)
-        self._nothing = self.ledger = Ledger.empty(num_sites, history, rivals)
+        self._nothing = self.slot_state = SlotState.empty(num_sites, history, rivals)
         self._trajectory: object = None
         self._flags = [
             (key[0], self.buffers[key]) for key, spec in specs.items() if is_flag(spec)
@@ -78,7 +78,7 @@ class Slots:
 
     def enter(self, trajectory: object) -> None:
         """Forget what an earlier trajectory left."""
-        self.ledger = self._nothing
+        self.slot_state = self._nothing
         self._trajectory = trajectory
         if self.history > 1:  # what a forecast multiplies by zero must be a number
             for buffer in self.buffers.values():
@@ -105,7 +105,7 @@ class Slots:
 
     def note(self, actions: Actions, step: int) -> None:
         """Record what a step has stored."""
-        self.ledger = self.ledger.after(actions, step)
+        self.slot_state = self.slot_state.after(actions, step)
 
     def buffer(self, key: SlotKey, places: tuple[int, ...]) -> torch.Tensor:
         """The buffer that stands at a place of a history."""

@@ -1,1 +1,1 @@
-"""What runs: lowered regions, their packed weights, and the programs of all input signatures."""
+"""What runs: lowered regions, packed weights, and a program per input signature."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Family:
+class BatchSignature:
     """A signature and all others that have more or fewer samples.
 
     What has as many rows as the latent has a row for each sample.
@@ -41,7 +41,9 @@ class Family:
     plans: dict[int, Plan] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Family:
+    def of(
+        cls, program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec
+    ) -> BatchSignature:
         """The family of a program and the flat inputs that it was built for."""
         latent = program.roles.latent
         batch = count_rows(leaves[latent])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dqar_fx.errors import FormatError
+from dqar_fx.errors import OptionError
 
 UNITS = ("regional", "whole")
 REPLAYING_MODES = ("reduce-overhead", "max-autotune")
@@ -34,7 +34,7 @@ class CompileOptions:
         """Read the ``compile`` argument of ``transform``.
 
         Raises:
-            FormatError: An unknown unit, or no unit at all; ``dynamic`` or ``prepack`` where
+            OptionError: An unknown unit, or no unit at all; ``dynamic`` or ``prepack`` where
                 nothing is compiled, with each other, or neither true nor false; ``dynamic``
                 with CUDA graphs.
         """
@@ -44,15 +44,15 @@ class CompileOptions:
             keywords = dict(compile)
             unit = keywords.pop("unit", "regional")
         else:
-            raise FormatError(
+            raise OptionError(
                 f"compile={compile!r}: expected None, 'regional', 'whole', or a dict of "
                 "torch.compile keywords with an optional 'unit'"
             )
         if unit is not None and unit not in UNITS:
-            raise FormatError(f"compile={unit!r} is unknown; known are None, {UNITS}")
+            raise OptionError(f"compile={unit!r} is unknown; known are None, {UNITS}")
         is_dynamic = keywords.get("dynamic") is True
         if keywords.get("dynamic") not in (None, True, False):
-            raise FormatError(
+            raise OptionError(
                 f"compile={{'dynamic': {keywords['dynamic']!r}}}: expected True, so that all "
                 "batch sizes share what is compiled, or False or None, as for torch.compile"
             )
@@ -68,20 +68,20 @@ class CompileOptions:
         if not self.dynamic:
             return
         if self.unit is None:
-            raise FormatError(
+            raise OptionError(
                 "compile={'unit': None, 'dynamic': True}: nothing is compiled, so nothing can "
                 f"serve several batch sizes. Expected a unit of {UNITS}; without one, leave "
                 "'dynamic' out: each batch size is captured when it comes"
             )
         if self.replays:
-            raise FormatError(
+            raise OptionError(
                 f"compile={dict(self.keywords)} with 'dynamic': True: a CUDA graph is recorded"
                 " for tensors of fixed sizes. Expected one of the two: leave 'dynamic' out, so"
                 " that each batch size is compiled; or leave CUDA graphs out (modes "
                 f"{REPLAYING_MODES}, option 'triton.cudagraphs')"
             )
         if "shapes_spec" in self.keywords:
-            raise FormatError(
+            raise OptionError(
                 "compile has both 'dynamic': True and 'shapes_spec', but which dimensions are "
                 "dynamic follows from the captures. Leave 'shapes_spec' out"
             )
@@ -89,13 +89,13 @@ class CompileOptions:
     def refuse_packed(self) -> None:
         """Raise for options under which no weight can be packed."""
         if self.prepack and self.unit is None:
-            raise FormatError(
+            raise OptionError(
                 "compile={'unit': None, 'prepack': True}: products by packed weights round "
                 "differently, but what is not compiled is bit for bit the original's. "
                 f"Expected a unit of {UNITS}; without one, leave 'prepack' out"
             )
         if self.prepack and self.dynamic:
-            raise FormatError(
+            raise OptionError(
                 "compile has both 'prepack' and 'dynamic': True, but what is compiled for all "
                 "batch sizes takes weights as they are. Expected one of the two"
             )
@@ -112,11 +112,11 @@ def read_prepack(keywords: dict[str, Any]) -> bool:
     """Take ``prepack`` out of the keywords.
 
     Raises:
-        FormatError: It is neither true nor false.
+        OptionError: It is neither true nor false.
     """
     prepack = keywords.pop("prepack", False)
     if not isinstance(prepack, bool):
-        raise FormatError(
+        raise OptionError(
             f"compile={{'prepack': {prepack!r}}}: expected True, so that linears on a CPU "
             "take weights that are packed once, or False"
         )

@@ -19,7 +19,7 @@ from dqar_fx.passes import NoMatch, fix_batch, free_batch, turn_patch_convolutio
 from dqar_fx.passes.support.graphs import describe_layout, source_line, structure_of
 from dqar_fx.passes.support.runner import fork, run_pass
 
-from .batch_signatures import Family
+from .batch_signatures import BatchSignature
 from .dynamic_shapes import spell_shapes
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Batches:
 
     def __init__(self) -> None:
         self.regions: list[FreeRegion] = []
-        self.families: list[Family] = []
+        self.batch_signatures: list[BatchSignature] = []
 
     def join(
         self,
@@ -64,17 +64,17 @@ class Batches:
             spec: Their structure.
             build: Builds a program for other flat inputs.
         """
-        found = (f for f in self.families if f.has(program, leaves, spec))
-        family = next(found, None)
-        if family is None:
-            family = Family.of(program, leaves, spec)
-            self.families.append(family)
+        found = (f for f in self.batch_signatures if f.has(program, leaves, spec))
+        alike = next(found, None)
+        if alike is None:
+            alike = BatchSignature.of(program, leaves, spec)
+            self.batch_signatures.append(alike)
             try:
-                family.plans[2 * family.batch] = build(family.double(leaves)).plan
+                alike.plans[2 * alike.batch] = build(alike.double(leaves)).plan
             except DqarError as error:
-                warn_alone(family.batch, f"twice the samples cannot be captured: {error}")
-        batch = family.batch_of(leaves)
-        beside = [(size, plan) for size, plan in family.plans.items() if size != batch]
+                warn_alone(alike.batch, f"twice the samples cannot be captured: {error}")
+        batch = alike.batch_of(leaves)
+        beside = [(size, plan) for size, plan in alike.plans.items() if size != batch]
         if beside:
             program.lowering.sharing = Sharing.between(self, batch, program.plan, *beside[0])
 

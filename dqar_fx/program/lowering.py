@@ -26,7 +26,7 @@ from dqar_fx.passes.support.graphs import generate_code, graph_outputs, structur
 from dqar_fx.passes.support.runner import fork, ignore, run_pass, run_passes
 from dqar_fx.plan.plan import Variant
 
-from .packed_weights import Packing
+from .packed_weights import PackedWeights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ class Lowering:
 
     def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:
         self.sharing: Sharing | None = None
-        self.packing = Packing()
+        self.packed_weights = PackedWeights()
         self.options = options
         self._observe = observe
         self.variants: dict[str, Variant] = {}

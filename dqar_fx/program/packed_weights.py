@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dqar_fx.errors import FormatError
+from dqar_fx.errors import OptionError
 from dqar_fx.passes.merge_equal_parameters import memory_of
 from dqar_fx.passes.prepack_linears import can_pack, pack_weight
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Packed:
+class PackedWeight:
     """A weight and its packed copy.
 
     Attributes:
@@ -39,7 +39,7 @@ class Packed:
     sums: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor) -> Packed:
+    def of(cls, weight: torch.Tensor) -> PackedWeight:
         """Pack a weight."""
         return cls(weight, pack_weight(weight), sums_of(weight))
 
@@ -74,11 +74,11 @@ def draw_factors(num_columns: int) -> torch.Tensor:
     return drawn.uniform_(1, 2, generator=generator) * (2 * signs - 1)
 
 
-class Packing:
+class PackedWeights:
     """The packed weights of a denoiser, each view of a storage once."""
 
     def __init__(self) -> None:
-        self._known: dict[View, Packed] = {}
+        self._known: dict[View, PackedWeight] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -88,7 +88,7 @@ class Packing:
         found = dict(zip(views_of(weights), weights, strict=True))
         for view, weight in found.items():
             if view not in self._known:
-                self._known[view] = Packed.of(weight)
+                self._known[view] = PackedWeight.of(weight)
         return [self._known[view].copy for view in found]
 
     def refresh(self) -> None:
@@ -148,10 +148,10 @@ def refuse_nothing_packed(program: Program) -> None:
     """Raise where packing was asked for, and would do nothing.
 
     Raises:
-        FormatError: No linear of the step can take packed weights.
+        OptionError: No linear of the step can take packed weights.
     """
     if not can_pack():
-        raise FormatError(
+        raise OptionError(
             "compile={'prepack': True}: this build of PyTorch has no oneDNN, which packs the "
             "weights. Leave 'prepack' out"
         )
@@ -162,7 +162,7 @@ def refuse_nothing_packed(program: Program) -> None:
         f"{spec.dtype} on {spec.device} with {torch.Size(spec.shape[:-1]).numel()} rows"
         for spec in set(kept)
     )
-    raise FormatError(
+    raise OptionError(
         "compile={'prepack': True}: no linear of the step takes packed weights. Expected "
         "linears of float32 on a CPU, with 17 rows (samples times tokens) or more; found "
         f"sites that give {', '.join(found)}. Leave 'prepack' out"

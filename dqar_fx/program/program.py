@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from torch import fx
 
     from dqar_fx.capture.capture import Capture
-    from dqar_fx.conditioning.fixed import Fixed
+    from dqar_fx.conditioning.fixed import ConditioningTable
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.passes import TensorSpec
     from dqar_fx.plan.liveness import Needs
     from dqar_fx.plan.plan import Pack, Static
-    from dqar_fx.plan.slot_state import Actions, ForecastWeights, Ledger
+    from dqar_fx.plan.slot_state import Actions, ForecastWeights, SlotState
     from dqar_fx.plan.slots import SlotKey
     from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.steps import Position
-    from dqar_fx.steps.timesteps import Ruler
+    from dqar_fx.steps.timesteps import Timesteps
 
     from .explanation import Explanation
     from .lowering import Lowering
@@ -51,7 +51,7 @@ MAX_PREPARED = 4096
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedStep:
     """A step, worked out for what is kept when it begins.
 
     Attributes:
@@ -63,7 +63,7 @@ class Prepared:
     """
 
     calls: list[BoundCall]
-    after: Ledger
+    after: SlotState
     needs: Needs
     num_cold: int
     is_checked: bool
@@ -83,7 +83,7 @@ class Stream:
     slots: Slots
     memo: Memo = field(default_factory=Memo)
     rows: dict[Hashable, list[BoundCall]] = field(default_factory=dict)
-    prepared: dict[tuple[Ledger, int], Prepared] = field(default_factory=dict)
+    prepared: dict[tuple[SlotState, int], PreparedStep] = field(default_factory=dict)
 
 
 class Program:
@@ -169,19 +169,21 @@ class Program:
         """Hold no parameter of the conditioning in bound calls."""
         self._conditioning.forget()
 
-    def fix_conditioning(self, leaf: int, labels: Sequence[int], ruler: Ruler) -> Fixed:
+    def fix_conditioning(
+        self, leaf: int, labels: Sequence[int], timesteps: Timesteps
+    ) -> ConditioningTable:
         """Tabulate the conditioning of labels at timesteps; from now on it has no other.
 
         Raises:
-            FormatError: What a sample gets depends on the others of its batch.
+            OptionError: What a sample gets depends on the others of its batch.
         """
-        found = tabulate_labels(self, self._conditioning, leaf, labels, ruler)
+        found = tabulate_labels(self, self._conditioning, leaf, labels, timesteps)
         self.reset()
         self._conditioning.fixed = found
         return found
 
     @property
-    def fixed(self) -> Fixed | None:
+    def fixed(self) -> ConditioningTable | None:
         """What `fix_conditioning` made; None if the conditioning may be evaluated."""
         return self._conditioning.fixed
 
@@ -304,7 +306,7 @@ class Program:
             slots.forget()  # some slots may be written and others not
             stream.memo = Memo()
             raise
-        slots.ledger = step.after
+        slots.slot_state = step.after
         if step.is_checked:
             self._report_flags(slots)
         # what is kept for a later step is copied before the caller may write to it
@@ -317,7 +319,7 @@ class Program:
     def _begin(self, slots: Slots, trajectory: object) -> None:
         """A trajectory begins: what was kept is another's, weights may have been written."""
         self._report_flags(slots)
-        self.lowering.packing.refresh()
+        self.lowering.packed_weights.refresh()
         slots.enter(trajectory)
 
     def rehearse(
@@ -331,12 +333,12 @@ class Program:
         Args:
             leaves: The denoiser's flat inputs.
             position: Which step of which stream; earlier ones of its trajectory have run.
-            weights: Per site, of what it keeps; as `Ledger.weigh` gives them.
+            weights: Per site, of what it keeps; as `SlotState.weigh` gives them.
         """
         slots = self._stream(position.stream).slots
-        before = slots.ledger
+        before = slots.slot_state
         outputs = self.run(leaves, position, weights)
-        slots.ledger = before
+        slots.slot_state = before
         return outputs
 
     def can_rehearse(self, position: Position) -> bool:
@@ -344,12 +346,12 @@ class Program:
         slots = self._stream(position.stream).slots
         if not slots.holds(position.trajectory):
             return False
-        return slots.ledger.actions_for(self.table, position.step)[1] == 0
+        return slots.slot_state.actions_for(self.table, position.step)[1] == 0
 
     def weigh(self, position: Position) -> ForecastWeights:
         """The weights that a step's forecasts have by the table."""
-        ledger, step = self._stream(position.stream).slots.ledger, position.step
-        return ledger.weigh(self.table, self.table.actions[step], step)
+        slot_state, step = self._stream(position.stream).slots.slot_state, position.step
+        return slot_state.weigh(self.table, self.table.actions[step], step)
 
     def _stream(self, key: tuple[str | None, int]) -> Stream:
         if key not in self.streams:
@@ -358,24 +360,24 @@ class Program:
             self.streams[key] = Stream(slots)
         return self.streams[key]
 
-    def _prepare(self, stream: Stream, step: int) -> Prepared:
+    def _prepare(self, stream: Stream, step: int) -> PreparedStep:
         """Work a step out, once for what is kept."""
-        ledger = stream.slots.ledger
-        known = stream.prepared.get((ledger, step))
+        slot_state = stream.slots.slot_state
+        known = stream.prepared.get((slot_state, step))
         if known is not None:
             return known
         if len(stream.prepared) >= MAX_PREPARED:
             stream.prepared.clear()
         made = self._work_out(stream, step)
-        stream.prepared[ledger, step] = made
+        stream.prepared[slot_state, step] = made
         return made
 
     def _work_out(
         self, stream: Stream, step: int, weights: ForecastWeights | None = None
-    ) -> Prepared:
+    ) -> PreparedStep:
         """A step for what is kept now, with weights of its forecasts or the table's."""
-        ledger = stream.slots.ledger
-        actions, num_cold = ledger.actions_for(self.table, step)
+        slot_state = stream.slots.slot_state
+        actions, num_cold = slot_state.actions_for(self.table, step)
         is_last = step == self.table.num_steps - 1
         if weights is None:
             calls = self._bound_row(stream, actions, step)
@@ -384,12 +386,14 @@ class Program:
         # on other devices at the end alone: asking them waits
         is_checked = is_last or (self._is_on_host and Action.STORE in actions)
         needs = self.liveness.needs(actions.tolist())
-        return Prepared(calls, ledger.after(actions, step), needs, num_cold, is_checked)
+        return PreparedStep(
+            calls, slot_state.after(actions, step), needs, num_cold, is_checked
+        )
 
     def _bound_row(self, stream: Stream, actions: Actions, step: int) -> list[BoundCall]:
-        ledger = stream.slots.ledger
-        weights = ledger.weigh(self.table, actions, step)
-        key = (actions.tobytes(), ledger.places(actions), weights)
+        slot_state = stream.slots.slot_state
+        weights = slot_state.weigh(self.table, actions, step)
+        key = (actions.tobytes(), slot_state.places(actions), weights)
         if key not in stream.rows:
             stream.rows[key] = self._bind_row(stream, actions, weights)
         return stream.rows[key]
@@ -398,7 +402,7 @@ class Program:
         self, stream: Stream, actions: Actions, weights: ForecastWeights
     ) -> list[BoundCall]:
         slots = stream.slots
-        places = slots.ledger.places(actions)
+        places = slots.slot_state.places(actions)
         fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)
         return self._bind(self.plan, actions.tolist(), fill)
 
@@ -412,7 +416,7 @@ class Program:
             packs = plan is self.plan
             return self.lowering.variant(plan.regions[region], mine, live, packs=packs)
 
-        return bind(plan, actions, specialised, fill, self.lowering.packing.pack)
+        return bind(plan, actions, specialised, fill, self.lowering.packed_weights.pack)
 
     def _tensor_of(
         self,

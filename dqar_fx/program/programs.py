@@ -12,14 +12,14 @@ from dqar_fx.errors import DqarError
 
 from .dynamic_batch import Batches
 from .garbage import no_collection
-from .packed_weights import Packing, refuse_nothing_packed
+from .packed_weights import PackedWeights, refuse_nothing_packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from torch import nn
 
-    from dqar_fx.capture.shared_tensors import Ties
+    from dqar_fx.capture.shared_tensors import SharedTensors
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
@@ -71,17 +71,17 @@ class Programs:
         builder: Builder,
         options: CompileOptions,
         residence: Residence,
-        ties: Ties,
+        shared_tensors: SharedTensors,
     ) -> None:
-        self.builder, self.options, self.ties = builder, options, ties
-        self.batches, self.packing = Batches(), Packing()
+        self.builder, self.options, self.shared_tensors = builder, options, shared_tensors
+        self.batches, self.packed_weights = Batches(), PackedWeights()
         self._model, self._residence = model, residence
         self._known: OrderedDict[Hashable, Program] = OrderedDict()
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
         """A copy captures anew."""
-        given = (self._model, self.builder, self.options, self._residence, self.ties)
+        given = (self._model, self.builder, self.options, self._residence, self.shared_tensors)
         return Programs, given
 
     def __iter__(self) -> Iterator[Program]:
@@ -119,7 +119,7 @@ class Programs:
     def _build(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """A program for these inputs."""
         self._residence.bring_back()
-        self.ties.tie(self._model)
+        self.shared_tensors.tie(self._model)
 
         def build(leaves: Sequence[Any]) -> Program:
             args, kwargs = pytree.tree_unflatten(leaves, spec)
@@ -128,7 +128,7 @@ class Programs:
         program = build(leaves)
         if self.options.prepack:
             refuse_nothing_packed(program)
-            program.lowering.packing = self.packing
+            program.lowering.packed_weights = self.packed_weights
         if self.options.dynamic:
             self.batches.join(program, leaves, spec, build)
         if self._residence.place is not None:
@@ -150,12 +150,12 @@ class Programs:
             if count_kept(table) > program.history:
                 continue  # its graphs keep fewer steps: captured anew when called
             twin._known[key] = twin._latest = program.with_table(table)
-        twin.batches, twin.packing = self.batches, self.packing
-        twin.ties = self.ties.copy()
+        twin.batches, twin.packed_weights = self.batches, self.packed_weights
+        twin.shared_tensors = self.shared_tensors.copy()
 
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
-        if self.ties.loosen(self._model):
+        if self.shared_tensors.loosen(self._model):
             self._clear()  # their graphs read one of what is equal no longer
         for program in self:
             program.reset()
@@ -163,7 +163,7 @@ class Programs:
     def forget(self) -> None:
         """Capture and compile anew."""
         self._clear()
-        self.batches, self.packing = Batches(), Packing()
+        self.batches, self.packed_weights = Batches(), PackedWeights()
 
     def _clear(self) -> None:
         self._known.clear()

@@ -24,7 +24,7 @@ MANY_RESTARTS = 3
 """Trajectories of a single call, in a row, after which something is probably wrong."""
 
 
-class Loop:
+class CallTracker:
     """Follows the calls of one denoiser, by what they and its user tell.
 
     Attributes:
@@ -72,12 +72,12 @@ class Loop:
                 f"timesteps: expected a 1-D tensor with a value for each step, found "
                 f"{timesteps!r}"
             )
-        self.tracker.rulers.attached = timesteps
+        self.tracker.timestep_sources.attached = timesteps
 
-    def lend(self, twin: Loop) -> None:
+    def lend(self, twin: CallTracker) -> None:
         """Attach what is attached here."""
         twin.tracker.scheduler = self.tracker.scheduler
-        twin.tracker.rulers.attached = self.tracker.rulers.attached
+        twin.tracker.timestep_sources.attached = self.tracker.timestep_sources.attached
 
     def reset(self) -> None:
         """Forget all trajectories: the next call starts a new one."""
@@ -96,11 +96,11 @@ class Loop:
         position = self.tracker.locate(
             timestep, leaves[roles.latent], [leaves[i] for i in roles.conditioning]
         )
-        if program.ahead.is_wanted and position.ruler is None and timestep is not None:
-            ruler = self.tracker.rulers.find(
+        if program.ahead.is_wanted and position.timesteps is None and timestep is not None:
+            timesteps = self.tracker.timestep_sources.find(
                 timestep, position.step, reads=program.ahead.is_asked
             )
-            position = replace(position, ruler=ruler)
+            position = replace(position, timesteps=timesteps)
         return position
 
     def restarts(self, position: Position) -> bool:

@@ -20,7 +20,7 @@ import torch
 
 from dqar_fx.errors import StepError
 
-from .timesteps import Ruler, Rulers, version_of
+from .timesteps import Timesteps, TimestepSources, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ class Position:
     stream: tuple[str | None, int]
     step: int
     length: int | None = None
-    ruler: Ruler | None = None
+    timesteps: Timesteps | None = None
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class Clock:
 
     index: int | None
     value: float
-    ruler: Ruler | None = None
+    timesteps: Timesteps | None = None
     length: int | None = None
 
 
 @dataclass
-class Seen:
+class SeenTensor:
     """A tensor as it was at some call: the same object, not written to since."""
 
     tensor: torch.Tensor
     version: int | None
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Seen:
+    def of(cls, tensor: torch.Tensor) -> SeenTensor:
         """Remember a tensor, and keep it alive so that its identity stays its own."""
         return cls(tensor, version_of(tensor))
 
@@ -108,7 +108,7 @@ class Trajectory:
 
     clock: Clock
     step: int
-    latent: Seen
+    latent: SeenTensor
     streams: list[Branch] = field(default_factory=list)
     called: set[int] = field(default_factory=set)
 
@@ -117,7 +117,7 @@ class Trajectory:
 class Branch:
     """One stream of a trajectory: its conditioning, and an object of its own."""
 
-    seen: list[Seen]
+    seen: list[SeenTensor]
     token: object = field(default_factory=object)
 
 
@@ -126,22 +126,22 @@ class StepTracker:
 
     def __init__(self) -> None:
         self.context: Context | None = None
-        self.rulers = Rulers()
+        self.timestep_sources = TimestepSources()
         self._trajectories: dict[str | None, Trajectory] = {}
 
     @property
     def scheduler(self) -> Any:
         """The attached scheduler, or None."""
-        return self.rulers.scheduler
+        return self.timestep_sources.scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
-        self.rulers.scheduler = scheduler
+        self.timestep_sources.scheduler = scheduler
 
     def reset(self) -> None:
         """Forget all trajectories: the next call starts a new one."""
         self._trajectories.clear()
-        self.rulers.forget()
+        self.timestep_sources.forget()
 
     def locate(
         self,
@@ -165,19 +165,19 @@ class StepTracker:
         current = self._trajectories.get(name)
         move = None if current is None else relation(current, clock, latent)
         if current is None or move is None:
-            current = Trajectory(clock, clock.index or 0, Seen.of(latent))
+            current = Trajectory(clock, clock.index or 0, SeenTensor.of(latent))
             self._trajectories[name] = current
         elif move == 1:
             current.step += 1
-            current.clock, current.latent, current.called = clock, Seen.of(latent), set()
+            current.clock, current.latent, current.called = clock, SeenTensor.of(latent), set()
         stream = choose_stream(current, conditioning, is_named=name is not None)
-        ruler = clock.ruler if clock.index == current.step else None
+        timesteps = clock.timesteps if clock.index == current.step else None
         return Position(
             trajectory=current.streams[stream].token,
             stream=(name, stream),
             step=current.step,
             length=clock.length,
-            ruler=ruler,
+            timesteps=timesteps,
         )
 
     def _read_clock(self, timestep: object) -> Clock:
@@ -194,32 +194,34 @@ class StepTracker:
                 "tensor. Pass the timestep as a tensor, call inside "
                 "denoiser.cache_context(name, step_index=...), or attach_scheduler(scheduler)"
             )
-        return self._read_ruler(timestep) or Clock(None, float(timestep.max()))
+        return self._read_timesteps(timestep) or Clock(None, float(timestep.max()))
 
     def _scheduled_steps(self) -> int | None:
         timesteps = getattr(self.scheduler, "timesteps", None)
         return None if timesteps is None else len(timesteps)
 
-    def _read_ruler(self, timestep: torch.Tensor) -> Clock | None:
+    def _read_timesteps(self, timestep: torch.Tensor) -> Clock | None:
         """The clock of a timestep that is an element of a descending 1-D tensor."""
-        found = self.rulers.read_base(timestep)
+        found = self.timestep_sources.read_base(timestep)
         if found is None:
             return None
-        ruler, index = found
-        values = ruler.values
+        timesteps, index = found
+        values = timesteps.values
         if values[0] <= values[-1]:
             return None
-        return Clock(index, values[index], ruler, len(values))
+        return Clock(index, values[index], timesteps, len(values))
 
 
 def relation(trajectory: Trajectory, clock: Clock, latent: torch.Tensor) -> int | None:
     """Steps from a trajectory's last call to this one: 0, 1, or None for a new trajectory."""
     before = trajectory.clock
-    if before.ruler is not clock.ruler or (before.index is None) != (clock.index is None):
+    if before.timesteps is not clock.timesteps or (before.index is None) != (
+        clock.index is None
+    ):
         return None
     if clock.index is not None and before.index is not None:
         moved = clock.index - before.index
-        if clock.ruler is not None and moved > 1:
+        if clock.timesteps is not None and moved > 1:
             moved = 1  # a loop over a slice of the schedule
     else:
         moved = 0 if clock.value == before.value else 1 if clock.value < before.value else -1
@@ -238,7 +240,7 @@ def choose_stream(
     waiting = [i for i in range(len(trajectory.streams)) if i not in trajectory.called]
     matched = match_stream(trajectory, waiting, conditioning)
     stream = matched if matched is not None else next(iter(waiting), len(trajectory.streams))
-    branch = Branch([Seen.of(tensor) for tensor in conditioning])
+    branch = Branch([SeenTensor.of(tensor) for tensor in conditioning])
     if matched is not None or (is_named and waiting):
         branch.token = trajectory.streams[stream].token
     trajectory.streams[stream : stream + 1] = [branch]
@@ -253,7 +255,7 @@ def match_stream(
 
     Values are compared only where no stream has these very tensors.
     """
-    for compare in (Seen.is_same, Seen.is_equal):
+    for compare in (SeenTensor.is_same, SeenTensor.is_equal):
         for i in waiting:
             if agree(trajectory.streams[i].seen, conditioning, compare):
                 return i
@@ -261,9 +263,9 @@ def match_stream(
 
 
 def agree(
-    seen: Sequence[Seen],
+    seen: Sequence[SeenTensor],
     tensors: Sequence[torch.Tensor],
-    compare: Callable[[Seen, torch.Tensor], bool],
+    compare: Callable[[SeenTensor, torch.Tensor], bool],
 ) -> bool:
     """Whether each remembered tensor agrees with its counterpart."""
     return len(seen) == len(tensors) and all(map(compare, seen, tensors))

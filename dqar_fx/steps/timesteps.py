@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Ruler:
+class Timesteps:
     """The timesteps of a trajectory, read once.
 
     Attributes:
@@ -32,7 +32,7 @@ class Ruler:
     values: list[float]
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Ruler:
+    def of(cls, tensor: torch.Tensor) -> Timesteps:
         """Read a 1-D tensor."""
         return cls(tensor, version_of(tensor), tensor.tolist())
 
@@ -46,12 +46,12 @@ class Ruler:
         is_counted = self.version is not None or tensor.device.type != "cpu"
         return is_counted or tensor.tolist() == self.values
 
-    def is_equal(self, other: Ruler) -> bool:
+    def is_equal(self, other: Timesteps) -> bool:
         """Whether both have the same values."""
         return self is other or self.values == other.values
 
 
-class Rulers:
+class TimestepSources:
     """Finds the ruler of a call.
 
     Attributes:
@@ -62,14 +62,14 @@ class Rulers:
     def __init__(self) -> None:
         self.attached: torch.Tensor | None = None
         self.scheduler: Any = None
-        self._base: Ruler | None = None
-        self._given: tuple[Ruler, torch.dtype, list[Ruler]] | None = None
+        self._base: Timesteps | None = None
+        self._given: tuple[Timesteps, torch.dtype, list[Timesteps]] | None = None
 
     def forget(self) -> None:
         """Read all anew."""
         self._base = self._given = None
 
-    def read_base(self, timestep: torch.Tensor) -> tuple[Ruler, int] | None:
+    def read_base(self, timestep: torch.Tensor) -> tuple[Timesteps, int] | None:
         """The ruler that a timestep is an element of, and its place there."""
         base = timestep._base
         single = timestep.numel() == 1 or not any(timestep.stride())
@@ -78,11 +78,11 @@ class Rulers:
         if base.dtype != timestep.dtype:
             return None
         if self._base is None or not self._base.is_of(base):
-            self._base = Ruler.of(base)
+            self._base = Timesteps.of(base)
         index = (timestep.storage_offset() - base.storage_offset()) // base.stride(0)
         return self._base, index
 
-    def find(self, timestep: torch.Tensor, step: int, *, reads: bool) -> Ruler | None:
+    def find(self, timestep: torch.Tensor, step: int, *, reads: bool) -> Timesteps | None:
         """The ruler that has a call's timestep at this step.
 
         Args:
@@ -108,12 +108,14 @@ class Rulers:
         found = getattr(self.scheduler, "timesteps", None)
         return found if isinstance(found, torch.Tensor) and found.dim() == 1 else None
 
-    def _known(self, given: torch.Tensor, timestep: torch.Tensor) -> list[Ruler]:
+    def _known(self, given: torch.Tensor, timestep: torch.Tensor) -> list[Timesteps]:
         """Timesteps as a pipeline may pass them, in the dtype of the call's."""
         known = self._given
         if known is None or not known[0].is_of(given) or known[1] != timestep.dtype:
-            rulers = [Ruler.of(each) for each in self._spellings(given, timestep)]
-            self._given = known = (Ruler.of(given), timestep.dtype, rulers)
+            timestep_sources = [
+                Timesteps.of(each) for each in self._spellings(given, timestep)
+            ]
+            self._given = known = (Timesteps.of(given), timestep.dtype, timestep_sources)
         return known[2]
 
     def _spellings(

@@ -27,7 +27,7 @@ from benchmarks.pareto.rivals.of_cache_dit import CacheDit, make_mask
 from benchmarks.pareto.rivals.of_diffusers import count_hooked, measure_magnitudes
 from benchmarks.pareto.rivals.schedules import list_theirs
 from benchmarks.reference.errors import InputError
-from dqar_fx import prior_art as rivals
+from dqar_fx import prior_art
 
 STEPS = 12
 GEOMETRY = Geometry(layers=3, width=32, heads=2, tokens=16, batch=4)
@@ -159,7 +159,7 @@ def test_hooks_as_documented_fail_or_do_nothing(name, bench):
 def test_taylorseer_computes_where_our_schedule_of_it_does(bench):
     full = bench.count_macs(contender(Untransformed(), "full"))
     macs = bench.count_macs(contender(HOOKS["TaylorSeer N=3 O=1"]))
-    table = rivals.taylorseer(STEPS, 3, 1, first=3, start=4).resolve(["a.attn", "a.ff"])
+    table = prior_art.taylorseer(STEPS, 3, 1, first=3, start=4).resolve(["a.attn", "a.ff"])
     blocks = GEOMETRY.layers * GEOMETRY.batch
     width, tokens = GEOMETRY.width, GEOMETRY.tokens
     sites = blocks * (12 * tokens * width**2 + 2 * tokens**2 * width)

@@ -44,8 +44,7 @@ from benchmarks.pareto.verdict import find_best, format_verdict, interpolate_few
 from benchmarks.quality import Judge
 from benchmarks.reference.errors import InputError
 from benchmarks.store import Piece, file_name
-from dqar_fx import Schedule
-from dqar_fx import prior_art as rivals
+from dqar_fx import Schedule, prior_art
 
 CPU = torch.device("cpu")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -477,7 +476,7 @@ def test_transformed_is_compiled_as_asked(mode, unit, geometry_bench, monkeypatc
 
 
 def test_transformed_takes_the_sites_of_its_schedule(geometry_bench):
-    recipe = Transformed(lambda bench: rivals.fora(6, 3), {})
+    recipe = Transformed(lambda bench: prior_art.fora(6, 3), {})
     entrant = recipe.build(geometry_bench, EAGER)
     geometry = Geometry(layers=2, width=16, heads=2, tokens=16, batch=2)
     with torch.no_grad(), entrant.fresh():

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dqar_fx import Action, BranchTable, Schedule
-from dqar_fx import prior_art as rivals
+from dqar_fx import Action, BranchTable, Schedule, prior_art
 from tests.command_line.configs import config, expect_error, run
 
 __all__ = ["config"]
@@ -28,9 +27,9 @@ ALL = [f"transformer_blocks.{block}.{part}" for block in range(2) for part in ("
         (("compute_all",), Schedule.compute_all(50), ATTENTION),
         (("CCRR",), Schedule.from_actions("CCRR"), ATTENTION),
         (("CCRR,CRRR", "--steps", 4), Schedule.from_actions(["CCRR", "CRRR"]), ATTENTION),
-        (("fora", "--every", 4, "--steps", 9), rivals.fora(9, 4), ALL),
+        (("fora", "--every", 4, "--steps", 9), prior_art.fora(9, 4), ALL),
         (("taylorseer", "--every", 3, "--warmup", 3, "--forecast", 2, "--steps", 9),
-         rivals.taylorseer(9, 3, 2, first=3), ALL),
+         prior_art.taylorseer(9, 3, 2, first=3), ALL),
         (("interval", "--steps", 4, "--sites", "transformer_blocks.0.*,feed_forward"),
          Schedule.interval(4, 2), [ALL[0], ALL[1], ALL[3]]),
     ],

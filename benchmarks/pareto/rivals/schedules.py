@@ -9,8 +9,7 @@ from benchmarks.pareto.contenders import THEIRS, Contender
 from benchmarks.pareto.recipes import Transformed
 from benchmarks.pareto.rivals.of_cache_dit import make_mask
 from benchmarks.pareto.rivals.of_diffusers import measure_magnitudes
-from dqar_fx import Schedule
-from dqar_fx import prior_art as rivals
+from dqar_fx import Schedule, prior_art
 
 MAX_AGE = 3
 """SmoothCache's lookahead."""
@@ -25,9 +24,9 @@ def list_theirs(steps: int, mode: str) -> Iterator[Contender]:
 def list_static(steps: int) -> Iterator[tuple[str, Transformed]]:
     """Setting and recipe of each schedule."""
     for every in (2, 3, 4):
-        yield f"FORA N={every}", fixed(rivals.fora(steps, every), fora=every)
+        yield f"FORA N={every}", fixed(prior_art.fora(steps, every), fora=every)
     for every, order in ((3, 1), (3, 2), (4, 1), (4, 2)):
-        schedule = rivals.taylorseer(steps, every, order)
+        schedule = prior_art.taylorseer(steps, every, order)
         yield f"TaylorSeer N={every} O={order}", fixed(schedule, every=every, order=order)
     for threshold in (0.03, 0.05, 0.08, 0.18):
         yield f"SmoothCache {threshold:g}", smooth(threshold)
@@ -48,7 +47,7 @@ def smooth(threshold: float) -> Transformed:
     """SmoothCache, calibrated on the pipeline."""
 
     def make(bench: Bench) -> Schedule:
-        return rivals.smoothcache(bench.once(calibrate), threshold, lookahead=MAX_AGE)
+        return prior_art.smoothcache(bench.once(calibrate), threshold, lookahead=MAX_AGE)
 
     return Transformed(make, {"rule": "smoothcache", "threshold": threshold})
 
@@ -73,7 +72,7 @@ def masked(policy: str | int, order: int) -> Transformed:
 
     def make(bench: Bench) -> Schedule:
         last = len(bench.original.transformer_blocks)  # type: ignore[arg-type]
-        schedule = rivals.step_mask(
+        schedule = prior_art.step_mask(
             make_mask(policy, bench.steps), sites=f"transformer_blocks.1:{last}"
         )
         return schedule.forecast(order) if order else schedule
@@ -86,6 +85,6 @@ def magnitudes(threshold: float, max_skip: int) -> Transformed:
 
     def make(bench: Bench) -> Schedule:
         ratios = bench.once(measure_magnitudes)
-        return rivals.magcache(ratios, threshold=threshold, max_skip=max_skip)
+        return prior_art.magcache(ratios, threshold=threshold, max_skip=max_skip)
 
     return Transformed(make, {"rule": "magcache", "numbers": [threshold, max_skip]})
