@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 class DqarError(ValueError):
@@ -47,3 +47,8 @@ def reading_json(name: str, kind: type) -> Iterator[None]:
             f"this is no {name} in JSON: {type(error).__name__}: {error}. Expected what "
             f"{kind.__name__}.to_json() gives"
         ) from error
+
+
+def listing(lines: Sequence[object]) -> str:
+    """One line each, indented; "none" for nothing."""
+    return "".join(f"\n  {line}" for line in lines) or " none"

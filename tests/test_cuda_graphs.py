@@ -156,7 +156,7 @@ class WithoutGuards(TorchFunctionMode):
 def test_no_step_on_a_cuda_device_reads_from_it(name, cache, monkeypatch):
     """Fake tensors have no values: whatever reads one on the host raises."""
     # it writes to the device to see whether it can
-    module = import_module("dqar_fx.transform")  # a function of that name hides it
+    module = import_module("dqar_fx.build.builder")
     monkeypatch.setattr(module, "refuse_format", lambda *_: None)
     asked = []  # of what is not finite: the one question, between trajectories
     monkeypatch.setattr(Program, "_report_flags", lambda *_: asked.append(step))

@@ -6,13 +6,13 @@ from torch import nn
 
 import dqar_fx
 from dqar_fx import Schedule, graph_diff
+from dqar_fx.build.outline import outline
 from dqar_fx.costs.operation import UNKNOWN_TO_TORCH
 from dqar_fx.inspect import Amounts
 from dqar_fx.inspect.flatten import flatten
 from dqar_fx.inspect.summary import group_blocks, owner_of, ranges
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork
-from dqar_fx.transform import outline
 from tests.inspected import MODELS, STEPS, prepared, row, run_row
 from tests.passes.checks import captured, tokens
 

@@ -12,7 +12,7 @@ from torch import nn
 from dqar_fx.capture import capture as capturing
 from dqar_fx.capture.capture import capture
 from dqar_fx.passes.expand_repeats import AGAIN, Mark, find_marks
-from dqar_fx.program.garbage import no_collection
+from dqar_fx.program.programs import no_collection
 from tests.models import MAKERS, make_dit
 from tests.repeating import WIDTH, Tower, compare, inputs
 

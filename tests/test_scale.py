@@ -29,7 +29,7 @@ SOURCES = ("/dqar_fx/", "/passes/", "/fx/graph.py", "/fx/node.py", "/fx/graph_mo
 """Where calls are counted: the library, and what it edits graphs with."""
 
 
-TRANSFORM = importlib.import_module("dqar_fx.transform")  # the name is the function's, too
+BUILDER = importlib.import_module("dqar_fx.build.builder")
 
 
 @cache
@@ -43,7 +43,7 @@ def captured(layers):
     }
     example = {name: value.to("meta") for name, value in call.items()}
     model = geometry.build().to("meta")
-    return model, example, TRANSFORM.capture(model, (), example)
+    return model, example, BUILDER.capture(model, (), example)
 
 
 class Built:
@@ -54,7 +54,7 @@ class Built:
         denoiser = dqar_fx.transform(model, Schedule.linear(steps), compile="regional")
         self.calls = Counter()
         with (
-            patch.object(TRANSFORM, "capture", lambda *_: graph),
+            patch.object(BUILDER, "capture", lambda *_: graph),
             counted(self.calls),
         ):
             self.program = denoiser.prepare(**example)

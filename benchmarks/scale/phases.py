@@ -39,6 +39,7 @@ TIMED = {
     "find_around": "match",
     "run_passes": "passes",
     "fork": "passes",
+    "outline": "passes",
     "make_plan": "plan",
 }
 """Functions that a transformation calls, none from within another, and their phases."""
@@ -123,7 +124,7 @@ def bind_rows(program: Program) -> float:
 def timed_phases() -> Iterator[dict[str, float]]:
     """Add up the processor's time in each phase while inside."""
     seconds = dict.fromkeys(PHASES, 0.0)
-    module = importlib.import_module("dqar_fx.transform")  # the name is the function's, too
+    module = importlib.import_module("dqar_fx.build.builder")
     with ExitStack() as stack:
         for name, phase in TIMED.items():
             function = timed(getattr(module, name), seconds, phase)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dqar_fx.passes.support.module_sites import numbered
 
-from dqar_fx.errors import SiteError
+from dqar_fx.errors import SiteError, listing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,3 @@ def selects(pattern: str, match: Match) -> bool:
     kinds = GROUPS.get(pattern, (pattern,))
     return site.kind in kinds or fnmatchcase(site.path, pattern)
 
-
-def listing(lines: Sequence[object]) -> str:
-    """One line each, indented; "none" for nothing."""
-    return "".join(f"\n  {line}" for line in lines) or " none"

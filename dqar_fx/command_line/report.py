@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from dqar_fx.build.choose_sites import listing
+from dqar_fx.errors import listing
 from dqar_fx.inspect import graph_diff
 from dqar_fx.inspect.html.facts import describe_model
 

@@ -8,7 +8,7 @@ differs from that of a product of few rows, so that eager mode does it only if a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,8 @@ from dqar_fx.errors import OptionError
 from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
 from dqar_fx.steps.steps import SeenTensor
+
+from .memo import Tabulated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,15 +31,13 @@ if TYPE_CHECKING:
     from dqar_fx.steps.timesteps import Timesteps
 
     from .fixed import ConditioningTable
+    from .memo import Memo, Outputs
     from .release import Residence
 
 MAX_TABULATED_BYTES = 2**28
 """Largest conditioning of a whole trajectory that is kept unasked; more is evaluated step by
 step."""
 WAYS = ("auto", "step", "trajectory")
-
-Outputs = tuple[torch.Tensor | None, ...]
-"""What a stage gives at one step; None where nothing reads it."""
 
 
 @dataclass(frozen=True)
@@ -76,39 +76,6 @@ def check_way(way: object) -> str:
     if not isinstance(way, str) or way not in WAYS:
         raise OptionError(f"conditioning={way!r} is unknown; known are {', '.join(WAYS)}")
     return way
-
-
-@dataclass(frozen=True)
-class Tabulated:
-    """A stage's outputs for each step of a trajectory, or None where it varies otherwise.
-
-    Good for another trajectory of the same timesteps, as long as no other input changes.
-    """
-
-    trajectory: object
-    timesteps: Timesteps
-    rows: list[Outputs] | None
-
-    def goes_on(self, position: Position) -> bool:
-        """Whether it is good for a call of the same or of another trajectory."""
-        if position.timesteps is None or not self.timesteps.is_equal(position.timesteps):
-            return False
-        return self.rows is not None or self.trajectory is position.trajectory
-
-
-@dataclass
-class Memo:
-    """What one stream knows of the conditioning.
-
-    Attributes:
-        outputs: Per stage, what it gave for the inputs that were seen last.
-        seen: Per denoiser input, the tensor that it was then.
-        tabulated: Per stage, its outputs for a trajectory.
-    """
-
-    outputs: dict[int, Outputs] = field(default_factory=dict)
-    seen: dict[int, SeenTensor] = field(default_factory=dict)
-    tabulated: dict[int, Tabulated] = field(default_factory=dict)
 
 
 class Conditioning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -12,24 +12,57 @@ from dqar_fx.passes.support.graphs import graph_outputs, tensor_value
 from dqar_fx.steps.steps import Position
 from dqar_fx.steps.timesteps import Timesteps
 
-from .conditioning import Memo
 from .fixed import ConditioningTable, Pack
+from .memo import Memo
+from .release import ReleasingProgram, Residence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dqar_fx.denoiser.denoiser import Denoiser
-    from dqar_fx.program.program import Program
+    from dqar_fx.capture.inputs import Roles
 
-    from .conditioning import Conditioning
-    from .release import Residence
+    from .conditioning import Ahead, Conditioning
+    from .parameter_bytes import ParameterBytes
 
 TOLERANCE = 1e-4
 """Relative, of a batch of several labels against the rows of each."""
 
 
+class DroppingProgram(ReleasingProgram, Protocol):
+    """A program whose conditioning can be tabulated for good."""
+
+    roles: Roles
+    ahead: Ahead
+
+    def attach(self, residence: Residence) -> None:
+        """Let the conditioning's parameters be where ``residence`` puts them."""
+
+    def fix_conditioning(
+        self, leaf: int, labels: Sequence[int], timesteps: Timesteps
+    ) -> ConditioningTable:
+        """Tabulate the conditioning of labels at timesteps; from now on it has no other."""
+
+
+class DroppingDenoiser(Protocol):
+    """A denoiser, as far as its conditioning is concerned."""
+
+    @property
+    def program(self) -> DroppingProgram:
+        """The program of the latest call."""
+
+    @property
+    def parameter_bytes(self) -> ParameterBytes:
+        """Bytes of parameters by what they serve."""
+
+    def captured_programs(self) -> Sequence[DroppingProgram]:
+        """The program of each captured signature and kind of stream."""
+
+    def attach_timesteps(self, timesteps: torch.Tensor | None) -> object:
+        """Say which timesteps trajectories will have."""
+
+
 def drop(
-    denoiser: Denoiser,
+    denoiser: DroppingDenoiser,
     residence: Residence,
     timesteps: torch.Tensor,
     labels: Mapping[str, Sequence[int]],
@@ -55,7 +88,10 @@ def drop(
 
 
 def check_size(
-    denoiser: Denoiser, programs: Sequence[Program], num_labels: int, num_steps: int
+    denoiser: DroppingDenoiser,
+    programs: Sequence[DroppingProgram],
+    num_labels: int,
+    num_steps: int,
 ) -> None:
     """Raise if the table would be larger than what it stands for."""
     table = sum(fixed_bytes(program, num_labels * num_steps) for program in programs)
@@ -68,20 +104,20 @@ def check_size(
         )
 
 
-def timesteps_for(program: Program, timesteps: torch.Tensor) -> Timesteps:
+def timesteps_for(program: DroppingProgram, timesteps: torch.Tensor) -> Timesteps:
     """Timesteps in the dtype and on the device of a program's input."""
     node = program.captured.gm.graph.find_nodes(op="placeholder")[timestep_of(program)]
     return Timesteps.of(timesteps.to(node.meta["val"].device, node.meta["val"].dtype))
 
 
-def timestep_of(program: Program) -> int:
+def timestep_of(program: DroppingProgram) -> int:
     """Position of the timestep among a program's inputs."""
     found = program.roles.timestep
     assert found is not None, "checked before"
     return found
 
 
-def check_fixable(program: Program, name: str, labels: Sequence[int]) -> int:
+def check_fixable(program: DroppingProgram, name: str, labels: Sequence[int]) -> int:
     """Position of the labels among a program's inputs.
 
     Raises:
@@ -104,7 +140,7 @@ def check_fixable(program: Program, name: str, labels: Sequence[int]) -> int:
     return names.index(name)
 
 
-def fixed_bytes(program: Program, num_rows: int) -> int:
+def fixed_bytes(program: DroppingProgram, num_rows: int) -> int:
     """Bytes of the table of a program for so many labels times timesteps."""
     read = {number for call in program.plan.calls for number in call.inputs}
     total = 0
@@ -119,7 +155,7 @@ def fixed_bytes(program: Program, num_rows: int) -> int:
 
 
 def tabulate_labels(
-    program: Program,
+    program: DroppingProgram,
     conditioning: Conditioning,
     leaf: int,
     labels: Sequence[int],
@@ -181,7 +217,7 @@ def check_mixed(
                 )
 
 
-def blank_leaves(program: Program, timesteps: Timesteps) -> list[Any]:
+def blank_leaves(program: DroppingProgram, timesteps: Timesteps) -> list[Any]:
     """Inputs of the captured shapes, with the first timestep."""
     nodes = program.captured.gm.graph.find_nodes(op="placeholder")
     values = [tensor_value(node) for node in nodes]
@@ -195,7 +231,7 @@ def blank_leaves(program: Program, timesteps: Timesteps) -> list[Any]:
 
 
 def evaluate_all(
-    program: Program,
+    program: DroppingProgram,
     conditioning: Conditioning,
     leaves: Sequence[Any],
     timesteps: Timesteps,

@@ -16,7 +16,7 @@ import torch
 from dqar_fx.errors import DqarError
 from dqar_fx.steps.steps import Position, SeenTensor
 
-from .conditioning import Memo
+from .memo import Memo
 from .parameter_bytes import storage_key
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dqar_fx.plan.plan import Stage, Static
-    from dqar_fx.program.program import Program
+
+    from .planned import PlannedModel
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ParameterBytes:
 
 
 def count_parameters(
-    programs: Iterable[Program], model: nn.Module | None = None, merged: int = 0
+    programs: Iterable[PlannedModel], model: nn.Module | None = None, merged: int = 0
 ) -> ParameterBytes:
     """Count the tensors of programs over one model, and of the model."""
     programs = list(programs)
@@ -96,18 +97,18 @@ def storage_key(tensor: torch.Tensor) -> int:
     return key
 
 
-def step_storages(program: Program) -> set[int]:
+def step_storages(program: PlannedModel) -> set[int]:
     """Storages that calls of the step read, through what stages give too."""
     static = chain.from_iterable(c.static for c in program.plan.calls)
     return storages(program, chain(static, shown_parameters(program.plan.stages)))
 
 
-def stage_storages(program: Program) -> set[int]:
+def stage_storages(program: PlannedModel) -> set[int]:
     """Storages that conditioning stages read."""
     return storages(program, chain.from_iterable(s.static for s in program.plan.stages))
 
 
-def storages(program: Program, static: Iterable[Static]) -> set[int]:
+def storages(program: PlannedModel, static: Iterable[Static]) -> set[int]:
     """Storages of the parameters among static arguments."""
     paths = {argument for argument in static if isinstance(argument, str)}
     return {storage_key(find_tensor(program.captured.gm, path)) for path in paths}

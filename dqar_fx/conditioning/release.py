@@ -23,19 +23,25 @@ import torch
 from dqar_fx.errors import DqarError, OptionError
 
 from .parameter_bytes import count_parameters, step_storages, storage_key, tensors_of
+from .planned import PlannedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import nn
 
-    from dqar_fx.program.program import Program
-
     from .parameter_bytes import ParameterBytes
 
 PLACES = ("host", "disk")
 NUM_UNSETTLED = 3
 """Steps in a row that evaluate conditioning after which releasing never seems to come."""
+
+
+class ReleasingProgram(PlannedModel, Protocol):
+    """A program that can let go of the parameters of its conditioning."""
+
+    def forget_conditioning(self) -> None:
+        """Hold no parameter of the conditioning in bound calls."""
 
 
 class Saved(Protocol):
@@ -161,7 +167,7 @@ class Residence:
     def __init__(self, place: str | None = None) -> None:
         self.place = place
         self.counted: ParameterBytes | None = None
-        self._counted_in: tuple[weakref.ref[Program], ...] | None = None
+        self._counted_in: tuple[weakref.ref[ReleasingProgram], ...] | None = None
         self._models = weakref.WeakSet[Any]()
         self._programs = weakref.WeakSet[Any]()
         self._away: list[Away] = []
@@ -187,12 +193,12 @@ class Residence:
         """Take care of a model's tensors, too."""
         self._models.add(model)
 
-    def add_program(self, program: Program) -> None:
+    def add_program(self, program: ReleasingProgram) -> None:
         """Take care of a program's tensors, too."""
         self._programs.add(program)
 
     def count(
-        self, programs: Sequence[Program], model: nn.Module, merged: int
+        self, programs: Sequence[ReleasingProgram], model: nn.Module, merged: int
     ) -> ParameterBytes:
         """As `count_parameters`; what is away comes back for a moment, if it was not counted.
 

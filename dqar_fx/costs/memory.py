@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from dqar_fx.conditioning.parameter_bytes import ParameterBytes
 from dqar_fx.errors import reading_json
-from dqar_fx.program.packed_weights import count_packed
+from dqar_fx.program.packing_plan import count_packed
 
 from .activations import Activations
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import signature_of
-from dqar_fx.conditioning.conditioning import Memo
+from dqar_fx.conditioning.memo import Memo
 from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.plan.slots import slots_of
 from dqar_fx.program.program import PreparedStep, Program

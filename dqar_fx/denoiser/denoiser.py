@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
     from dqar_fx.conditioning.parameter_bytes import ParameterBytes
     from dqar_fx.conditioning.release import Residence
-    from dqar_fx.costs import DeviceProfile, Report
     from dqar_fx.costs.memory import MemoryPlan
+    from dqar_fx.costs.profile import DeviceProfile
+    from dqar_fx.costs.report import Report
     from dqar_fx.program.explanation import Explanation
     from dqar_fx.program.program import Program
-    from dqar_fx.program.programs import Builder
+    from dqar_fx.program.programs import ProgramBuilder
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.steps import Position
@@ -53,7 +54,7 @@ class Denoiser(ParameterWrapper):
     def __init__(
         self,
         model: nn.Module,
-        builder: Builder,
+        builder: ProgramBuilder,
         options: CompileOptions,
         residence: Residence | None = None,
     ) -> None:
@@ -246,7 +247,10 @@ class Denoiser(ParameterWrapper):
         Raises:
             StepError: It is unknown, or the table has no such step.
         """
-        position = self._call_tracker.locate(program, leaves)
+        ahead = program.ahead
+        position = self._call_tracker.locate(
+            program.roles, leaves, wants_timesteps=ahead.is_wanted, reads=ahead.is_asked
+        )
         if self._call_tracker.restarts(position) and self._reuses(program.table):
             warn_restarts()
         try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.program.compile_options import CompileOptions
     from dqar_fx.program.program import Program
-    from dqar_fx.program.programs import Builder
+    from dqar_fx.program.programs import ProgramBuilder
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.steps import Position
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Tensors = Sequence[torch.Tensor]
 
-    class GuidedBuilder(Builder, Protocol):
+    class GuidedBuilder(ProgramBuilder, Protocol):
         """What makes a program whose graphs a second schedule may follow as well."""
 
         def with_schedule(self, schedule: Schedule) -> GuidedBuilder:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dqar_fx.build.builder import Builder
 from dqar_fx.calibration.calibrate import count_calls
 from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.denoiser.denoiser import Denoiser
@@ -32,7 +33,6 @@ from dqar_fx.passes import FORMATS
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.schedule import Schedule
-from dqar_fx.transform import Builder
 
 from .arguments import check_pipeline
 from .candidate import Found

@@ -14,7 +14,7 @@ from .rules_written import Similar
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dqar_fx.calibration.calibration import Calibration
+    from dqar_fx.schedule.measured import MeasuredRun
 
 
 def fora(num_steps: int, every: int = 3) -> Schedule:
@@ -116,7 +116,7 @@ def taylorseer_cells(
         yield Cell("F" if reached else "R", f"TaylorSeer: {known}", reached)
 
 
-def smoothcache(calibration: Calibration, threshold: float, *, lookahead: int = 3) -> Schedule:
+def smoothcache(calibration: MeasuredRun, threshold: float, *, lookahead: int = 3) -> Schedule:
     """SmoothCache: reuse as far as a component's outputs stay similar, on average.
 
     After a computed step as many are skipped, up to ``lookahead``, as the farthest at which

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from dqar_fx.calibration.calibration import Calibration
+    from dqar_fx.schedule.measured import MeasuredRun
     from dqar_fx.schedule.rules import Mask, Moment
 
 
@@ -116,7 +116,7 @@ class Similar:
         lookahead: Most steps that are skipped in a row.
     """
 
-    calibration: Calibration
+    calibration: MeasuredRun
     threshold: float
     lookahead: int
 

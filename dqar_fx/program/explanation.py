@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.build.choose_sites import listing
+from dqar_fx.errors import listing
 from dqar_fx.passes.support.graphs import module_path, source_line
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from dqar_fx.schedule.action import Action
 
     from .compile_options import CompileOptions
-    from .dynamic_batch import Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +51,19 @@ PACKED = (
     prepack_linears,
 )
 """Passes before these where weights are packed."""
+
+
+class RegionSharing(Protocol):
+    """Finds what runs a region among those compiled for other batch sizes."""
+
+    def function_of(
+        self,
+        lowering: Lowering,
+        gm: fx.GraphModule,
+        region: fx.GraphModule,
+        specialised: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]],
+    ) -> Callable[..., Sequence[Any]]:
+        """What runs a region; lowered if no region of another batch size is the same."""
 
 
 class Lowering:
@@ -70,7 +82,7 @@ class Lowering:
     """
 
     def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:
-        self.sharing: Sharing | None = None
+        self.sharing: RegionSharing | None = None
         self.packed_weights = PackedWeights()
         self.options = options
         self._observe = observe

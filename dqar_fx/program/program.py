@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dqar_fx.capture.inputs import Roles
-from dqar_fx.conditioning.conditioning import Ahead, Conditioning, Memo
+from dqar_fx.conditioning.conditioning import Ahead, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
+from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import StepError
 from dqar_fx.passes import specialise
 from dqar_fx.passes.support.runner import fork

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from dqar_fx.calibration.calibration import Calibration
-    from dqar_fx.calibration.policy import Policy
-
+    from .measured import MeasuredRun, PredictedErrors
     from .rules import Mask, Moment
 
 
@@ -134,7 +132,7 @@ class EntropyGate:
         reuse: ``"above"`` the threshold or ``"below"``.
     """
 
-    calibration: Calibration
+    calibration: MeasuredRun
     thresholds: NDArray[np.float64]
     reuse: Literal["above", "below"]
 
@@ -158,7 +156,7 @@ class EntropyGate:
 
 
 def entropy_gate(
-    calibration: Calibration,
+    calibration: MeasuredRun,
     threshold: float | Sequence[float] | Mapping[str, float] | None = None,
     *,
     quantile: float | None = None,
@@ -235,7 +233,7 @@ class PolicyGate:
         max_error: Largest error of the denoiser's output that a reuse may cause.
     """
 
-    policy: Policy
+    policy: PredictedErrors
     max_error: float
 
     def errors(self, moment: Moment) -> NDArray[np.float64]:
@@ -264,7 +262,9 @@ class PolicyGate:
         self.policy.fingerprint.refuse_other(model, "the learned policy")
 
 
-def policy_gate(policy: Policy, max_error: float, *, max_age: int | None = None) -> Schedule:
+def policy_gate(
+    policy: PredictedErrors, max_error: float, *, max_age: int | None = None
+) -> Schedule:
     """Reuse where a learned policy predicts a small error.
 
     Args:

@@ -16,7 +16,7 @@ from .steps import Context, StepTracker
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dqar_fx.program.program import Program
+    from dqar_fx.capture.inputs import Roles
 
     from .steps import Position
 
@@ -85,20 +85,27 @@ class CallTracker:
         self._last.clear()
         self._restarts = 0
 
-    def locate(self, program: Program, leaves: Sequence[Any]) -> Position:
+    def locate(
+        self, roles: Roles, leaves: Sequence[Any], *, wants_timesteps: bool, reads: bool
+    ) -> Position:
         """Which step a call is.
+
+        Args:
+            roles: Which input plays which part.
+            leaves: The flat inputs of the call.
+            wants_timesteps: Whether the timesteps of the whole trajectory are of use.
+            reads: Whether to read a timestep on an accelerator for them, which waits for it.
 
         Raises:
             StepError: Nothing tells.
         """
-        roles = program.roles
         timestep = None if roles.timestep is None else leaves[roles.timestep]
         position = self.tracker.locate(
             timestep, leaves[roles.latent], [leaves[i] for i in roles.conditioning]
         )
-        if program.ahead.is_wanted and position.timesteps is None and timestep is not None:
+        if wants_timesteps and position.timesteps is None and timestep is not None:
             timesteps = self.tracker.timestep_sources.find(
-                timestep, position.step, reads=program.ahead.is_asked
+                timestep, position.step, reads=reads
             )
             position = replace(position, timesteps=timesteps)
         return position

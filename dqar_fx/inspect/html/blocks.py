@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dqar_fx.build.outline import outline
 from dqar_fx.costs.workload import all_computed, return_nothing
 from dqar_fx.inspect.amounts import Amounts, sum_up
 from dqar_fx.inspect.compare import Comparison
@@ -19,7 +20,6 @@ from dqar_fx.passes.support.runner import fork
 from dqar_fx.plan.plan import Variant, bind, make_plan
 from dqar_fx.program.lowering import specialise_region
 from dqar_fx.schedule.action import Action
-from dqar_fx.transform import outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
