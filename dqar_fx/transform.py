@@ -1,6 +1,6 @@
 """The call that does it all: it checks its arguments and returns a `Denoiser`.
 
-How a model becomes a program is told by `dqar_fx.build.builder`.
+How a model becomes a program is told by `dqar_fx.builder.builder`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .build.builder import Builder
+from .builder.builder import Builder
 from .conditioning.conditioning import check_way
 from .conditioning.release import Residence, check_place
 from .denoiser.denoiser import Denoiser

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTPipeline
 
 import dqar_fx
 from dqar_fx import Schedule
-from tests.models import make_dit, seeded
-from tests.oracle import Oracle
+from tests.helpers.hook_oracle import Oracle
+from tests.helpers.models import make_dit, seeded
 
 STEPS = 5
 

@@ -29,7 +29,7 @@ SOURCES = ("/dqar_fx/", "/passes/", "/fx/graph.py", "/fx/node.py", "/fx/graph_mo
 """Where calls are counted: the library, and what it edits graphs with."""
 
 
-BUILDER = importlib.import_module("dqar_fx.build.builder")
+BUILDER = importlib.import_module("dqar_fx.builder.builder")
 
 
 @cache

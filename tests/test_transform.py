@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import dqar_fx
 from dqar_fx import Schedule
-from tests.models import MAKERS, make_dit
-from tests.oracle import Oracle
+from tests.helpers.hook_oracle import Oracle
+from tests.helpers.models import MAKERS, make_dit
 
 STEPS = 6
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import dqar_fx
 from dqar_fx import Schedule
-from tests.models import Attention, Optional, make_dit, make_pixart
-from tests.oracle import Oracle
+from tests.helpers.hook_oracle import Oracle
+from tests.helpers.models import Attention, Optional, make_dit, make_pixart
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def bind_rows(program: Program) -> float:
 def timed_phases() -> Iterator[dict[str, float]]:
     """Add up the processor's time in each phase while inside."""
     seconds = dict.fromkeys(PHASES, 0.0)
-    module = importlib.import_module("dqar_fx.build.builder")
+    module = importlib.import_module("dqar_fx.builder.builder")
     with ExitStack() as stack:
         for name, phase in TIMED.items():
             function = timed(getattr(module, name), seconds, phase)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from dqar_fx.build.choose_sites import choose_sites
+from dqar_fx.builder.choose_sites import choose_sites
 from dqar_fx.capture.inputs import Roles
 from dqar_fx.conditioning.conditioning import Ahead
 from dqar_fx.passes import (

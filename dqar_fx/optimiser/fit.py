@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dqar_fx.build.builder import Builder
+from dqar_fx.builder.builder import Builder
 from dqar_fx.calibration.calibrate import count_calls
 from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.denoiser.denoiser import Denoiser

@@ -16,7 +16,7 @@ from dqar_fx.capture.capture import capture
 from dqar_fx.passes import FORMATS, find_attention, insert_guards, normalise
 from dqar_fx.passes.support.graphs import is_call_output
 from dqar_fx.passes.support.runner import fork, run_pass
-from tests.models import make_dit, seeded
+from tests.helpers.models import make_dit, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

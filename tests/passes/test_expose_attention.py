@@ -17,7 +17,7 @@ from dqar_fx.passes import (
     hoist_conditioning,
     keep_keys_values,
 )
-from tests.models import make_pixart, make_sd3
+from tests.helpers.models import make_pixart, make_sd3
 from tests.passes.checks import (
     HEADS,
     WIDTH,

@@ -7,7 +7,7 @@ import pytest
 from dqar_fx.capture.capture import capture
 from dqar_fx.passes import find_feed_forward, hoist_conditioning, normalise
 from dqar_fx.passes.support.runner import fork, run_passes
-from tests.models import MAKERS
+from tests.helpers.models import MAKERS
 
 EXPECTED = {
     "dit": (5, 0),

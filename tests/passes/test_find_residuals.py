@@ -16,7 +16,7 @@ from dqar_fx.passes import (
     normalise,
 )
 from dqar_fx.passes.support.runner import fork, run_passes
-from tests.models import MAKERS, Attention
+from tests.helpers.models import MAKERS, Attention
 
 
 def prepared(model, *args, **kwargs):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dqar_fx.passes import FORMATS, TensorSpec
 from dqar_fx.passes.support.formats import SMALLEST
-from tests.models import seeded
+from tests.helpers.models import seeded
 from tests.passes.checks import LOSSY
 
 QUICK = settings(max_examples=40, deadline=None)

@@ -12,7 +12,7 @@ from torch import nn
 
 from dqar_fx.passes import hoist_conditioning, merge_equal_parameters
 from dqar_fx.passes.merge_equal_parameters import group_equal
-from tests.models import make_dit
+from tests.helpers.models import make_dit
 from tests.passes.checks import (
     captured_by_name,
     captured_dit,

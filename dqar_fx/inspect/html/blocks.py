@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.build.outline import outline
+from dqar_fx.builder.outline import outline
 from dqar_fx.costs.workload import all_computed, return_nothing
 from dqar_fx.inspect.amounts import Amounts, sum_up
 from dqar_fx.inspect.compare import Comparison

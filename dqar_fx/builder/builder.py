@@ -1,0 +1,163 @@
+"""The way of the data, from a model and the inputs of one call to a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dqar_fx.capture.capture import capture
+from dqar_fx.passes import (
+    CacheFormat,
+    NoMatch,
+    find_around,
+    find_sites,
+    hoist_conditioning,
+    insert_guards,
+    keep_keys_values,
+    merge_equal_parameters,
+    normalise,
+    unify_layouts,
+)
+from dqar_fx.passes.find_attention import is_candidate
+from dqar_fx.passes.support.blocks import find_blocks
+from dqar_fx.passes.support.runner import fork, run_passes
+from dqar_fx.plan.plan import make_plan
+from dqar_fx.program.explanation import Explanation
+from dqar_fx.program.lowering import Lowering
+from dqar_fx.program.program import Program
+
+from .cache_support import refuse_format
+from .choose_sites import choose_sites
+from .dumps import open_dump
+from .outline import outline
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import fx, nn
+
+    from dqar_fx.passes import Site
+    from dqar_fx.passes.support.module_sites import Match
+    from dqar_fx.program.compile_options import CompileOptions
+    from dqar_fx.schedule.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds a program for each input signature of a denoiser.
+
+    Attributes:
+        schedule: Of the program.
+        sites: As for `transform`.
+        keep: As for `transform`.
+        cache: The storage format.
+        other: A schedule that its graphs must be able to follow as well.
+        way: When conditioning is evaluated, as for `transform`.
+    """
+
+    schedule: Schedule
+    sites: str | Sequence[str]
+    keep: str
+    cache: CacheFormat
+    other: Schedule | None = None
+    way: str = "auto"
+
+    def with_schedule(self, schedule: Schedule) -> Builder:
+        """The same for another schedule."""
+        return replace(self, schedule=schedule)
+
+    def with_other(self, other: Schedule | None) -> Builder:
+        """The same with another second schedule."""
+        return replace(self, other=other)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CompileOptions,
+    ) -> Program:
+        """The way of the data, from a model and the inputs of one call."""
+        captured = capture(model, args, kwargs)
+        blocks = find_blocks(captured.gm.graph.nodes)
+        observe, observe_regions = open_dump(type(model).__name__)
+        observe("captured", type(model).__name__, captured.gm)
+
+        graph = fork(captured.gm)
+        reports = run_passes(graph, early_passes(options, blocks), observe=observe)
+        wanted = [self.sites] if isinstance(self.sites, str) else self.sites
+        matches, near_misses = find_sites(graph, spans=wanted)
+        if self.keep == "kv":
+            matches, without = keep_all_keys_values(matches)
+            near_misses += without
+        chosen = choose_sites(matches, near_misses, self.sites)
+        refuse_format(self.cache, (spec for match in chosen for spec in match.site.kept))
+        paths = [match.site.path for match in chosen]
+        around = find_around(chosen)
+        table = self.schedule.resolve(paths, around=around)
+        other = table if self.other is None else self.other.resolve(paths, around=around)
+        history = max(table.history, other.history)
+
+        guarded = graph
+        reports += run_passes(
+            guarded,
+            [partial(insert_guards, matches=chosen, cache=self.cache, history=history)],
+            observe=observe,
+        )
+        outlined = fork(guarded)
+        reports += outline(outlined, () if options.unit == "whole" else blocks, observe)
+        near_misses += hoisted_attention(outlined)
+        return Program(
+            captured=captured,
+            guarded=guarded,
+            plan=make_plan(outlined),
+            table=table,
+            lowering=Lowering(options, observe_regions),
+            explanation=Explanation(
+                sites=tuple(match.site for match in chosen),
+                left_out=left_out(matches, chosen),
+                near_misses=tuple(near_misses),
+                reports=tuple(reports),
+            ),
+            conditioning=self.way,
+        )
+
+
+def early_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
+    """Passes before matching, in order."""
+    passes: list[Any] = [
+        normalise,  # first: the matchers below need not know what does nothing
+        merge_equal_parameters,  # before hoisting, which merges what this makes equal
+        hoist_conditioning,  # before matching: what is hoisted is no site's to compute
+    ]
+    if options.unit is not None:
+        passes.append(partial(unify_layouts, blocks=blocks))  # last: for compilers only
+    return passes
+
+
+def left_out(matches: Sequence[Match], chosen: Sequence[Match]) -> tuple[Site, ...]:
+    """Sites that were not chosen; not those around or inside of a chosen one."""
+    paths, taken = {m.site.path for m in chosen}, {n for m in chosen for n in m.body}
+    others = (m for m in matches if m.site.path not in paths)
+    return tuple(m.site for m in others if not (m.bases or taken.intersection(m.body)))
+
+
+def keep_all_keys_values(matches: Sequence[Match]) -> tuple[list[Match], list[NoMatch]]:
+    """Matches that keep their keys and values, and those that have none to keep."""
+    kept, without = [], []
+    for match in matches:
+        try:
+            kept.append(keep_keys_values(match))
+        except NoMatch as miss:
+            without.append(miss)
+    return kept, without
+
+
+def hoisted_attention(gm: fx.GraphModule) -> list[NoMatch]:
+    """Attention that does not read the latent: no site, since it is evaluated rarely."""
+    reason = "attention that does not depend on the latent: evaluated with the conditioning"
+    stages = [n.meta["graph"] for n in gm.graph.nodes if "graph" in n.meta]
+    return [
+        NoMatch(reason, node) for s in stages for node in s.graph.nodes if is_candidate(node)
+    ]

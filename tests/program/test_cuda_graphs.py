@@ -1,0 +1,189 @@
+"""CUDA graphs, as far as a machine without a GPU can tell."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dqar_fx
+from dqar_fx import Schedule
+from dqar_fx.program.program import Program
+from tests.helpers.models import make_dit
+
+STEPS = 6
+SCHEDULES = {
+    "reuse": Schedule.interval(STEPS, 2, warmup=1),
+    "forecast": Schedule.interval(STEPS, 3, warmup=2).forecast(2),
+}
+aten = torch.ops.aten
+pytestmark = pytest.mark.usefixtures("fresh_counters")
+
+
+def run(denoiser, case, seed=0):
+    for step in range(STEPS):
+        with denoiser.cache_context("all", step_index=step):
+            denoiser(**case.inputs(step, seed))
+
+
+def slots_of(denoiser):
+    (stream,) = denoiser.program.streams.values()
+    return [buffer.data_ptr() for buffer in stream.slots.buffers.values()]
+
+
+class Recorder:
+    """A backend that notes which inputs are static, and which ones a graph writes to."""
+
+    def __init__(self):
+        self.graphs = 0
+        self.static, self.written = [], []
+
+    def __call__(self, gm, _inputs, **_options):
+        self.graphs += 1
+        nodes = gm.graph.find_nodes(op="placeholder")
+        marks = {
+            node: node.meta["tensor_dict"].get("_dynamo_static_input_type") for node in nodes
+        }
+        self.static += marks.values()
+        self.written += [
+            marks[node.args[0]]
+            for node in gm.graph.nodes
+            if node.target in (aten.copy_.default, torch.Tensor.copy_, "copy_")
+            and node.args[0] in marks
+        ]
+        return gm.forward
+
+
+@pytest.mark.parametrize("unit", ["regional", "whole"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_graphs_write_and_weights_have_static_addresses(name, unit):
+    """Inductor makes no CUDA graph of what writes to other inputs, and copies the others."""
+    recorder, case = Recorder(), make_dit(layers=3)
+    options = {"unit": unit, "backend": recorder, "options": {"triton.cudagraphs": True}}
+    denoiser = dqar_fx.transform(case.model, SCHEDULES[name], compile=options)
+    run(denoiser, case)
+    assert recorder.written, "a schedule that stores must write"
+    assert set(recorder.written) == {"unguarded"}
+    # what flows is not static: latent, conditioning, hidden states
+    assert {None, "unguarded"} == set(recorder.static)
+    assert recorder.static.count("unguarded") > recorder.static.count(None)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_blocks_share_graphs_whatever_the_addresses(name):
+    counts = []
+    for layers in (2, 5):
+        recorder, case = Recorder(), make_dit(layers=layers)
+        options = {"backend": recorder, "options": {"triton.cudagraphs": True}}
+        denoiser = dqar_fx.transform(case.model, SCHEDULES[name], compile=options)
+        run(denoiser, case)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            run(denoiser, case, seed=1)
+        counts.append(recorder.graphs)
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_slots_stay_where_they_are(name):
+    case = make_dit(layers=3)
+    denoiser = dqar_fx.transform(case.model, SCHEDULES[name])
+    run(denoiser, case)
+    before = slots_of(denoiser)
+    bound = len(next(iter(denoiser.program.streams.values())).rows)
+    for seed in (1, 2):
+        run(denoiser, case, seed)
+    assert slots_of(denoiser) == before
+    # equal steps of later trajectories use the same buffers: nothing is bound again
+    assert len(next(iter(denoiser.program.streams.values())).rows) == bound
+
+
+class Allocations(TorchDispatchMode):
+    """Counts tensors that are made from nothing."""
+
+    MAKERS = (aten.empty.memory_format, aten.zeros.default, aten.empty_strided.default)
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in self.MAKERS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_no_step_of_a_later_trajectory_allocates_a_slot(name):
+    case = make_dit(layers=3)
+    denoiser = dqar_fx.transform(case.model, SCHEDULES[name])
+    plain = dqar_fx.transform(case.model, Schedule.compute_all(STEPS))
+    for each in (denoiser, plain):
+        run(each, case)
+    counts = []
+    for each in (denoiser, plain):
+        with Allocations() as made:
+            run(each, case, seed=1)
+        counts.append(made.count)
+    assert counts[0] <= counts[1]
+
+
+class WithoutGuards(TorchFunctionMode):
+    """Indexing and copying without a device guard, which a build without CUDA lacks."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.copy_:
+            return aten.copy_.default(*args)
+        if func is not torch.Tensor.__getitem__:
+            return func(*args, **(kwargs or {}))
+        tensor, index = args
+        dim = 0
+        for each in index if isinstance(index, tuple) else (index,):
+            if each is None:
+                tensor, dim = tensor.unsqueeze(dim), dim + 1
+            elif isinstance(each, slice):
+                tensor = aten.slice.Tensor(tensor, dim, each.start, each.stop, each.step or 1)
+                dim += 1
+            else:
+                tensor = tensor.select(dim, each)
+        return tensor
+
+
+@pytest.mark.parametrize("cache", ["same", "int8"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_no_step_on_a_cuda_device_reads_from_it(name, cache, monkeypatch):
+    """Fake tensors have no values: whatever reads one on the host raises."""
+    # it writes to the device to see whether it can
+    module = import_module("dqar_fx.builder.builder")
+    monkeypatch.setattr(module, "refuse_format", lambda *_: None)
+    asked = []  # of what is not finite: the one question, between trajectories
+    monkeypatch.setattr(Program, "_report_flags", lambda *_: asked.append(step))
+    case = make_dit(layers=2)
+    with FakeTensorMode(allow_non_fake_inputs=True), WithoutGuards():
+        model = case.model
+        for parent in model.modules():
+            for key, value in list(parent._parameters.items()):
+                if value is not None:
+                    fake = torch.empty(value.shape, device="cuda")
+                    parent._parameters[key] = torch.nn.Parameter(fake, requires_grad=False)
+            for key, value in list(parent._buffers.items()):
+                if value is not None:
+                    parent._buffers[key] = torch.empty(
+                        value.shape, dtype=value.dtype, device="cuda"
+                    )
+        denoiser = dqar_fx.transform(model, SCHEDULES[name], cache=cache)
+        labels = torch.zeros(2, dtype=torch.long, device="cuda")
+        for _ in range(2):
+            for step in range(STEPS):
+                with denoiser.cache_context("all", step_index=step):
+                    result = denoiser(
+                        torch.empty(case.latent_shape, device="cuda"),
+                        timestep=torch.empty(2, device="cuda"),
+                        class_labels=labels,
+                    ).sample
+        assert result.device.type == "cuda"
+    assert set(asked) == {0, STEPS - 1}
+    buffers = next(iter(denoiser.program.streams.values())).slots.buffers.values()
+    assert {buffer.device.type for buffer in buffers} == {"cuda"}
