@@ -76,7 +76,7 @@ class Built:
         program = self.program
 
         def specialised(region, *case):
-            return program.lowering.variant(program.plan.regions[region], *case)
+            return program.lowering.variant(program.plan, region, *case)
 
         return [bind(program.plan, row, specialised, lambda kept: kept) for row in self.rows]
 

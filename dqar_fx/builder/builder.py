@@ -106,7 +106,7 @@ class Builder:
             observe=observe,
         )
         outlined = fork(guarded)
-        reports += outline(outlined, () if options.unit == "whole" else blocks, observe)
+        reports += outline(outlined, blocks if options.backend.cuts_blocks else (), observe)
         near_misses += hoisted_attention(outlined)
         return Program(
             captured=captured,
@@ -131,7 +131,7 @@ def early_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
         merge_equal_parameters,  # before hoisting, which merges what this makes equal
         hoist_conditioning,  # before matching: what is hoisted is no site's to compute
     ]
-    if options.unit is not None:
+    if options.backend.is_compiled:
         passes.append(partial(unify_layouts, blocks=blocks))  # last: for compilers only
     return passes
 

@@ -9,7 +9,7 @@ import torch
 
 from dqar_fx.costs.profile import DATASHEETS
 from dqar_fx.passes import FORMATS
-from dqar_fx.program.compile_options import UNITS
+from dqar_fx.program.backends import LOWERINGS
 from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
 from dqar_fx.transform import KINDS_KEPT
 
@@ -191,8 +191,7 @@ def add_transform_options(add: Callable[..., argparse.Action]) -> None:
     add("--sites", type=sites_of, help="attention, all, block, ..., or paths (the schedule's)")
     add("--keep", choices=KINDS_KEPT, default="output", help="what a site keeps (output)")
     add("--cache", choices=FORMATS, default="same", help="how it is stored (same)")
-    lowerings = (*UNITS, "eager")
-    add("--lowering", choices=lowerings, default="regional", help="what runs it (regional)")
+    add("--lowering", choices=LOWERINGS, default="regional", help="what runs it (regional)")
     add(
         "--device",
         default="A100",

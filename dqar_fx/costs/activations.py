@@ -162,7 +162,7 @@ class Activations:
 
     def __init__(self, program: Program) -> None:
         self._plan, self._timestep = program.plan, program.roles.timestep
-        self._is_compiled = program.lowering.options.unit is not None
+        self._is_compiled = program.lowering.backend.is_compiled
         outputs = graph_outputs(program.captured.gm.graph)
         self.output_bytes: int = sum(node.meta["val"].nbytes for node in outputs)
         self._runs: dict[Any, tuple[Run, tuple[int, ...]]] = {}
@@ -170,7 +170,7 @@ class Activations:
     def constant_bytes(self, program: Program) -> int:
         """What stages that do not read the timestep hold between steps: exact."""
         lives = program.liveness.of_table()
-        if program.lowering.options.replays:
+        if program.lowering.backend.replays:
             return program.constant_bytes  # copied, all of it
         if not self._is_compiled:
             return sum(held.end for held in self._stages(lives, every_step=False))

@@ -16,9 +16,7 @@ from .workload import region_key
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import fx
-
-    from dqar_fx.plan.plan import Variant
+    from dqar_fx.plan.plan import Plan, Variant
     from dqar_fx.schedule.action import Action
 
     Mark = tuple[str, float, float]
@@ -76,14 +74,15 @@ class TimedLowering(Lowering):
 
     def variant(
         self,
-        region: fx.GraphModule,
+        plan: Plan,
+        name: str,
         actions: tuple[Action, ...],
         live: tuple[bool, ...],
         *,
         packs: bool = False,
     ) -> Variant:
         """The other's lowered variant, timed."""
-        found = self._own.variant(region, actions, live, packs=packs)
+        found = self._own.variant(plan, name, actions, live, packs=packs)
         timed = partial(self._call, region_key(found.structure), found.function)
         return replace(found, function=timed)
 

@@ -30,6 +30,7 @@ from .operation import Operand
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dqar_fx.plan.slot_state import ForecastWeights
     from dqar_fx.plan.slots import Slots
     from dqar_fx.program.lowering import Lowering
     from dqar_fx.program.program import Stream
@@ -85,8 +86,11 @@ class RowProgram(Program):
         """As any program, but for what is done once per trajectory: rows are timed."""
         slots.enter(trajectory)
 
-    def _prepare(self, stream: Stream, step: int) -> PreparedStep:
+    def _prepare(
+        self, stream: Stream, step: int, weights: ForecastWeights | None = None
+    ) -> PreparedStep:
         """The step of the row, whatever is kept."""
+        del weights
         row, slot_state = self.next_row, stream.slots.slot_state
         if row not in stream.rows:
             latest = (1.0, *[0.0] * (self.history - 1))  # a forecast reads all of them

@@ -302,7 +302,7 @@ def profile_of(
 def has_regions(denoiser: Denoiser) -> bool:
     """Whether regions can be measured, and are few: compiled whole, each row is one."""
     program = denoiser.program
-    is_whole = program.lowering.options.unit == "whole"
+    is_whole = not program.lowering.backend.cuts_blocks
     return denoiser.device.type != "meta" and not is_whole and program.fixed is None
 
 
@@ -323,7 +323,7 @@ def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) 
         device=profile.name,
         source=profile.source,
         how=profile.how,
-        lowering=program.lowering.options.unit or "eager",
+        lowering=program.lowering.backend.name,
         num_steps=steps,
         rows=tuple(
             RowReport(

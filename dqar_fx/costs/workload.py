@@ -169,7 +169,7 @@ class Counting:
         self._roles = program.roles
         self._captured = program.captured.gm
         self._modules = Modules.of(self._captured)
-        self._is_compiled = program.lowering.options.unit is not None
+        self._is_compiled = program.lowering.backend.is_compiled
         self._ahead = program.ahead
         self.activations = Activations(program)
         self._liveness = Liveness(

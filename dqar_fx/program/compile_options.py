@@ -8,9 +8,7 @@ from typing import Any
 
 from dqar_fx.errors import OptionError
 
-UNITS = ("regional", "whole")
-REPLAYING_MODES = ("reduce-overhead", "max-autotune")
-"""Modes of ``torch.compile`` that replay CUDA graphs: these own their outputs' memory."""
+from .backends import BACKENDS, REPLAYING_MODES, UNITS, Backend, Eager
 
 
 @dataclass(frozen=True)
@@ -18,14 +16,12 @@ class CompileOptions:
     """How to lower.
 
     Attributes:
-        unit: ``"regional"``, ``"whole"``, or None for eager.
-        keywords: Passed on to ``torch.compile``.
+        backend: What runs regions.
         dynamic: Whether what is compiled serves all batch sizes.
         prepack: Whether linears of a step take weights that are packed once.
     """
 
-    unit: str | None = None
-    keywords: Mapping[str, Any] = field(default_factory=dict)
+    backend: Backend = field(default_factory=Eager)
     dynamic: bool = False
     prepack: bool = False
 
@@ -58,29 +54,31 @@ class CompileOptions:
             )
         if is_dynamic:
             del keywords["dynamic"]
-        options = cls(unit, keywords, is_dynamic, read_prepack(keywords))
-        options.refuse_fixed_batch()
-        options.refuse_packed()
+        prepack = read_prepack(keywords)
+        backend = Eager() if unit is None else BACKENDS[unit](keywords)
+        options = cls(backend, is_dynamic, prepack)
+        if is_dynamic:
+            options.refuse_fixed_batch(keywords)
+        if prepack:
+            options.refuse_packed()
         return options
 
-    def refuse_fixed_batch(self) -> None:
+    def refuse_fixed_batch(self, keywords: Mapping[str, Any]) -> None:
         """Raise for options that fix the batch size where it should be dynamic."""
-        if not self.dynamic:
-            return
-        if self.unit is None:
+        if not self.backend.is_compiled:
             raise OptionError(
                 "compile={'unit': None, 'dynamic': True}: nothing is compiled, so nothing can "
                 f"serve several batch sizes. Expected a unit of {UNITS}; without one, leave "
                 "'dynamic' out: each batch size is captured when it comes"
             )
-        if self.replays:
+        if self.backend.replays:
             raise OptionError(
-                f"compile={dict(self.keywords)} with 'dynamic': True: a CUDA graph is recorded"
+                f"compile={dict(keywords)} with 'dynamic': True: a CUDA graph is recorded"
                 " for tensors of fixed sizes. Expected one of the two: leave 'dynamic' out, so"
                 " that each batch size is compiled; or leave CUDA graphs out (modes "
                 f"{REPLAYING_MODES}, option 'triton.cudagraphs')"
             )
-        if "shapes_spec" in self.keywords:
+        if "shapes_spec" in keywords:
             raise OptionError(
                 "compile has both 'dynamic': True and 'shapes_spec', but which dimensions are "
                 "dynamic follows from the captures. Leave 'shapes_spec' out"
@@ -88,24 +86,17 @@ class CompileOptions:
 
     def refuse_packed(self) -> None:
         """Raise for options under which no weight can be packed."""
-        if self.prepack and self.unit is None:
+        if not self.backend.is_compiled:
             raise OptionError(
                 "compile={'unit': None, 'prepack': True}: products by packed weights round "
                 "differently, but what is not compiled is bit for bit the original's. "
                 f"Expected a unit of {UNITS}; without one, leave 'prepack' out"
             )
-        if self.prepack and self.dynamic:
+        if self.dynamic:
             raise OptionError(
                 "compile has both 'prepack' and 'dynamic': True, but what is compiled for all "
                 "batch sizes takes weights as they are. Expected one of the two"
             )
-
-    @property
-    def replays(self) -> bool:
-        """Whether an output may be overwritten when a region runs again."""
-        options = self.keywords.get("options") or {}
-        graphs = bool(options.get("triton.cudagraphs"))
-        return graphs or self.keywords.get("mode") in REPLAYING_MODES
 
 
 def read_prepack(keywords: dict[str, Any]) -> bool:

@@ -1,9 +1,7 @@
 """Lowering: from a region's graph to what runs it.
 
 Each distinct variant of a region (actions resolved, dead code gone) is lowered once and
-shared by all blocks and rows that have its structure. ``regional`` compiles the variants of
-blocks and of what lies between; ``whole`` has a single region, the step; ``None`` runs the
-variants' graphs as they are, on any device.
+shared by all blocks and rows that have its structure. What runs it is the backend's choice.
 """
 
 from __future__ import annotations
@@ -12,8 +10,6 @@ import logging
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
 
 from dqar_fx.passes import (
     copy_always,
@@ -75,6 +71,7 @@ class Lowering:
             letters of its actions.
 
     Attributes:
+        backend: What runs them.
         variants: The lowered variants by structure.
         reports: What passes did to them.
         sharing: What is shared with programs of other batch sizes; None if nothing.
@@ -84,7 +81,7 @@ class Lowering:
     def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:
         self.sharing: RegionSharing | None = None
         self.packed_weights = PackedWeights()
-        self.options = options
+        self.options, self.backend = options, options.backend
         self._observe = observe
         self.variants: dict[str, Variant] = {}
         self.reports: list[PassReport] = []
@@ -96,7 +93,8 @@ class Lowering:
 
     def variant(
         self,
-        region: fx.GraphModule,
+        plan: Plan,
+        name: str,
         actions: tuple[Action, ...],
         live: tuple[bool, ...],
         *,
@@ -105,12 +103,13 @@ class Lowering:
         """The lowered variant of a region for actions and live outputs.
 
         Args:
-            region: The region.
+            plan: The plan that calls the region.
+            name: The region's name in that plan.
             actions: Of its sites.
             live: Per output, whether anything reads it.
             packs: Whether its weights may be packed, if the options say so.
         """
-        packs = packs and self.options.prepack
+        region, packs = plan.regions[name], packs and self.options.prepack
         key = (region, actions, live, packs)
         if key not in self._known:
             gm, kept, report = specialise_region(region, actions, live, self._observe)
@@ -163,8 +162,8 @@ class Lowering:
     def _note(self, gm: fx.GraphModule, actions: Sequence[Action]) -> None:
         """Log and show what was lowered."""
         letters = "".join(action.letter for action in actions)
-        unit, size = self.options.unit or "eager", len(gm.graph.nodes)
-        logger.info("lowered a region (%s): actions %s, %d nodes", unit, letters or "-", size)
+        name, size = self.backend.name, len(gm.graph.nodes)
+        logger.info("lowered a region (%s): actions %s, %d nodes", name, letters or "-", size)
         self._observe("lowered", letters, gm)
 
     def narrowed(
@@ -183,14 +182,11 @@ class Lowering:
 
     def lower(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
         """What runs a graph; ``shapes`` are more keywords of ``torch.compile``."""
-        if self.options.unit is None:
-            generate_code(gm)
-            return gm.forward
-        passes = (*COMPILED, copy_always) if shapes else COMPILED
-        self.reports += run_passes(gm, passes, "region", self._observe)
+        if self.backend.is_compiled:
+            passes = (*COMPILED, copy_always) if shapes else COMPILED
+            self.reports += run_passes(gm, passes, "region", self._observe)
         generate_code(gm)
-        keywords = {"fullgraph": True, **self.options.keywords, **shapes}
-        return torch.compile(gm.forward, **keywords)
+        return self.backend.compile(gm, **shapes)
 
 
 def specialise_region(

@@ -27,7 +27,7 @@ from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Hashable, Sequence
 
     from torch import fx
 
@@ -128,13 +128,13 @@ class Program:
         self.explanation = explanation
         self.streams: dict[tuple[str | None, int], Stream] = {}
         self.roles = Roles.of(captured.gm)
-        self.ahead = Ahead(conditioning, is_compiled=lowering.options.unit is not None)
+        self.ahead = Ahead(conditioning, is_compiled=lowering.backend.is_compiled)
         self._conditioning = Conditioning(
             plan.stages,
             self.roles.timestep,
             ahead=self.ahead,
-            copy=lowering.options.replays,
-            bind=partial(self._bind, actions=(), fill=self._tensor_of),
+            copy=lowering.backend.replays,
+            bind=self._bind_stage,
             narrow=lowering.narrowed,
             fill=self._tensor_of,
         )
@@ -288,17 +288,13 @@ class Program:
         slots = stream.slots
         if not slots.holds(position.trajectory):
             self._begin(slots, position.trajectory)
-        step = (
-            self._prepare(stream, position.step)
-            if weights is None
-            else self._work_out(stream, position.step, weights)
-        )
+        step = self._prepare(stream, position.step, weights)
         if step.num_cold and not self._warned:
             self._warn_cold(step.num_cold, position)
         values: list[Any] = [None] * self.plan.size
         for number, leaf in zip(self.plan.inputs, leaves, strict=True):
             values[number] = leaf
-        if self.lowering.options.replays:
+        if self.lowering.backend.replays:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it so
         try:
             self._conditioning.evaluate(stream.memo, leaves, values, position, step.needs)
@@ -311,7 +307,7 @@ class Program:
         if step.is_checked:
             self._report_flags(slots)
         # what is kept for a later step is copied before the caller may write to it
-        copied = self.plan.outputs if self.lowering.options.replays else self._shared
+        copied = self.plan.outputs if self.lowering.backend.replays else self._shared
         return [
             values[number].clone() if number in copied else values[number]
             for number in self.plan.outputs
@@ -361,63 +357,55 @@ class Program:
             self.streams[key] = Stream(slots)
         return self.streams[key]
 
-    def _prepare(self, stream: Stream, step: int) -> PreparedStep:
-        """Work a step out, once for what is kept."""
-        slot_state = stream.slots.slot_state
-        known = stream.prepared.get((slot_state, step))
-        if known is not None:
-            return known
-        if len(stream.prepared) >= MAX_PREPARED:
-            stream.prepared.clear()
-        made = self._work_out(stream, step)
-        stream.prepared[slot_state, step] = made
-        return made
-
-    def _work_out(
+    def _prepare(
         self, stream: Stream, step: int, weights: ForecastWeights | None = None
     ) -> PreparedStep:
-        """A step for what is kept now, with weights of its forecasts or the table's."""
-        slot_state = stream.slots.slot_state
-        actions, num_cold = slot_state.actions_for(self.table, step)
-        is_last = step == self.table.num_steps - 1
-        if weights is None:
-            calls = self._bound_row(stream, actions, step)
-        else:
+        """Work a step out, once for what is kept; anew for given weights of forecasts."""
+        state = stream.slots.slot_state
+        known = stream.prepared.get((state, step))
+        if known is not None and weights is None:
+            return known
+        actions, num_cold = state.actions_for(self.table, step)
+        if weights is not None:
             calls = self._bind_row(stream, actions, weights)
-        # on other devices at the end alone: asking them waits
-        is_checked = is_last or (self._is_on_host and Action.STORE in actions)
-        needs = self.liveness.needs(actions.tolist())
-        return PreparedStep(
-            calls, slot_state.after(actions, step), needs, num_cold, is_checked
+        else:
+            weighed = state.weigh(self.table, actions, step)
+            row = (actions.tobytes(), state.places(actions), weighed)
+            if row not in stream.rows:
+                stream.rows[row] = self._bind_row(stream, actions, weighed)
+            calls = stream.rows[row]
+        is_last = step == self.table.num_steps - 1
+        made = PreparedStep(
+            calls=calls,
+            after=state.after(actions, step),
+            needs=self.liveness.needs(actions.tolist()),
+            num_cold=num_cold,
+            # on other devices at the end alone: asking them waits
+            is_checked=is_last or (self._is_on_host and Action.STORE in actions),
         )
-
-    def _bound_row(self, stream: Stream, actions: Actions, step: int) -> list[BoundCall]:
-        slot_state = stream.slots.slot_state
-        weights = slot_state.weigh(self.table, actions, step)
-        key = (actions.tobytes(), slot_state.places(actions), weights)
-        if key not in stream.rows:
-            stream.rows[key] = self._bind_row(stream, actions, weights)
-        return stream.rows[key]
+        if weights is None:
+            if len(stream.prepared) >= MAX_PREPARED:
+                stream.prepared.clear()
+            stream.prepared[state, step] = made
+        return made
 
     def _bind_row(
         self, stream: Stream, actions: Actions, weights: ForecastWeights
     ) -> list[BoundCall]:
+        """The calls of a row, with parameters, slots and weights of forecasts filled in."""
         slots = stream.slots
         places = slots.slot_state.places(actions)
         fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)
-        return self._bind(self.plan, actions.tolist(), fill)
+        variant = partial(self.lowering.variant, self.plan, packs=True)
+        pack = self.lowering.packed_weights.pack
+        return bind(self.plan, actions.tolist(), variant, fill, pack)
 
-    def _bind(
-        self, plan: Plan, actions: Sequence[int], fill: Callable[[Static], Any]
-    ) -> list[BoundCall]:
-        def specialised(
-            region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
-        ) -> Variant:
-            # what conditioning reads is released, or evaluated once: not worth a copy
-            packs = plan is self.plan
-            return self.lowering.variant(plan.regions[region], mine, live, packs=packs)
+    def _bind_stage(self, plan: Plan) -> list[BoundCall]:
+        """The calls of a conditioning stage.
 
-        return bind(plan, actions, specialised, fill, self.lowering.packed_weights.pack)
+        Its weights are not packed: they may be released, or are read once.
+        """
+        return bind(plan, (), partial(self.lowering.variant, plan), self._tensor_of)
 
     def _tensor_of(
         self,
@@ -437,7 +425,7 @@ class Program:
             assert static is not None, "actions are resolved before binding"
             owner, _, name = static.rpartition(".")
             found = getattr(self.captured.gm.get_submodule(owner), name).detach()
-        if self.lowering.options.replays:
+        if self.lowering.backend.replays:
             # else a replayed graph copies every weight, and none is made of what writes slots
             torch._dynamo.mark_static_address(found, guard=False)  # blocks share one graph
         return found

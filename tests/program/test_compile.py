@@ -216,7 +216,7 @@ def test_replayed_cuda_graphs_own_nothing_that_outlives_a_step():
         Schedule.interval(3, 2),
         compile={"backend": "eager", "options": {"triton.cudagraphs": True}},
     )
-    assert denoiser.prepare(**case.inputs(0)).lowering.options.replays
+    assert denoiser.prepare(**case.inputs(0)).lowering.backend.replays
     plain = dqar_fx.transform(case.model, Schedule.interval(3, 2))
     results, expected = trajectory(denoiser, case, steps=3), trajectory(plain, case, steps=3)
     for a, b in zip(results, expected, strict=True):

@@ -31,7 +31,7 @@ def describe_model(denoiser: Denoiser) -> dict[str, str]:
         "parameters": f"{quantity(count)} ({', '.join(dtypes)})",
         "inputs": ", ".join(describe_inputs(denoiser)),
         "sites": f"{len(program.table.sites)} ({', '.join(kinds)})",
-        "lowering": program.lowering.options.unit or "eager",
+        "lowering": program.lowering.backend.name,
     }
 
 
