@@ -18,7 +18,7 @@ from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
 from dqar_fx.steps.steps import SeenTensor
 
-from .memo import Tabulated
+from .memo import TabulatedStage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ WAYS = ("auto", "step", "trajectory")
 
 @dataclass(frozen=True)
 class Ahead:
-    """When to evaluate all steps of a trajectory at once.
+    """Says when all steps of a trajectory are evaluated at once.
 
     Attributes:
         way: ``"auto"``, ``"step"`` or ``"trajectory"``.
@@ -54,12 +54,12 @@ class Ahead:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether to do so where the timesteps are known."""
+        """Whether to evaluate ahead where the timesteps are known."""
         return self.way == "trajectory" or (self.way == "auto" and self.is_compiled)
 
     @property
     def is_asked(self) -> bool:
-        """Whether at any cost: of memory, or of reading a timestep on an accelerator."""
+        """Whether to do so at any cost in memory, or in reading an accelerator."""
         return self.way == "trajectory"
 
     def allows(self, num_bytes: int) -> bool:
@@ -68,7 +68,7 @@ class Ahead:
 
 
 def check_way(way: object) -> str:
-    """The ``conditioning`` argument of ``transform``.
+    """Check the ``conditioning`` argument of ``transform``.
 
     Raises:
         OptionError: It is unknown.
@@ -79,7 +79,7 @@ def check_way(way: object) -> str:
 
 
 class Conditioning:
-    """The stages of one program.
+    """Runs the conditioning stages of one program.
 
     Args:
         stages: In the order in which they run.
@@ -227,7 +227,7 @@ class Conditioning:
             or not (known.rows is None or gives(known.rows[0], needs.step[k]))
         ):
             rows = self._tabulate(k, values, timesteps, needs.trajectory[k])
-            known = Tabulated(position.trajectory, timesteps, rows)
+            known = TabulatedStage(position.trajectory, timesteps, rows)
         memo.tabulated[k] = replace(known, trajectory=position.trajectory)
         return known.rows
 

@@ -12,7 +12,7 @@ from dqar_fx.passes.support.graphs import graph_outputs, tensor_value
 from dqar_fx.steps.steps import Position
 from dqar_fx.steps.timesteps import Timesteps
 
-from .fixed import ConditioningTable, Pack
+from .fixed import ConditioningTable, TablePack
 from .memo import Memo
 from .release import ReleasingProgram, Residence
 
@@ -67,7 +67,7 @@ def drop(
     timesteps: torch.Tensor,
     labels: Mapping[str, Sequence[int]],
 ) -> None:
-    """As `Denoiser.drop_conditioning` says."""
+    """Tabulate the conditioning and drop its parameters, for `Denoiser.drop_conditioning`."""
     if not denoiser.program.ahead.is_asked:
         raise DqarError(
             "drop_conditioning evaluates it for whole trajectories: expected "
@@ -105,7 +105,7 @@ def check_size(
 
 
 def timesteps_for(program: DroppingProgram, timesteps: torch.Tensor) -> Timesteps:
-    """Timesteps in the dtype and on the device of a program's input."""
+    """Read timesteps in the dtype and on the device of a program's input."""
     node = program.captured.gm.graph.find_nodes(op="placeholder")[timestep_of(program)]
     return Timesteps.of(timesteps.to(node.meta["val"].device, node.meta["val"].dtype))
 
@@ -174,7 +174,7 @@ def tabulate_labels(
     batch = len(leaves[leaf])
 
     def evaluate(of_samples: torch.Tensor) -> dict[int, torch.Tensor]:
-        """By number ``[steps, ...]``."""
+        """Give the outputs ``[steps, ...]`` of samples by number."""
         leaves[leaf] = of_samples.to(leaves[leaf])
         return evaluate_all(program, conditioning, leaves, timesteps, numbers)
 
@@ -186,7 +186,7 @@ def tabulate_labels(
         by_kind[table.dtype, len(table)][number] = table
     shared = {n: v for n, v in found[0].items() if n not in split}
     steps = {value: step for step, value in enumerate(timesteps.values)}
-    packs = tuple(map(Pack.of, by_kind.values()))
+    packs = tuple(map(TablePack.of, by_kind.values()))
     fixed = ConditioningTable(leaf, tuple(labels), steps, packs, shared)
     check_mixed(fixed, evaluate, leaves)
     return fixed

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pack:
+class TablePack:
     """Tensors of one dtype, side by side.
 
     Attributes:
@@ -40,7 +40,7 @@ class Pack:
     shapes: tuple[torch.Size, ...]
 
     @classmethod
-    def of(cls, tables: dict[int, torch.Tensor]) -> Pack:
+    def of(cls, tables: dict[int, torch.Tensor]) -> TablePack:
         """Of tensors ``[steps, labels, ...]`` by number, of one dtype."""
         flat = torch.cat([table.flatten(2) for table in tables.values()], 2)
         return cls(flat, tuple(tables), tuple(table.shape[2:] for table in tables.values()))
@@ -70,22 +70,22 @@ class ConditioningTable:
     leaf: int
     labels: tuple[int, ...]
     steps: dict[float, int]
-    packs: tuple[Pack, ...]
+    packs: tuple[TablePack, ...]
     shared: dict[int, torch.Tensor]
 
     @property
     def tables(self) -> list[torch.Tensor]:
-        """All tensors that it holds."""
+        """All tensors that the table holds."""
         return [*(pack.table for pack in self.packs), *self.shared.values()]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what differs from step to step."""
+        """Bytes of the tensors that differ from step to step."""
         return sum(t.nbytes for t in self.tables if len(t) == len(self.steps))
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all that it holds."""
+        """Bytes of all storages that the table holds."""
         storages = {storage_key(table): table.untyped_storage() for table in self.tables}
         return sum(storage.nbytes() for storage in storages.values())
 
@@ -110,7 +110,7 @@ class ConditioningTable:
             values[number] = table[min(step, len(table) - 1)]
 
     def find_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Places of labels in the table; they are read.
+        """Find the places of labels in the table; the labels are read on the host.
 
         Raises:
             DqarError: One is none of the table's.
@@ -122,7 +122,7 @@ class ConditioningTable:
         return torch.tensor([self.labels.index(v) for v in asked], device=labels.device)
 
     def _find_step(self, position: Position) -> int:
-        """Place of the timestep of a call in the table."""
+        """Find the place of the timestep of a call in the table."""
         if position.timesteps is None:
             raise self._unknown("a timestep that is not known ahead", self.steps)
         timestep = position.timesteps.values[position.step]

@@ -16,7 +16,7 @@ Outputs = tuple[torch.Tensor | None, ...]
 
 
 @dataclass(frozen=True)
-class Tabulated:
+class TabulatedStage:
     """A stage's outputs for each step of a trajectory, or None where it varies otherwise.
 
     Good for another trajectory of the same timesteps, as long as no other input changes.
@@ -35,7 +35,7 @@ class Tabulated:
 
 @dataclass
 class Memo:
-    """What one stream knows of the conditioning.
+    """What one stream knows of its conditioning.
 
     Attributes:
         outputs: Per stage, what it gave for the inputs that were seen last.
@@ -45,4 +45,4 @@ class Memo:
 
     outputs: dict[int, Outputs] = field(default_factory=dict)
     seen: dict[int, SeenTensor] = field(default_factory=dict)
-    tabulated: dict[int, Tabulated] = field(default_factory=dict)
+    tabulated: dict[int, TabulatedStage] = field(default_factory=dict)

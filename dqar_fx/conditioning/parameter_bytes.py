@@ -76,7 +76,7 @@ def count_parameters(
 
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Its parameters, buffers and constants."""
+    """Yield the parameters, buffers and constants of a module."""
     seen = set[int]()
     for inner in module.modules():
         own = (v for v in vars(inner).values() if is_tensor(v))

@@ -44,26 +44,26 @@ class ReleasingProgram(PlannedModel, Protocol):
         """Hold no parameter of the conditioning in bound calls."""
 
 
-class Saved(Protocol):
-    """The bytes of a storage, elsewhere."""
+class StoredBytes(Protocol):
+    """The bytes of a storage, kept in another place."""
 
     def load(self, device: torch.device) -> torch.Tensor:
-        """``uint8[bytes]`` on a device."""
+        """Give the bytes as ``uint8[bytes]`` on a device."""
 
 
 @dataclass(frozen=True)
-class OnHost:
-    """Bytes in host memory."""
+class HostBytes:
+    """Bytes kept in host memory."""
 
     flat: torch.Tensor
 
     def load(self, device: torch.device) -> torch.Tensor:
-        """``uint8[bytes]`` on a device."""
+        """Give the bytes as ``uint8[bytes]`` on a device."""
         return self.flat.to(device)
 
 
 @dataclass(frozen=True)
-class OnDisk:
+class DiskBytes:
     """Bytes in a file, mapped only while they are in use."""
 
     file: Any
@@ -71,7 +71,7 @@ class OnDisk:
     nbytes: int
 
     @classmethod
-    def write(cls, file: Any, flat: torch.Tensor) -> OnDisk:
+    def write(cls, file: Any, flat: torch.Tensor) -> DiskBytes:
         """Append bytes to a file, where a page begins.
 
         Raises:
@@ -92,7 +92,7 @@ class OnDisk:
         return cls(file, offset, flat.numel())
 
     def load(self, device: torch.device) -> torch.Tensor:
-        """``uint8[bytes]`` on a device."""
+        """Give the bytes as ``uint8[bytes]`` on a device."""
         pages = mmap.mmap(
             self.file.fileno(), self.nbytes, access=mmap.ACCESS_COPY, offset=self.offset
         )
@@ -100,11 +100,11 @@ class OnDisk:
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """Bytes that are nowhere any more."""
+class DroppedBytes:
+    """Stands for bytes that were dropped for good."""
 
     def load(self, device: torch.device) -> torch.Tensor:
-        """Refused.
+        """Refuse, since the bytes are gone.
 
         Raises:
             DqarError: Always.
@@ -117,8 +117,8 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class View:
-    """How a tensor showed a storage."""
+class TensorView:
+    """Remembers how a tensor showed a storage."""
 
     tensor: torch.Tensor
     offset: int | torch.SymInt
@@ -126,8 +126,8 @@ class View:
     stride: tuple[int, ...]
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> View:
-        """As it is now."""
+    def of(cls, tensor: torch.Tensor) -> TensorView:
+        """Remember a tensor as it is now."""
         return cls(tensor, tensor.storage_offset(), tensor.shape, tensor.stride())
 
     def vacate(self) -> None:
@@ -144,13 +144,13 @@ class View:
 
 
 @dataclass(frozen=True)
-class Away:
+class ReleasedStorage:
     """A storage that was released."""
 
-    saved: Saved
+    saved: StoredBytes
     nbytes: int
     device: torch.device
-    views: tuple[View, ...]
+    views: tuple[TensorView, ...]
 
 
 class Residence:
@@ -170,14 +170,14 @@ class Residence:
         self._counted_in: tuple[weakref.ref[ReleasingProgram], ...] | None = None
         self._models = weakref.WeakSet[Any]()
         self._programs = weakref.WeakSet[Any]()
-        self._away: list[Away] = []
-        self._saved: dict[int, tuple[torch.Tensor, Saved]] = {}
+        self._away: list[ReleasedStorage] = []
+        self._saved: dict[int, tuple[torch.Tensor, StoredBytes]] = {}
         self._file: Any = None
         self._num_unsettled = 0
         self._said: set[str] = set()
 
     def __reduce__(self) -> tuple[type[Residence], tuple[str | None]]:
-        """A copy releases its own."""
+        """Let a copy release parameters of its own."""
         return Residence, (self.place,)
 
     @property
@@ -259,7 +259,7 @@ class Residence:
         self._saved.clear()
 
     def _groups(self) -> list[list[torch.Tensor]]:
-        """Tensors that no step reads, by storage."""
+        """Group the tensors that no step reads by storage."""
         kept = set(chain.from_iterable(map(step_storages, self._programs)))
         groups: dict[int, list[torch.Tensor]] = defaultdict(list)
         for tensor in self._tensors():
@@ -273,7 +273,7 @@ class Residence:
         found = {id(tensor): tensor for owner in owners for tensor in tensors_of(owner)}
         yield from found.values()
 
-    def _put_away(self, tensors: list[torch.Tensor]) -> Away:
+    def _put_away(self, tensors: list[torch.Tensor]) -> ReleasedStorage:
         first = tensors[0]
         storage = first.untyped_storage()
         known = self._saved.pop(storage_key(first), None)
@@ -282,14 +282,16 @@ class Residence:
             saved = self._save(flat)
         else:
             saved = known[1]
-        away = Away(saved, storage.nbytes(), first.device, tuple(map(View.of, tensors)))
+        away = ReleasedStorage(
+            saved, storage.nbytes(), first.device, tuple(map(TensorView.of, tensors))
+        )
         for view in away.views:
             view.vacate()
         return away
 
-    def _save(self, flat: torch.Tensor) -> Saved:
+    def _save(self, flat: torch.Tensor) -> StoredBytes:
         if self.place == "drop":
-            return Dropped()
+            return DroppedBytes()
         if self.place == "host":
             if flat.device.type == "cpu":
                 self._warn_once(
@@ -297,11 +299,11 @@ class Residence:
                     "already. Expected a denoiser on an accelerator; for one on the CPU give "
                     "release='disk'"
                 )
-            return OnHost(flat.cpu())
+            return HostBytes(flat.cpu())
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="dqar_fx-")  # noqa: SIM115  # kept open
             weakref.finalize(self, self._file.close)
-        return OnDisk.write(self._file, flat)
+        return DiskBytes.write(self._file, flat)
 
     def _warn_unsettled(self) -> None:
         self._num_unsettled += 1
@@ -320,7 +322,7 @@ class Residence:
 
 
 def check_place(place: object) -> str | None:
-    """The ``release`` argument of ``transform``.
+    """Check the ``release`` argument of ``transform``.
 
     Raises:
         OptionError: It is unknown.

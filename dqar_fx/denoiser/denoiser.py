@@ -68,7 +68,7 @@ class Denoiser(ParameterWrapper):
     # ---- parameters ----------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without graphs and kept outputs: a copy captures anew."""
+        """Leave graphs and kept outputs out: a copy captures anew."""
         fresh = {"_programs": copy(self._programs), "_loop": copy(self._call_tracker)}
         return {**super().__getstate__(), **fresh}
 
@@ -153,14 +153,14 @@ class Denoiser(ParameterWrapper):
         self._call_tracker.reset()
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
-        """What diffusers calls at the end of a pipeline."""
+        """Reset, under the name that diffusers calls at the end of a pipeline."""
         del recurse
         self.reset()
 
     # ---- lowering ------------------------------------------------------------------------
 
     def compile(self, *, unit: str = "regional", **keywords: Any) -> None:
-        """Compile from the next call on.
+        """Compile regions from the next call on.
 
         Args:
             unit: ``"regional"`` or ``"whole"``.
@@ -242,7 +242,7 @@ class Denoiser(ParameterWrapper):
         return self._programs.find(leaves, spec)
 
     def _locate(self, program: Program, leaves: Sequence[Any]) -> Position:
-        """Which step this is.
+        """Find the step of this call.
 
         Raises:
             StepError: It is unknown, or the table has no such step.
@@ -261,7 +261,7 @@ class Denoiser(ParameterWrapper):
         return position
 
     def _reuses(self, table: BranchTable) -> bool:
-        """Whether anything is ever reused."""
+        """Whether a table ever reuses anything."""
         return table.reuse_ratio > 0
 
     def _forget_programs(self) -> None:

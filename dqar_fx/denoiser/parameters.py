@@ -60,7 +60,7 @@ class ParameterWrapper(Wrapper):
         return (after.dtype, after.device) != (before.dtype, before.device)
 
     def _placement(self) -> list[tuple[torch.dtype, torch.device]]:
-        """Dtype and device of each parameter and buffer."""
+        """List the dtype and device of each parameter and buffer."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return [(tensor.dtype, tensor.device) for tensor in tensors]
 
@@ -70,7 +70,7 @@ class ParameterWrapper(Wrapper):
         return super().state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the parameters are the original's.
+        """Refuse, since the parameters are the original's.
 
         Raises:
             DqarError: Always.
@@ -81,7 +81,7 @@ class ParameterWrapper(Wrapper):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """With what was released."""
+        """Copy the state with parameters that were released brought back."""
         self._residence.bring_back()
         return self.__dict__
 

@@ -1,4 +1,4 @@
-"""The face of a transformed model: whatever the original shows, but not its methods."""
+"""The wrapper of a transformed model: whatever the original shows, but not its methods."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Wrapper(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the parameters, as the original tells it."""
+        """The dtype of the parameters, as the original tells it."""
         own = getattr(self.model, "dtype", None)
         if isinstance(own, torch.dtype):
             return own
@@ -82,7 +82,7 @@ class Wrapper(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
+        """The device of the parameters."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def __getattr__(self, name: str) -> Any:

@@ -38,7 +38,7 @@ class BatchHalves:
 
     @classmethod
     def of(cls, leaves: Sequence[Any], named: Mapping[str, Any], order: str) -> BatchHalves:
-        """Take a batch apart.
+        """Take the inputs of a batch apart.
 
         Args:
             leaves: The flat inputs.

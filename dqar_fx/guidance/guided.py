@@ -45,15 +45,15 @@ if TYPE_CHECKING:
         """What makes a program whose graphs a second schedule may follow as well."""
 
         def with_schedule(self, schedule: Schedule) -> GuidedBuilder:
-            """The same for another schedule."""
+            """The same builder for another schedule."""
 
         def with_other(self, other: Schedule | None) -> GuidedBuilder:
-            """The same with another second one."""
+            """The same builder with another second schedule."""
 
 
 @dataclass(frozen=True)
 class GuidedExplanation(Explanation):
-    """The same, with a word on guidance."""
+    """An explanation with a word on guidance."""
 
     guidance: str = ""
 
@@ -190,7 +190,7 @@ class GuidedDenoiser(Denoiser):
     def _run_halves(
         self, leaves: Sequence[Any], spec: pytree.TreeSpec
     ) -> tuple[Program, list[torch.Tensor]]:
-        """Both streams, one after the other."""
+        """Run both streams of a batch, one after the other."""
         halves = self._split(leaves, spec)
         program = self._find_stream(halves.conditional, spec)
         position = self._locate(program, leaves)  # both halves tell which trajectory it is
@@ -201,7 +201,7 @@ class GuidedDenoiser(Denoiser):
     def _run_alone(
         self, leaves: Sequence[Any], spec: pytree.TreeSpec
     ) -> tuple[Program, list[torch.Tensor]]:
-        """The stream whose call this is."""
+        """Run the one stream that this call is of."""
         program = self._find_stream(leaves, spec)
         other, position = self._beside(program), self._locate(program, leaves)
         if self.guidance.is_unconditional(position.stream):

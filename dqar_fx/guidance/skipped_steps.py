@@ -106,16 +106,16 @@ class Within:
         return np.append(self.rule.may_reuse(inside(moment)), self.skipped[moment.step])
 
     def why(self, moment: Moment, site: int) -> str:
-        """The rule's reason."""
+        """Give the reason of the rule inside."""
         return self.rule.why(inside(moment), site)
 
     def refuse_other_model(self, model: nn.Module) -> None:
-        """If the rule refuses."""
+        """Raise if the rule inside refuses the model."""
         self.rule.refuse_other_model(model)
 
 
 def inside(moment: Moment) -> Moment:
-    """Without the last site, which is the whole."""
+    """Give a moment without its last site, which stands for the whole output."""
     return replace(moment, sites=moment.sites[:-1], age=moment.age[:-1])
 
 
@@ -132,7 +132,7 @@ class Reason:
     skipped: tuple[bool, ...]
 
     def __call__(self, table: BranchTable, step: int, site: int) -> str:
-        """The reason."""
+        """Give the reason."""
         if self.skipped[step]:
             return "not called: the kept output of the whole denoiser is read"
         known = self.table.reason

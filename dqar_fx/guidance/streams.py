@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Conditional:
+class ConditionalCall:
     """A call of a conditional stream: its position; its outputs, none where not needed."""
 
     position: Position
@@ -25,7 +25,7 @@ class Conditional:
 
 
 @dataclass
-class Watch:
+class StreamWatch:
     """A trajectory of a conditional stream, and whether the unconditional one has come."""
 
     latest: Position
@@ -41,9 +41,9 @@ class Streams:
     """Follows the calls of one denoiser."""
 
     def __init__(self) -> None:
-        self._latest: Conditional | None = None
+        self._latest: ConditionalCall | None = None
         self._runs: dict[StreamKey, tuple[object, object]] = {}
-        self._watches: dict[StreamKey, Watch] = {}
+        self._watches: dict[StreamKey, StreamWatch] = {}
 
     def note_conditional(self, position: Position, outputs: Tensors) -> Position | None:
         """Remember a conditional call.
@@ -51,12 +51,12 @@ class Streams:
         Returns:
             Where the trajectory before ended, if the unconditional stream never came in it.
         """
-        self._latest = Conditional(position, outputs)
+        self._latest = ConditionalCall(position, outputs)
         before = self._watches.get(position.stream)
         if before is not None and before.latest.trajectory is position.trajectory:
             before.latest = position
             return None
-        self._watches[position.stream] = Watch(position)
+        self._watches[position.stream] = StreamWatch(position)
         return before.latest if before is not None and before.is_alone else None
 
     def join(self, position: Position) -> tuple[Position, Tensors]:

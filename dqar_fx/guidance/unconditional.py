@@ -76,7 +76,7 @@ class Unconditional:
         return [value.shape for value in outputs] == [spec.shape for spec in self.outputs]
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget all kept outputs and streams."""
         self.program.reset()
         self.kept.clear()
         self.held.clear()

@@ -89,7 +89,7 @@ class BatchSignature:
 def context_of(
     program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec
 ) -> tuple[object, ...]:
-    """What else tells two programs apart."""
+    """What tells two programs apart beside their tensors."""
     return spec, casts_of(leaves), program.history
 
 
@@ -99,7 +99,7 @@ def count_rows(value: torch.Tensor) -> int:
 
 
 def describe(leaf: object) -> object:
-    """An input without its values."""
+    """Describe an input without its values."""
     return TensorSpec.of(leaf) if isinstance(leaf, torch.Tensor) else (type(leaf), repr(leaf))
 
 

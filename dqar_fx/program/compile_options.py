@@ -13,7 +13,7 @@ from .backends import BACKENDS, REPLAYING_MODES, UNITS, Backend, Eager
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How to lower.
+    """How regions are lowered.
 
     Attributes:
         backend: What runs regions.

@@ -140,7 +140,7 @@ class OneSample:
     strides: tuple[tuple[int, tuple[int, ...]], ...]
 
     def __call__(self, *inputs: torch.Tensor) -> Sequence[Any]:
-        """The region's outputs."""
+        """Give the region's outputs."""
         given = list(inputs)
         for position, expected in self.strides:
             value = given[position]

@@ -60,7 +60,7 @@ class Explanation:
 
 
 def describe_site(site: Site) -> dict[str, Any]:
-    """A site for JSON."""
+    """Describe a site for JSON."""
     kept = [
         {"shape": list(each.shape), "dtype": str(each.dtype).removeprefix("torch.")}
         for each in site.kept
@@ -70,7 +70,7 @@ def describe_site(site: Site) -> dict[str, Any]:
 
 
 def describe_miss(miss: NoMatch) -> dict[str, str]:
-    """A near miss for JSON."""
+    """Describe a near miss for JSON."""
     return {
         "reason": miss.reason,
         "node": miss.node.name,

@@ -169,7 +169,7 @@ class Lowering:
     def narrowed(
         self, stage: fx.GraphModule, live: tuple[bool, ...]
     ) -> tuple[fx.GraphModule, tuple[int, ...]]:
-        """As `narrow_stage` gives them; each once."""
+        """What `narrow_stage` gives, worked out once per stage and live outputs."""
         if (stage, live) not in self._narrowed:
             gm, kept, report = narrow_stage(stage, live, self._observe)
             self.reports.append(report)

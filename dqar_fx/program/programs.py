@@ -43,10 +43,10 @@ class ProgramBuilder(Protocol):
         kwargs: dict[str, Any],
         options: CompileOptions,
     ) -> Program:
-        """The program."""
+        """Build the program."""
 
     def with_schedule(self, schedule: Schedule) -> ProgramBuilder:
-        """The same for another schedule."""
+        """The same builder for another schedule."""
 
 
 @contextmanager
@@ -98,7 +98,7 @@ class Programs:
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
-        """A copy captures anew."""
+        """Let a copy or a pickle capture anew."""
         given = (self._model, self.builder, self.options, self._residence, self.shared_tensors)
         return Programs, given
 
@@ -110,7 +110,7 @@ class Programs:
 
     @property
     def latest(self) -> Program:
-        """What was found last.
+        """The program that was found last.
 
         Raises:
             DqarError: Nothing has been captured yet.
@@ -135,7 +135,7 @@ class Programs:
 
     @no_collection()
     def _build(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
-        """A program for these inputs."""
+        """Build a program for these inputs."""
         self._residence.bring_back()
         self.shared_tensors.tie(self._model)
 

@@ -38,12 +38,12 @@ class CallTracker:
         self._restarts = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy follows calls of its own."""
+        """Let a copy follow calls of its own."""
         return {**self.__dict__, "tracker": StepTracker(), "_last": {}}
 
     @contextmanager
     def name_stream(self, name: str, step_index: int | None) -> Iterator[None]:
-        """As `Denoiser.cache_context` says."""
+        """Name the stream and step of the calls inside, as `Denoiser.cache_context` does."""
         if step_index is not None and step_index < 0:
             raise StepError(f"step_index must not be negative, found {step_index}")
         outer = self.tracker.context
@@ -54,7 +54,7 @@ class CallTracker:
             self.tracker.context = outer
 
     def attach_scheduler(self, scheduler: Any) -> None:
-        """As `Denoiser.attach_scheduler` says."""
+        """Take steps from a scheduler, as `Denoiser.attach_scheduler` does."""
         if scheduler is not None and not hasattr(scheduler, "step_index"):
             raise StepError(
                 f"{type(scheduler).__name__} has no step_index, so it cannot tell the step. "
@@ -64,7 +64,7 @@ class CallTracker:
         self.tracker.scheduler = scheduler
 
     def attach_timesteps(self, timesteps: torch.Tensor | None) -> None:
-        """As `Denoiser.attach_timesteps` says."""
+        """Take timesteps as given, as `Denoiser.attach_timesteps` does."""
         if timesteps is not None and not (
             isinstance(timesteps, torch.Tensor) and timesteps.dim() == 1
         ):
@@ -75,7 +75,7 @@ class CallTracker:
         self.tracker.timestep_sources.attached = timesteps
 
     def lend(self, twin: CallTracker) -> None:
-        """Attach what is attached here."""
+        """Attach to another tracker what is attached to this one."""
         twin.tracker.scheduler = self.tracker.scheduler
         twin.tracker.timestep_sources.attached = self.tracker.timestep_sources.attached
 
@@ -88,7 +88,7 @@ class CallTracker:
     def locate(
         self, roles: Roles, leaves: Sequence[Any], *, wants_timesteps: bool, reads: bool
     ) -> Position:
-        """Which step a call is.
+        """Find the step of a call.
 
         Args:
             roles: Which input plays which part.

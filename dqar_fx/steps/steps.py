@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What ``cache_context`` said."""
+    """The stream and step that ``cache_context`` named."""
 
     name: str
     step_index: int | None = None
@@ -36,7 +36,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a call stands.
+    """The step, stream and trajectory of a call.
 
     Attributes:
         trajectory: An object of its own for every trajectory of a stream.
@@ -149,7 +149,7 @@ class StepTracker:
         latent: torch.Tensor,
         conditioning: Sequence[torch.Tensor],
     ) -> Position:
-        """The position of a call.
+        """Find the position of a call.
 
         Args:
             timestep: The timestep argument, a tensor of one value or one per sample; None if

@@ -52,7 +52,7 @@ class Timesteps:
 
 
 class TimestepSources:
-    """Finds the ruler of a call.
+    """Finds the timesteps of the trajectory that a call belongs to.
 
     Attributes:
         attached: Timesteps that were given, or None.
@@ -66,11 +66,11 @@ class TimestepSources:
         self._given: tuple[Timesteps, torch.dtype, list[Timesteps]] | None = None
 
     def forget(self) -> None:
-        """Read all anew."""
+        """Forget what was read, so that it is read anew."""
         self._base = self._given = None
 
     def read_base(self, timestep: torch.Tensor) -> tuple[Timesteps, int] | None:
-        """The ruler that a timestep is an element of, and its place there."""
+        """The timesteps that a timestep is an element of, and its place there."""
         base = timestep._base
         single = timestep.numel() == 1 or not any(timestep.stride())
         if base is None or base.dim() != 1 or base.numel() < 2 or not single:
@@ -83,7 +83,7 @@ class TimestepSources:
         return self._base, index
 
     def find(self, timestep: torch.Tensor, step: int, *, reads: bool) -> Timesteps | None:
-        """The ruler that has a call's timestep at this step.
+        """The timesteps that have a call's timestep at this step.
 
         Args:
             timestep: Of the call.
@@ -104,7 +104,7 @@ class TimestepSources:
 
     @property
     def scheduler_timesteps(self) -> torch.Tensor | None:
-        """Those of the attached scheduler."""
+        """The timesteps of the attached scheduler, or None."""
         found = getattr(self.scheduler, "timesteps", None)
         return found if isinstance(found, torch.Tensor) and found.dim() == 1 else None
 

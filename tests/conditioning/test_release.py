@@ -94,9 +94,9 @@ def test_release_frees_what_no_step_reads(name):
 
 def test_release_goes_on_without_weights_until_another_prompt(monkeypatch):
     case, loads = make_dit(layers=2), []
-    load = dqar_fx.release.OnDisk.load
+    load = dqar_fx.release.DiskBytes.load
     monkeypatch.setattr(
-        dqar_fx.conditioning.release.OnDisk, "load", lambda *a: loads.append(1) or load(*a)
+        dqar_fx.conditioning.release.DiskBytes, "load", lambda *a: loads.append(1) or load(*a)
     )
     denoiser = transformed(case)
     for seed in range(3):
