@@ -1,0 +1,97 @@
+"""What the pages are given by the site's builder: tables made of rows, and entries of passes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import tomllib
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mkdocs_macros.plugin import MacrosPlugin
+
+    Row = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+PASSES = Path(__file__).parents[1] / "passes"
+PROVENANCE = ("hardware", "device", "dtype", "torch", "diffusers", "commit", "command")
+"""What every row says of itself beside its figures."""
+
+
+def define_env(env: MacrosPlugin) -> None:
+    """Give the pages ``table(name)`` and ``pass_entries()``."""
+    env.macro(render, "table")
+    env.macro(pass_entries)
+
+
+# ---- results -------------------------------------------------------------------------------
+
+
+def read_tables() -> dict[str, Row]:
+    """The columns of each table, by its name: header to template, or several templates."""
+    return tomllib.loads((RESULTS / "tables.toml").read_text("utf-8"))
+
+
+def read_rows(name: str) -> list[Row]:
+    """The rows of a table, with all decimals of their file; ``inf`` is infinite there."""
+    lines = (RESULTS / f"{name}.jsonl").read_text("utf-8").splitlines()
+    rows = (json.loads(line, parse_float=Decimal) for line in lines)
+    return [{k: float(v) if v == "inf" else v for k, v in row.items()} for row in rows]
+
+
+def fill(templates: str | list[str], row: Row) -> str:
+    """The first template whose fields the row has; a dash if there is none."""
+    for template in [templates] if isinstance(templates, str) else templates:
+        try:
+            return template.format_map(row)
+        except KeyError:
+            continue
+    return "-"
+
+
+def render(name: str) -> str:
+    """A table in Markdown, and under it where its figures come from."""
+    columns, rows = read_tables()[name], read_rows(name)
+    commits = {row["commit"] for row in rows}
+    if len(commits) > 1:
+        columns = {**columns, "commit": "`{commit:.7}`"}
+    cells = [[fill(templates, row) for templates in columns.values()] for row in rows]
+    table = tabulate(cells, [*columns], tablefmt="github", disable_numparse=True)
+    return f"{table}\n\n{describe_origin(name, rows)}"
+
+
+def describe_origin(name: str, rows: list[Row]) -> str:
+    """The hardware, the versions and the command of rows, and a link to them."""
+    (hardware,) = {row["hardware"] for row in rows}
+    (command,) = {row["command"] for row in rows}
+    first, commits = rows[0], sorted({row["commit"][:7] for row in rows})
+    others = f", cache-dit {first['cache_dit']}" if "cache_dit" in first else ""
+    return (
+        f"*{hardware}; {first['dtype']}; torch {first['torch']} (CPU), diffusers "
+        f"{first['diffusers']}{others}; commit {', '.join(commits)}; `{command}`; "
+        f"[rows](results/{name}.jsonl)*{{ .origin }}"
+    )
+
+
+# ---- passes --------------------------------------------------------------------------------
+
+
+def pass_entries() -> str:
+    """A heading and the module docstring of each pass."""
+    return "\n\n".join(f"## {name}\n\n{text}" for name, text in read_passes())
+
+
+def read_passes() -> Iterator[tuple[str, str]]:
+    """Name and docstring of each module that defines a function of its own name."""
+    for path in sorted(PASSES.glob("*.py")):
+        module = ast.parse(path.read_text("utf-8"))
+        functions = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
+        text = ast.get_docstring(module)
+        if path.stem in functions and text is not None:
+            yield path.stem, text
