@@ -1,8 +1,12 @@
-"""What the pages are given by the site's builder: tables made of rows, and entries of passes."""
+"""Macros of the pages: tables that are made of rows, and entries that are made of docstrings.
+
+mkdocs-macros calls `define_env` once per build; a page asks for ``{{ table("main_job") }}``.
+"""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import tomllib
 from decimal import Decimal
@@ -19,15 +23,17 @@ if TYPE_CHECKING:
     Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
-PASSES = Path(__file__).parents[1] / "passes"
+ROOT = Path(__file__).parents[1]
 PROVENANCE = ("hardware", "device", "dtype", "torch", "diffusers", "commit", "command")
 """What every row says of itself beside its figures."""
 
 
 def define_env(env: MacrosPlugin) -> None:
-    """Give the pages ``table(name)`` and ``pass_entries()``."""
+    """Give the pages ``table(name)``, ``api(names)``, ``pass_entries()`` and ``rooms()``."""
     env.macro(render, "table")
+    env.macro(document, "api")
     env.macro(pass_entries)
+    env.macro(rooms)
 
 
 # ---- results -------------------------------------------------------------------------------
@@ -72,11 +78,31 @@ def describe_origin(name: str, rows: list[Row]) -> str:
     (command,) = {row["command"] for row in rows}
     first, commits = rows[0], sorted({row["commit"][:7] for row in rows})
     others = f", cache-dit {first['cache_dit']}" if "cache_dit" in first else ""
+    others += f", dqar_fx at {first['measured_at']}" if "measured_at" in first else ""
     return (
         f"*{hardware}; {first['dtype']}; torch {first['torch']} (CPU), diffusers "
         f"{first['diffusers']}{others}; commit {', '.join(commits)}; `{command}`; "
-        f"[rows](results/{name}.jsonl)*{{ .origin }}"
+        f"[rows](/results/{name}.jsonl)*{{ .origin }}"
     )
+
+
+# ---- API -----------------------------------------------------------------------------------
+
+
+def document(*names: str, of: str = "dqar_fx") -> str:
+    """What mkdocstrings makes entries of: public names, where they are defined."""
+    return "\n\n".join(entry(of, name) for name in names)
+
+
+def entry(module: str, name: str) -> str:
+    """One of them, under the name by which it is imported.
+
+    The passes are looked for in their own folder, which only the installed package has inside.
+    """
+    value = getattr(importlib.import_module(module), name)
+    path = f"{value.__module__}.{value.__qualname__}".replace("dqar_fx.passes.", "passes.")
+    title = f"{module}.{name}"
+    return f"::: {path}\n    options:\n      heading: {title}\n      toc_label: {name}"
 
 
 # ---- passes --------------------------------------------------------------------------------
@@ -89,9 +115,26 @@ def pass_entries() -> str:
 
 def read_passes() -> Iterator[tuple[str, str]]:
     """Name and docstring of each module that defines a function of its own name."""
-    for path in sorted(PASSES.glob("*.py")):
+    for path in sorted((ROOT / "passes").glob("*.py")):
         module = ast.parse(path.read_text("utf-8"))
         functions = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
         text = ast.get_docstring(module)
         if path.stem in functions and text is not None:
             yield path.stem, text
+
+
+# ---- layout --------------------------------------------------------------------------------
+
+
+def rooms() -> str:
+    """A table of the package's folders, and of the passes, with what their docstrings say."""
+    folders = [*sorted((ROOT / "dqar_fx").iterdir()), ROOT / "passes"]
+    found = [folder / "__init__.py" for folder in folders if (folder / "__init__.py").exists()]
+    lines = [(f"`{path.parent.relative_to(ROOT)}`", first_line(path)) for path in found]
+    return tabulate(lines, ["folder", "what is in it"], tablefmt="github")
+
+
+def first_line(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())

@@ -1,0 +1,39 @@
+"""Pages name what is there, and document what is public."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import dqar_fx
+from docs.macros import read_passes, rooms
+from tests.docs.pages import PAGES, README, ROOT, name_of
+
+PATH = re.compile(r"`((?:benchmarks|docs|dqar_fx|examples|passes|tests)/[\w./]*)`")
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+def test_paths_that_a_page_names_are_there(page):
+    for path in PATH.findall(page.read_text("utf-8")):
+        assert (ROOT / path).exists(), path
+
+
+def test_readme_is_short():
+    assert len(README.read_bytes()) <= 10_000
+
+
+def test_everything_public_is_documented():
+    text = (ROOT / "docs/api.md").read_text("utf-8")
+    for name in {*dqar_fx.__all__, *dqar_fx.prior_art.__all__} - {"prior_art"}:
+        assert f'"{name}"' in text, name
+
+
+def test_each_pass_has_an_entry():
+    files = {path.stem for path in (ROOT / "passes").glob("*.py")}
+    assert {name for name, _ in read_passes()} == files - {"__init__", "pipeline"}
+
+
+def test_each_room_says_what_is_in_it():
+    assert "`dqar_fx/schedule`" in rooms()
+    assert "| `passes`" in rooms()
