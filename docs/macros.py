@@ -127,14 +127,23 @@ def read_passes() -> Iterator[tuple[str, str]]:
 
 
 def rooms() -> str:
-    """A table of the package's folders, and of the passes, with what their docstrings say."""
-    folders = [*sorted((ROOT / "dqar_fx").iterdir()), ROOT / "passes"]
-    found = [folder / "__init__.py" for folder in folders if (folder / "__init__.py").exists()]
-    lines = [(f"`{path.parent.relative_to(ROOT)}`", first_line(path)) for path in found]
-    return tabulate(lines, ["folder", "what is in it"], tablefmt="github")
+    """The rooms of the package from the lowest on, with what their docstrings say."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (layers,) = (each["layers"] for each in contracts if each["type"] == "layers")
+    paths = map(room_of, reversed(layers))
+    lines = [(f"`{path.relative_to(ROOT)}`", first_paragraph(path)) for path in paths]
+    return tabulate(lines, ["room", "what is in it"], tablefmt="github")
 
 
-def first_line(path: Path) -> str:
-    """The first sentence of a module's docstring."""
-    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+def room_of(name: str) -> Path:
+    """The folder or the module of a room."""
+    folder = ROOT / "passes" if name == "passes" else ROOT / "dqar_fx" / name
+    return folder if folder.is_dir() else folder.with_suffix(".py")
+
+
+def first_paragraph(path: Path) -> str:
+    """What a room's docstring begins with."""
+    module = path / "__init__.py" if path.is_dir() else path
+    text = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
     return " ".join(text.split("\n\n")[0].split())
