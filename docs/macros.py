@@ -11,6 +11,7 @@ import json
 import tomllib
 from decimal import Decimal
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
@@ -69,7 +70,8 @@ def render(name: str) -> str:
         columns = {**columns, "commit": "`{commit:.7}`"}
     cells = [[fill(templates, row) for templates in columns.values()] for row in rows]
     table = tabulate(cells, [*columns], tablefmt="github", disable_numparse=True)
-    return f"{table}\n\n{describe_origin(name, rows)}"
+    box = f'<div class="figures" markdown="1">\n\n{table}\n\n</div>'
+    return f"{box}\n\n{describe_origin(name, rows)}"
 
 
 def describe_origin(name: str, rows: list[Row]) -> str:
@@ -82,7 +84,7 @@ def describe_origin(name: str, rows: list[Row]) -> str:
     return (
         f"*{hardware}; {first['dtype']}; torch {first['torch']} (CPU), diffusers "
         f"{first['diffusers']}{others}; commit {', '.join(commits)}; `{command}`; "
-        f"[rows](/results/{name}.jsonl)*{{ .origin }}"
+        f"[rows](/results/{name}.jsonl)*"
     )
 
 
@@ -110,7 +112,18 @@ def entry(module: str, name: str) -> str:
 
 def pass_entries() -> str:
     """A heading and the module docstring of each pass."""
-    return "\n\n".join(f"## {name}\n\n{text}" for name, text in read_passes())
+    return "\n\n".join(f"## {name}\n\n{to_markdown(text)}" for name, text in read_passes())
+
+
+def to_markdown(text: str) -> str:
+    """A docstring with its graphs, which are the paragraphs with an indented line, as code.
+
+    An arrow before such a line may stand further to the left than Markdown has it in code.
+    """
+    return "\n\n".join(
+        f"```text\n{dedent(each)}\n```" if "\n    " in f"\n{each}" else each
+        for each in text.replace("::\n", ":\n").split("\n\n")
+    )
 
 
 def read_passes() -> Iterator[tuple[str, str]]:

@@ -66,7 +66,7 @@ def test_origin_names_hardware_versions_commits_and_command():
     ]  # fmt: skip
     assert describe_origin("some", rows) == (
         "*a chip; float32; torch 1 (CPU), diffusers 2; commit aaaaaaa, bbbbbbb; `run it`; "
-        "[rows](/results/some.jsonl)*{ .origin }"
+        "[rows](/results/some.jsonl)*"
     )
 
 
