@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
 
-IN_BROWSER = "html/test_in_browser.py"
+IN_BROWSER = "inspect/html/test_in_browser.py"
 collect_ignore = [] if find_browser() else [IN_BROWSER]
 
 
