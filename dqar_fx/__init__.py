@@ -3,9 +3,9 @@
 `transform` turns a denoiser and a `Schedule` into a `Denoiser` that reuses attention outputs
 across denoising steps, as a static `BranchTable` says.
 
-Loggers ``dqar_fx.capture`` and ``dqar_fx.lowering`` say what was captured and lowered (INFO),
-``dqar_fx.runner`` what each pass did (DEBUG); all are silent unless set up. The environment
-variable ``DQAR_FX_DUMP=folder`` writes every graph to files, see `dqar_fx.dumps`.
+Loggers ``dqar_fx.capture`` and ``dqar_fx.program`` say what was captured and lowered (INFO),
+``dqar_fx.passes`` what each pass did (DEBUG); all are silent unless set up. The environment
+variable ``DQAR_FX_DUMP=folder`` writes every graph to files, see `dqar_fx.builder.dumps`.
 """
 
 import logging

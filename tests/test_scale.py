@@ -241,7 +241,7 @@ def test_distinct_rows_are_bounded_by_layers_not_by_steps(layers):
 def test_rules_are_asked_once_per_step():
     asked = []
 
-    class Asked(dqar_fx.schedule.Linear):
+    class Asked(dqar_fx.schedule.schedule.Linear):
         def may_reuse(self, moment):
             asked.append(moment.step)
             return super().may_reuse(moment)

@@ -27,7 +27,7 @@ def graph_diff(before: fx.GraphModule, after: fx.GraphModule) -> GraphDiff:
     """What one graph has and another has not.
 
     Nodes are matched by what they compute, so that names, numbers and cuts into regions are
-    no difference of nodes. See `dqar_fx.flatten` for what is a node.
+    no difference of nodes. See `dqar_fx.inspect.flatten` for what is a node.
 
     Args:
         before: A graph whose nodes carry fake tensors, such as ``denoiser.row_graph(4)``.

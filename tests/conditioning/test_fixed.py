@@ -78,7 +78,9 @@ def test_fixed_frees_as_counted():
     assert denoiser.released_bytes == counted.released
     table = denoiser.program._conditioning.fixed
     assert sum(len(pack.numbers) for pack in table.packs) > 6 * 5
-    predicted = dqar_fx.drop.fixed_bytes(denoiser.program, len(LABELS) * len(TIMESTEPS))
+    predicted = dqar_fx.conditioning.drop.fixed_bytes(
+        denoiser.program, len(LABELS) * len(TIMESTEPS)
+    )
     assert predicted == table.nbytes < counted.released
 
 

@@ -66,7 +66,7 @@ def test_diff_of_a_row_with_itself_is_empty(name, step):
     assert not any(getattr(found, kind) for kind in KINDS)
     assert found.delta == {}
     assert found.lines == ()
-    assert found.saved == dqar_fx.diffs.Amounts()
+    assert found.saved == dqar_fx.inspect.amounts.Amounts()
     assert found.before.macs > 0
 
 
@@ -107,7 +107,7 @@ def test_diff_turned_around_has_all_signs_turned(name, first, second):
     back = graph_diff(row(name, second), row(name, first))
     assert {op: -count for op, count in back.delta.items()} == there.delta
     assert len(nodes(there.removed)) == len(nodes(back.added))
-    assert there.saved == dqar_fx.diffs.Amounts() - back.saved
+    assert there.saved == dqar_fx.inspect.amounts.Amounts() - back.saved
     assert bool(there) == bool(back)
 
 
@@ -120,7 +120,7 @@ def test_diff_parts_agree(name, first, second):
     change = Counter(counted(nodes(found.added)))
     change.subtract(counted(nodes(found.removed)))
     assert {op: count for op, count in change.items() if count} == found.delta
-    saved = sum(found.by_module.values(), dqar_fx.diffs.Amounts())
+    saved = sum(found.by_module.values(), dqar_fx.inspect.amounts.Amounts())
     assert saved == found.saved
     kept = (each.macs for each in nodes(found.removed))
     assert sum(kept) - sum(each.macs for each in nodes(found.added)) == found.macs
