@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+Name = TypeVar("Name", str, str | None)
 
 
 class DqarError(ValueError):
@@ -31,6 +33,34 @@ class OptionError(DqarError):
 
 class StepError(DqarError):
     """The step of a call is unknown, or lies outside of the branch table."""
+
+
+def check_known(
+    what: str,
+    value: object,
+    known: Iterable[Name],
+    error: type[DqarError] = OptionError,
+    *,
+    note: str = "",
+) -> Name:
+    """A value that has to be one of a few names.
+
+    Args:
+        what: What the message says before the value, such as ``"cache="``.
+        value: Anything that was given.
+        known: The names; None among them where it may be left out.
+        error: What is raised for another value.
+        note: What the message says after the names.
+
+    Raises:
+        DqarError: The value is none of the names.
+    """
+    names = tuple(known)
+    for name in names:
+        if isinstance(value, type(name)) and value == name:
+            return name
+    listed = ", ".join(map(str, names))
+    raise error(f"{what}{value!r} is unknown; known are {listed}{note}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from .builder.builder import Builder
 from .conditioning.conditioning import check_way
 from .conditioning.release import Residence, check_place
 from .denoiser.denoiser import Denoiser
-from .errors import CaptureError, OptionError, ScheduleError, SiteError
+from .errors import CaptureError, OptionError, ScheduleError, SiteError, check_known
 from .guidance.guidance import Guidance
 from .guidance.guided import GuidedDenoiser
 from .passes import FORMATS
@@ -101,10 +101,8 @@ def transform(
         sites = "attention" if schedule.sites is None else schedule.sites
     if not sites or not all(isinstance(s, str) for s in sites):
         raise SiteError(f"sites={sites!r}: expected a kind, a path pattern, or several")
-    if not isinstance(cache, str) or cache not in FORMATS:
-        raise OptionError(f"cache={cache!r} is unknown; known are {', '.join(FORMATS)}")
-    if keep not in KINDS_KEPT:
-        raise OptionError(f"keep={keep!r} is unknown; known are {', '.join(KINDS_KEPT)}")
+    check_known("cache=", cache, FORMATS)
+    check_known("keep=", keep, KINDS_KEPT)
     schedule.refuse_other_model(model)
     options = CompileOptions.of(compile)
     way, residence = read_conditioning(conditioning, release)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.errors import OptionError
+from dqar_fx.errors import check_known
 from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
 from dqar_fx.steps.steps import SeenTensor
@@ -73,9 +73,7 @@ def check_way(way: object) -> str:
     Raises:
         OptionError: It is unknown.
     """
-    if not isinstance(way, str) or way not in WAYS:
-        raise OptionError(f"conditioning={way!r} is unknown; known are {', '.join(WAYS)}")
-    return way
+    return check_known("conditioning=", way, WAYS)
 
 
 class Conditioning:

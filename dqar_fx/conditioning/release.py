@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from dqar_fx.errors import DqarError, OptionError
+from dqar_fx.errors import DqarError, check_known
 
 from .parameter_bytes import count_parameters, step_storages, storage_key, tensors_of
 from .planned import PlannedModel
@@ -327,6 +327,4 @@ def check_place(place: object) -> str | None:
     Raises:
         OptionError: It is unknown.
     """
-    if place is None or (isinstance(place, str) and place in PLACES):
-        return place
-    raise OptionError(f"release={place!r} is unknown; known are None, {', '.join(PLACES)}")
+    return check_known("release=", place, (None, *PLACES))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.errors import DqarError
+from dqar_fx.errors import DqarError, check_known
 
 from .clocks import synchronise
 from .measure_regions import measure_regions
@@ -73,8 +73,7 @@ def measure_profile(
             be measured there.
         ScheduleError: A schedule does not fit the sites.
     """
-    if by not in WAYS:
-        raise DqarError(f"by={by!r} is unknown; known are {', '.join(map(repr, WAYS))}")
+    check_known("by=", by, WAYS, DqarError)
     operations = count_everything(denoiser, schedules).operations()
     place = place_of(denoiser, device)
     if by == "operators":

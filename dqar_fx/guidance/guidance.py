@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dqar_fx.errors import DqarError, OptionError, ScheduleError
+from dqar_fx.errors import DqarError, ScheduleError, check_known
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.schedule import Schedule
 
@@ -63,15 +63,10 @@ class Guidance:
     stream: str | int = "uncond"
 
     def __post_init__(self) -> None:
-        if self.keep not in KEPT:
-            raise OptionError(
-                f"guidance keep={self.keep!r} is unknown; known are {', '.join(KEPT)}"
-            )
-        if self.batched is not None and self.batched not in ORDERS:
-            raise OptionError(
-                f"guidance batched={self.batched!r} is unknown; known are "
-                f"{', '.join(ORDERS)}, and None where each stream has calls of its own"
-            )
+        check_known("guidance keep=", self.keep, KEPT)
+        if self.batched is not None:
+            alone = ", and None where each stream has calls of its own"
+            check_known("guidance batched=", self.batched, ORDERS, note=alone)
         is_number = isinstance(self.stream, int) and not isinstance(self.stream, bool)
         if not isinstance(self.stream, str) and not (is_number and self.stream >= 0):
             raise DqarError(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dqar_fx.denoiser.denoiser import Denoiser
-from dqar_fx.errors import DqarError, ScheduleError
+from dqar_fx.errors import DqarError, ScheduleError, check_known
 from dqar_fx.guidance.guidance import Guidance
 from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
 
@@ -33,8 +33,7 @@ def check_arguments(
         raise ScheduleError(
             f"orders={tuple(orders)!r} lacks 0: the step after the first can only be reused"
         )
-    if method not in METHODS:
-        raise ScheduleError(f"forecast {method!r} is unknown; known are {', '.join(METHODS)}")
+    check_known("forecast ", method, METHODS, ScheduleError)
     for name, value in (("ms", ms), ("quality", quality)):
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ScheduleError(f"{name} must be a positive number, found {value!r}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dqar_fx.errors import OptionError
+from dqar_fx.errors import OptionError, check_known
 
 from .backends import BACKENDS, REPLAYING_MODES, UNITS, Backend, Eager
 
@@ -44,8 +44,7 @@ class CompileOptions:
                 f"compile={compile!r}: expected None, 'regional', 'whole', or a dict of "
                 "torch.compile keywords with an optional 'unit'"
             )
-        if unit is not None and unit not in UNITS:
-            raise OptionError(f"compile={unit!r} is unknown; known are None, {UNITS}")
+        check_known("compile=", unit, (None, *UNITS))
         is_dynamic = keywords.get("dynamic") is True
         if keywords.get("dynamic") not in (None, True, False):
             raise OptionError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dqar_fx.errors import ScheduleError
+from dqar_fx.errors import ScheduleError, check_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,8 +77,7 @@ def weigh(method: str, kept: Sequence[int], step: int, order: int) -> Weights:
     Raises:
         ScheduleError: An unknown method.
     """
-    if method not in METHODS:
-        raise ScheduleError(f"forecast {method!r} is unknown; known are {', '.join(METHODS)}")
+    check_known("forecast ", method, METHODS, ScheduleError)
     weights = np.zeros(len(kept))
     taken = min(len(kept), points_of(method, order))
     weights[:taken] = METHODS[method](np.asarray(kept[:taken], np.float64), step)

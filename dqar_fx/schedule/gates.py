@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dqar_fx.errors import ScheduleError
+from dqar_fx.errors import ScheduleError, check_known
 
 from .noise import signal_to_noise
 from .rules import Plain
@@ -181,8 +181,7 @@ def entropy_gate(
     """
     if (threshold is None) == (quantile is None):
         raise ScheduleError("an entropy gate needs a threshold or a quantile, and not both")
-    if reuse not in ("above", "below"):
-        raise ScheduleError(f"reuse={reuse!r} is unknown; known are 'above' and 'below'")
+    check_known("reuse=", reuse, ("above", "below"), ScheduleError)
     if quantile is not None:
         if not 0 <= quantile <= 1:
             raise ScheduleError(f"quantile must be in [0, 1], found {quantile}")

@@ -332,7 +332,7 @@ def test_report_of_the_own_device_is_by_regions(device, compiled, how, case):
 
 
 def test_measure_profile_by_something_else_says_what_is_known(denoiser):
-    with pytest.raises(DqarError, match="by='graphs' is unknown; known are 'operators', 'reg"):
+    with pytest.raises(DqarError, match="by='graphs' is unknown; known are operators, reg"):
         dqar_fx.measure_profile(denoiser, by="graphs")
 
 

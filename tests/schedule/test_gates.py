@@ -175,7 +175,7 @@ def test_entropy_gate_quantile_zero_reuses_all_but_the_first_step():
         ),
         (
             {"threshold": 0.5, "reuse": "sideways"},
-            "reuse='sideways' is unknown; known are 'above' and 'below'",
+            "reuse='sideways' is unknown; known are above, below",
         ),
         ({"quantile": 1.5}, "quantile must be in [0, 1], found 1.5"),
         ({"quantile": math.nan}, "quantile must be in [0, 1], found nan"),
