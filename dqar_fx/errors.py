@@ -28,7 +28,7 @@ class ScheduleError(DqarError):
 
 
 class OptionError(DqarError):
-    """The name of a cache format or of a lowering is unknown."""
+    """An option is unknown, or does not go with the model or with other options."""
 
 
 class StepError(DqarError):
