@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-import warnings
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from dqar_fx.errors import DqarError, check_known
+from dqar_fx.notices import Once
 
 from .parameter_bytes import count_parameters, step_storages, storage_key, tensors_of
 from .planned import PlannedModel
@@ -174,7 +174,7 @@ class Residence:
         self._saved: dict[int, tuple[torch.Tensor, StoredBytes]] = {}
         self._file: Any = None
         self._num_unsettled = 0
-        self._said: set[str] = set()
+        self._once = Once()
 
     def __reduce__(self) -> tuple[type[Residence], tuple[str | None]]:
         """Let a copy release parameters of its own."""
@@ -294,7 +294,7 @@ class Residence:
             return DroppedBytes()
         if self.place == "host":
             if flat.device.type == "cpu":
-                self._warn_once(
+                self._once.warn(
                     "release='host' frees nothing here: the parameters are in host memory "
                     "already. Expected a denoiser on an accelerator; for one on the CPU give "
                     "release='disk'"
@@ -308,17 +308,12 @@ class Residence:
     def _warn_unsettled(self) -> None:
         self._num_unsettled += 1
         if self._num_unsettled >= NUM_UNSETTLED:
-            self._warn_once(
+            self._once.warn(
                 f"{NUM_UNSETTLED} steps in a row evaluated conditioning, so that its "
                 "parameters are not released. Expected timesteps that are known ahead and "
                 "other inputs that stay as they are: pass an element of scheduler.timesteps, "
                 "or see Denoiser.attach_scheduler and Denoiser.attach_timesteps"
             )
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            warnings.warn(text, stacklevel=9)
 
 
 def check_place(place: object) -> str | None:

@@ -7,13 +7,13 @@ steps that it leaves out misnumber nothing.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch.utils import _pytree as pytree
 
 from dqar_fx.denoiser.denoiser import Denoiser
+from dqar_fx.notices import Once
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
@@ -95,7 +95,7 @@ class GuidedDenoiser(Denoiser):
         self._output_table = guidance.output_table()
         self._others: dict[Program, Unconditional] = {}
         self._streams = Streams()
-        self._said: set[str] = set()
+        self._once = Once()
 
     # ---- as any denoiser -----------------------------------------------------------------
 
@@ -252,36 +252,32 @@ class GuidedDenoiser(Denoiser):
     # ---- warnings ------------------------------------------------------------------------
 
     def _warn_alone(self, end: Position) -> None:
-        self._warn_once(
-            "guidance: the unconditional stream never came",
-            f"in a trajectory of {end.step + 1} steps, whose stream was {end.stream}. "
-            f"Expected {self.guidance.expected}. Give the pipeline's own name or number, "
+        self._once.warn(
+            "guidance: the unconditional stream never came in a trajectory of "
+            f"{end.step + 1} steps, whose stream was {end.stream}. Expected "
+            f"{self.guidance.expected}. Give the pipeline's own name or number, "
             "Guidance(stream=...); Guidance(batched=...) where both streams are halves of one "
             "batch; or no guidance where there is none",
+            key="alone",
         )
 
     def _warn_baseless(self, position: Position) -> None:
-        self._warn_once(
-            "guidance: a difference has nothing to differ from",
-            f"at step {position.step}, so that the unconditional stream computes: no "
-            "conditional call of the same step and shape came before it. Expected the "
-            "conditional call first; where the pipeline has the other order, give "
-            "Guidance(keep='output')",
+        self._once.warn(
+            f"guidance: a difference has nothing to differ from at step {position.step}, so "
+            "that the unconditional stream computes: no conditional call of the same step and "
+            "shape came before it. Expected the conditional call first; where the pipeline "
+            "has the other order, give Guidance(keep='output')",
+            key="baseless",
         )
 
     def _warn_cold(self, position: Position) -> None:
-        self._warn_once(
-            "guidance: the unconditional stream starts cold",
-            f"at step {position.step}: it should read an output that this trajectory has not "
-            "kept, and computes it instead. The trajectory did not begin at step 0, skipped a "
-            "step, or could not be recognised (see Denoiser.cache_context and "
-            "Denoiser.attach_scheduler)",
+        self._once.warn(
+            f"guidance: the unconditional stream starts cold at step {position.step}: it "
+            "should read an output that this trajectory has not kept, and computes it "
+            "instead. The trajectory did not begin at step 0, skipped a step, or could not be "
+            "recognised (see Denoiser.cache_context and Denoiser.attach_scheduler)",
+            key="cold",
         )
-
-    def _warn_once(self, what: str, where: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            warnings.warn(f"{what} {where}", stacklevel=9)
 
     # ---- inspection ----------------------------------------------------------------------
 

@@ -8,13 +8,13 @@ node. So captures decide what is computed: a wrong guess costs a compilation, ne
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import DqarError
+from dqar_fx.notices import warn
 from dqar_fx.passes import NoMatch, fix_batch, free_batch, turn_patch_convolutions
 from dqar_fx.passes.support.graphs import describe_layout, source_line, structure_of
 from dqar_fx.passes.support.runner import fork, run_pass
@@ -279,9 +279,8 @@ def regions_called(plan: Plan) -> Iterator[fx.GraphModule]:
 
 def warn_alone(batch: int, reason: str) -> None:
     """Say that something is compiled for one batch size."""
-    warnings.warn(
+    warn(
         f"dynamic: compiled for a batch of {batch} alone, and for each other size anew: "
         f"{reason}. Expected a model that computes the same for any number of samples; where "
-        "that cannot be, leave 'dynamic' out",
-        stacklevel=9,
+        "that cannot be, leave 'dynamic' out"
     )

@@ -6,7 +6,6 @@ conditioning stages whose inputs changed, walk the bound calls.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from dqar_fx.conditioning.conditioning import Ahead, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
 from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import StepError
+from dqar_fx.notices import Once, warn
 from dqar_fx.passes import specialise
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.plan.liveness import Liveness
@@ -142,7 +142,7 @@ class Program:
             plan, table.rows, lowering.unlowered_of, is_compiled=self.ahead.is_compiled
         )
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
-        self._warned = False
+        self._once = Once()
         devices = {spec.device.type for spec in self.slot_specs.values()}
         self._is_on_host = devices <= {"cpu"}
 
@@ -289,7 +289,7 @@ class Program:
         if not slots.holds(position.trajectory):
             self._begin(slots, position.trajectory)
         step = self._prepare(stream, position.step, weights)
-        if step.num_cold and not self._warned:
+        if step.num_cold:
             self._warn_cold(step.num_cold, position)
         values: list[Any] = [None] * self.plan.size
         for number, leaf in zip(self.plan.inputs, leaves, strict=True):
@@ -435,21 +435,19 @@ class Program:
         raised = slots.take_flags()
         if raised:
             paths = ", ".join(self.table.sites[column] for column in raised)
-            warnings.warn(
+            warn(
                 f"{len(raised)} of {len(self.table.sites)} sites kept NaN or infinity, or "
                 f"numbers beyond the range of the cache format, in this trajectory: {paths}. "
                 "Steps that reuse them give NaN or infinity, too. Expected finite numbers "
                 "(below 65504 for cache='fp16'): try cache='bf16' or 'same', and look at "
-                "what the original model gives",
-                stacklevel=7,
+                "what the original model gives"
             )
 
     def _warn_cold(self, cold: int, position: Position) -> None:
-        self._warned = True
-        warnings.warn(
+        self._once.warn(
             f"step {position.step} starts cold: {cold} of {len(self.table.sites)} sites "
             "should reuse an output that this trajectory has not kept, and are computed "
             "instead. The trajectory did not begin at step 0, skipped a step, or could not "
             "be recognised (see Denoiser.cache_context and Denoiser.attach_scheduler)",
-            stacklevel=7,
+            key="cold",
         )

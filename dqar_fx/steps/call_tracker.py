@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dqar_fx.errors import StepError
+from dqar_fx.notices import Once, warn
 
 from .steps import Context, StepTracker
 
@@ -33,7 +33,7 @@ class CallTracker:
 
     def __init__(self) -> None:
         self.tracker = StepTracker()
-        self._warned_short = False
+        self._once = Once()
         self._last: dict[tuple[str | None, int], Position] = {}
         self._restarts = 0
 
@@ -127,13 +127,12 @@ class CallTracker:
             StepError: It is longer.
         """
         length = position.length or position.step + 1
-        if position.length is not None and length < num_steps and not self._warned_short:
-            self._warned_short = True
-            warnings.warn(
+        if position.length is not None and length < num_steps:
+            self._once.warn(
                 f"the trajectory has {length} steps but the branch table {num_steps}: only "
                 "its first rows are used. Transform with a schedule of as many steps as the "
                 "pipeline takes (num_inference_steps)",
-                stacklevel=7,
+                key="short",
             )
         if position.step >= num_steps or (position.step > 0 and length > num_steps + 1):
             raise StepError(
@@ -146,10 +145,9 @@ class CallTracker:
 
 def warn_restarts() -> None:
     """Say that nothing is ever reused, since each call begins a trajectory."""
-    warnings.warn(
+    warn(
         f"{MANY_RESTARTS + 1} calls in a row each began a new trajectory, so nothing "
         "is reused. Expected a timestep that falls from call to call, or one latent "
         "for all guidance branches of a step; where that is not so, use "
-        "Denoiser.cache_context(name, step_index=...) or attach_scheduler(scheduler)",
-        stacklevel=7,
+        "Denoiser.cache_context(name, step_index=...) or attach_scheduler(scheduler)"
     )
