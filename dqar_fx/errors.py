@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 Name = TypeVar("Name", str, str | None)
 
@@ -61,22 +60,6 @@ def check_known(
             return name
     listed = ", ".join(map(str, names))
     raise error(f"{what}{value!r} is unknown; known are {listed}{note}")
-
-
-@contextmanager
-def reading_json(name: str, kind: type) -> Iterator[None]:
-    """Whatever cannot be read inside is not what the ``to_json`` of that kind wrote.
-
-    Raises:
-        DqarError: Something cannot be read.
-    """
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DqarError(
-            f"this is no {name} in JSON: {type(error).__name__}: {error}. Expected what "
-            f"{kind.__name__}.to_json() gives"
-        ) from error
 
 
 def listing(lines: Sequence[object]) -> str:

@@ -6,15 +6,14 @@ Activations are an estimate, as `activations` says.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from tabulate import tabulate
 
 from dqar_fx.conditioning.parameter_bytes import ParameterBytes
-from dqar_fx.errors import reading_json
+from dqar_fx.json_value import JsonValue
 from dqar_fx.program.packing_plan import count_packed
 
 from .activations import Activations
@@ -82,7 +81,7 @@ class StreamMemory:
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryPlan(JsonValue):
     """What a denoiser holds, in bytes, for the latest captured signature.
 
     A pipeline that calls several streams that the denoiser does not tell apart beforehand
@@ -153,27 +152,6 @@ class MemoryPlan:
             Line("peak, estimated", self.peak, is_sum=True),
         ]
         return [line for line in found if line.nbytes]
-
-    def to_json(self) -> str:
-        """All of it, for `from_json`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> MemoryPlan:
-        """Read what `to_json` wrote.
-
-        Raises:
-            DqarError: It is something else.
-        """
-        with reading_json("memory plan", cls):
-            return cls.from_dict(json.loads(text))
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> MemoryPlan:
-        """Read what ``dataclasses.asdict`` gave."""
-        streams = tuple(StreamMemory(**stream) for stream in content["streams"])
-        parameters = ParameterBytes(**content["parameters"])
-        return cls(**{**content, "streams": streams, "parameters": parameters})
 
     def __str__(self) -> str:
         shown = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import exp, log
 from typing import TYPE_CHECKING, Any
 
@@ -104,19 +104,8 @@ class DeviceProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can say of it."""
-        return {
-            "name": self.name,
-            "source": self.source,
-            "macs_per_s": dict(self.macs_per_s),
-            "bytes_per_s": self.bytes_per_s,
-            "launch_s": self.launch_s,
-            "call_s": self.call_s,
-            "input_s": self.input_s,
-            "step_s": self.step_s,
-            "operation_s": {str(op): seconds for op, seconds in self.operation_s.items()},
-            "traffic_s": [list(pair) for pair in self.traffic_s],
-            "region_s": dict(self.region_s),
-        }
+        operation_s = {str(op): seconds for op, seconds in self.operation_s.items()}
+        return {**asdict(replace(self, operation_s={})), "operation_s": operation_s}
 
     def __str__(self) -> str:
         return f"{self.name} ({self.how})"

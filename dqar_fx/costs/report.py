@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import groupby
 from operator import add
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from tabulate import tabulate
 
-from dqar_fx.errors import DqarError, reading_json
+from dqar_fx.denoiser.denoiser import Denoiser
+from dqar_fx.errors import DqarError
+from dqar_fx.json_value import JsonValue
 
 from .kernels import KINDS
 from .measure_profile import measure_profile
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from dqar_fx.denoiser.denoiser import Denoiser
     from dqar_fx.schedule.schedule import Schedule
 
     Device = str | torch.device | DeviceProfile | None
@@ -67,7 +67,7 @@ class RowReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(JsonValue):
     """Costs of one trajectory, of all streams that the denoiser tells apart.
 
     A trajectory of a new prompt, whose conditioning is evaluated once: a later one of the same
@@ -91,7 +91,7 @@ class Report:
         computed: Of one step in which every site computes.
         memory: What the denoiser holds.
         denoiser: What it is the report of, for `to_html`; None if it was read from JSON.
-            Equality ignores it.
+            Equality and JSON leave it out.
     """
 
     device: str
@@ -151,12 +151,6 @@ class Report:
         """Predicted, against computing every site, lowered in the same way."""
         return self.computed_ms / self.ms
 
-    def to_json(self) -> str:
-        """All of it but the denoiser, for `from_json`."""
-        content = asdict(replace(self, denoiser=None))
-        del content["denoiser"]
-        return json.dumps(content)
-
     def to_html(self, path: str | Path) -> None:
         """Write a page with all of it, the branch table, its reasons and the graphs of rows.
 
@@ -171,29 +165,6 @@ class Report:
         from dqar_fx.inspect.html import write_html  # draws what this module counts
 
         write_html(self, path)
-
-    @classmethod
-    def from_json(cls, text: str) -> Report:
-        """Read what `to_json` wrote.
-
-        Raises:
-            DqarError: It is something else.
-        """
-        with reading_json("report", cls):
-            content = json.loads(text)
-            rows = [
-                RowReport(
-                    row["stream"],
-                    row["actions"],
-                    tuple(row["steps"]),
-                    {kind: Cost(**row["costs"][kind]) for kind in KINDS},
-                )
-                for row in content.pop("rows")
-            ]
-            names = ("conditioning", "reused", "computed")
-            costs = {name: Cost(**content[name]) for name in names}
-            memory = MemoryPlan.from_dict(content["memory"])
-            return cls(**{**content, **costs, "rows": tuple(rows), "memory": memory})
 
     def __str__(self) -> str:
         shown = [format_row(row) for row in self.rows[:MAX_LINES]]

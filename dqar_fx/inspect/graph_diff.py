@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from dqar_fx.errors import reading_json
+from dqar_fx.json_value import JsonValue
 
 from .amounts import Amounts
 from .summary import describe_saved, list_modules
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 CHANGES = ("removed", "added", "rewired", "moved")
 
@@ -51,7 +47,7 @@ class NodeChange:
 
 
 @dataclass(frozen=True)
-class GraphDiff:
+class GraphDiff(JsonValue):
     """What one graph has and another has not. Truthy if there is any difference.
 
     Attributes:
@@ -102,29 +98,6 @@ class GraphDiff:
     def __bool__(self) -> bool:
         return bool(self.delta or self.lines or any(getattr(self, name) for name in CHANGES))
 
-    def to_json(self) -> str:
-        """All of it, for `from_json`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> GraphDiff:
-        """Read what `to_json` wrote.
-
-        Raises:
-            DqarError: It is something else.
-        """
-        with reading_json("graph diff", cls):
-            content = json.loads(text)
-            for name in CHANGES:
-                content[name] = {
-                    path: tuple(read_change(each) for each in changes)
-                    for path, changes in content[name].items()
-                }
-            for name in ("before", "after"):
-                content[name] = Amounts(**content[name])
-            saved = {path: Amounts(**each) for path, each in content["by_module"].items()}
-            return cls(**{**content, "lines": tuple(content["lines"]), "by_module": saved})
-
     def __str__(self) -> str:
         if not self:
             return "no difference"
@@ -137,8 +110,3 @@ class GraphDiff:
 def count_by_path(changes: Mapping[str, tuple[NodeChange, ...]]) -> dict[str, int]:
     """How many changes there are, by module path."""
     return {path: len(each) for path, each in changes.items()}
-
-
-def read_change(content: dict[str, Any]) -> NodeChange:
-    """A change from JSON."""
-    return NodeChange(**{**content, "within": tuple(content["within"])})
