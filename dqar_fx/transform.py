@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .builder.builder import Builder
-from .conditioning.conditioning import check_way
-from .conditioning.release import Residence, check_place
+from .conditioning.conditioning import WAYS
+from .conditioning.release import PLACES, Residence
 from .denoiser.denoiser import Denoiser
 from .errors import CaptureError, OptionError, ScheduleError, SiteError, check_known
 from .guidance.guidance import Guidance
@@ -124,7 +124,8 @@ def read_conditioning(conditioning: object, release: object) -> tuple[str, Resid
     Raises:
         OptionError: One of the arguments is unknown, or they do not go together.
     """
-    way, place = check_way(conditioning), check_place(release)
+    way = check_known("conditioning=", conditioning, WAYS)
+    place = check_known("release=", release, (None, *PLACES))
     if place is not None and way == "step":
         raise OptionError(
             f"release={place!r} with conditioning='step': every step needs the parameters. "

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.errors import check_known
 from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
 from dqar_fx.steps.steps import SeenTensor
@@ -65,15 +64,6 @@ class Ahead:
     def allows(self, num_bytes: int) -> bool:
         """Whether a table may take so much."""
         return self.is_asked or num_bytes <= MAX_TABULATED_BYTES
-
-
-def check_way(way: object) -> str:
-    """Check the ``conditioning`` argument of ``transform``.
-
-    Raises:
-        OptionError: It is unknown.
-    """
-    return check_known("conditioning=", way, WAYS)
 
 
 class Conditioning:

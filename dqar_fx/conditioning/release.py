@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from dqar_fx.errors import DqarError, check_known
+from dqar_fx.errors import DqarError
 from dqar_fx.notices import Once
 
 from .parameter_bytes import count_parameters, step_storages, storage_key, tensors_of
@@ -314,12 +314,3 @@ class Residence:
                 "other inputs that stay as they are: pass an element of scheduler.timesteps, "
                 "or see Denoiser.attach_scheduler and Denoiser.attach_timesteps"
             )
-
-
-def check_place(place: object) -> str | None:
-    """Check the ``release`` argument of ``transform``.
-
-    Raises:
-        OptionError: It is unknown.
-    """
-    return check_known("release=", place, (None, *PLACES))
