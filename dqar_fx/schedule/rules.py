@@ -50,7 +50,7 @@ class Rule(Protocol):
 
 
 class AnyModelRule:
-    """The part of a rule that is the same for all rules that fit any model."""
+    """The base of rules that fit any model."""
 
     def refuse_other_model(self, model: Any) -> None:
         """Accept every model."""
