@@ -7,12 +7,12 @@ it was measured on or read from is a part of it, so the same rule always gives t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -134,50 +134,40 @@ class AgeLimit(AnyModelRule):
 
 
 @dataclass(frozen=True)
-class AllOf:
+class RuleCombination:
+    """Rules that decide together.
+
+    Attributes:
+        rules: The rules.
+        join: Makes one decision of theirs: `numpy.all` or `numpy.any`.
+    """
+
+    rules: tuple[Rule, ...]
+    join: ClassVar[Callable[..., Any]]
+
+    def may_reuse(self, moment: Moment) -> Mask:
+        """Allow each site by the joined decision."""
+        return np.asarray(self.join([rule.may_reuse(moment) for rule in self.rules], axis=0))
+
+    def why(self, moment: Moment, site: int) -> str:
+        """Join the reasons of the rules that want for a site what was decided."""
+        votes = [bool(rule.may_reuse(moment)[site]) for rule in self.rules]
+        pairs, decision = zip(self.rules, votes, strict=True), self.join(votes)
+        return "; ".join(rule.why(moment, site) for rule, vote in pairs if vote == decision)
+
+    def refuse_other_model(self, model: Any) -> None:
+        """Raise `ScheduleError` if one of the rules was made for another model."""
+        for rule in self.rules:
+            rule.refuse_other_model(model)
+
+
+class AllOf(RuleCombination):
     """Reuse where all rules allow it."""
 
-    rules: tuple[Rule, ...]
-
-    def may_reuse(self, moment: Moment) -> Mask:
-        """Allow each site that all rules allow."""
-        return np.asarray(np.all([rule.may_reuse(moment) for rule in self.rules], axis=0))
-
-    def why(self, moment: Moment, site: int) -> str:
-        """Join the reasons of the rules that refuse or, if none does, of all."""
-        votes = [bool(rule.may_reuse(moment)[site]) for rule in self.rules]
-        return join_reasons(self.rules, votes, decisive=all(votes), moment=moment, site=site)
-
-    def refuse_other_model(self, model: Any) -> None:
-        """Raise `ScheduleError` if one of the rules was made for another model."""
-        for rule in self.rules:
-            rule.refuse_other_model(model)
+    join = staticmethod(np.all)
 
 
-@dataclass(frozen=True)
-class AnyOf:
+class AnyOf(RuleCombination):
     """Reuse where at least one rule allows it."""
 
-    rules: tuple[Rule, ...]
-
-    def may_reuse(self, moment: Moment) -> Mask:
-        """Allow each site that at least one rule allows."""
-        return np.asarray(np.any([rule.may_reuse(moment) for rule in self.rules], axis=0))
-
-    def why(self, moment: Moment, site: int) -> str:
-        """Join the reasons of the rules that allow it or, if none does, of all."""
-        votes = [bool(rule.may_reuse(moment)[site]) for rule in self.rules]
-        return join_reasons(self.rules, votes, decisive=any(votes), moment=moment, site=site)
-
-    def refuse_other_model(self, model: Any) -> None:
-        """Raise `ScheduleError` if one of the rules was made for another model."""
-        for rule in self.rules:
-            rule.refuse_other_model(model)
-
-
-def join_reasons(
-    rules: Sequence[Rule], votes: Sequence[bool], *, decisive: bool, moment: Moment, site: int
-) -> str:
-    """Join the reasons of the rules whose vote is the decisive one."""
-    pairs = zip(rules, votes, strict=True)
-    return "; ".join(rule.why(moment, site) for rule, vote in pairs if vote == decisive)
+    join = staticmethod(np.any)

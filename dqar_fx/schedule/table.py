@@ -30,11 +30,6 @@ READING = (Action.REUSE, Action.FORECAST)
 """Actions that read what was kept."""
 
 
-def no_orders() -> NDArray[np.int8]:
-    """Return the orders of a table without forecasts."""
-    return np.zeros((1, 1), np.int8)
-
-
 def no_weights() -> NDArray[np.float64]:
     """Return the weights of a table whose forecasts follow from its method: none."""
     return np.zeros((0, 0, 0))
@@ -69,7 +64,7 @@ class BranchTable:
     sites: tuple[str, ...]
     max_age: int | None = None
     reason: Callable[[BranchTable, int, int], str] | None = field(default=None, repr=False)
-    orders: NDArray[np.int8] = field(default_factory=no_orders)
+    orders: NDArray[np.int8] = field(default_factory=lambda: np.zeros((1, 1), np.int8))
     method: str = "taylor"
     around: tuple[tuple[int, ...], ...] = ()
     weights: NDArray[np.float64] = field(default_factory=no_weights, repr=False)
@@ -296,10 +291,8 @@ class BranchTable:
             columns = [[LETTERS[c] for c in text] for text in content["actions"].values()]
             actions, max_age = np.array(columns, np.int8).T, content["max_age"]
             max_age = None if max_age is None else operator.index(max_age)
-            orders = content.get("orders")
-            known = no_orders() if orders is None else np.array(orders, np.int8).T
-            weights = content.get("weights")
-            weighed = no_weights() if weights is None else np.array(weights, np.float64)
+            orders = np.array(content.get("orders") or [[0]], np.int8).T
+            weights = np.array(content.get("weights") or no_weights(), np.float64)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"
@@ -308,10 +301,10 @@ class BranchTable:
             actions,
             tuple(content["actions"]),
             max_age,
-            orders=known,
+            orders=orders,
             method=content.get("method", "taylor"),
             around=tuple(tuple(each) for each in content.get("around", ())),
-            weights=weighed,
+            weights=weights,
         )
 
     @property
