@@ -22,6 +22,7 @@ from benchmarks.geometry import Geometry
 from dqar_fx import Schedule
 from dqar_fx.plan.plan import bind
 from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.rules import LinearRule
 
 DEPTHS = (2, 4, 8)
 STEPS = 50
@@ -241,7 +242,7 @@ def test_distinct_rows_are_bounded_by_layers_not_by_steps(layers):
 def test_rules_are_asked_once_per_step():
     asked = []
 
-    class Asked(dqar_fx.schedule.schedule.Linear):
+    class Asked(LinearRule):
         def may_reuse(self, moment):
             asked.append(moment.step)
             return super().may_reuse(moment)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dqar_fx import prior_art
 from dqar_fx.errors import ScheduleError
-from dqar_fx.schedule.schedule import LETTERS, Schedule
+from dqar_fx.schedule.action import LETTERS
+from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.schedule.table import BranchTable
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dqar_fx.schedule.action import Action
-from dqar_fx.schedule.rules import AllOf, Written, Young
 from dqar_fx.schedule.table import find_read, no_weights
+from dqar_fx.schedule.written_out import WrittenActions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,16 +37,14 @@ def resolve_inside(
 
     There it says COMPUTE, which is what a site does if the call cannot be left out after all.
     """
-    if isinstance(schedule.rule, Written):
+    if isinstance(schedule.rule, WrittenActions):
         table = schedule.resolve(sites, around)
         actions = without_calls(table, skipped, is_strict=schedule.rule.strict)
         reason = Reason(table, tuple(skipped))
         left = replace(table, actions=actions, reason=reason, weights=no_weights())
         return replace(left, weights=weights_of_same(table, left))
-    rule = schedule.rule
-    if schedule.max_age is not None:
-        rule = AllOf((rule, Young(schedule.max_age)))
-    whole = replace(schedule, rule=Within(rule, tuple(skipped)), max_age=None)
+    rule = Within(schedule.aged_rule(), tuple(skipped))
+    whole = replace(schedule, rule=rule, max_age=None)
     outer = tuple((*each, len(sites)) for each in around or ((),) * len(sites))
     table = whole.resolve((*sites, OUTPUT), (*outer, ()))
     actions = table.actions[:, :-1].copy()

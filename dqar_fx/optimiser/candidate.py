@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dqar_fx.schedule.forecast import points_of
-from dqar_fx.schedule.rules import Written
 from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.schedule.written_out import WrittenActions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dqar_fx.guidance.guidance import Guidance
-    from dqar_fx.schedule.rules import Moment
 
     from .measured import Measured
     from .segments import Segments
@@ -61,18 +60,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found(Written):
-    """Actions that an optimiser has found, each with its reason."""
-
-    reasons: tuple[tuple[str, ...], ...] = ()
-    """``[steps, sites]``."""
-
-    def why(self, moment: Moment, site: int) -> str:
-        """The error that was predicted, and the time that is saved or spent."""
-        return self.reasons[moment.step][site]
-
-
-@dataclass(frozen=True)
 class Plan:
     """A candidate worked out.
 
@@ -112,7 +99,7 @@ def work_out(
             if step not in computed:
                 orders[step, columns] = segments.orders[best]
                 letters[step, columns] = "F" if segments.orders[best] else "R"
-    rule = Found(
+    rule = WrittenActions(
         letters=tuple(map(tuple, letters.tolist())),
         strict=False,
         orders=tuple(map(tuple, orders.tolist())),

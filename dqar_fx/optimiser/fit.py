@@ -33,9 +33,9 @@ from dqar_fx.passes import FORMATS
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.schedule.written_out import WrittenActions
 
 from .arguments import check_pipeline
-from .candidate import Found
 from .trials import Job, run_attached
 from .view import View
 
@@ -65,7 +65,7 @@ Cell = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Fitted(Found):
+class Fitted(WrittenActions):
     """Actions as another schedule has them, with weights that were fitted to a model."""
 
     fingerprint: Fingerprint | None = field(default=None, compare=False)

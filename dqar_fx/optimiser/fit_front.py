@@ -10,8 +10,8 @@ import numpy as np
 
 from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.schedule.forecast import MAX_ORDER, points_of
+from dqar_fx.schedule.written_out import WrittenActions
 
-from .candidate import Found
 from .fit import RIDGES, fit, with_weights
 from .trials import identity, together
 
@@ -81,7 +81,7 @@ def fit_point(
 def widen(schedule: Schedule, history: int) -> Schedule:
     """The same computed steps; all that is kept is read, and weights decide."""
     rule, method = schedule.rule, schedule.method
-    assert isinstance(rule, Found), "tables of a search are written out with reasons"
+    assert isinstance(rule, WrittenActions), "tables of a search are written out with reasons"
     order = next(o for o in range(MAX_ORDER + 1) if points_of(method, o) == history)
     letters = [["C" if c == "C" else "F" for c in row] for row in rule.letters]
     orders = [[order if c == "F" else 0 for c in row] for row in letters]

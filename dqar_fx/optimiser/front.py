@@ -12,10 +12,8 @@ from tabulate import tabulate
 
 from dqar_fx.errors import DqarError, ScheduleError
 from dqar_fx.guidance.guidance import Guidance
-from dqar_fx.schedule.rules import Written
 from dqar_fx.schedule.table import BranchTable
-
-from .candidate import Found
+from dqar_fx.schedule.written_out import WrittenActions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -142,7 +140,7 @@ class Front:
             numbers = ("ms", "psnr_db", "held_out_db", "predicted_error", "cache_bytes")
             row = {key: getattr(point, key) for key in numbers}
             rule, sites = point.schedule.rule, point.schedule.sites
-            assert isinstance(rule, Found)
+            assert isinstance(rule, WrittenActions)
             row |= {"table": name, "sites": sites, "reasons": rule.reasons}
             rows.append({**row, "guidance": write_guidance(point.guidance)})
         facts = {"full_ms": self.full_ms, "sites": self.sites, "points": rows}
@@ -209,10 +207,10 @@ def read_point(folder: Path, row: dict[str, Any]) -> Point:
     )
     reasons = tuple(tuple(each) for each in row["reasons"])
     written = plain.rule
-    assert isinstance(written, Written)
+    assert isinstance(written, WrittenActions)
     # what is stored follows from what is read, also where a stream is left out
     letters = tuple(tuple(c.replace("S", "C") for c in row) for row in written.letters)
-    rule = Found(letters, False, written.orders, written.weights, reasons)
+    rule = WrittenActions(letters, False, written.orders, written.weights, reasons)
     sites = row["sites"] if isinstance(row["sites"], str) else tuple(row["sites"])
     return Point(
         ms=row["ms"],

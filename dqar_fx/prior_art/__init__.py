@@ -1,13 +1,17 @@
 """What other systems do, as schedules: their rule, or their file, becomes a branch table.
 
-Each function gives a schedule whose table computes and reuses at the same steps as that
-system, together with the sites that it is meant for. Where the other system does something
-that no table says (another norm, a test at run time), its function says so.
+Each system has a file of its own. Each function returns a schedule whose table computes and
+reuses at the same steps as that system, together with the sites that it is meant for. Where
+the system does something that no table can say (another norm, a test at run time), the
+function's docstring says so.
 """
 
-from .blocks import magcache, step_mask
-from .files import read_learning_to_cache, read_smoothcache
-from .layers import fora, smoothcache, taylorseer
+from .cache_dit import step_mask
+from .fora import fora
+from .learning_to_cache import read_learning_to_cache
+from .magcache import magcache
+from .smoothcache import read_smoothcache, smoothcache
+from .taylorseer import taylorseer
 
 __all__ = [
     "fora",

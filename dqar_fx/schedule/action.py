@@ -23,3 +23,7 @@ class Action(enum.IntEnum):
     def letter(self) -> str:
         """One letter for written-out rows: C, S, R, F, or a dot for what is covered."""
         return "." if self is Action.COVERED else self.name[0]
+
+
+LETTERS = {action.letter: action for action in Action}
+"""The action that each letter stands for."""

@@ -1,4 +1,4 @@
-"""What each site does at each step, why, and how old what it reads is."""
+"""A branch table cell by cell: what each site does, why, and how old what it reads is."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What one site does at one step.
 
     Attributes:
         step: The step.
         action: Name of the `Action`.
-        source: The step whose output it reads; None if it reads none.
+        source: The step whose output the site reads; None if it reads none.
         age: How many steps ago that was; None if it reads none.
-        why: The whole in words, the schedule's reason included.
+        why: All of this in words, with the schedule's reason.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Cell:
 
     @property
     def letter(self) -> str:
-        """Of the action, as in written-out rows."""
+        """The action's letter, as in written-out rows."""
         return Action[self.action].letter
 
     def __str__(self) -> str:
@@ -48,35 +48,35 @@ class SiteRow:
     Attributes:
         stream: 0, or 1 for guidance's unconditional stream.
         site: Module path.
-        cells: In order of steps.
+        cells: One cell per step, in order of steps.
     """
 
     stream: int
     site: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
     @property
     def actions(self) -> str:
-        """Letters of its actions."""
+        """The letters of the site's actions, one per step."""
         return "".join(cell.letter for cell in self.cells)
 
     @property
     def max_age(self) -> int:
-        """Age of the oldest output that it reads; 0 if it reads none."""
+        """Age in steps of the oldest output that the site reads; 0 if it reads none."""
         return max((cell.age or 0 for cell in self.cells), default=0)
 
     def __str__(self) -> str:
-        name = f"{self.site}{' (unconditional)' if self.stream else ''}"
+        stream = " (unconditional)" if self.stream else ""
         if len(self.cells) == 1:
-            return f"{self.cells[0]}{' (unconditional)' if self.stream else ''}"
-        return f"{name}  {self.actions}  oldest read {self.max_age} steps"
+            return f"{self.cells[0]}{stream}"
+        return f"{self.site}{stream}  {self.actions}  oldest read {self.max_age} steps"
 
 
-def read_cell(table: BranchTable, step: int, column: int) -> Cell:
-    """A cell of a table, explained."""
+def read_cell(table: BranchTable, step: int, column: int) -> TableCell:
+    """Return one cell of a table, with its explanation."""
     source = int(table.sources[step, column])
     is_read = source != NEVER
-    return Cell(
+    return TableCell(
         step=step,
         action=Action(table.actions[step, column]).name,
         source=source if is_read else None,
@@ -88,7 +88,7 @@ def read_cell(table: BranchTable, step: int, column: int) -> Cell:
 def read_rows(
     table: BranchTable, steps: Iterable[int], stream: int = 0
 ) -> tuple[SiteRow, ...]:
-    """A table by sites, each cell explained."""
+    """Return the chosen steps of a table, one row of explained cells per site."""
     chosen = list(steps)
     return tuple(
         SiteRow(stream, site, tuple(read_cell(table, step, column) for step in chosen))

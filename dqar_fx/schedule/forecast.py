@@ -1,7 +1,7 @@
-"""Forecasts: a site's output from those of the last computed steps, as a weighted sum.
+"""Forecasts: a site's output as a weighted sum of its outputs at the last computed steps.
 
-Every method here is linear in what is kept, so that a forecast is one row of weights, which
-depend on step numbers alone: they are data for the compiled region, not a part of its graph.
+Every method here is linear in the kept outputs, so a forecast is one row of weights. They
+depend on step numbers alone, and are an input of the compiled region, not part of its graph.
 """
 
 from __future__ import annotations
@@ -23,11 +23,21 @@ MAX_ORDER = 3
 
 
 def taylor(kept: Weights, step: float) -> Weights:
-    """Finite differences in the place of derivatives, newest first.
+    """Weigh kept outputs by a Taylor series, with finite differences for derivatives.
 
-    Source: TaylorSeer, arXiv 2503.06923: ``f + f' d + f'' d^2 / 2 + ...`` with
-    ``d = step - kept[0]``, each derivative the difference of the one before over the distance
-    of the newest two.
+    The forecast is ``f + f' d + f'' d^2 / 2 + ...`` with ``d = step - kept[0]``. Each
+    derivative is the difference of the two newest values of the one below it, divided by the
+    distance of their steps.
+
+    Args:
+        kept: Steps whose outputs are kept, newest first, float64 ``[points]``.
+        step: The step to forecast.
+
+    Returns:
+        One weight per kept output, float64 ``[points]``.
+
+    Source:
+        TaylorSeer, arXiv 2503.06923.
     """
     rows = np.eye(len(kept))
     total, scale = rows[0].copy(), 1.0
@@ -40,10 +50,13 @@ def taylor(kept: Weights, step: float) -> Weights:
 
 
 def chebyshev(kept: Weights, step: float) -> Weights:
-    """The polynomial through what is kept, in Chebyshev's basis over the steps in question.
+    """Weigh kept outputs by the polynomial through all of them, in Chebyshev's basis.
 
-    Source: Mason and Handscomb 2003, "Chebyshev polynomials"; extrapolates at the end of
-    ``[-1, 1]``, where the basis is bounded by 1.
+    The steps are mapped to ``[-1, 1]`` with the forecast at its end, where the basis is
+    bounded by 1. Arguments and result are as for `taylor`.
+
+    Source:
+        Mason and Handscomb 2003, "Chebyshev polynomials".
     """
     low, high = kept[-1], max(step, kept[0] + 1)
     place = (2 * np.append(kept, step) - low - high) / (high - low)
@@ -52,7 +65,10 @@ def chebyshev(kept: Weights, step: float) -> Weights:
 
 
 def least_squares(kept: Weights, step: float) -> Weights:
-    """A polynomial of one degree less than would pass through all, fitted to them."""
+    """Weigh kept outputs by a fitted polynomial, one degree below that through all of them.
+
+    Arguments and result are as for `taylor`.
+    """
     degree = max(len(kept) - 2, 0)
     basis = np.vander(np.append(kept, step) - kept[0], degree + 1, increasing=True)
     return np.asarray(basis[-1] @ np.linalg.pinv(basis[:-1]))
@@ -66,16 +82,19 @@ METHODS: dict[str, Callable[[Weights, float], Weights]] = {
 
 
 def weigh(method: str, kept: Sequence[int], step: int, order: int) -> Weights:
-    """Weights of what is kept, newest first, for a forecast at a step.
+    """Weigh the kept outputs for the forecast at a step.
 
     Args:
         method: A name of `METHODS`.
         kept: Steps whose outputs are kept, newest first; at least one.
         step: The step to forecast.
-        order: Of the forecast; lower where fewer steps are kept. 0 is reuse.
+        order: Order of the forecast; it falls where fewer steps are kept. 0 is reuse.
+
+    Returns:
+        One weight per kept output, float64 ``[points]``; 0 for those that are not read.
 
     Raises:
-        ScheduleError: An unknown method.
+        ScheduleError: The method is unknown.
     """
     check_known("forecast ", method, METHODS, ScheduleError)
     weights = np.zeros(len(kept))
@@ -85,5 +104,5 @@ def weigh(method: str, kept: Sequence[int], step: int, order: int) -> Weights:
 
 
 def points_of(method: str, order: int) -> int:
-    """How many kept outputs a forecast reads."""
+    """Return how many kept outputs a forecast of this order reads, at most."""
     return order + (2 if method == "least_squares" and order > 0 else 1)

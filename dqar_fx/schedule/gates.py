@@ -1,7 +1,10 @@
-"""Gates: schedules that decide by what is known of the noise, the attention or the error.
+"""Gates: schedules that decide by signal-to-noise ratio, attention entropy or predicted error.
 
-Each is resolved before anything runs, like every schedule: what a gate decides on is known of
-the scheduler, or was measured in a calibration run, never read inside a step.
+Like every schedule, a gate is resolved before anything runs: it decides by what the scheduler
+tells beforehand or a calibration run has measured, never by a value read inside a step.
+
+Source: DQAR report, "Reuse decision based on SNR + layer scheduling", "Entropy-based gate"
+and "Dynamic reuse policy".
 """
 
 from __future__ import annotations
@@ -14,14 +17,13 @@ import numpy as np
 from dqar_fx.errors import ScheduleError, check_known
 
 from .noise import signal_to_noise
-from .rules import Plain
+from .rules import AnyModelRule
 from .schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from torch import nn
 
     from .measured import MeasuredRun, PredictedErrors
     from .rules import Mask, Moment
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SnrGate(Plain):
+class SnrGate(AnyModelRule):
     """Reuse in a window of signal-to-noise ratios, while the ratio has not changed much.
 
     Attributes:
-        snr: Per step.
+        snr: The ratio at each step.
         min_snr: Lowest ratio at which to reuse.
         max_snr: Highest ratio at which to reuse.
         max_change: Largest change of the ratio's natural logarithm since an output was kept.
@@ -47,19 +49,19 @@ class SnrGate(Plain):
     max_change: float
 
     def changes(self, moment: Moment) -> NDArray[np.float64]:
-        """Per site, how far the logarithm has moved since the site was computed."""
+        """Return how far the logarithm has moved since each site was computed, ``[sites]``."""
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(np.asarray(self.snr))
             moved = np.abs(logs[moment.step] - logs[moment.step - moment.age])
         return np.where(np.isnan(moved), 0.0, moved)  # from infinite to infinite: none
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """Inside the window, and near what was kept."""
+        """Allow a site inside the window, if the ratio is near that of its kept output."""
         inside = self.min_snr <= self.snr[moment.step] <= self.max_snr
         return np.asarray(inside & (self.changes(moment) <= self.max_change))
 
     def why(self, moment: Moment, site: int) -> str:
-        """The ratio, or its change."""
+        """Say which limit the ratio or its change breaks, or that it keeps all."""
         snr = self.snr[moment.step]
         if snr < self.min_snr:
             return f"SNR {snr:.3g} is below {self.min_snr:.3g}"
@@ -89,9 +91,9 @@ def snr_gate(
         num_steps: As given to the pipeline (``num_inference_steps``).
         min_snr: Compute below this ratio: early steps, all noise.
         max_snr: Compute above this ratio: late steps, details.
-        max_change: Compute again once the natural logarithm of the ratio has moved by more
+        max_change: Compute again once the natural logarithm of the ratio has changed by more
             than this since the output was kept.
-        max_age: Steps that a kept output may live.
+        max_age: The most steps that a kept output may be old.
         **options: More arguments of the scheduler's ``set_timesteps``, such as ``mu``.
 
     Raises:
@@ -127,9 +129,9 @@ class EntropyGate:
     """Reuse where a site's attention is broad (or narrow) enough.
 
     Attributes:
-        calibration: What was measured.
-        thresholds: Per site of the calibration, in [0, 1].
-        reuse: ``"above"`` the threshold or ``"below"``.
+        calibration: The run that measured the entropies.
+        thresholds: float64, one per site of the calibration, in [0, 1].
+        reuse: Whether to reuse ``"above"`` the threshold or ``"below"`` it.
     """
 
     calibration: MeasuredRun
@@ -137,21 +139,21 @@ class EntropyGate:
     reuse: Literal["above", "below"]
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """By each site's threshold."""
+        """Allow each site whose entropy is on the chosen side of its threshold."""
         columns = self.calibration.columns(moment.sites)
         entropy = self.calibration.entropy[moment.step, columns]
         limit = self.thresholds[columns]
         return np.asarray(entropy >= limit if self.reuse == "above" else entropy < limit)
 
     def why(self, moment: Moment, site: int) -> str:
-        """The entropy and the threshold."""
+        """Compare the entropy with the threshold."""
         column = self.calibration.columns(moment.sites)[site]
         entropy, limit = self.calibration.entropy[moment.step, column], self.thresholds[column]
         side = "at least" if entropy >= limit else "below"
         return f"attention entropy {entropy:.3f} is {side} {limit:.3f}"
 
-    def refuse_other_model(self, model: nn.Module) -> None:
-        """If the calibration was."""
+    def refuse_other_model(self, model: Any) -> None:
+        """Raise `ScheduleError` if the calibration was of another model."""
         self.calibration.fingerprint.refuse_other(model, "the entropy gate")
 
 
@@ -163,18 +165,19 @@ def entropy_gate(
     reuse: Literal["above", "below"] = "above",
     max_age: int | None = None,
 ) -> Schedule:
-    """Reuse where attention is broad: its entropy is high, and no single key decides.
+    """Reuse where attention is broad: its entropy is high, and no single key dominates.
 
     Args:
-        calibration: Of this model, from `dqar_fx.calibrate`.
-        threshold: Entropy in [0, 1] (1: all keys alike): one for all sites, one per site of
-            the calibration, or by module path.
-        quantile: In place of a threshold: the quantile of each site's own entropies.
-        reuse: ``"above"`` the threshold, or ``"below"``: narrow attention.
-        max_age: Steps that a kept output may live.
+        calibration: A calibration of this model, from `dqar_fx.calibrate`.
+        threshold: Entropy in [0, 1], where 1 weighs all keys alike: one for all sites, one
+            per site of the calibration, or one by module path.
+        quantile: Takes the place of a threshold: this quantile of each site's own entropies.
+        reuse: ``"above"`` the threshold, or ``"below"`` for narrow attention.
+        max_age: The most steps that a kept output may be old.
 
     Raises:
-        ScheduleError: Not one of threshold and quantile is given, or they do not fit.
+        ScheduleError: Neither or both of threshold and quantile are given, one of them is
+            out of range or does not fit the sites, or ``reuse`` is unknown.
 
     Source:
         DQAR report, "Entropy-based gate" (planned there, per-layer threshold).
@@ -197,10 +200,10 @@ def entropy_gate(
 def thresholds_of(
     threshold: float | Sequence[float] | Mapping[str, float] | None, sites: tuple[str, ...]
 ) -> NDArray[np.float64]:
-    """One threshold per site.
+    """Return one threshold per site, float64 ``[sites]``.
 
     Raises:
-        ScheduleError: A site has none, or there are too many.
+        ScheduleError: A site has no threshold, or there are thresholds of no site.
     """
     if hasattr(threshold, "keys"):
         named: Any = threshold
@@ -236,18 +239,18 @@ class PolicyGate:
     max_error: float
 
     def errors(self, moment: Moment) -> NDArray[np.float64]:
-        """Per site; infinite for ages that the policy does not know."""
+        """Return the predicted error of each site, ``[sites]``; infinite at unknown ages."""
         columns = self.policy.columns(moment.sites)
         known = np.minimum(moment.age, self.policy.max_age)
         error = self.policy.predicted[moment.step, columns, known - 1]
         return np.where(moment.age <= self.policy.max_age, error, np.inf)
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """By predicted error."""
+        """Allow each site whose predicted error is small enough."""
         return np.asarray(self.errors(moment) <= self.max_error)
 
     def why(self, moment: Moment, site: int) -> str:
-        """The prediction and the limit."""
+        """Compare the predicted error with the limit, or say why there is none."""
         age, error = moment.age[site], self.errors(moment)[site]
         if age <= self.policy.max_age and np.isinf(error):
             return f"no reuse of age {age} was measured at this step"
@@ -256,8 +259,8 @@ class PolicyGate:
         side = "within" if error <= self.max_error else "beyond"
         return f"predicted error {error:.2e} at age {age} is {side} {self.max_error:.2e}"
 
-    def refuse_other_model(self, model: nn.Module) -> None:
-        """If the policy was trained on one."""
+    def refuse_other_model(self, model: Any) -> None:
+        """Raise `ScheduleError` if the policy was trained for another model."""
         self.policy.fingerprint.refuse_other(model, "the learned policy")
 
 
@@ -267,10 +270,11 @@ def policy_gate(
     """Reuse where a learned policy predicts a small error.
 
     Args:
-        policy: From ``Policy.fit(calibration)``.
+        policy: A policy of this model, from ``Policy.fit(calibration)``.
         max_error: Largest error of the denoiser's output, relative to its norm, that one
             reused site may cause at one step.
-        max_age: Steps that a kept output may live; the policy knows no more than it has seen.
+        max_age: The most steps that a kept output may be old; never more than the policy
+            was fitted to.
 
     Raises:
         ScheduleError: ``max_error`` is not positive.

@@ -1,6 +1,6 @@
-"""What rules read of a calibration run and of a policy: arrays, and for which model they hold.
+"""What rules read of a calibration run or a policy: arrays, and the model that they hold for.
 
-Rules know these only by what they offer, so that this folder needs no model and no file.
+Rules know both by these protocols alone, so that this folder needs no model and no file.
 """
 
 from __future__ import annotations
@@ -13,33 +13,37 @@ if TYPE_CHECKING:
 
 
 class ModelCheck(Protocol):
-    """Knows the model that something was measured on."""
+    """Tells the model that was measured from others."""
 
     def refuse_other(self, model: Any, what: str) -> None:
-        """Raise `ScheduleError` unless ``model`` is the one that was measured."""
+        """Raise `ScheduleError`, saying ``what`` does not fit, for another model."""
 
 
 class MeasuredSites(Protocol):
-    """Something that was measured per step and site of one model."""
+    """A measurement per step and site of one model."""
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Module path per site."""
+        """The module path of each site."""
 
     @property
     def fingerprint(self) -> ModelCheck:
-        """The model."""
+        """The model that was measured."""
 
     @property
     def num_steps(self) -> int:
-        """Steps of the measured trajectory."""
+        """How many steps the measured trajectory has."""
 
     @property
     def max_age(self) -> int:
-        """The largest age, in steps, that was looked at."""
+        """The largest age, in steps, that was measured."""
 
     def columns(self, sites: tuple[str, ...]) -> NDArray[np.int64]:
-        """Positions of sites among the measured ones; `ScheduleError` for one that is not."""
+        """Return the positions of sites among the measured ones, int64 ``[sites]``.
+
+        Raises:
+            ScheduleError: A site was not measured.
+        """
 
 
 class MeasuredRun(MeasuredSites, Protocol):
@@ -47,16 +51,16 @@ class MeasuredRun(MeasuredSites, Protocol):
 
     @property
     def entropy(self) -> NDArray[np.float64]:
-        """Attention entropy in [0, 1], ``[steps, sites]``."""
+        """Attention entropy in [0, 1], float64 ``[steps, sites]``."""
 
     @property
     def change(self) -> NDArray[np.float64]:
-        """Relative change of outputs, ``[steps, sites, ages]``."""
+        """Relative change of outputs by age, from 1 on; float64 ``[steps, sites, ages]``."""
 
 
 class PredictedErrors(MeasuredSites, Protocol):
-    """A policy, as ``dqar_fx.Policy.fit`` gives it."""
+    """A policy, as `dqar_fx.Policy.fit` gives it."""
 
     @property
     def predicted(self) -> NDArray[np.float64]:
-        """Predicted relative error of a reuse, ``[steps, sites, ages]``."""
+        """Predicted relative error of each reuse, float64 ``[steps, sites, ages]``."""

@@ -1,4 +1,7 @@
-"""How much signal and how much noise a latent has at each step, from a diffusers scheduler."""
+"""The signal-to-noise ratio of the latent at each step, from a diffusers scheduler.
+
+Source: Kingma et al. 2021, arXiv 2107.00630.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def signal_to_noise(scheduler: Any, num_steps: int, **options: Any) -> NDArray[np.float64]:
-    """Signal-to-noise ratio of the latent that the denoiser sees, per call of a trajectory.
+    """Compute the signal-to-noise ratio of the latent at each call of the denoiser.
 
     Args:
         scheduler: A diffusers scheduler; it is not changed.
@@ -24,8 +27,8 @@ def signal_to_noise(scheduler: Any, num_steps: int, **options: Any) -> NDArray[n
         **options: More arguments of ``set_timesteps``, such as ``mu``.
 
     Returns:
-        float64, one value per timestep: a scheduler that calls the denoiser twice per step
-        has twice as many.
+        float64 ``[timesteps]``: a scheduler that calls the denoiser twice per step has twice
+        as many timesteps.
 
     Raises:
         ScheduleError: The scheduler has neither alphas nor sigmas, or refuses the arguments.
@@ -46,10 +49,10 @@ def signal_to_noise(scheduler: Any, num_steps: int, **options: Any) -> NDArray[n
 
 
 def noise_as_set(scheduler: Any) -> NDArray[np.float64]:
-    """The same for a scheduler whose timesteps are set.
+    """Compute the same ratios, float64 ``[timesteps]``, where the timesteps are set already.
 
     Raises:
-        ScheduleError: It has neither alphas nor sigmas.
+        ScheduleError: The scheduler has no timesteps, or neither alphas nor sigmas.
     """
     if not hasattr(scheduler, "timesteps"):
         raise ScheduleError(f"{type(scheduler).__name__} has no timesteps")
@@ -71,7 +74,7 @@ def noise_as_set(scheduler: Any) -> NDArray[np.float64]:
 
 
 def sigma_of_calls(scheduler: Any, num_calls: int) -> NDArray[np.float64]:
-    """The noise level of the latent at each call of the denoiser."""
+    """Return the noise level of the latent at each denoiser call, float64 ``[calls]``."""
     sigma: NDArray[np.float64] = scheduler.sigmas.double().cpu().numpy()[:num_calls].copy()
     between = getattr(scheduler, "sigmas_interpol", None)
     if between is not None:  # second-order steps: every other call is at a level between
@@ -80,7 +83,7 @@ def sigma_of_calls(scheduler: Any, num_calls: int) -> NDArray[np.float64]:
 
 
 def is_flow(scheduler: Any, sigma: NDArray[np.float64]) -> bool:
-    """Whether a latent is ``(1 - sigma) x + sigma noise``, not ``x + sigma noise``."""
+    """Return whether a latent is ``(1 - sigma) x + sigma noise``, not ``x + sigma noise``."""
     if getattr(scheduler, "alphas_cumprod", None) is not None:
         return bool(scheduler.config.get("use_flow_sigmas", False))
     return bool(sigma.max() <= 1)

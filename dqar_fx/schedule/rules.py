@@ -1,23 +1,20 @@
-"""Rules: which sites may reuse at a step, and why.
+"""Rules: which sites may reuse what they kept at a step, and why.
 
-A rule is a pure function of the step, the sites and how old their kept outputs are. What a
-gate measured belongs to the rule, so that the same rule always gives the same table.
+A rule is a pure function of the step, the sites and the ages of their kept outputs. Whatever
+it was measured on or read from is a part of it, so the same rule always gives the same table.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from dqar_fx.errors import ScheduleError
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
-    from torch import nn
 
     Mask = NDArray[np.bool_]
 
@@ -30,7 +27,7 @@ class Moment:
         step: The step, at least 1: at step 0 nothing is kept yet.
         num_steps: Steps of the trajectory.
         sites: Module paths, in the order of the table's columns.
-        age: int64 ``[sites]``: steps since each site was computed last, at least 1.
+        age: int64 ``[sites]``: steps since each site was last computed, at least 1.
     """
 
     step: int
@@ -40,47 +37,52 @@ class Moment:
 
 
 class Rule(Protocol):
-    """Which sites may reuse at a step."""
+    """Decides which sites may reuse at a step."""
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """Bool ``[sites]``."""
+        """Return whether each site may reuse, bool ``[sites]``."""
 
     def why(self, moment: Moment, site: int) -> str:
-        """The reason for one site, with the numbers that decided."""
+        """Return the reason for one site, with the numbers that decided."""
 
-    def refuse_other_model(self, model: nn.Module) -> None:
-        """Raise if the rule was made for another model."""
+    def refuse_other_model(self, model: Any) -> None:
+        """Raise `ScheduleError` if the rule was made for another ``torch.nn.Module``."""
 
 
-class Plain:
-    """What rules have that were made for no model in particular."""
+class AnyModelRule:
+    """The base of rules that fit any model."""
 
-    def refuse_other_model(self, model: nn.Module) -> None:
-        """Any model will do."""
+    def refuse_other_model(self, model: Any) -> None:
+        """Accept every model."""
 
 
 @dataclass(frozen=True)
-class Linear(Plain):
-    """Site ``i`` of ``n`` reuses from ``warmup + i / (n - 1) * (full_from - warmup)`` on.
+class LinearRule(AnyModelRule):
+    """Reuse spreads from the first site to the last one, step by step.
 
-    Rounded to whole steps, half up.
+    Site ``i`` of ``n`` reuses from step ``warmup + i / (n - 1) * (full_from - warmup)`` on,
+    rounded to a whole step, half up.
+
+    Attributes:
+        warmup: How many first steps compute everything.
+        full_from: The step from which all sites reuse.
     """
 
     warmup: int
     full_from: int
 
     def starts(self, num_sites: int) -> NDArray[np.int64]:
-        """The first step at which each site reuses: shallow sites first, deep sites last."""
+        """Return the first step at which each site reuses, int64 ``[sites]``, ascending."""
         deepest = max(num_sites - 1, 1)
         delay = np.arange(num_sites) * (self.full_from - self.warmup)
         return self.warmup + (2 * delay + deepest) // (2 * deepest)  # exact, half up
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """From each site's first step on."""
+        """Allow each site to reuse from its first step on."""
         return np.asarray(moment.step >= self.starts(len(moment.sites)))
 
     def why(self, moment: Moment, site: int) -> str:
-        """Where the step lies."""
+        """Say on which side of the site's first step the moment lies."""
         start = int(self.starts(len(moment.sites))[site])
         if moment.step >= start:
             return f"the linear schedule reuses this site from step {start} on"
@@ -90,20 +92,20 @@ class Linear(Plain):
 
 
 @dataclass(frozen=True)
-class Interval(Plain):
+class IntervalRule(AnyModelRule):
     """After the warm-up every site computes at each ``every``-th step and reuses between."""
 
     every: int
     warmup: int
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """The same for all sites."""
+        """Allow all sites or none to reuse."""
         since = moment.step - self.warmup
         may = since >= 0 and (since + 1) % self.every != 0
         return np.full(len(moment.sites), may)
 
     def why(self, moment: Moment, site: int) -> str:
-        """Where the step lies."""
+        """Say where the step lies between those that compute."""
         del site
         if moment.step < self.warmup:
             return f"the first {self.warmup} steps are warm-up"
@@ -116,97 +118,56 @@ class Interval(Plain):
 
 
 @dataclass(frozen=True)
-class Written(Plain):
-    """Actions written out: letters ``[steps, sites or 1]``; C leaves storing to `Schedule`."""
-
-    letters: tuple[tuple[str, ...], ...]
-    strict: bool
-    """Whether each action stands as it is; else C is stored where a later R reads it."""
-    orders: tuple[tuple[int, ...], ...] = ((0,),)
-    """Of forecasts, ``[steps or 1, sites or 1]``."""
-    weights: tuple[tuple[tuple[float, ...], ...], ...] = ()
-    """Of forecasts, ``[steps, sites, points]``; empty where the method weighs them."""
-
-    def spread(self, num_sites: int) -> NDArray[np.str_]:
-        """Letters ``[steps, sites]``."""
-        letters = np.array(self.letters)
-        if letters.shape[1] not in (1, num_sites):
-            raise ScheduleError(
-                f"the written-out schedule has {letters.shape[1]} sites but the model has "
-                f"{num_sites}; write one column per site, or a single one for all"
-            )
-        return np.broadcast_to(letters, (letters.shape[0], num_sites))
-
-    def may_reuse(self, moment: Moment) -> Mask:
-        """Where R or F is written."""
-        return np.isin(self.spread(len(moment.sites))[moment.step], ("R", "F"))
-
-    def why(self, moment: Moment, site: int) -> str:
-        """As written."""
-        return f"written out: {self.spread(len(moment.sites))[moment.step, site]}"
-
-
-@dataclass(frozen=True)
-class Young(Plain):
+class AgeLimit(AnyModelRule):
     """Reuse while a kept output is at most ``max_age`` steps old."""
 
     max_age: int
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """By age."""
+        """Allow each site whose kept output is young enough to reuse it."""
         return np.asarray(moment.age <= self.max_age)
 
     def why(self, moment: Moment, site: int) -> str:
-        """The age."""
+        """Compare the age with the limit."""
         side = "within" if moment.age[site] <= self.max_age else "beyond"
         return f"what is kept is {moment.age[site]} steps old, {side} max_age={self.max_age}"
 
 
 @dataclass(frozen=True)
-class AllOf:
+class RuleCombination:
+    """Rules that decide together.
+
+    Attributes:
+        rules: The rules.
+        join: Makes one decision of theirs: `numpy.all` or `numpy.any`.
+    """
+
+    rules: tuple[Rule, ...]
+    join: ClassVar[Callable[..., Any]]
+
+    def may_reuse(self, moment: Moment) -> Mask:
+        """Allow each site by the joined decision."""
+        return np.asarray(self.join([rule.may_reuse(moment) for rule in self.rules], axis=0))
+
+    def why(self, moment: Moment, site: int) -> str:
+        """Join the reasons of the rules that want for a site what was decided."""
+        votes = [bool(rule.may_reuse(moment)[site]) for rule in self.rules]
+        pairs, decision = zip(self.rules, votes, strict=True), self.join(votes)
+        return "; ".join(rule.why(moment, site) for rule, vote in pairs if vote == decision)
+
+    def refuse_other_model(self, model: Any) -> None:
+        """Raise `ScheduleError` if one of the rules was made for another model."""
+        for rule in self.rules:
+            rule.refuse_other_model(model)
+
+
+class AllOf(RuleCombination):
     """Reuse where all rules allow it."""
 
-    rules: tuple[Rule, ...]
-
-    def may_reuse(self, moment: Moment) -> Mask:
-        """All."""
-        return np.asarray(np.all([rule.may_reuse(moment) for rule in self.rules], axis=0))
-
-    def why(self, moment: Moment, site: int) -> str:
-        """Those who refuse; if none does, all."""
-        votes = [bool(rule.may_reuse(moment)[site]) for rule in self.rules]
-        return join_reasons(self.rules, votes, decisive=all(votes), moment=moment, site=site)
-
-    def refuse_other_model(self, model: nn.Module) -> None:
-        """If one of them refuses."""
-        for rule in self.rules:
-            rule.refuse_other_model(model)
+    join = staticmethod(np.all)
 
 
-@dataclass(frozen=True)
-class AnyOf:
-    """Reuse where one rule allows it."""
+class AnyOf(RuleCombination):
+    """Reuse where at least one rule allows it."""
 
-    rules: tuple[Rule, ...]
-
-    def may_reuse(self, moment: Moment) -> Mask:
-        """Any."""
-        return np.asarray(np.any([rule.may_reuse(moment) for rule in self.rules], axis=0))
-
-    def why(self, moment: Moment, site: int) -> str:
-        """Those who allow it; if none does, all."""
-        votes = [bool(rule.may_reuse(moment)[site]) for rule in self.rules]
-        return join_reasons(self.rules, votes, decisive=any(votes), moment=moment, site=site)
-
-    def refuse_other_model(self, model: nn.Module) -> None:
-        """If one of them refuses."""
-        for rule in self.rules:
-            rule.refuse_other_model(model)
-
-
-def join_reasons(
-    rules: Sequence[Rule], votes: Sequence[bool], *, decisive: bool, moment: Moment, site: int
-) -> str:
-    """The reasons of the rules that voted as was decided."""
-    pairs = zip(rules, votes, strict=True)
-    return "; ".join(rule.why(moment, site) for rule, vote in pairs if vote == decisive)
+    join = staticmethod(np.any)

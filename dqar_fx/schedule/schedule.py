@@ -8,27 +8,26 @@ Schedules combine: ``a & b`` reuses where both do, ``a | b`` where one does.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dqar_fx.errors import ScheduleError
 
-from .action import Action
+from .action import LETTERS, Action
 from .forecast import MAX_ORDER, METHODS, points_of
-from .rules import AllOf, AnyOf, Interval, Linear, Moment, Written, Young
+from .rules import AgeLimit, AllOf, AnyOf, IntervalRule, LinearRule, Moment
 from .table import READING, BranchTable, find_covered, find_read, no_weights
+from .written_out import WrittenActions, read_letters, read_orders, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
-    from torch import nn
 
     from .rules import Rule
     from .table import Around
-
-LETTERS = {action.letter: action for action in Action}
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,16 @@ class Schedule:
 
     Attributes:
         num_steps: Steps of the trajectory.
-        rule: Which cells may reuse.
-        max_age: Steps that a kept output may live; older ones are computed again. None for
-            no limit.
-        order: Of the forecast that takes the place of reuse; 0 for reuse as it is.
+        rule: Decides which cells may reuse.
+        max_age: The most steps that a kept output may be old; older ones are computed again.
+            None for no limit.
+        order: Order of the forecast that replaces reuse; 0 for plain reuse.
         method: How to forecast, a name of `forecast.METHODS`.
-        sites: The sites it is meant for, as for ``transform``; None for any.
+        sites: The sites that the schedule is meant for, as for ``transform``; None for any.
+
+    Raises:
+        ScheduleError: ``num_steps`` or ``max_age`` is no integer or less than 1, or actions
+            are written out for another number of steps.
     """
 
     num_steps: int
@@ -56,7 +59,7 @@ class Schedule:
         check_at_least(1, num_steps=self.num_steps)
         if self.max_age is not None:
             check_at_least(1, max_age=self.max_age)
-        if isinstance(self.rule, Written) and len(self.rule.letters) != self.num_steps:
+        if isinstance(self.rule, WrittenActions) and len(self.rule.letters) != self.num_steps:
             raise ScheduleError(
                 f"actions are written out for {len(self.rule.letters)} steps but num_steps is "
                 f"{self.num_steps}"
@@ -71,14 +74,14 @@ class Schedule:
         full_from: int | None = None,
         max_age: int | None = None,
     ) -> Schedule:
-        """The report's schedule: reuse spreads from shallow to deep after the warm-up.
+        """Spread reuse from shallow to deep sites after a warm-up, as the report does.
 
         Args:
             num_steps: Steps of the trajectory.
-            warmup: First steps, which compute everything.
-            full_from: Step from which all sites reuse; default half-way between the end of
-                the warm-up and the end of the trajectory.
-            max_age: Steps that a kept output may live.
+            warmup: How many first steps compute everything.
+            full_from: Step from which all sites reuse; by default half-way between the end
+                of the warm-up and the end of the trajectory.
+            max_age: The most steps that a kept output may be old.
 
         Raises:
             ScheduleError: An argument is out of range.
@@ -89,7 +92,7 @@ class Schedule:
         check_at_least(1, num_steps=num_steps, warmup=warmup)
         late = warmup + max(num_steps - warmup, 0) // 2 if full_from is None else full_from
         check_at_least(warmup, full_from=late)
-        return cls(num_steps, Linear(warmup, late), max_age)
+        return cls(num_steps, LinearRule(warmup, late), max_age)
 
     @classmethod
     def interval(
@@ -99,9 +102,9 @@ class Schedule:
 
         Args:
             num_steps: Steps of the trajectory.
-            every: Distance of computed steps; 1 computes always.
-            warmup: First steps, which compute everything.
-            max_age: Steps that a kept output may live.
+            every: Distance between computed steps; 1 computes at each step.
+            warmup: How many first steps compute everything.
+            max_age: The most steps that a kept output may be old.
 
         Raises:
             ScheduleError: An argument is out of range.
@@ -110,12 +113,12 @@ class Schedule:
             FORA, arXiv 2407.01425; Pyramid Attention Broadcast, arXiv 2408.12588.
         """
         check_at_least(1, num_steps=num_steps, every=every, warmup=warmup)
-        return cls(num_steps, Interval(every, warmup), max_age)
+        return cls(num_steps, IntervalRule(every, warmup), max_age)
 
     @classmethod
     def compute_all(cls, num_steps: int) -> Schedule:
-        """Never reuse: the untransformed model, as a branch table."""
-        return cls(num_steps, Interval(every=1, warmup=num_steps))
+        """Compute everything at every step, as the untransformed model does."""
+        return cls(num_steps, IntervalRule(every=1, warmup=num_steps))
 
     @classmethod
     def from_actions(
@@ -127,57 +130,40 @@ class Schedule:
         method: str = "taylor",
         weights: ArrayLike | None = None,
     ) -> Schedule:
-        """A schedule written out.
+        """Write a schedule out, action by action.
 
         Args:
             actions: A text such as ``"CCRRCRRC"``, one letter per step, for all sites; several
                 texts (or lines), one per site; a bool array, True for reuse; or an array of
                 `Action`, ``[steps, sites]`` or ``[steps]``. In texts of C and R and in bool
-                arrays a computation is stored where the next step reads it; texts with an S
+                arrays a computation is stored where a later step reads it; texts with an S
                 and arrays of `Action` are taken as they stand.
-            max_age: Steps that a kept output may live. A cell that is older is an error here,
-                since nothing written out is changed.
+            max_age: The most steps that a kept output may be old. Reading an older one is an
+                error when the table is made, since nothing written out is changed.
             orders: Orders of the forecasts (F), one for all or ``[steps, sites]``.
             method: How to forecast, see `forecast`.
-            weights: Of the forecasts, ``[steps, sites, points]``, in the place of the
+            weights: Weights of the forecasts, ``[steps, sites, points]``, in place of the
                 method's; see `BranchTable`.
 
         Raises:
-            ScheduleError: A letter or shape that is none of these.
+            ScheduleError: The actions, orders or weights have none of these shapes, or a
+                letter or number is no action.
         """
-        known, weighed = orders_of(orders), weights_of(weights)
-        lines = actions.split() if isinstance(actions, str) else actions
-        if isinstance(lines, list | tuple) and lines and isinstance(lines[0], str):
-            letters = letters_of_texts([str(line) for line in lines])
-            strict = any("S" in line for line in lines)
-            rule = Written(letters, strict, known, weighed)
-            return cls(len(letters), rule, max_age, method=method)
-        try:
-            array = np.atleast_1d(np.asarray(lines))
-        except ValueError as error:
-            raise ScheduleError(
-                f"actions need rows of one length, [steps, sites]: {error}"
-            ) from None
-        if array.dtype.kind in "OUS":
-            raise ScheduleError(
-                f"actions must be letters in texts, bools or dqar_fx.Action, found {actions!r}"
-            )
-        strict = array.dtype != np.bool_
-        letters = letters_of_array(array if strict else array * int(Action.REUSE))
-        rule = Written(letters, strict, known, weighed)
+        letters, strict = read_letters(actions)
+        rule = WrittenActions(letters, strict, read_orders(orders), read_weights(weights))
         return cls(len(letters), rule, max_age, method=method)
 
     def forecast(self, order: int = 1, method: str = "taylor") -> Schedule:
-        """The same schedule, with forecasts in the place of reuse.
+        """Return the same schedule with forecasts in place of reuse.
 
         Args:
-            order: 1, 2 or 3: a line, a parabola, a cubic through what was computed last.
-            method: ``"taylor"`` (finite differences), ``"chebyshev"`` (the polynomial through
-                the points, in Chebyshev's basis), ``"least_squares"`` (fitted to one point
-                more than it takes).
+            order: 1, 2 or 3: a line, a parabola or a cubic through the last computed outputs.
+            method: ``"taylor"`` (finite differences), ``"chebyshev"`` (the interpolating
+                polynomial, in Chebyshev's basis) or ``"least_squares"`` (a polynomial fitted
+                to one more point than it needs).
 
         Raises:
-            ScheduleError: The order is out of range, or the method unknown.
+            ScheduleError: The order is out of range, or the method is unknown.
 
         Source:
             TaylorSeer, arXiv 2503.06923.
@@ -195,7 +181,7 @@ class Schedule:
         return self._combined(other, AllOf)
 
     def __or__(self, other: Schedule) -> Schedule:
-        """Reuse where one of the schedules does."""
+        """Reuse where at least one of the schedules does."""
         return self._combined(other, AnyOf)
 
     def _combined(self, other: Schedule, how: type[AllOf | AnyOf]) -> Schedule:
@@ -215,55 +201,70 @@ class Schedule:
                 f"schedules for sites={self.sites!r} and {other.sites!r} cannot be combined: "
                 "replace(schedule, sites=None), and give the sites to transform"
             )
-        rule = how((self._aged_rule(), other._aged_rule()))
+        rule = how((self.aged_rule(), other.aged_rule()))
         sites = next(iter(known), None)
         return Schedule(self.num_steps, rule, None, self.order, self.method, sites)
 
-    def _aged_rule(self) -> Rule:
-        """The rule, with the limit of age as a part of it."""
-        return self.rule if self.max_age is None else AllOf((self.rule, Young(self.max_age)))
+    def aged_rule(self) -> Rule:
+        """Return the rule with ``max_age`` as a part of it."""
+        return (
+            self.rule if self.max_age is None else AllOf((self.rule, AgeLimit(self.max_age)))
+        )
 
     def resolve(self, sites: Sequence[str], around: Around = ()) -> BranchTable:
-        """The branch table for sites with these paths.
+        """Work out the branch table for the sites of a model.
 
         Args:
-            sites: Their paths, in execution order.
-            around: Per site, the columns of those that contain it; empty if none does.
+            sites: Module paths, in execution order.
+            around: For each site, the columns of the sites that contain it; empty if none
+                does.
 
         Raises:
-            ScheduleError: The rule has another number of sites, or its table breaks a rule.
+            ScheduleError: The rule is written out for another number of sites, or the table
+                is invalid, see `BranchTable`.
         """
-        paths = tuple(str(path) for path in sites)
-        if isinstance(self.rule, Written):
-            actions = self.resolve_written(self.rule, len(paths), around)
+        paths, rule = tuple(str(path) for path in sites), self.rule
+        if isinstance(rule, WrittenActions):
+            actions = self.resolve_written(rule, len(paths), around)
         else:
             actions = self.mark_stores(self.decide(paths, around))
-        orders, weights = np.full_like(actions, self.order), no_weights()
-        if isinstance(self.rule, Written) and not self.order:
-            orders[:] = self.rule.orders
-            weights = np.array(self.rule.weights) if self.rule.weights else weights
-        facts = (self.max_age, self.reason, orders, self.method)
+        weights = no_weights()
+        if isinstance(rule, WrittenActions) and rule.weights and not self.order:
+            weights = np.array(rule.weights)
+        facts = (self.max_age, self.reason, self.orders_of(actions), self.method)
         return BranchTable(actions, paths, *facts, tuple(around), weights)
 
-    def mark_stores(
-        self, actions: NDArray[np.int8], orders: tuple[tuple[int, ...], ...] = ((0,),)
-    ) -> NDArray[np.int8]:
-        """REUSE as this schedule does it, COMPUTE as STORE where a later cell reads it."""
+    def orders_of(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Return the order that a forecast has in each cell, int8 ``[steps, sites]``."""
+        orders = np.full_like(actions, self.order)
+        if isinstance(self.rule, WrittenActions) and not self.order:
+            orders[:] = self.rule.orders
+        return orders
+
+    def mark_stores(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Return the actions with each COMPUTE that a later cell reads as a STORE.
+
+        A REUSE becomes a FORECAST if the schedule as a whole forecasts.
+        """
         marked = actions.copy()
-        known = np.full_like(actions, self.order)
-        if not self.order:
-            known[:] = orders
         if self.order:
             marked[actions == Action.REUSE] = Action.FORECAST
         is_read = np.isin(marked, READING)
-        reads = np.vectorize(lambda order: points_of(self.method, int(order)))(known)
-        points = np.where(marked == Action.FORECAST, reads, is_read)  # reuse reads one
+        points = np.vectorize(partial(points_of, self.method))(self.orders_of(actions))
+        points = np.where(marked == Action.FORECAST, points, is_read)  # reuse reads one
         computed = marked == Action.COMPUTE
         marked[computed & find_read(computed, is_read, points)] = Action.STORE
         return marked
 
     def decide(self, sites: tuple[str, ...], around: Around) -> NDArray[np.int8]:
-        """REUSE where the rule allows it and what is kept is young enough, else COMPUTE."""
+        """Return the rule's actions, int8 ``[steps, sites]``, without stores.
+
+        A cell reuses where the rule allows it and its kept output is young enough, is covered
+        where a site around it reuses, and computes otherwise.
+
+        Raises:
+            ScheduleError: The rule gives a mask of another shape than ``[sites]``.
+        """
         actions = np.zeros((self.num_steps, len(sites)), np.int8)
         computed = np.zeros(len(sites), np.int64)
         for step in range(1, self.num_steps):
@@ -283,98 +284,41 @@ class Schedule:
         return actions
 
     def reason(self, table: BranchTable, step: int, site: int) -> str:
-        """Why a cell of this schedule's table is what it is."""
-        if step == 0 and not isinstance(self.rule, Written):
+        """Return why a cell of this schedule's table is what it is."""
+        if step == 0 and not isinstance(self.rule, WrittenActions):
             return "nothing is kept yet"
         moment = Moment(step, table.num_steps, table.sites, table.ages[step])
         is_refresh = not table.is_read[step, site] and self.rule.may_reuse(moment)[site]
         if is_refresh and self.max_age is not None:
-            return Young(self.max_age).why(moment, site)
+            return AgeLimit(self.max_age).why(moment, site)
         return self.rule.why(moment, site)
 
-    def refuse_other_model(self, model: nn.Module) -> None:
-        """Raise if the rule was calibrated on another model.
+    def refuse_other_model(self, model: Any) -> None:
+        """Refuse a ``torch.nn.Module`` that the rule was not made for.
 
         Raises:
-            ScheduleError: It was.
+            ScheduleError: The rule was calibrated on another model.
         """
         self.rule.refuse_other_model(model)
 
     def resolve_written(
-        self, rule: Written, num_sites: int, around: Around
+        self, rule: WrittenActions, num_sites: int, around: Around
     ) -> NDArray[np.int8]:
-        """Actions as written; where C may stand for a STORE, that one is found."""
-        letters = rule.spread(num_sites)
-        number = np.vectorize(lambda letter: int(LETTERS[letter]))
-        actions: NDArray[np.int8] = number(letters).astype(np.int8)
+        """Return written-out actions, int8 ``[steps, sites]``, with their stores."""
+        to_number = np.vectorize(LETTERS.get, otypes=[np.int8])
+        actions: NDArray[np.int8] = to_number(rule.spread(num_sites))
         if rule.strict:
             return actions
         actions[find_covered(np.isin(actions, READING), around)] = Action.COVERED
-        return self.mark_stores(actions, rule.orders)
-
-
-def orders_of(orders: ArrayLike | None) -> tuple[tuple[int, ...], ...]:
-    """Orders ``[steps or 1, sites or 1]`` of forecasts that are written out."""
-    if orders is None:
-        return ((0,),)
-    array = np.atleast_2d(np.asarray(orders))
-    if array.dtype.kind not in "iu" or array.ndim != 2:
-        raise ScheduleError(
-            f"orders must be one integer, or [steps, sites] of them, found {orders!r}"
-        )
-    return tuple(tuple(int(order) for order in row) for row in array)
-
-
-def weights_of(weights: ArrayLike | None) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Weights ``[steps, sites, points]`` of forecasts that are written out."""
-    if weights is None:
-        return ()
-    try:
-        array = np.asarray(weights, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ScheduleError(f"weights need numbers, [steps, sites, points]: {error}") from None
-    if array.ndim != 3:
-        raise ScheduleError(
-            f"weights need shape [steps, sites, points], but have {list(array.shape)}"
-        )
-    return tuple(tuple(map(tuple, row)) for row in array.tolist())
-
-
-def letters_of_texts(lines: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Letters ``[steps, sites]`` of one text per site."""
-    if len({len(line) for line in lines}) != 1:
-        raise ScheduleError(
-            f"texts of one schedule need one length, found {[len(line) for line in lines]}"
-        )
-    for site, line in enumerate(lines):
-        for step, letter in enumerate(line):
-            if letter not in LETTERS:
-                raise ScheduleError(
-                    f"step {step}, site {site}: {letter!r} is no action; "
-                    f"known are {', '.join(f'{k} ({v.name})' for k, v in LETTERS.items())}"
-                )
-    return tuple(zip(*lines, strict=True))
-
-
-def letters_of_array(array: NDArray[Any]) -> tuple[tuple[str, ...], ...]:
-    """Letters ``[steps, sites]`` of an array of actions."""
-    columns = array[:, None] if array.ndim == 1 else array
-    if columns.ndim != 2 or columns.size == 0:
-        raise ScheduleError(
-            f"actions need shape [steps, sites] or [steps], found {list(array.shape)}"
-        )
-    unknown = np.argwhere(~np.isin(columns, list(Action)))
-    if len(unknown):
-        step, site = map(int, unknown[0])
-        raise ScheduleError(
-            f"step {step}, site {site}: {columns[step, site].item()!r} is no action; "
-            f"known are {', '.join(f'{a.value} ({a.name})' for a in Action)}"
-        )
-    return tuple(tuple(Action(int(a)).letter for a in row) for row in columns)
+        return self.mark_stores(actions)
 
 
 def check_at_least(minimum: int, **values: int) -> None:
-    """Raise if a named value is no integer or too small."""
+    """Check that each named value is an integer and large enough.
+
+    Raises:
+        ScheduleError: A value is no integer, or less than the minimum.
+    """
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise ScheduleError(f"{name} must be an integer, found {value!r}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from dqar_fx.errors import ScheduleError
 
-from .action import Action
+from .action import LETTERS, Action
 from .forecast import MAX_ORDER, points_of
 
 if TYPE_CHECKING:
@@ -23,20 +23,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Around = Sequence[tuple[int, ...]]
-"""Per column, those of the sites that contain its site; empty where none contains another."""
+"""For each column, the columns of the sites that contain its site; empty where none does."""
 NEVER = -1
 """In `BranchTable.sources`: nothing is read."""
 READING = (Action.REUSE, Action.FORECAST)
 """Actions that read what was kept."""
 
 
-def no_orders() -> NDArray[np.int8]:
-    """Of a table without forecasts."""
-    return np.zeros((1, 1), np.int8)
-
-
 def no_weights() -> NDArray[np.float64]:
-    """Of a table whose forecasts follow from its method."""
+    """Return the weights of a table whose forecasts follow from its method: none."""
     return np.zeros((0, 0, 0))
 
 
@@ -46,16 +41,17 @@ class BranchTable:
 
     Attributes:
         actions: int8 ``[steps, sites]`` of `Action`; read-only.
-        sites: Module path per column.
-        max_age: Steps a kept output may live, or None.
-        reason: Says why a cell is what it is; the schedule's. Equality ignores it.
-        orders: int8 ``[steps, sites]``, or one for all: of each FORECAST, at least 1; zero in
-            all other cells.
+        sites: Module path of each column.
+        max_age: The most steps that a kept output may be old, or None.
+        reason: Says why a cell is what it is; given by the schedule. Equality ignores it.
+        orders: Order of each FORECAST, at least 1, and 0 in all other cells; int8
+            ``[steps, sites]``, or one for all.
         method: How to forecast, a name of `forecast.METHODS`.
-        around: Per column, those of the sites that contain its site; empty where none does.
-        weights: float64 ``[steps, sites, points]``: of what each FORECAST reads, newest first,
-            in the place of the method's; a cell of zeros leaves it to the method, and so does
-            a trajectory that has kept other steps. Empty where the method weighs all.
+        around: For each column, the columns of the sites that contain its site; empty where
+            none does.
+        weights: Weights of what each FORECAST reads, newest first, in place of the method's;
+            float64 ``[steps, sites, points]``. A cell of zeros leaves it to the method, and
+            so does a trajectory that has kept other steps. Empty where the method weighs all.
 
     Raises:
         ScheduleError: A REUSE that no STORE reaches, a STORE that nothing reads, an output
@@ -68,7 +64,7 @@ class BranchTable:
     sites: tuple[str, ...]
     max_age: int | None = None
     reason: Callable[[BranchTable, int, int], str] | None = field(default=None, repr=False)
-    orders: NDArray[np.int8] = field(default_factory=no_orders)
+    orders: NDArray[np.int8] = field(default_factory=lambda: np.zeros((1, 1), np.int8))
     method: str = "taylor"
     around: tuple[tuple[int, ...], ...] = ()
     weights: NDArray[np.float64] = field(default_factory=no_weights, repr=False)
@@ -128,10 +124,12 @@ class BranchTable:
                 reused & (age > self.max_age),
                 f"REUSE of an output older than max_age={self.max_age} steps",
             )
-        self._reject(self._dead_stores(), "STORE, but no REUSE reads it")
+        stored = self.actions == Action.STORE
+        dead = stored & ~find_read(stored, reused, self.points)
+        self._reject(dead, "STORE, but no REUSE reads it")
 
     def _verify_weights(self) -> None:
-        """Weights are numbers, as many per cell as it reads."""
+        """Check that weights are numbers, as many per cell as a forecast reads at most."""
         if not self.weights.size:
             return
         expected = (*self.actions.shape, self.history)
@@ -146,10 +144,6 @@ class BranchTable:
         idle = np.asarray(self.weights.any(axis=2) & (self.actions != Action.FORECAST))
         self._reject(idle, "weights, but no FORECAST")
 
-    def _dead_stores(self) -> NDArray[np.bool_]:
-        stored = self.actions == Action.STORE
-        return np.asarray(stored & ~find_read(stored, self.is_read, self.points))
-
     def _reject(self, broken: NDArray[np.bool_], rule: str) -> None:
         if not broken.any():
             return
@@ -161,7 +155,7 @@ class BranchTable:
         )
 
     def where(self, step: int, site: int) -> str:
-        """A cell in words."""
+        """Name a cell by its step, its column and its module path."""
         return f"step {step}, site {site} ({self.sites[site]})"
 
     @cached_property
@@ -207,9 +201,9 @@ class BranchTable:
         return tuple(tuple(read(t, s) for s in range(sites)) for t in range(steps))
 
     def weights_for(self, step: int, site: int, kept: tuple[int, ...]) -> list[float] | None:
-        """Weights of a forecast that the table brings, for the steps that are kept.
+        """Return the weights that the table brings for a forecast, newest output first.
 
-        None where it brings none, or where other steps are kept than it was made for.
+        None where it brings none, or where other steps are kept than they were made for.
         """
         if not self.weights.size or not self.weights[step, site].any():
             return None
@@ -229,7 +223,7 @@ class BranchTable:
         return step - before
 
     def why(self, step: int, site: int | str) -> str:
-        """What a site does at a step, and why.
+        """Say what a site does at a step, and why.
 
         Args:
             step: The step.
@@ -256,7 +250,7 @@ class BranchTable:
         return f"{self.where(step, column)}: {action.name}{done}, {said}"
 
     def column_of(self, site: int | str) -> int:
-        """The column of a site.
+        """Return the column of a site.
 
         Raises:
             ScheduleError: The table has no such site.
@@ -271,7 +265,7 @@ class BranchTable:
         return site
 
     def save(self, path: str | Path) -> None:
-        """Write the table as JSON: a text of actions for each site."""
+        """Write the table as JSON, with a text of actions for each site."""
         columns = {
             site: "".join(Action(a).letter for a in column)
             for site, column in zip(self.sites, self.actions.T, strict=True)
@@ -292,16 +286,13 @@ class BranchTable:
         Raises:
             ScheduleError: The file cannot be read, or breaks a rule.
         """
-        letters = {action.letter: int(action) for action in Action}
         try:
             content = json.loads(Path(path).read_text())
-            columns = [[letters[c] for c in text] for text in content["actions"].values()]
+            columns = [[LETTERS[c] for c in text] for text in content["actions"].values()]
             actions, max_age = np.array(columns, np.int8).T, content["max_age"]
             max_age = None if max_age is None else operator.index(max_age)
-            orders = content.get("orders")
-            known = no_orders() if orders is None else np.array(orders, np.int8).T
-            weights = content.get("weights")
-            weighed = no_weights() if weights is None else np.array(weights, np.float64)
+            orders = np.array(content.get("orders") or [[0]], np.int8).T
+            weights = np.array(content.get("weights") or no_weights(), np.float64)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"
@@ -310,10 +301,10 @@ class BranchTable:
             actions,
             tuple(content["actions"]),
             max_age,
-            orders=known,
+            orders=orders,
             method=content.get("method", "taylor"),
             around=tuple(tuple(each) for each in content.get("around", ())),
-            weights=weighed,
+            weights=weights,
         )
 
     @property
@@ -327,7 +318,7 @@ class BranchTable:
         return tuple(dict.fromkeys(self.row(step) for step in range(self.num_steps)))
 
     def row(self, step: int) -> tuple[Action, ...]:
-        """What every site does at a step."""
+        """Return what every site does at a step."""
         return tuple(Action(a) for a in self.actions[step])
 
     @property
@@ -373,7 +364,7 @@ class BranchTable:
 
 
 def find_covered(is_read: NDArray[np.bool_], around: Around) -> NDArray[np.bool_]:
-    """Bool ``[steps, sites]``: which cells lie inside of a site that reads at that step."""
+    """Return which cells lie inside of a site that reads at their step, ``[steps, sites]``."""
     covered = np.zeros_like(is_read)
     for column, outer in enumerate(around):
         if outer:
@@ -384,12 +375,12 @@ def find_covered(is_read: NDArray[np.bool_], around: Around) -> NDArray[np.bool_
 def find_read(
     computed: NDArray[np.bool_], is_read: NDArray[np.bool_], points: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Bool ``[steps, sites]``: which computed cells a later one reads.
+    """Return which computed cells a later one reads, bool ``[steps, sites]``.
 
     Args:
-        computed: Cells that may be kept.
-        is_read: Cells that read the latest of these.
-        points: How many of them each reads.
+        computed: Bool ``[steps, sites]``: cells that may be kept.
+        is_read: Bool ``[steps, sites]``: cells that read the latest of these.
+        points: int64 ``[steps, sites]``: how many of them each reads.
     """
     read = np.zeros_like(computed)
     for column in range(computed.shape[1]):

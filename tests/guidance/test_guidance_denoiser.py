@@ -14,7 +14,7 @@ from torch import nn
 
 import dqar_fx
 from dqar_fx import Action, Guidance, Schedule, ScheduleError
-from dqar_fx.schedule.rules import Interval
+from dqar_fx.schedule.rules import IntervalRule
 from tests.helpers.guidance_oracle import ORDERS, guided, make_case, masked
 from tests.helpers.models import Attention, make_dit
 
@@ -52,7 +52,7 @@ def test_table_stores_nothing_at_a_step_that_is_not_called():
 
 
 def test_table_lets_what_is_kept_grow_older_over_steps_that_are_not_called():
-    schedule = Schedule(8, Interval(every=9, warmup=2), max_age=2)
+    schedule = Schedule(8, IntervalRule(every=9, warmup=2), max_age=2)
     table, actions = resolved("CCRRCCCC", schedule)
     assert actions == "CCCCSRRC"
     assert "3 steps old, beyond max_age=2" in table.why(4, 0)
@@ -68,7 +68,7 @@ def test_table_written_strictly_stores_only_where_that_is_written():
 
 def test_table_of_forecasts_reads_steps_that_are_called():
     table, written = resolved("CCRCC", Schedule.from_actions("CCCFF", orders=1))
-    _, ruled = resolved("CCRCC", Schedule(5, Interval(9, 3)).forecast(1))
+    _, ruled = resolved("CCRCC", Schedule(5, IntervalRule(9, 3)).forecast(1))
     assert written == ruled == "SSCFF"
     assert table.history == 2
 
@@ -306,7 +306,7 @@ def test_guidance_that_is_none_is_refused(case):
 
 
 def test_guidance_for_other_sites_is_refused(case):
-    own = Schedule(4, Interval(2, 1), sites=("feed_forward",))
+    own = Schedule(4, IntervalRule(2, 1), sites=("feed_forward",))
     guidance = Guidance(unconditional=own)
     with pytest.raises(ScheduleError, match=r"for sites=\('feed_forward',\)"):
         dqar_fx.transform(case.model, Schedule.interval(4, 2), guidance=guidance)

@@ -25,6 +25,16 @@ def computed(schedule):
     return [step for step, letter in enumerate(text_of(schedule)) if letter in "CS"]
 
 
+def bits_of(table):
+    """1 where a site computes, per site."""
+    return [[int(letter in "CS") for letter in text] for text in texts_of(table)]
+
+
+def sites_of(blocks, parts=("attn1", "ff")):
+    """Paths of the sites of a DiT's blocks, in execution order."""
+    return [f"transformer_blocks.{i}.{part}" for i in range(blocks) for part in parts]
+
+
 def reasons_of(schedule, num_sites=1):
     """What each step's row says of its first site, after the action."""
     table = schedule.resolve([f"blocks.{i}.attn" for i in range(num_sites)])
@@ -33,6 +43,7 @@ def reasons_of(schedule, num_sites=1):
 
 
 def error_of(make):
+    """The message of the error that a schedule ends in."""
     with pytest.raises(ScheduleError) as caught:
         make()
     return str(caught.value)

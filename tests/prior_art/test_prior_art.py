@@ -18,20 +18,20 @@ MADE = [
 
 
 @pytest.mark.parametrize("make", MADE)
-def test_rival_equal_ones_are_equal_and_hashable(make):
+def test_prior_art_equal_ones_are_equal_and_hashable(make):
     assert make() == make()
     assert len({make(), make()}) == 1
 
 
 @pytest.mark.parametrize("make", MADE)
-def test_rival_table_is_verified_saved_and_loaded(make, tmp_path):
+def test_prior_art_table_is_verified_saved_and_loaded(make, tmp_path):
     table = make().resolve(["a", "b", "c"])
     table.save(tmp_path / "table.json")
     assert BranchTable.load(tmp_path / "table.json") == table
 
 
 @pytest.mark.parametrize("make", MADE)
-def test_rival_combines_with_another_schedule(make):
+def test_prior_art_combines_with_another_schedule(make):
     schedule, none = make(), Schedule.compute_all(6)
     reused = text_of(schedule).translate(str.maketrans("FS", "RC"))
     assert text_of(schedule & none) == "CCCCCC"
@@ -39,14 +39,14 @@ def test_rival_combines_with_another_schedule(make):
 
 
 @pytest.mark.parametrize("make", [MADE[0], MADE[2], MADE[3]])
-def test_rival_reuse_may_be_forecast(make):
+def test_prior_art_reuse_may_be_forecast(make):
     again = text_of(make().forecast(1))
     assert again.translate(str.maketrans("FS", "RC")) == text_of(make()).replace("S", "C")
     assert "F" in again
 
 
 @pytest.mark.parametrize("make", MADE)
-def test_rival_rule_answers_for_any_number_of_sites(make):
+def test_prior_art_rule_answers_for_any_number_of_sites(make):
     schedule = make()
     sites = tuple("abcde")
     moment = Moment(4, 6, sites, np.ones(5, int))
@@ -142,5 +142,5 @@ def test_rival_rule_answers_for_any_number_of_sites(make):
         ),
     ],
 )
-def test_rival_wrong_argument_named_with_what_was_found(make, message):
+def test_prior_art_wrong_argument_named_with_what_was_found(make, message):
     assert error_of(make) == message

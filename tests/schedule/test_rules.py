@@ -12,15 +12,15 @@ from torch import nn
 
 from dqar_fx import ScheduleError
 from dqar_fx.schedule.rules import (
+    AgeLimit,
     AllOf,
+    AnyModelRule,
     AnyOf,
-    Interval,
-    Linear,
+    IntervalRule,
+    LinearRule,
     Moment,
-    Plain,
-    Written,
-    Young,
 )
+from dqar_fx.schedule.written_out import WrittenActions
 
 FEW = settings(max_examples=50, deadline=None)
 STEP, SITES = st.integers(1, 60), st.integers(1, 12)
@@ -33,7 +33,7 @@ def moment(step=3, ages=(1, 2, 3), num_steps=60):
 
 
 @dataclasses.dataclass(frozen=True)
-class Says(Plain):
+class Says(AnyModelRule):
     """Allows what it is told to, and says its name."""
 
     name: str
@@ -64,7 +64,7 @@ A, B, C = Says("a", (True, True, False)), Says("b", (True, False, False)), Says(
 @FEW
 @given(st.integers(1, 20), st.integers(0, 40), SITES)
 def test_linear_starts_lie_on_the_line_rounded_half_up(warmup, length, num_sites):
-    rule = Linear(warmup, warmup + length)
+    rule = LinearRule(warmup, warmup + length)
     starts = rule.starts(num_sites).tolist()
     deepest = max(num_sites - 1, 1)
     assert starts == [
@@ -79,7 +79,7 @@ def test_linear_starts_lie_on_the_line_rounded_half_up(warmup, length, num_sites
 @FEW
 @given(st.integers(1, 20), st.integers(0, 40), SITES, STEP)
 def test_linear_allows_from_each_sites_start_on(warmup, length, num_sites, step):
-    rule = Linear(warmup, warmup + length)
+    rule = LinearRule(warmup, warmup + length)
     now = moment(step, range(1, num_sites + 1))
     starts = rule.starts(num_sites)
     found = rule.may_reuse(now)
@@ -96,7 +96,7 @@ def test_linear_allows_from_each_sites_start_on(warmup, length, num_sites, step)
 
 
 def test_linear_does_not_look_at_the_age():
-    rule = Linear(2, 2)
+    rule = LinearRule(2, 2)
     assert rule.may_reuse(moment(2, (1, 50))).all()
 
 
@@ -107,7 +107,7 @@ def test_linear_does_not_look_at_the_age():
 @given(st.integers(1, 9), st.integers(1, 9), STEP)
 def test_interval_allows_between_the_steps_that_compute(every, warmup, step):
     computed = {*range(warmup), *range(warmup - 1, 100, every)}
-    rule, now = Interval(every, warmup), moment(step)
+    rule, now = IntervalRule(every, warmup), moment(step)
     found = rule.may_reuse(now)
     assert (found.dtype, found.shape) == (np.bool_, (3,))
     assert set(found.tolist()) == {step not in computed}
@@ -116,7 +116,7 @@ def test_interval_allows_between_the_steps_that_compute(every, warmup, step):
 @FEW
 @given(st.integers(1, 9), st.integers(1, 9), STEP)
 def test_interval_why_counts_from_the_step_that_computed(every, warmup, step):
-    said = Interval(every, warmup).why(moment(step), 1)
+    said = IntervalRule(every, warmup).why(moment(step), 1)
     if step < warmup:
         assert said == f"the first {warmup} steps are warm-up"
     elif (step - warmup + 1) % every == 0:
@@ -126,9 +126,9 @@ def test_interval_why_counts_from_the_step_that_computed(every, warmup, step):
         assert said == f"step {step - last} of {every - 1} between computed ones"
 
 
-# ---- written, young ----------------------------------------------------------------------
+# ---- written out, age limit --------------------------------------------------------------
 
-WRITTEN = Written((("C", "S"), ("R", "C"), ("S", "R"), ("C", "R")), strict=True)
+WRITTEN = WrittenActions((("C", "S"), ("R", "C"), ("S", "R"), ("C", "R")), strict=True)
 
 
 def test_written_allows_where_r_is_written():
@@ -139,7 +139,7 @@ def test_written_allows_where_r_is_written():
 
 
 def test_written_one_column_is_for_all_sites():
-    rule = Written((("C",), ("R",)), strict=False)
+    rule = WrittenActions((("C",), ("R",)), strict=False)
     assert rule.spread(5).shape == (2, 5)
     assert rule.may_reuse(moment(1)).all()
 
@@ -154,8 +154,8 @@ def test_written_other_number_of_sites_named(num_sites):
     )
 
 
-def test_young_allows_up_to_its_age():
-    rule, now = Young(2), moment(9, (1, 2, 3))
+def test_age_limit_allows_up_to_its_age():
+    rule, now = AgeLimit(2), moment(9, (1, 2, 3))
     assert rule.may_reuse(now).tolist() == [True, True, False]
     assert [rule.why(now, site) for site in range(3)] == [
         "what is kept is 1 steps old, within max_age=2",
@@ -209,7 +209,9 @@ def test_combination_inside_another_gives_the_reasons_of_those_that_decided():
 @pytest.mark.parametrize("how", [AllOf, AnyOf])
 def test_combination_refuses_a_model_that_any_of_its_rules_refuses(how):
     model = nn.Linear(1, 1)
-    how((A, Linear(1, 2), Interval(2, 1), Young(1), WRITTEN)).refuse_other_model(model)
+    how((A, LinearRule(1, 2), IntervalRule(2, 1), AgeLimit(1), WRITTEN)).refuse_other_model(
+        model
+    )
     for rules in (
         (A, Refuses("r", YES)),
         (Refuses("r", NO), A),
@@ -222,12 +224,12 @@ def test_combination_refuses_a_model_that_any_of_its_rules_refuses(how):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Linear(1, 3),
-        lambda: Interval(2, 1),
-        lambda: Young(4),
-        lambda: Written((("C",), ("R",)), strict=False),
-        lambda: AllOf((Linear(1, 3), Young(2))),
-        lambda: AnyOf((Interval(2, 1), AllOf((Young(2),)))),
+        lambda: LinearRule(1, 3),
+        lambda: IntervalRule(2, 1),
+        lambda: AgeLimit(4),
+        lambda: WrittenActions((("C",), ("R",)), strict=False),
+        lambda: AllOf((LinearRule(1, 3), AgeLimit(2))),
+        lambda: AnyOf((IntervalRule(2, 1), AllOf((AgeLimit(2),)))),
     ],
 )
 def test_rule_equal_ones_are_equal_and_hashable(make):
@@ -237,7 +239,7 @@ def test_rule_equal_ones_are_equal_and_hashable(make):
 
 def test_linear_half_way_starts_round_up():
     for num_sites in (3, 5, 9):
-        starts = Linear(1, num_sites // 2 + 1).starts(num_sites)
+        starts = LinearRule(1, num_sites // 2 + 1).starts(num_sites)
         exact = [1 + Fraction(s * (num_sites // 2), num_sites - 1) for s in range(num_sites)]
         halves = [(s, e) for s, e in zip(starts, exact, strict=True) if e.denominator == 2]
         assert halves

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from dqar_fx import Action, BranchTable, Schedule, ScheduleError
-from dqar_fx.schedule.rules import Moment, Plain
+from dqar_fx.schedule.rules import AnyModelRule, Moment
 from tests.helpers.random_schedules import FEW, SITES, paths, schedules
 from tests.helpers.table_texts import texts_of
 
@@ -112,7 +112,7 @@ def test_schedule_other_length_than_its_text_rejected():
 # ---- rules -------------------------------------------------------------------------------
 
 
-class Wrong(Plain):
+class Wrong(AnyModelRule):
     """A rule that answers for another number of sites."""
 
     def may_reuse(self, moment):
@@ -125,7 +125,7 @@ def test_schedule_rule_of_a_wrong_shape_named_with_its_step():
         schedule.resolve(paths(2))
 
 
-class Listening(Plain):
+class Listening(AnyModelRule):
     """A rule that reuses twice after each computation, and remembers what it was asked."""
 
     def __init__(self):

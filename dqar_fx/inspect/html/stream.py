@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dqar_fx.costs.report import Report, RowReport
     from dqar_fx.costs.workload import Stream
     from dqar_fx.schedule.action import Action
-    from dqar_fx.schedule.cells import Cell
+    from dqar_fx.schedule.cells import TableCell
 
     from .blocks import BlockDiffs
 
@@ -78,7 +78,7 @@ def view_stream(
     }
 
 
-def view_cell(cell: Cell, stream: Stream, oldest: int) -> tuple[str, str]:
+def view_cell(cell: TableCell, stream: Stream, oldest: int) -> tuple[str, str]:
     """Classes and text of a cell of the heat map."""
     if not stream.called[cell.step]:
         return "N", "-"
@@ -89,7 +89,9 @@ def view_cell(cell: Cell, stream: Stream, oldest: int) -> tuple[str, str]:
     return f"{letter} a{shade}", str(cell.age)
 
 
-def describe_cell(cell: Cell, site: str, stream: Stream, texts: Texts) -> list[int | None]:
+def describe_cell(
+    cell: TableCell, site: str, stream: Stream, texts: Texts
+) -> list[int | None]:
     """The text of a cell, without its place, and the step that it reads."""
     if not stream.called[cell.step]:
         return [texts.number(NOT_CALLED), None]

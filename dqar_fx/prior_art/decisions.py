@@ -1,4 +1,4 @@
-"""What the schedules of other systems share: cells of one step, and checks of arguments."""
+"""What the systems share: a decision for each step, masks of bits, and checks of numbers."""
 
 from __future__ import annotations
 
@@ -8,42 +8,41 @@ import numpy as np
 
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.schedule import Schedule
-
-from .rules_written import Told
+from dqar_fx.schedule.written_out import WrittenActions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-class Cell(NamedTuple):
-    """What all sites do at a step, why, and the order of a forecast."""
+class StepDecision(NamedTuple):
+    """What all sites do at a step: the letter of an `Action`, why, and a forecast's order."""
 
     letter: str
     reason: str
     order: int = 0
 
 
-def written(cells: Iterable[Cell], sites: str | tuple[str, ...]) -> Schedule:
-    """The schedule of one cell per step."""
-    steps = tuple(cells)
-    rule = Told(
-        letters=tuple((cell.letter,) for cell in steps),
+def write_out(decisions: Iterable[StepDecision], sites: str | tuple[str, ...]) -> Schedule:
+    """Return the schedule of one decision per step, for these sites."""
+    steps = tuple(decisions)
+    rule = WrittenActions(
+        letters=tuple((step.letter,) for step in steps),
         strict=False,
-        orders=tuple((cell.order,) for cell in steps),
-        reasons=tuple(cell.reason for cell in steps),
+        orders=tuple((step.order,) for step in steps),
+        reasons=tuple((step.reason,) for step in steps),
     )
     return Schedule(len(steps), rule, sites=sites)
 
 
-def bits_of(what: str, values: Any) -> tuple[bool, ...]:
-    """A mask of 1 (compute) and 0 (reuse), as bools per step.
+def read_mask(what: str, values: Any) -> tuple[bool, ...]:
+    """Read a mask of 1 (compute) and 0 (reuse), one per step.
 
     Args:
-        what: Where it comes from, for the error.
-        values: A text or a sequence.
+        what: Where the mask comes from, for the error.
+        values: A text of ones and zeros, or a sequence of integers or bools.
 
     Raises:
-        ScheduleError: It is empty, holds something else, or does not start with 1.
+        ScheduleError: The mask is empty, holds something else, or does not start with 1.
     """
     if isinstance(values, str):
         values = [int(c) if c in "01" else c for c in values]
@@ -63,7 +62,11 @@ def bits_of(what: str, values: Any) -> tuple[bool, ...]:
 
 
 def check_number(**values: float) -> None:
-    """Raise if a named value is no number, or negative."""
+    """Check that each named value is a number, and not negative.
+
+    Raises:
+        ScheduleError: A value is no number, or less than 0.
+    """
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise ScheduleError(f"{name} must be a number, found {value!r}")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import dqar_fx
 from dqar_fx.prior_art import magcache, taylorseer
-from dqar_fx.prior_art.blocks import nearest
-from dqar_fx.prior_art.rules_written import Told
+from dqar_fx.prior_art.magcache import nearest_ratios
+from dqar_fx.schedule.written_out import WrittenActions
 from tests.helpers.models import make_dit
 
 SOME = settings(max_examples=15, deadline=None)
@@ -129,7 +129,7 @@ def test_magcache_gives_what_diffusers_hook_gives():
     schedule = magcache(ratios)
     outputs, table = run_transformed(schedule)
     assert table.sites == ("transformer_blocks.0:2",)
-    assert isinstance(schedule.rule, Told)
+    assert isinstance(schedule.rule, WrittenActions)
     assert 2 < len(steps) < 10
     assert_near(outputs, expected)
 
@@ -139,4 +139,4 @@ def test_magcache_gives_what_diffusers_hook_gives():
 def test_magcache_nearest_ratios_are_those_of_diffusers(length, num_steps):
     curve = np.arange(1, length + 1, dtype=np.float32)
     expected = nearest_interp(torch.from_numpy(curve), num_steps)
-    assert nearest(curve, num_steps).tolist() == expected.tolist()
+    assert nearest_ratios(curve, num_steps).tolist() == expected.tolist()
