@@ -20,59 +20,26 @@ which no operator writes to a tensor.
 
 from __future__ import annotations
 
-import operator
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-import torch
 from torch import fx
 
-from .support.graphs import copy_meta, module_path, module_stack
+from .support.editing import copy_meta
+from .support.marks import AGAIN, BEGIN, END, MARK, Mark, find_marks, is_item_of_mark, items_of
+from .support.module_paths import find_enclosing, module_path, module_stack, rename_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-BEGIN, END, AGAIN = "begin", "end", "again"
 Stack = dict[str, tuple[str, str]]
 """Modules from the root down: path and class, by a key for each call."""
-NUMBER = re.compile(r"_\d+$")
-
-torch.library.define(
-    "dqar_fx::mark",
-    "(Tensor[] given, Tensor[] like, str role, int number, str path) -> Tensor[]",
-)
-
-
-def fake_mark(
-    given: list[torch.Tensor], like: list[torch.Tensor], role: str, number: int, path: str
-) -> list[torch.Tensor]:
-    """New tensors of the layouts of ``like``; ``given`` only says what they come from."""
-    return [new_like(each) for each in like]
-
-
-def new_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and offset, in a storage of its own."""
-    offset = tensor.storage_offset()
-    pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    size = offset + 1 + sum((size - 1) * stride for size, stride in pairs if size)
-    storage = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
-    return storage.as_strided(tensor.shape, tensor.stride(), offset)
-
-
-torch.library.register_fake("dqar_fx::mark", fake_mark)
-MARK = torch.ops.dqar_fx.mark.default
+TRAILING_NUMBER = re.compile(r"_\d+$")
 
 
 class CannotExpand(Exception):
     """A graph with marks is not certain to give the one without."""
-
-
-def mark(
-    given: list[torch.Tensor], like: list[torch.Tensor], role: str, number: int, path: str
-) -> list[torch.Tensor]:
-    """Put a mark into the graph; its results."""
-    return list(MARK(given, like, role, number, path))
 
 
 def expand_repeats(gm: fx.GraphModule) -> int:
@@ -94,34 +61,6 @@ def expand_repeats(gm: fx.GraphModule) -> int:
     expansion.emit(list(gm.graph.nodes), expansion.copies, ())
     gm.graph = expansion.graph
     return len(marks)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a mark says.
-
-    Attributes:
-        given: Values that it reads.
-        role: `BEGIN`, `END` or `AGAIN`.
-        number: Of the first call that it belongs to.
-        path: Of the block that is called.
-    """
-
-    given: list[fx.Node]
-    role: str
-    number: int
-    path: str
-
-    @classmethod
-    def of(cls, node: fx.Node) -> Mark:
-        """Read a node."""
-        given, _, role, number, path = cast("Any", node.args)
-        return cls(given, role, number, path)
-
-
-def find_marks(graph: fx.Graph) -> list[fx.Node]:
-    """The marks of a graph, in order."""
-    return list(graph.find_nodes(op="call_function", target=MARK))
 
 
 def stood_in(marks: Iterable[fx.Node]) -> frozenset[str]:
@@ -197,7 +136,7 @@ class EqualModule:
         for key, (path, kind) in stack.items():
             inside = inside or path == self.first
             if inside:
-                renamed = rename(path, self.first, self.path)
+                renamed = rename_path(path, self.first, self.path)
                 own[key.replace(path, renamed, 1)] = (renamed, kind)
         return own
 
@@ -259,13 +198,13 @@ class Expansion:
         self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
     ) -> None:
         """Write one node."""
-        if any(is_part(path, self.stood_in) for _, path in module_stack(node)):
+        if any(find_enclosing(path, self.stood_in) for _, path in module_stack(node)):
             raise CannotExpand(f"{module_path(node)} is called apart from its block")
         args, kwargs = fx.map_arg(
             (node.args, node.kwargs), lambda n: self.find(n, copies, twins)
         )
         # numbers anew: names must not tell where there was a mark
-        name = NUMBER.sub("", node.name) if node.op == "call_function" else node.name
+        name = TRAILING_NUMBER.sub("", node.name) if node.op == "call_function" else node.name
         copy = self.graph.create_node(node.op, node.target, args, kwargs, name)
         copy.meta = copy_meta(node)
         for twin in twins:
@@ -282,7 +221,7 @@ class Expansion:
             return copies[node]
         path = str(node.target)
         for twin in twins:
-            path = rename(path, twin.first, twin.path)
+            path = rename_path(path, twin.first, twin.path)
         if node.op != "get_attr" or path not in self.parameters:
             raise CannotExpand(f"%{node.name} is read in a block and no input of it")
         return self.parameters[path]
@@ -293,26 +232,3 @@ def above(mark: fx.Node, path: str) -> Stack:
     stack: Stack = mark.meta["nn_module_stack"]
     names = [each for each, _ in stack.values()]
     return dict(list(stack.items())[: names.index(path)])
-
-
-def is_item_of_mark(node: fx.Node) -> bool:
-    """Whether a node picks one result of a mark."""
-    source = node.args[0] if node.target is operator.getitem else None
-    return isinstance(source, fx.Node) and source.target is MARK
-
-
-def items_of(mark: fx.Node, values: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """What stands for each result of a mark that is read."""
-    return {user: values[user.args[1]] for user in mark.users if is_item_of_mark(user)}  # type: ignore[index]  # an int
-
-
-def is_part(path: str, blocks: frozenset[str]) -> bool:
-    """Whether a module is one of some blocks or inside of one."""
-    names = path.split(".")
-    return any(".".join(names[:n]) in blocks for n in range(1, 1 + len(names)))
-
-
-def rename(path: str, old: str, new: str) -> str:
-    """A path inside of a block as one inside of another; others as they are."""
-    is_inside = path == old or path.startswith(f"{old}.")
-    return new + path[len(old) :] if is_inside else path

@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .support.graphs import emit, graph_outputs
+from .support.editing import emit
+from .support.graphs import graph_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import fx
 
-    from .support.module_sites import Match, Operator
+    from .support.attention_operators import AttentionOperator
+    from .support.module_sites import Match
 
 MAX_QUERIES = 256
 
@@ -51,7 +53,7 @@ def emit_entropy(graph: fx.Graph, match: Match) -> fx.Node:
     return emit(graph, lambda *each: (torch.stack(each).mean(),), nodes)[0]
 
 
-def emit_one(graph: fx.Graph, operator: Operator) -> fx.Node:
+def emit_one(graph: fx.Graph, operator: AttentionOperator) -> fx.Node:
     """The entropy of one operator, from its softmax or from its queries and keys."""
     if operator.weights is not None:
         dim = arguments_of(operator.weights).get("dim", -1)

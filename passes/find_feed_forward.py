@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .find_attention import is_candidate
+from .support.attention_operators import is_candidate
 from .support.blocks import block_of, find_blocks
-from .support.graphs import is_computing, module_stack
-from .support.module_sites import group_by_call, match_site, numbered
+from .support.graphs import CONCATENATIONS, is_computing
+from .support.module_paths import group_by_call, module_stack
+from .support.module_sites import match_site, numbered
+from .support.views import aliases_input
 from .support.vocabulary import NoMatch
 
 if TYPE_CHECKING:
@@ -38,14 +40,13 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default}
-ACTIVATIONS = {
+FEED_FORWARD_ACTIVATIONS = {
     aten.gelu.default,
     aten.silu.default,
     aten.relu.default,
     aten.mish.default,
     aten.leaky_relu.default,
 }
-JOINS = {aten.cat.default, aten.concat.default}
 KIND = "feed_forward"
 
 
@@ -85,11 +86,11 @@ def joined(
     return [
         NoMatch(f'{reason}: sites="block" reuses both', node)
         for node in nodes
-        if node.target in ACTIVATIONS
+        if node.target in FEED_FORWARD_ACTIVATIONS
         and node not in known
         and block_of(node, blocks)
         and linear_before(node) is not None
-        and any(user.target in JOINS for user in node.users)
+        and any(user.target in CONCATENATIONS for user in node.users)
     ]
 
 
@@ -111,15 +112,15 @@ def match_feed_forward(
 
 def activation_before(node: fx.Node) -> fx.Node | None:
     """The activation that a linear reads, through what is elementwise; None for no linear."""
-    return nearest(node, ACTIVATIONS) if node.target in LINEAR else None
+    return nearest_source(node, FEED_FORWARD_ACTIVATIONS) if node.target in LINEAR else None
 
 
 def linear_before(activation: fx.Node) -> fx.Node | None:
     """The linear that an activation reads, through what is elementwise."""
-    return nearest(activation, LINEAR)
+    return nearest_source(activation, LINEAR)
 
 
-def nearest(node: fx.Node, targets: Collection[object]) -> fx.Node | None:
+def nearest_source(node: fx.Node, targets: Collection[object]) -> fx.Node | None:
     """The nearest source of a kind, through elementwise operators, views and casts."""
     seen, front = {node}, list(node.all_input_nodes)
     while front:
@@ -137,9 +138,7 @@ def nearest(node: fx.Node, targets: Collection[object]) -> fx.Node | None:
 def is_transparent(node: fx.Node) -> bool:
     """Whether a node neither mixes channels nor tokens: elementwise, or a view."""
     if node.target not in LINEAR and isinstance(node.target, torch._ops.OpOverload):
-        tags, returns = node.target.tags, node.target._schema.returns
-        is_view = bool(returns) and returns[0].alias_info is not None
-        return is_view or torch.Tag.pointwise in tags
+        return aliases_input(node) or torch.Tag.pointwise in node.target.tags
     return node.target is operator.getitem
 
 

@@ -33,12 +33,13 @@ from .support.graphs import (
     is_computing,
     is_random,
     is_static_input,
-    module_stack,
     source_line,
     tensor_value,
     used_by_others,
 )
+from .support.module_paths import module_stack
 from .support.module_sites import Match, numbered, specs_of
+from .support.views import is_view
 from .support.vocabulary import NoMatch, Site
 
 if TYPE_CHECKING:
@@ -211,9 +212,7 @@ def passes_on(node: fx.Node) -> bool:
     """Whether a node adds to a residual stream, or shows, joins or cuts it."""
     if node.target in ADDING or not isinstance(node.target, torch._ops.OpOverload):
         return True  # what is no operator picks one of several outputs
-    returns = node.target._schema.returns
-    alias = returns[0].alias_info if returns else None
-    return alias is not None and not alias.is_write
+    return is_view(node)
 
 
 def is_like(node: fx.Node, value: torch.Tensor) -> bool:

@@ -27,19 +27,16 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from .merge_duplicates import is_pure, merge_duplicates
-from .support.blocks import find_blocks, find_runs, find_siblings
-from .support.graphs import is_computing, outline, parameter_path, tensor_value, used_by_others
+from .merge_duplicates import merge_duplicates
+from .support.conditioning_nodes import TIMESTEP_NAMES, find_conditioning
+from .support.editing import move_to_submodule
+from .support.graphs import parameter_path, used_by_others
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from torch import fx
 
-LATENT_NAMES = ("hidden_states", "sample", "latents", "x")
-"""Names of the latent argument in the field; else the first floating-point tensor."""
-TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step")
-"""Names of the argument that is another one at every step."""
 EVERY_STEP = frozenset(TIMESTEP_NAMES)
 
 
@@ -55,18 +52,9 @@ def hoist_conditioning(gm: fx.GraphModule) -> int:
     for number, stage in enumerate(group_by_inputs([n for n in hoisted if n in left])):
         inside = frozenset(stage)
         outputs = [n for n in stage if used_by_others(n, inside)]
-        call = outline(gm, stage, outputs, f"conditioning_{number}", before=first)
+        call = move_to_submodule(gm, stage, outputs, f"conditioning_{number}", before=first)
         call.meta["stage"] = number
     return len(hoisted)
-
-
-def find_conditioning(gm: fx.GraphModule) -> list[fx.Node]:
-    """Nodes that may leave the step, in order."""
-    nodes = [n for n in gm.graph.nodes if is_computing(n)]
-    latent = find_latent(gm)
-    if latent is None:
-        return []
-    return choose_nodes(nodes, latent, find_runs(nodes, find_blocks(nodes)))
 
 
 def first_of_step(gm: fx.GraphModule, hoisted: Collection[fx.Node]) -> fx.Node:
@@ -74,59 +62,6 @@ def first_of_step(gm: fx.GraphModule, hoisted: Collection[fx.Node]) -> fx.Node:
     nodes: Iterable[fx.Node] = gm.graph.nodes
     given = ("placeholder", "get_attr")
     return next(n for n in nodes if n.op not in given and n not in hoisted)
-
-
-def find_latent(gm: fx.GraphModule) -> fx.Node | None:
-    """The placeholder of the latent; None where no input is a floating-point tensor."""
-    inputs: list[fx.Node] = list(gm.graph.find_nodes(op="placeholder"))
-    for name in LATENT_NAMES:
-        for node in inputs:
-            if node.target == name and tensor_value(node) is not None:
-                return node
-    values = ((node, tensor_value(node)) for node in inputs)
-    return next((n for n, v in values if v is not None and v.is_floating_point()), None)
-
-
-def choose_nodes(
-    nodes: Sequence[fx.Node], latent: fx.Node, runs: list[tuple[str, list[fx.Node]]]
-) -> list[fx.Node]:
-    """Nodes that may leave the step: latent-independent in every sibling of their block."""
-    pinned = {n for n in nodes if not is_pure(n)}
-    while True:
-        free = independent_nodes(nodes, {latent} | pinned)
-        irregular = counterparts_of_dependent(free, runs)
-        if not irregular:
-            break
-        pinned |= irregular
-    return [n for n in nodes if n in free and not is_wasted(n)]
-
-
-def independent_nodes(nodes: Iterable[fx.Node], dependent: set[fx.Node]) -> set[fx.Node]:
-    """Nodes that neither are in ``dependent`` nor descend from it."""
-    bound = set(dependent)
-    for node in nodes:
-        if node in bound or any(source in bound for source in node.all_input_nodes):
-            bound.add(node)
-    return {n for n in nodes if n not in bound}
-
-
-def counterparts_of_dependent(
-    free: Collection[fx.Node], runs: Iterable[tuple[str, list[fx.Node]]]
-) -> set[fx.Node]:
-    """Free nodes that stand where an equal block has a node that is not free."""
-    return {
-        node
-        for group in find_siblings(runs)
-        for counterparts in zip(*group, strict=True)
-        if not all(n in free for n in counterparts)
-        for node in counterparts
-        if node in free
-    }
-
-
-def is_wasted(node: fx.Node) -> bool:
-    """Whether nothing reads the node."""
-    return not node.users
 
 
 def group_by_inputs(hoisted: Sequence[fx.Node]) -> list[list[fx.Node]]:

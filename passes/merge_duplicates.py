@@ -15,16 +15,14 @@ Source: any compiler textbook (common subexpression elimination).
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING
 
-import torch
-from torch import fx
-
-from .support.graphs import is_random
+from .support.graphs import is_pure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable
+
+    from torch import fx
 
 
 def merge_duplicates(gm: fx.GraphModule, among: Collection[fx.Node] | None = None) -> int:
@@ -45,14 +43,3 @@ def merge_duplicates(gm: fx.GraphModule, among: Collection[fx.Node] | None = Non
         else:
             first[key] = node
     return rewrites
-
-
-def is_pure(node: fx.Node) -> bool:
-    """Whether the node's value depends on nothing but its arguments."""
-    if node.op == "get_attr":
-        return not node.meta.get("is_graph")
-    if node.target is operator.getitem:
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return not is_random(node) and not node.target._schema.is_mutable

@@ -32,21 +32,18 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import fx
 
+from .support.editing import insert_call
 from .support.fake_values import refresh_values
-from .support.graphs import insert_call, tensor_value
+from .support.graphs import tensor_value
+from .support.products import PRODUCTS, bias_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from torch import fx
+
 aten = torch.ops.aten
-PRODUCTS: dict[Any, tuple[int, int, int | None]] = {
-    aten.linear.default: (1, 0, 2),
-    aten.addmm.default: (2, 1, 0),
-    aten.mm.default: (1, 1, None),
-}
-"""Positions of the weight, of its dimension of outputs, and of the bias."""
 SPLITS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default)
 VIEWS = (aten.view.default, aten.reshape.default, aten.unflatten.int)
 Run = tuple[int, int]
@@ -98,15 +95,6 @@ def is_plain(product: fx.Node) -> bool:
     """Whether a product adds a bias, if any, as it is, and per column."""
     bias = bias_of(product)
     return not product.kwargs and (bias is None or bias.meta["val"].dim() == 1)
-
-
-def bias_of(product: fx.Node) -> fx.Node | None:
-    """The bias of a product, if it has one."""
-    position = PRODUCTS[product.target][2]
-    if position is None or position >= len(product.args):
-        return None
-    given = product.args[position]
-    return given if isinstance(given, fx.Node) else None
 
 
 # ---- what is read ------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .support.blocks import find_runs
-from .support.graphs import outline, structure_of, used_by_others
+from .support.editing import move_to_submodule
+from .support.graphs import structure_of, used_by_others
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -34,7 +35,7 @@ def outline_regions(gm: fx.GraphModule, blocks: Collection[str] = ()) -> int:
     for number, (path, run) in enumerate(runs):
         inside = frozenset(run)
         outputs = [node for node in run if used_by_others(node, inside)]
-        call = outline(gm, run, outputs, f"run_{number}", before=run[-1].next)
+        call = move_to_submodule(gm, run, outputs, f"run_{number}", before=run[-1].next)
         call.meta["block"] = path
         share(gm, call, shared)
     return len(runs)

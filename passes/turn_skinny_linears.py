@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .support.graphs import insert_call, tensor_value
+from .support.editing import insert_call
+from .support.graphs import tensor_value
+from .support.products import FEW_ROWS
 
 if TYPE_CHECKING:
     from torch import fx
 
 aten = torch.ops.aten
-FEW_ROWS = range(2, 17)
 
 
 def turn_skinny_linears(gm: fx.GraphModule) -> int:

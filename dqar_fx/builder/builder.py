@@ -19,7 +19,7 @@ from dqar_fx.passes import (
     normalise,
     unify_layouts,
 )
-from dqar_fx.passes.find_attention import is_candidate
+from dqar_fx.passes.support.attention_operators import is_candidate
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork, run_passes
 from dqar_fx.plan.plan import make_plan

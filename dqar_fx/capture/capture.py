@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.errors import CaptureError
 from dqar_fx.passes import CannotExpand, expand_repeats
-from dqar_fx.passes.support.graphs import make_module
+from dqar_fx.passes.support.editing import make_module
 
 from .repeats import Repeats, hide_frames
 

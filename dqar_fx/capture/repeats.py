@@ -18,7 +18,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from dqar_fx.passes.expand_repeats import AGAIN, BEGIN, END, CannotExpand, mark, rename
+from dqar_fx.passes import CannotExpand
+from dqar_fx.passes.support.marks import AGAIN, BEGIN, END, mark
+from dqar_fx.passes.support.module_paths import is_inside, rename_path
 
 from .equal_modules import STANDS_IN, Likeness, describe, find_equal_modules, layout_of
 
@@ -168,8 +170,8 @@ class Repeats:
         A graph has one of the names of each, whichever came first.
         """
         for names in self.shared_tensors:
-            if any(name.startswith(f"{first}.") for name in names):
-                theirs = {self.tensors.get(rename(name, first, twin)) for name in names}
+            if any(is_inside(name, first) for name in names):
+                theirs = {self.tensors.get(rename_path(name, first, twin)) for name in names}
                 if len(theirs) > 1:
                     raise CannotExpand(f"{', '.join(names)} are one tensor")
 

@@ -12,7 +12,7 @@ import weakref
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.passes.merge_equal_parameters import find_tensor, group_equal, memory_of
+from dqar_fx.passes.support.equal_tensors import find_tensor, group_equal, memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable

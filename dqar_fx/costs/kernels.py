@@ -18,7 +18,8 @@ from torch import fx
 from dqar_fx.passes import hoist_conditioning, normalise
 from dqar_fx.passes.find_attention import find_attention
 from dqar_fx.passes.find_feed_forward import find_feed_forward
-from dqar_fx.passes.support.graphs import module_stack, tensor_value, written_inputs
+from dqar_fx.passes.support.graphs import tensor_value, written_inputs
+from dqar_fx.passes.support.module_paths import module_stack
 from dqar_fx.passes.support.runner import fork, run_passes
 
 from .operation import Operand, Operation, count_macs, map_tensors

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx.experimental.dynamic_spec import IntVar, ParamsSpec, TensorSpec
 
-from dqar_fx.passes.support.graphs import generate_code
+from dqar_fx.passes.support.editing import generate_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

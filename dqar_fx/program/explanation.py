@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import listing
-from dqar_fx.passes.support.graphs import module_path, source_line
+from dqar_fx.passes.support.graphs import source_line
+from dqar_fx.passes.support.module_paths import module_path
 
 if TYPE_CHECKING:
     from dqar_fx.passes import NoMatch, Site

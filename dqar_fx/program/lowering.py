@@ -18,7 +18,8 @@ from dqar_fx.passes import (
     specialise,
     turn_skinny_linears,
 )
-from dqar_fx.passes.support.graphs import generate_code, graph_outputs, structure_of
+from dqar_fx.passes.support.editing import generate_code
+from dqar_fx.passes.support.graphs import graph_outputs, structure_of
 from dqar_fx.passes.support.runner import fork, ignore, run_pass, run_passes
 from dqar_fx.plan.plan import Variant
 

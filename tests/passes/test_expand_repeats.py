@@ -8,8 +8,9 @@ from torch import fx, nn
 from dqar_fx.capture.capture import flatten, fork_model
 from dqar_fx.capture.repeats import Repeats
 from dqar_fx.inspect import graph_diff
-from dqar_fx.passes.expand_repeats import MARK, CannotExpand, expand_repeats
-from dqar_fx.passes.support.graphs import module_path, module_stack
+from dqar_fx.passes import CannotExpand, expand_repeats
+from dqar_fx.passes.support.marks import MARK
+from dqar_fx.passes.support.module_paths import module_path, module_stack
 from dqar_fx.passes.support.runner import fork, run_pass
 from tests.passes.checks import printed, tokens
 
