@@ -25,6 +25,7 @@ from .narrow_linears import narrow_linears
 from .normalise import normalise
 from .outline_regions import outline_regions
 from .prepack_linears import prepack_linears
+from .site_kinds import SITE_KINDS, SiteKind
 from .specialise import specialise
 from .support.formats import FORMATS, CacheFormat
 from .support.guards import compute_or_reuse
@@ -35,10 +36,12 @@ from .unify_layouts import unify_layouts
 
 __all__ = [
     "FORMATS",
+    "SITE_KINDS",
     "CacheFormat",
     "CannotExpand",
     "NoMatch",
     "Site",
+    "SiteKind",
     "TensorSpec",
     "compute_or_reuse",
     "copy_always",

@@ -176,7 +176,14 @@ def match_residual(run: Run) -> Match:
         source=source_line(outputs[-1]),
     )
     return Match(
-        site, (), tuple(graph_inputs(run.nodes)), run.nodes, outputs, outputs, tuple(bases)
+        site,
+        operators=(),
+        inputs=tuple(graph_inputs(run.nodes)),
+        body=run.nodes,
+        outputs=outputs,
+        kept=outputs,
+        bases=tuple(bases),
+        is_across_blocks=run.kind == "span",
     )
 
 

@@ -40,13 +40,18 @@ if TYPE_CHECKING:
 EVERY_STEP = frozenset(TIMESTEP_NAMES)
 
 
-def hoist_conditioning(gm: fx.GraphModule) -> int:
-    """Move latent-independent nodes into stages; the number of nodes moved."""
+def hoist_conditioning(gm: fx.GraphModule, *, merges: bool = True) -> int:
+    """Move latent-independent nodes into stages; the number of nodes moved.
+
+    Args:
+        gm: The graph.
+        merges: Whether to merge what blocks compute alike, with `merge_duplicates`.
+    """
     hoisted = find_conditioning(gm)
     if not hoisted:
         return 0
-    # only now: where blocks share a value, the first differs from its siblings
-    merge_duplicates(gm, among=frozenset(hoisted))
+    if merges:  # only now: where blocks share a value, the first differs from its siblings
+        merge_duplicates(gm, among=frozenset(hoisted))
     left = frozenset(gm.graph.nodes)
     first = first_of_step(gm, frozenset(hoisted))
     for number, stage in enumerate(group_by_inputs([n for n in hoisted if n in left])):

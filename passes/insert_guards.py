@@ -121,8 +121,9 @@ def insert_guard(
         node.meta = {**copy_meta(match.outputs[0]), "site": match.site}
         return node
 
-    is_span = match.site.kind == "span"  # belongs to no block: its guard is a run of its own
-    stack = None if is_span else match.outputs[0].meta.get("nn_module_stack")
+    # the guard of what belongs to no block is a run of its own
+    made_by = match.outputs[0].meta.get("nn_module_stack")
+    stack = None if match.is_across_blocks else made_by
     caller = replace_by_call(
         () if match.bases else match.body,
         match.outputs,

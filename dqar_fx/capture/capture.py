@@ -20,12 +20,15 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from dqar_fx.errors import CaptureError
-from dqar_fx.passes import CannotExpand, expand_repeats
+from dqar_fx.passes import CannotExpand
+from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
 
 from .repeats import Repeats, hide_frames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
     from torch.export import ExportedProgram
 
 
@@ -62,8 +65,19 @@ def fork_model(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    disable: Collection[str] = (),
+) -> Capture:
     """Record one call of a model as a graph.
+
+    Args:
+        model: The model.
+        args: Of the call.
+        kwargs: Of the call.
+        disable: Names of passes to leave out.
 
     Raises:
         CaptureError: The model's forward cannot be exported for these inputs.
@@ -73,7 +87,9 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
-            captured = trace_repeats(model, args, kwargs) or trace(model, args, kwargs)
+            expanding = select_passes(AFTER_TRACING, disable)
+            once = trace_repeats(model, args, kwargs, expanding) if expanding else None
+            captured = once or trace(model, args, kwargs)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise CaptureError(
@@ -89,9 +105,15 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def trace_repeats(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    expanding: Sequence[Callable[[fx.GraphModule], int]],
 ) -> Capture | None:
-    """The same as `trace`, with repeated blocks traced once; None where that cannot be."""
+    """The same as `trace`, with repeated blocks traced once; None where that cannot be.
+
+    ``expanding`` are the passes that copy the blocks which were not traced.
+    """
     own = fork_model(model)
     try:
         if not Repeats.watch(own):
@@ -100,7 +122,8 @@ def trace_repeats(
         refuse_writes(exported)
         gm = flatten(exported)
         hide_frames(gm)
-        expand_repeats(gm)
+        for each in expanding:
+            each(gm)
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
         return None

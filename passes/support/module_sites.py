@@ -51,6 +51,7 @@ class Match:
         kept: What is kept: the outputs, or nodes of the body that they descend from.
         bases: Where the site adds to what it reads: that input, per output. Kept is then
             the difference of the output from it.
+        is_across_blocks: Whether it holds several blocks, and belongs to none of them.
     """
 
     site: Site
@@ -60,6 +61,7 @@ class Match:
     outputs: tuple[fx.Node, ...]
     kept: tuple[fx.Node, ...]
     bases: tuple[fx.Node, ...] = ()
+    is_across_blocks: bool = False
 
 
 def match_site(
