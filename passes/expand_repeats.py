@@ -1,21 +1,29 @@
-"""Repeated blocks that were traced once: copied for each twin.
+"""Copy the nodes of a block that was traced once for each block that is equal to it.
 
-Legal because twins differ in their parameters alone and are called alike (`dqar_fx.twins` and
-`dqar_fx.repeats` see to that): what one computes is what the other computes with its own.
-While a model is traced, the first block of a kind runs between two marks. A twin of it does
-not run: a mark stands in for it, with results of the same layout. This pass puts the nodes
-between the marks in its place, with the twin's inputs, parameters and module paths, and takes
-all marks out::
+While a model is traced, the first block of a kind runs between two marks. A block that is
+equal to it does not run: a mark stands in for it, with results of the same layout. This pass
+puts the nodes between the marks in its place, with its own inputs, parameters and module
+paths, and takes all marks out.
 
-    x_ = mark([x], [x], "begin", 0)               y = linear(x, blocks.0.weight)
-    y = linear(x_[0], blocks.0.weight)       ->   z = linear(y, blocks.1.weight)
-    y_ = mark([y], [y], "end", 0)
-    z = mark([y_[0]], [y_[0]], "again", 0, "blocks.1")
+Legal because equal blocks differ in their parameters alone and are called alike, which
+`dqar_fx.capture` sees to: what one computes is what the other computes with its own:
 
-`CannotExpand` is raised, and nothing is changed, where a value gets in or out of a block past
-its marks, where a block has graphs of its own or is in one, and where a part of a twin is
-called from elsewhere. Source lines of copies are those of the first block. Requires a graph in
-which no operator writes to a tensor.
+    %x_ = mark([%x], [%x], "begin", 0)            ; %x is f32[2, 36, 60]
+    %y : f32[2, 36, 60] = linear(%x_[0], blocks.0.weight)
+    %y_ = mark([%y], [%y], "end", 0)
+    %z = mark([%y_[0]], [%y_[0]], "again", 0, "blocks.1")
+ -> %y : f32[2, 36, 60] = linear(%x, blocks.0.weight)
+    %z : f32[2, 36, 60] = linear(%y, blocks.1.weight)
+
+Source lines of copies are those of the first block. The graph must hold no operator that
+writes to a tensor.
+
+Leaves alone: graphs without marks. `CannotExpand` is raised, and nothing is changed, where a
+value gets in or out of a block past its marks, where a block has graphs of its own or is in
+one, and where a part of an equal block is called from elsewhere.
+
+Source: loops are traced once by ``jax.lax.scan`` over stacked layers; here layers stay apart,
+so that the graph is the one without marks.
 """
 
 from __future__ import annotations
@@ -43,7 +51,7 @@ class CannotExpand(Exception):
 
 
 def expand_repeats(gm: fx.GraphModule) -> int:
-    """Put the nodes of the first block where a mark stands in for a twin.
+    """Put the nodes of the first block where a mark stands in for an equal one.
 
     Returns:
         How many marks were taken out.
@@ -122,8 +130,8 @@ class EqualModule:
 
     Attributes:
         first: Path of the block that the region is of.
-        path: Of the twin.
-        above: Record of the modules around the twin, from the root down.
+        path: Of the block that is equal to it.
+        above: Record of the modules around that block, from the root down.
     """
 
     first: str
@@ -131,7 +139,7 @@ class EqualModule:
     above: Stack
 
     def stack(self, stack: Stack) -> Stack:
-        """A record of modules in the first block, as one in the twin."""
+        """A record of modules in the first block, as one in the other."""
         own, inside = dict(self.above), False
         for key, (path, kind) in stack.items():
             inside = inside or path == self.first
@@ -163,31 +171,31 @@ class Expansion:
         self,
         nodes: Iterable[fx.Node],
         copies: dict[fx.Node, fx.Node],
-        twins: Sequence[EqualModule],
+        modules: Sequence[EqualModule],
     ) -> None:
         """Write nodes.
 
         Args:
             nodes: Of the graph with marks.
             copies: What has been written of them; more is added.
-            twins: In whose name, innermost first.
+            modules: In whose name, innermost first.
         """
         for node in nodes:
             if node.target is MARK:
-                self.emit_mark(node, copies, twins)
+                self.emit_mark(node, copies, modules)
             elif not is_item_of_mark(node):
-                self.emit_copy(node, copies, twins)
+                self.emit_copy(node, copies, modules)
 
     def emit_mark(
-        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], modules: Sequence[EqualModule]
     ) -> None:
         """Write what a mark stands for: nothing, or a region; let its items be the values."""
         mark = Mark.of(node)
-        values = [self.find(source, copies, twins) for source in mark.given]
+        values = [self.find(source, copies, modules) for source in mark.given]
         if mark.role == AGAIN:
             region = self.regions[mark.number]
             inner = items_of(region.begin, values)
-            within = [EqualModule(region.path, mark.path, above(node, mark.path)), *twins]
+            within = [EqualModule(region.path, mark.path, above(node, mark.path)), *modules]
             self.emit(region.body, inner, within)
             values = [self.find(each, inner, within) for each in Mark.of(region.end).given]
             for value in values:  # tracing tells values apart by what stands for them
@@ -195,33 +203,33 @@ class Expansion:
         copies.update(items_of(node, values))
 
     def emit_copy(
-        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], modules: Sequence[EqualModule]
     ) -> None:
         """Write one node."""
         if any(find_enclosing(path, self.stood_in) for _, path in module_stack(node)):
             raise CannotExpand(f"{module_path(node)} is called apart from its block")
         args, kwargs = fx.map_arg(
-            (node.args, node.kwargs), lambda n: self.find(n, copies, twins)
+            (node.args, node.kwargs), lambda n: self.find(n, copies, modules)
         )
         # numbers anew: names must not tell where there was a mark
         name = TRAILING_NUMBER.sub("", node.name) if node.op == "call_function" else node.name
         copy = self.graph.create_node(node.op, node.target, args, kwargs, name)
         copy.meta = copy_meta(node)
-        for twin in twins:
-            copy.meta["nn_module_stack"] = twin.stack(copy.meta["nn_module_stack"])
+        for module in modules:
+            copy.meta["nn_module_stack"] = module.stack(copy.meta["nn_module_stack"])
         if node.op == "get_attr":
             self.parameters[str(node.target)] = copy
         copies[node] = copy
 
     def find(
-        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], modules: Sequence[EqualModule]
     ) -> fx.Node:
-        """What was written of a node; of a parameter, the twin's."""
+        """What was written of a node; of a parameter, the equal block's."""
         if node in copies:
             return copies[node]
         path = str(node.target)
-        for twin in twins:
-            path = rename_path(path, twin.first, twin.path)
+        for module in modules:
+            path = rename_path(path, module.first, module.path)
         if node.op != "get_attr" or path not in self.parameters:
             raise CannotExpand(f"%{node.name} is read in a block and no input of it")
         return self.parameters[path]

@@ -1,12 +1,13 @@
 """Let a graph also give what calibration looks at: what each site keeps, and its entropy.
 
-Legal because only outputs are added:
-
-    return (%sample,)  ->  return (%sample, %kept_0, ..., %entropy_0, %kept_1, ...)
-
 The entropy of an attention is ``-sum(w log w) / log(keys)``, in [0, 1], of the weights w that
 a query gives to the keys; the mean over batch, heads and queries. Of many queries, at most
 `MAX_QUERIES` are taken, evenly spaced: weights are never kept, and need not fit as a whole.
+
+Legal because only outputs are added:
+
+    return (%sample : f32[2, 8, 12, 12],)
+ -> return (%sample, %kept_0 : f32[2, 36, 60], %entropy_0 : f32[], %kept_1, ...)
 
 Leaves alone: every other output.
 

@@ -1,15 +1,18 @@
-"""Find attention sites in a graph: from the attention operator out to the module that owns it.
+"""Find attention sites: from the attention operator out to the module that owns it.
 
-What: a site is what the innermost module around an attention operator computes between its
-inputs and those outputs that descend from the attention:
+A site is what the innermost module around an attention operator computes between its inputs
+and those outputs that descend from the attention. Nothing is edited: matches are returned.
 
-    %linear_3 = linear(%x, to_q) ...   %sdpa = scaled_dot_product_attention(%q, %k, %v)
-    %div_1    = linear(%reshape, to_out)          # used outside: an output of the site
-    transformer_blocks.0.attn1  self, fused, keeps [2, 36, 60]
+Legal because every path from the operator to the rest of the graph leads through these
+outputs, so that replacing them replaces the attention:
 
-Legal because every path from the operator to the rest of the graph leads through the
-outputs, so that replacing them replaces the attention. Values that the module passes on but
-that do not descend from the attention are left outside of the site: they stay computed.
+    %linear : f32[2, 36, 60] = linear(%x, to_q) ...
+    %sdpa : f32[2, 3, 36, 20] = scaled_dot_product_attention(%q, %k, %v)
+    %linear_3 : f32[2, 36, 60] = linear(%reshape, to_out)   ; read outside of the module
+ -> transformer_blocks.0.attn1  self, fused, keeps [2, 36, 60]
+
+Values that the module passes on but that do not descend from the attention are left outside of
+the site: they stay computed.
 
 Leaves alone: attention in the root module, attention with active dropout, a module that has
 another attention inside, outputs that are not tensors. Each is reported with its reason, and

@@ -1,12 +1,15 @@
 """Find feed-forward sites: two linears and an activation between, in a module of a block.
 
-What: a site is what the innermost module around both linears computes:
+A site is what the innermost module around both linears computes. Nothing is edited: matches
+are returned.
 
-    %linear_4 = linear(%x, net.0) ; %gelu = gelu(%linear_4) ; %linear_5 = linear(%gelu, net.2)
-    transformer_blocks.0.ff  feed_forward, gelu, keeps [2, 36, 60]
+Legal because every path from the second linear to the rest of the graph leads through the
+module's outputs, as for attention:
 
-Legal for the same reason as attention: every path from the second linear to the rest of the
-graph leads through the module's outputs.
+    %linear_4 : f32[2, 36, 240] = linear(%x, net.0)         ; %x is f32[2, 36, 60]
+    %gelu : f32[2, 36, 240] = gelu(%linear_4)
+    %linear_5 : f32[2, 36, 60] = linear(%gelu, net.2)
+ -> transformer_blocks.0.ff  feed_forward, gelu, keeps [2, 36, 60]
 
 Leaves alone: two linears that only the block itself holds together, and those whose second
 reads attention as well, as in Flux's single-stream blocks; a module that holds an attention;
@@ -73,11 +76,11 @@ def find_feed_forward(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
             matches.append(match_feed_forward(key, members[key], *pair))
         except NoMatch as miss:
             near_misses.append(miss)
-    near_misses += joined(gm.graph.nodes, blocks, matches)
+    near_misses += find_joined(gm.graph.nodes, blocks, matches)
     return numbered(matches), near_misses
 
 
-def joined(
+def find_joined(
     nodes: Iterable[fx.Node], blocks: Collection[str], matches: Sequence[Match]
 ) -> list[NoMatch]:
     """Feed-forwards whose second linear reads attention as well: a reason for each."""

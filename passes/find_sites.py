@@ -1,4 +1,19 @@
-"""Find all that may be reused, of every kind, in execution order."""
+"""Find all that may be reused, of every kind, in execution order.
+
+Each pass of the table `SITE_KINDS` is asked once. Nothing is edited: matches are returned.
+
+Legal because each of these passes is; that sites may contain each other is the business of
+`insert_guards` and of the branch table, which `find_around` tells what contains what:
+
+    %linear_3, %linear_5, %y : f32[2, 36, 60]
+ -> 0  transformer_blocks.0.attn1  self, fused, keeps [2, 36, 60]
+    1  transformer_blocks.0.ff  feed_forward, gelu, keeps [2, 36, 60]
+    2  transformer_blocks.0  block, residual, keeps [2, 36, 60]
+
+Leaves alone: what no kind knows.
+
+Source: the passes in the table.
+"""
 
 from __future__ import annotations
 

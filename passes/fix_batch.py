@@ -2,8 +2,9 @@
 
 Legal because a size that an input tells is known once the batch is:
 
-    %size = sym_size.int(%x, 0)
-    %view = view(%x, [%size, -1, 3, 20])    ->  %view = view(%x, [8, -1, 3, 20])
+    %size = sym_size.int(%x, 0)                       ; %x is f32[8, 36, 60]
+    %view : f32[8, 36, 3, 20] = view(%x, [%size, -1, 3, 20])
+ -> %view : f32[8, 36, 3, 20] = view(%x, [8, -1, 3, 20])
 
 A copy that makes its input contiguous goes where the input is contiguous at this batch size,
 as it is not captured there. What remains is what a capture at this size must give: shapes and

@@ -2,9 +2,12 @@
 
 Legal because the nodes are pure and read neither the latent nor anything computed from it:
 
-    %silu  = silu(%timestep_embedding)          %conditioning_2 = call_module(%getitem, ...)
-    %shift, %scale, ... = chunk(linear(%silu))  ->  %shift, %scale, ... = getitem(...)
-    %x = add(mul(layer_norm(%latent), %scale), %shift)    (reads them as before)
+    %silu : f32[2, 60] = silu(%timestep_embedding)
+    %shift, %scale, ... : f32[2, 60] = chunk(linear(%silu), 6, 1)
+    %x : f32[2, 36, 60] = add(mul(layer_norm(%latent), %scale), %shift)
+ -> %conditioning_2 = call_module[conditioning_2](%timestep, ..., parameters)
+    %shift, %scale, ... : f32[2, 60] = getitem(%conditioning_2, 0), ...
+    %x : f32[2, 36, 60] = add(mul(layer_norm(%latent), %scale), %shift)
 
 Nodes that read the same set of the denoiser's inputs form one stage: constants, what reads
 the labels, what reads the text; all that reads the timestep, alone or with others, forms the
@@ -16,8 +19,8 @@ Values that blocks compute alike, such as the sinusoids of a timestep, are merge
 Leaves alone: a node inside a repeated block whose counterpart in an equal block depends on
 the latent. In joint attention the text stream of the first block does not depend on the
 latent and that of every later block does; hoisting the first would make it a block of its
-own kind, compiled apart, for work that each step needs anyway. So are random operators, and
-what reads them.
+own kind, compiled apart, for work that each step needs anyway. Random operators, and what
+reads them, stay as well.
 
 Source: partial evaluation (Jones, Gomard, Sestoft 1993); DQAR report, future work.
 """

@@ -3,13 +3,13 @@
 Legal because a guard whose action is COMPUTE or STORE evaluates the site's own nodes on its
 own inputs; only REUSE, which a verified branch table allows, gives another value:
 
-    %q = linear(%x, to_q) ... %out = linear(%y, to_out)
-->  %guard = compute_or_reuse(%action_3, [[%slot_3_0_0]], %body_3, None, "same", [f32],
+    %q : f32[2, 36, 60] = linear(%x, to_q) ... %out : f32[2, 36, 60] = linear(%y, to_out)
+ -> %guard = compute_or_reuse(%action_3, None, [[[%slot_3_0_0]]], %body_3, None, "same", [f32],
                               [%x, ...], [])
-    %out   = getitem(%guard, 0)
+    %out : f32[2, 36, 60] = getitem(%guard, 0)       ; %slot_3_0_0 is f32[2, 36, 60]
 
-Where keys and values are kept instead of the output, ``%resume_3`` takes the place of None:
-what leads from them, and from the inputs after it, to the output.
+Where keys and values are kept instead of the output, ``%resume_3`` takes the place of the
+second None: what leads from them, and from the inputs after it, to the output.
 
 A residual site's guard stands behind it and keeps what the site adds to its inputs; what only
 its outputs need is dead where the guard reads:
@@ -64,7 +64,7 @@ def insert_guards(
 
 
 @dataclass(frozen=True)
-class Given:
+class GuardInputs:
     """The inputs of a graph that belong to one guard.
 
     Attributes:
@@ -80,14 +80,14 @@ class Given:
 
 def add_inputs(
     gm: fx.GraphModule, match: Match, column: int, cache: CacheFormat, history: int
-) -> Given:
+) -> GuardInputs:
     """New placeholders for a site, whose actions stand in ``column`` of the branch table."""
     action = add_input(gm, f"action_{column}", {"action": column})
     weights = add_weights(gm, match, column, history) if history > 1 else None
     slots = [
         [
             [
-                add_input(gm, name_slot(key, history), slot_meta(match, key, spec))
+                add_input(gm, name_slot_input(key, history), slot_meta(match, key, spec))
                 for b, spec in enumerate(cache.specs(kept))
                 for key in [(column, j, h, b)]
             ]
@@ -95,11 +95,11 @@ def add_inputs(
         ]
         for j, kept in enumerate(match.site.kept)
     ]
-    return Given(action, weights, slots)
+    return GuardInputs(action, weights, slots)
 
 
 def insert_guard(
-    gm: fx.GraphModule, match: Match, column: int, cache_format: str, given: Given
+    gm: fx.GraphModule, match: Match, column: int, cache_format: str, given: GuardInputs
 ) -> None:
     """Put the guard of one site where the site was, or behind it if it is a residual."""
     body, inputs, after, others = cut_out(gm, match)
@@ -179,7 +179,7 @@ def add_input(gm: fx.GraphModule, name: str, meta: dict[str, object]) -> fx.Node
     return node
 
 
-def name_slot(key: tuple[int, int, int, int], history: int) -> str:
+def name_slot_input(key: tuple[int, int, int, int], history: int) -> str:
     """Name of a slot's placeholder; its place is told only where there are several."""
     column, value, place, part = key
     numbers = (column, value, part) if history == 1 else (column, value, place, part)

@@ -2,8 +2,9 @@
 
 Legal because the operators are pure: equal operator, equal arguments, equal value:
 
-    %sin   = sin(%t)   ; block 0
-    %sin_1 = sin(%t)   ; block 1      ->  users of %sin_1 read %sin
+    %sin : f32[2, 128] = sin(%t)     ; block 0
+    %sin_1 : f32[2, 128] = sin(%t)   ; block 1
+ -> %sin : f32[2, 128] = sin(%t)     ; read by both
 
 In class-conditional DiT every block owns a timestep embedder; the sinusoids in front of them
 are the same for all.

@@ -2,15 +2,16 @@
 
 Legal because the tensors are equal bit for bit, strides included:
 
-    %a = get_attr[transformer_blocks.0.norm1.emb.linear.weight]
-    %b = get_attr[transformer_blocks.1.norm1.emb.linear.weight]  ->  users of %b read %a
+    %a : f32[360, 60] = get_attr[transformer_blocks.0.norm1.emb.linear.weight]
+    %b : f32[360, 60] = get_attr[transformer_blocks.1.norm1.emb.linear.weight]
+ -> %a : f32[360, 60] = get_attr[transformer_blocks.0.norm1.emb.linear.weight]  ; read by both
 
 The expressions that this makes equal are computed once by `merge_duplicates`. In DiT as
 diffusers converts it, every block holds a copy of one timestep and label embedder: 28 copies
 are evaluated, and held, where one would do.
 
 Leaves alone: what a step reads. There equal tensors are chance, such as biases that are zero,
-and blocks that share one would no longer be alike. So are tensors without values (meta).
+and blocks that share one would no longer be alike. Tensors without values (meta) stay, too.
 
 Source: common subexpression elimination, with parameters compared by value.
 """

@@ -3,8 +3,10 @@
 Legal because a region is a run of nodes that are contiguous in execution order: whatever it
 reads is computed before it, whatever reads it comes after:
 
-    24 nodes of transformer_blocks.0     %run_1 = call_module[region_1](%x, ..., weights of 0)
-    24 nodes of transformer_blocks.1  -> %run_2 = call_module[region_1](%y, ..., weights of 1)
+    24 nodes of transformer_blocks.0     ; %x is f32[2, 36, 60]
+    24 nodes of transformer_blocks.1     ; %y is f32[2, 36, 60]
+ -> %run_1 = call_module[region_1](%x, ..., weights of 0)
+    %run_2 = call_module[region_1](%y, ..., weights of 1)
 
 Parameters and slots are inputs of a region, so that blocks of equal structure are calls of
 one graph, which is compiled once. Given no blocks, the whole graph becomes one region.

@@ -2,10 +2,11 @@
 
 Legal because an action is fixed for the whole step:
 
-    REUSE    %out = slot                     ; the site, and the norm and modulation before it,
-                                               have no reader left and go
+    %out : f32[2, 36, 60] = getitem(compute_or_reuse(%action, None, [[[%slot]]], ...), 0)
+ -> REUSE    %out = %slot                     ; the site, and the norm and modulation before
+                                                it, have no reader left and go
     STORE    %out = (body inlined) ; copy_(%slot, %out)
-    COMPUTE  %out = (body inlined)           ; the slot is not even an input
+    COMPUTE  %out = (body inlined)            ; the slot is not even an input
 
 A slot that would leave the graph as an output is copied first: its storage is overwritten by
 a later step, and Inductor forbids outputs that alias inputs.

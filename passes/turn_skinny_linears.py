@@ -13,6 +13,8 @@ measured on two cores, 2 x 384 by 2304 takes 0.56 ms and 0.13 ms, 16 rows 0.65 a
 Modulations of a diffusion transformer are of this kind, one per block and step.
 
 Leaves alone: other devices and dtypes (bfloat16 gains nothing), one row, many rows.
+
+Source: the measurement above; the identity is that of transposed products.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from dqar_fx.program.program import Program
 from .cache_support import refuse_format
 from .choose_sites import choose_sites
 from .dumps import open_dump
-from .outline import outline
+from .outline import outline_graph
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,9 @@ class Builder:
         late = select_passes(AFTER_SITES, disable, {insert_guards: bound})
         reports += run_passes(graph, late, observe=observe)
         outlined = fork(graph)
-        reports += outline(outlined, blocks if options.backend.cuts_blocks else (), observe)
+        reports += outline_graph(
+            outlined, blocks if options.backend.cuts_blocks else (), observe
+        )
         near_misses += hoisted_attention(outlined)
         return Program(
             captured=captured,

@@ -2,7 +2,7 @@
 
 `torch.export` in non-strict mode runs the model once with fake tensors and records every
 operator, exactly and without code for any particular model. Blocks that repeat run once
-(`dqar_fx.repeats`). Parameters are shared with the model, which stays as it is.
+(`dqar_fx.capture.repeats`). Parameters are shared with the model, which stays as it is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dqar_fx.passes import CannotExpand
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
 
-from .repeats import Repeats, hide_frames
+from .repeats import RepeatedBlocks, hide_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -96,7 +96,7 @@ def capture(
             f"{type(model).__name__} cannot be captured as one graph. torch.export said: "
             f"{type(error).__name__}: {reason[0] if reason else 'nothing'}. Expected a "
             "forward without data-dependent control flow that accepts these inputs; found "
-            f"inputs {describe_inputs(model, args, kwargs)}. Try torch.export.export(model, "
+            f"inputs {spell_inputs(model, args, kwargs)}. Try torch.export.export(model, "
             "args, kwargs, strict=False) on its own for the whole report"
         ) from error
     ms, size = 1e3 * (perf_counter() - start), len(captured.gm.graph.nodes)
@@ -116,11 +116,11 @@ def trace_repeats(
     """
     own = fork_model(model)
     try:
-        if not Repeats.watch(own):
+        if not RepeatedBlocks.watch(own):
             return None
         exported = torch.export.export(own, args, kwargs, strict=False)
         refuse_writes(exported)
-        gm = flatten(exported)
+        gm = flatten_export(exported)
         hide_frames(gm)
         for each in expanding:
             each(gm)
@@ -137,10 +137,10 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     exported = without_mutation(exported)
     refuse_state(exported)
     spec = exported.call_spec
-    return Capture(flatten(exported), spec.in_spec, spec.out_spec)
+    return Capture(flatten_export(exported), spec.in_spec, spec.out_spec)
 
 
-def flatten(exported: ExportedProgram) -> fx.GraphModule:
+def flatten_export(exported: ExportedProgram) -> fx.GraphModule:
     """A program as a module that takes flat inputs, with no checks of them."""
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
@@ -187,7 +187,7 @@ def writes(exported: ExportedProgram) -> bool:
     )
 
 
-def describe_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def spell_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Shapes and dtypes of a call's inputs, by name."""
 
     def describe(value: object) -> str:

@@ -42,9 +42,9 @@ class SharedTensors:
 
     def copy(self) -> SharedTensors:
         """For a fork of the fork."""
-        twin = SharedTensors()
-        twin._original, twin.groups = self._original, dict(self.groups)
-        return twin
+        copied = SharedTensors()
+        copied._original, copied.groups = self._original, dict(self.groups)
+        return copied
 
     def __reduce__(self) -> tuple[type[SharedTensors], tuple[()]]:
         """A copy has memory of its own, and ties it anew."""

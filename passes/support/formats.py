@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 TOKEN, CHANNEL = -1, -2
 """The dimension that shares a scale: channels of one token, or tokens of one channel."""
-SMALLEST = 2.0**-100
+SMALLEST_KEPT = 2.0**-100
 """Where no magnitude reaches this, zero is kept: a scale would leave float32's range."""
 
 
@@ -62,7 +62,7 @@ class CacheFormat(Protocol):
 
 
 @dataclass(frozen=True)
-class Same:
+class ExactFormat:
     """Keeps every bit."""
 
     name: str = "same"
@@ -86,7 +86,7 @@ class Same:
 
 
 @dataclass(frozen=True)
-class Narrow:
+class CastFormat:
     """Keeps another floating-point dtype.
 
     Attributes:
@@ -123,7 +123,7 @@ class Narrow:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledFormat:
     """Keeps eight bits and a scale per token or per channel.
 
     Attributes:
@@ -159,7 +159,7 @@ class Scaled:
         kept, scales, flag = buffers
         wide = value.float()
         top = wide.abs().amax(self._shared(wide.dim()), keepdim=True)
-        scale = torch.where(top < SMALLEST, 0.0, top / self.largest)
+        scale = torch.where(top < SMALLEST_KEPT, 0.0, top / self.largest)
         step = round_to_bfloat16(torch.where(top < torch.inf, scale, torch.nan))
         numbers = wide * torch.where(step > 0, 1 / step, 0.0)
         if not self.dtype.is_floating_point:
@@ -181,7 +181,7 @@ class Scaled:
         error = torch.maximum(self.relative_error * size, self.step_error * top)
         kind = torch.finfo(value.dtype)  # reading rounds to it; subnormals in even steps
         rounding = (kind.eps * top).clamp(min=kind.eps * kind.tiny)
-        return torch.where(top < SMALLEST, top, error + rounding)
+        return torch.where(top < SMALLEST_KEPT, top, error + rounding)
 
     def _shared(self, num_dims: int) -> int:
         """The dimension that shares a scale; a vector is one token."""
@@ -222,11 +222,11 @@ def round_to_bfloat16(value: torch.Tensor) -> torch.Tensor:
 FORMATS: dict[str, CacheFormat] = {
     found.name: found
     for found in (
-        Same(),
-        Narrow("fp16", torch.float16, 2.0**-11, 2.0**-25),
-        Narrow("bf16", torch.bfloat16, 2.0**-8, 2.0**-134),
-        Scaled("int8", torch.int8, 127, TOKEN, 0.0, 1 / 252),
-        Scaled("int8-per-channel", torch.int8, 127, CHANNEL, 0.0, 1 / 252),
-        Scaled("fp8", torch.float8_e4m3fn, 448, TOKEN, 2.0**-3.9, 2.0**-18),
+        ExactFormat(),
+        CastFormat("fp16", torch.float16, 2.0**-11, 2.0**-25),
+        CastFormat("bf16", torch.bfloat16, 2.0**-8, 2.0**-134),
+        ScaledFormat("int8", torch.int8, 127, TOKEN, 0.0, 1 / 252),
+        ScaledFormat("int8-per-channel", torch.int8, 127, CHANNEL, 0.0, 1 / 252),
+        ScaledFormat("fp8", torch.float8_e4m3fn, 448, TOKEN, 2.0**-3.9, 2.0**-18),
     )
 }

@@ -113,7 +113,7 @@ def match_site(
         path=path if len(call) == 1 else f"{path}@{call[1]}",
         kind=kind(outputs, needed),
         variant=variant,
-        kept=specs_of(outputs),
+        kept=dense_specs(outputs),
         source=source_line(anchor),
     )
     return Match(
@@ -131,6 +131,6 @@ def numbered(matches: Iterable[Match]) -> list[Match]:
     return [replace(m, site=replace(m.site, index=i)) for i, m in enumerate(matches)]
 
 
-def specs_of(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
+def dense_specs(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
     """Dense specs of tensors with these nodes' shapes."""
     return tuple(TensorSpec.of(torch.empty_like(node.meta["val"])) for node in nodes)

@@ -16,7 +16,7 @@ def aliases_input(node: fx.Node) -> bool:
     return bool(returns) and returns[0].alias_info is not None
 
 
-def is_view(node: fx.Node) -> bool:
+def is_pure_view(node: fx.Node) -> bool:
     """Whether an operator's first result shows memory of an input and nothing is written."""
     return aliases_input(node) and not node.target._schema.is_mutable  # type: ignore[union-attr]  # an operator, see above
 
