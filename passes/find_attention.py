@@ -57,7 +57,7 @@ def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
     for key, operators in owned.items():
         try:
             if key in around:
-                refuse_nested(owned[key][0].result, around[key])
+                refuse_nested(operators[0].result, around[key])
             matches.append(match_attention(key, members[key], operators))
         except NoMatch as miss:
             near_misses.append(miss)

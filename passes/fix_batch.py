@@ -62,7 +62,8 @@ def value_at(node: fx.Node, batch: int) -> object:
 
 def put_sizes(graph: fx.Graph) -> int:
     """Put numbers where nodes give sizes; the number of nodes."""
-    sizes = [n for n in graph.nodes if n.op == "call_function" and is_size(n)]
+    calls = (node for node in graph.nodes if node.op == "call_function")
+    sizes = [node for node in calls if type(node.meta.get("val")) is int]  # no truth values
 
     def put(node: fx.Node) -> Any:
         return node.meta["val"] if node in sizes else node
@@ -72,11 +73,6 @@ def put_sizes(graph: fx.Graph) -> int:
     for node in reversed(sizes):
         graph.erase_node(node)
     return len(sizes)
-
-
-def is_size(node: fx.Node) -> bool:
-    """Whether a node gives a whole number."""
-    return type(node.meta.get("val")) is int
 
 
 def drop_copies(graph: fx.Graph) -> int:

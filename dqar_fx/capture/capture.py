@@ -27,7 +27,7 @@ from dqar_fx.passes.support.editing import make_module
 from .repeats import RepeatedBlocks, hide_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection
 
     from torch.export import ExportedProgram
 
@@ -87,8 +87,8 @@ def capture(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
-            expanding = select_passes(AFTER_TRACING, disable)
-            once = trace_repeats(model, args, kwargs, expanding) if expanding else None
+            expands = bool(select_passes(AFTER_TRACING, disable))
+            once = trace_repeats(model, args, kwargs) if expands else None
             captured = once or trace(model, args, kwargs)
     except Exception as error:
         reason = str(error).strip().splitlines()
@@ -105,15 +105,9 @@ def capture(
 
 
 def trace_repeats(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    expanding: Sequence[Callable[[fx.GraphModule], int]],
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Capture | None:
-    """The same as `trace`, with repeated blocks traced once; None where that cannot be.
-
-    ``expanding`` are the passes that copy the blocks which were not traced.
-    """
+    """The same as `trace`, with repeated blocks traced once; None where that cannot be."""
     own = fork_model(model)
     try:
         if not RepeatedBlocks.watch(own):
@@ -122,7 +116,7 @@ def trace_repeats(
         refuse_writes(exported)
         gm = flatten_export(exported)
         hide_frames(gm)
-        for each in expanding:
+        for each in AFTER_TRACING:
             each(gm)
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
@@ -134,7 +128,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     """All of a model as a graph."""
     # a fork, so that moving the denoiser leaves this graph's parameters in place
     exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
-    exported = without_mutation(exported)
+    if writes(exported):
+        exported = exported.run_decompositions({})  # the same in functional form
     refuse_state(exported)
     spec = exported.call_spec
     return Capture(flatten_export(exported), spec.in_spec, spec.out_spec)
@@ -165,11 +160,6 @@ def refuse_state(exported: ExportedProgram) -> None:
     written = exported.graph_signature.buffers_to_mutate
     if written:
         raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
-
-
-def without_mutation(exported: ExportedProgram) -> ExportedProgram:
-    """The same program in functional form, if it writes to tensors in place."""
-    return exported.run_decompositions({}) if writes(exported) else exported
 
 
 def refuse_writes(exported: ExportedProgram) -> None:

@@ -49,7 +49,7 @@ def choose_nodes(
         if not irregular:
             break
         pinned |= irregular
-    return [n for n in nodes if n in free and not is_wasted(n)]
+    return [n for n in nodes if n in free and n.users]
 
 
 def independent_nodes(nodes: Iterable[fx.Node], dependent: set[fx.Node]) -> set[fx.Node]:
@@ -73,8 +73,3 @@ def counterparts_of_dependent(
         for node in counterparts
         if node in free
     }
-
-
-def is_wasted(node: fx.Node) -> bool:
-    """Whether nothing reads the node."""
-    return not node.users
