@@ -92,7 +92,7 @@ class Region:
 
     @property
     def path(self) -> str:
-        """Of the block."""
+        """The path of the block."""
         return Mark.of(self.begin).path
 
     def refuse_leaks(self) -> None:
@@ -126,7 +126,7 @@ def find_regions(graph: fx.Graph, marks: Sequence[fx.Node]) -> dict[int, Region]
 
 @dataclass(frozen=True)
 class EqualModule:
-    """In whose name a region is written again.
+    """A block in whose name the region of an equal one is written again.
 
     Attributes:
         first: Path of the block that the region is of.
@@ -154,7 +154,7 @@ class Expansion:
     """A graph that is written from one with marks.
 
     Attributes:
-        regions: By number of the first call.
+        regions: The regions between marks, by number of the first call.
         stood_in: Paths of blocks that marks stand in for.
         graph: What is written.
         copies: Its nodes, by those of the given graph outside of regions that are repeated.
@@ -176,9 +176,9 @@ class Expansion:
         """Write nodes.
 
         Args:
-            nodes: Of the graph with marks.
+            nodes: What is to be written, of the graph with marks.
             copies: What has been written of them; more is added.
-            modules: In whose name, innermost first.
+            modules: The blocks in whose name it is written, innermost first.
         """
         for node in nodes:
             if node.target is MARK:

@@ -68,9 +68,10 @@ class GuardInputs:
     """The inputs of a graph that belong to one guard.
 
     Attributes:
-        action: Its action.
-        weights: Of a forecast; None if one step is kept.
-        slots: Per kept value and step that is kept, newest first, the buffers of the format.
+        action: The input that says what to do.
+        weights: The input with the weights of a forecast; None if one step is kept.
+        slots: Per kept value and step that is kept, newest first, the inputs for the
+            buffers of the format.
     """
 
     action: fx.Node
@@ -194,7 +195,7 @@ def slot_meta(
     Args:
         match: The site.
         key: Column of the branch table, kept value, place in the history, its buffer.
-        spec: Of the buffer.
+        spec: The layout of the buffer.
     """
     with fake_mode_of(match):
         return {"slot": key, "site_path": match.site.path, "val": spec.allocate()}

@@ -176,7 +176,7 @@ def read_items(split: fx.Node, sizes: Sequence[int]) -> list[ColumnView] | None:
 
 
 def join_runs(runs: Iterable[ColumnRange]) -> list[ColumnRange]:
-    """The same columns as runs that neither overlap nor touch."""
+    """Columns as runs that neither overlap nor touch, given as any runs."""
     joined = list[ColumnRange]()
     for low, high in sorted(runs):
         if joined and low <= joined[-1][1]:
@@ -190,7 +190,7 @@ def join_runs(runs: Iterable[ColumnRange]) -> list[ColumnRange]:
 
 
 def narrow_to(product: fx.Node, run: ColumnRange) -> fx.Node:
-    """The same product for a run of its columns."""
+    """A product of which only a run of columns is computed."""
     weight, dim, bias = PRODUCTS[product.target]
     args: list[Any] = list(product.args)
     args[weight] = insert_call(product, aten.slice.Tensor, args[weight], dim, *run)

@@ -63,7 +63,7 @@ def multiply(
         weight: ``[out, in]``, float32; packed by `pack_weight`, or as it is.
         bias: ``[out]``, or None.
         activation: ``"none"``, ``"gelu"`` or ``"swish"``.
-        approximate: Of GELU: ``"none"`` or ``"tanh"``.
+        approximate: How GELU is computed: ``"none"`` or ``"tanh"``.
 
     Returns:
         ``[..., out]``, contiguous.

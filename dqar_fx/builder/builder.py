@@ -1,4 +1,4 @@
-"""The way of the data, from a model and the inputs of one call to a program."""
+"""Builds programs: the way of the data from a model and the inputs of one call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dqar_fx.program.program import Program
 from .cache_support import refuse_format
 from .choose_sites import choose_sites
 from .dumps import open_dump
-from .outline import outline_graph
+from .outline import outline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,12 +44,12 @@ class Builder:
     """Builds a program for each input signature of a denoiser.
 
     Attributes:
-        schedule: Of the program.
-        sites: As for `transform`.
-        keep: As for `transform`.
+        schedule: What the program's sites do at each step.
+        sites: Which sites take part, as `transform` takes it.
+        keep: What a site keeps, as `transform` takes it.
         cache: The storage format.
         other: A schedule that its graphs must be able to follow as well.
-        way: When conditioning is evaluated, as for `transform`.
+        way: When conditioning is evaluated, as `transform` takes it.
     """
 
     schedule: Schedule
@@ -60,11 +60,11 @@ class Builder:
     way: str = "auto"
 
     def with_schedule(self, schedule: Schedule) -> Builder:
-        """The same for another schedule."""
+        """A builder of programs for another schedule."""
         return replace(self, schedule=schedule)
 
     def with_other(self, other: Schedule | None) -> Builder:
-        """The same with another second schedule."""
+        """A builder of programs with another second schedule."""
         return replace(self, other=other)
 
     def __call__(
@@ -74,7 +74,7 @@ class Builder:
         kwargs: dict[str, Any],
         options: CompileOptions,
     ) -> Program:
-        """The way of the data, from a model and the inputs of one call."""
+        """Build a program from a model and the inputs of one call."""
         disable, compiled = options.disable, options.backend.is_compiled
         captured = capture(model, args, kwargs, disable)
         blocks = find_blocks(captured.gm.graph.nodes)
@@ -101,9 +101,7 @@ class Builder:
         late = select_passes(AFTER_SITES, disable, {insert_guards: bound})
         reports += run_passes(graph, late, observe=observe)
         outlined = fork(graph)
-        reports += outline_graph(
-            outlined, blocks if options.backend.cuts_blocks else (), observe
-        )
+        reports += outline(outlined, blocks if options.backend.cuts_blocks else (), observe)
         near_misses += hoisted_attention(outlined)
         return Program(
             captured=captured,

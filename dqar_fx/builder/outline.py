@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dqar_fx.passes.support.runner import Observer, PassReport
 
 
-def outline_graph(
+def outline(
     gm: fx.GraphModule, blocks: Sequence[str], observe: Observer = ignore
 ) -> list[PassReport]:
     """Outline the conditioning's stages, each inside, then the step."""

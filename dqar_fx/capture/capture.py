@@ -75,8 +75,8 @@ def capture(
 
     Args:
         model: The model.
-        args: Of the call.
-        kwargs: Of the call.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
         disable: Names of passes to leave out.
 
     Raises:
@@ -107,7 +107,7 @@ def capture(
 def trace_repeats(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Capture | None:
-    """The same as `trace`, with repeated blocks traced once; None where that cannot be."""
+    """What `trace` gives, with repeated blocks traced once; None where that cannot be."""
     own = fork_model(model)
     try:
         if not RepeatedBlocks.watch(own):

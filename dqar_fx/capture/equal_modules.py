@@ -54,7 +54,7 @@ class ObjectIdentity:
     """A value that equals no other one.
 
     Attributes:
-        value: Which is kept, so that its number is not given to another one.
+        value: The value, kept so that its number is not given to another one.
     """
 
     value: object

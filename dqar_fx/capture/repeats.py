@@ -45,8 +45,8 @@ class BlockCall:
     """What a block is called with.
 
     Attributes:
-        leaves: Of its arguments.
-        spec: How they become ``(args, kwargs)``.
+        leaves: The leaves of its arguments.
+        spec: How the leaves become ``(args, kwargs)``.
         given: The tensors among them, each once.
         key: What is equal for two calls that compute the same.
     """
@@ -72,11 +72,11 @@ class FirstCall:
     """The first call of its kind.
 
     Attributes:
-        number: Of the call.
-        path: Of the block.
+        number: The number of the call.
+        path: The path of the block.
         given: The tensors that it was given.
         outputs: The leaves of what it returned.
-        spec: How they become what it returned.
+        spec: How the outputs become what it returned.
     """
 
     number: int

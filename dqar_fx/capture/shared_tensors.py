@@ -41,7 +41,7 @@ class SharedTensors:
         return sum(self.groups.values())
 
     def copy(self) -> SharedTensors:
-        """For a fork of the fork."""
+        """What a fork of the fork has."""
         copied = SharedTensors()
         copied._original, copied.groups = self._original, dict(self.groups)
         return copied

@@ -1,4 +1,4 @@
-"""Sizes that depend on the batch: as lines, as layouts, as nodes of a graph."""
+"""Sizes that depend on the batch, written as lines, as layouts and as nodes of a graph."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class SizeNodes:
     """Nodes of a graph that give sizes, worked out from the shape of one of its inputs.
 
     Attributes:
-        num_reads: How often one was asked for.
+        num_reads: How often a node was asked for.
     """
 
     def __init__(self, graph: fx.Graph) -> None:

@@ -52,7 +52,7 @@ def extract(
     Args:
         gm: The graph.
         nodes: What is copied.
-        outputs: Which of them it returns.
+        outputs: Those of ``nodes`` that it returns.
         given: What it takes as its first inputs, needed or not.
 
     Returns:

@@ -144,7 +144,7 @@ def describe_value(value: object) -> str:
 
 
 def describe_layout(value: object) -> str:
-    """The same, where the stride of a single element does not count: it may be anything."""
+    """What `describe_value` gives, without strides of single elements, which may be any."""
     if not isinstance(value, torch.Tensor):
         return describe_value(value)
     pairs = zip(value.shape, value.stride(), strict=True)

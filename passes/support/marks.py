@@ -58,8 +58,8 @@ class Mark:
     Attributes:
         given: Values that it reads.
         role: `BEGIN`, `END` or `AGAIN`.
-        number: Of the first call that it belongs to.
-        path: Of the block that is called.
+        number: The number of the first call that it belongs to.
+        path: The path of the block that is called.
     """
 
     given: list[fx.Node]

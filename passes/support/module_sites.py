@@ -77,7 +77,7 @@ def match_site(
     """The site that a module call makes of its anchors.
 
     Args:
-        key: Of the module call.
+        key: The key of the module call.
         members: Its nodes, in order.
         anchors: Those that its outputs must descend from.
         what: What they are, for reasons.
@@ -127,7 +127,7 @@ def match_site(
 
 
 def numbered(matches: Iterable[Match]) -> list[Match]:
-    """The same with their sites numbered in order."""
+    """Matches with their sites numbered in order."""
     return [replace(m, site=replace(m.site, index=i)) for i, m in enumerate(matches)]
 
 

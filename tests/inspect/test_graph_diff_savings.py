@@ -6,7 +6,7 @@ from torch import nn
 
 import dqar_fx
 from dqar_fx import Schedule, graph_diff
-from dqar_fx.builder.outline import outline_graph
+from dqar_fx.builder.outline import outline
 from dqar_fx.costs.operation import UNKNOWN_TO_TORCH
 from dqar_fx.inspect import Amounts
 from dqar_fx.inspect.flatten import flatten
@@ -108,7 +108,7 @@ def test_savings_of_shared_regions_belong_to_the_block_that_is_called():
 def outlined(program):
     """The guarded graph, cut into regions that blocks share."""
     gm = fork(program.guarded)
-    outline_graph(gm, find_blocks(program.captured.gm.graph.nodes))
+    outline(gm, find_blocks(program.captured.gm.graph.nodes))
     return gm
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.builder.outline import outline_graph
+from dqar_fx.builder.outline import outline
 from dqar_fx.costs.workload import all_computed, return_nothing
 from dqar_fx.inspect.amounts import Amounts, sum_up
 from dqar_fx.inspect.compare import Comparison
@@ -80,7 +80,7 @@ class BlockDiffs:
 
     def __init__(self, program: Program) -> None:
         outlined = fork(program.guarded)
-        outline_graph(outlined, find_blocks(program.captured.gm.graph.nodes))
+        outline(outlined, find_blocks(program.captured.gm.graph.nodes))
         self._plan = make_plan(outlined)
         self.calls = self._read_calls(outlined)
         self.found: list[BlockDiff] = []
