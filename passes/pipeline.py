@@ -52,9 +52,6 @@ BEFORE_SITES: Pipeline = (
     merge_equal_parameters,  # before hoisting, which merges what this makes equal
     hoist_conditioning,  # before sites are found: what is hoisted is no site's to compute
 )
-ON_HOISTING: Pipeline = (
-    merge_duplicates,  # inside of hoisting: before it, blocks that share would not be alike
-)
 BEFORE_LOOKING_AT_SITES: Pipeline = (
     normalise,  # as above; parameters stay apart, since nothing is built
     hoist_conditioning,  # so that sites are those that a denoiser has
@@ -62,25 +59,21 @@ BEFORE_LOOKING_AT_SITES: Pipeline = (
 FINDING_SITES: Pipeline = tuple(
     dict.fromkeys(kind.find for kind in SITE_KINDS)  # as the table of kinds has them
 )
-ON_SITES: Pipeline = (
-    keep_keys_values,  # keep="kv" alone, on matches: guards keep what these say
-)
 AFTER_SITES: Pipeline = (
     insert_guards,  # before regions: a region has the guards of its block
 )
 ON_REGIONS: Pipeline = (
     outline_regions,  # stages first, each inside, then the step
 )
-PER_ROW: Pipeline = (
-    specialise,  # first on a region: whatever follows sees no guard and nothing dead
-)
-ANY_BATCH: Pipeline = (
+BY_THEMSELVES: Pipeline = (
+    merge_duplicates,  # inside of hoist_conditioning: before it, blocks would not be alike
+    keep_keys_values,  # on matches, where keep="kv" asks: guards keep what these say
+    specialise,  # on a region for each row: whatever follows sees no guard, nothing dead
     free_batch,  # on a row's region as it was captured at two batch sizes
-    fix_batch,  # proves it: with a size put in, it must be what was captured there
+    fix_batch,  # on what that gives: with a size put in, it must be what was captured there
+    expose_attention,  # in calibration: behind matching, on a graph without guards
 )
-CALIBRATING: Pipeline = (
-    expose_attention,  # behind matching, on a graph without guards
-)
+"""Passes that are called alone, each with arguments of its own; their order says nothing."""
 
 # ---- lists for compilers, which may change the last bits of values -----------------------
 
@@ -90,7 +83,7 @@ BEFORE_SITES_COMPILED: Pipeline = (
 )
 COMPILED: Pipeline = (
     narrow_linears,  # first: it knows linears as they are captured
-    turn_skinny_linears,
+    turn_skinny_linears,  # last: what it makes of them, no other pass knows
 )
 COMPILED_ANY_BATCH: Pipeline = (
     *COMPILED,
@@ -101,10 +94,10 @@ BEFORE_COMPILED_ANY_BATCH: Pipeline = (
 )
 PACKED: Pipeline = (
     narrow_linears,  # first: of a weight that is packed no rows can be left out
-    prepack_linears,
+    prepack_linears,  # last: before `COMPILED`, which then finds few linears left
 )
 STAGE_AHEAD: Pipeline = (
-    narrow_linears,  # alone: stages for a whole trajectory run eagerly, and have many rows
+    narrow_linears,  # alone: products of all steps at once add in another order anyway
 )
 
 # ---- what is said of them ----------------------------------------------------------------
@@ -112,15 +105,11 @@ STAGE_AHEAD: Pipeline = (
 PIPELINES: dict[str, Pipeline] = {
     "AFTER_TRACING": AFTER_TRACING,
     "BEFORE_SITES": BEFORE_SITES,
-    "ON_HOISTING": ON_HOISTING,
     "BEFORE_LOOKING_AT_SITES": BEFORE_LOOKING_AT_SITES,
     "FINDING_SITES": FINDING_SITES,
-    "ON_SITES": ON_SITES,
     "AFTER_SITES": AFTER_SITES,
     "ON_REGIONS": ON_REGIONS,
-    "PER_ROW": PER_ROW,
-    "ANY_BATCH": ANY_BATCH,
-    "CALIBRATING": CALIBRATING,
+    "BY_THEMSELVES": BY_THEMSELVES,
     "BEFORE_SITES_COMPILED": BEFORE_SITES_COMPILED,
     "COMPILED": COMPILED,
     "COMPILED_ANY_BATCH": COMPILED_ANY_BATCH,
@@ -194,9 +183,8 @@ def select_before_sites(
         blocks: Paths of the blocks of the graph.
         disable: Names of passes to leave out; ``merge_duplicates``, too.
     """
-    merges = not {each.__name__ for each in ON_HOISTING}.intersection(disable)
     options: dict[Pass, dict[str, Any]] = {
-        hoist_conditioning: {"merges": merges},
+        hoist_conditioning: {"merges": merge_duplicates.__name__ not in disable},
         unify_layouts: {"blocks": blocks},
     }
     pipeline = BEFORE_SITES_COMPILED if compiled else BEFORE_SITES
