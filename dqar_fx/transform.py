@@ -17,11 +17,12 @@ from .errors import CaptureError, OptionError, ScheduleError, SiteError, check_k
 from .guidance.guidance import Guidance
 from .guidance.guided import GuidedDenoiser
 from .passes import FORMATS
+from .passes.pipeline import check_disable
 from .program.compile_options import CompileOptions
 from .schedule.schedule import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 KINDS_KEPT = ("output", "kv")
 
@@ -38,6 +39,7 @@ def transform(
     guidance: Guidance | None = None,
     conditioning: str = "auto",
     release: str | None = None,
+    disable: Collection[str] = (),
 ) -> Denoiser:
     """Compile a denoiser so that it reuses attention as a schedule says.
 
@@ -45,11 +47,11 @@ def transform(
         model: A diffusers transformer, or any module whose forward can be exported. It is
             not modified; parameters are shared with it.
         schedule: Which site reuses its output at which step.
-        sites: ``"attention"``, a kind (``"self"``, ``"cross"``, ``"joint"``,
-            ``"feed_forward"``), ``"all"`` of these, ``"block"`` or ``"span"`` (what a block,
-            or all blocks of a list, add to their input), or paths: patterns such as
-            ``"transformer_blocks.*.attn1"``, spans such as ``"transformer_blocks.1:11"``; or
-            several. By default those that the schedule is meant for, or ``"attention"``.
+        sites: A kind of `SITE_KINDS` (``"self"``, ``"feed_forward"``, ``"block"``, ...), a
+            group of them (``"attention"``; ``"all"`` but blocks and spans), or paths: patterns
+            such as ``"transformer_blocks.*.attn1"``, spans such as
+            ``"transformer_blocks.1:11"``; or several. By default those that the schedule is
+            meant for, or ``"attention"``.
         example_inputs: Keyword arguments of one call, to capture right away; without them
             the first call is captured.
         keep: What a site keeps: its ``"output"``, or its keys and values, ``"kv"``, from which
@@ -73,6 +75,9 @@ def transform(
         release: Where parameters that serve the conditioning alone go while a trajectory's
             steps do not need them: ``"host"`` memory, a temporary file on ``"disk"``, or
             None to leave them. It implies ``conditioning="trajectory"``.
+        disable: Exact names of passes to leave out everywhere, such as
+            ``("narrow_linears",)``: to see what a pass is good for, or to do without one that
+            does harm. Those that the rest cannot do without are refused.
 
     Returns:
         A module with the model's forward signature, to be used in its place.
@@ -82,10 +87,10 @@ def transform(
             are given).
         SiteError: No attention is found, or a pattern selects none.
         ScheduleError: The schedule does not fit the sites, or guidance's do not go with it.
-        OptionError: An unknown ``keep``, ``cache``, ``compile``, ``conditioning`` or
-            ``release``, ``"dynamic"`` or ``"prepack"`` with nothing compiled or with what
-            excludes them; a device that lacks the cache's dtype, or nothing to prepack
-            (now, if ``example_inputs`` are given).
+        OptionError: An unknown ``keep``, ``cache``, ``compile``, ``conditioning``,
+            ``release`` or ``disable``, ``"dynamic"`` or ``"prepack"`` with nothing compiled or
+            with what excludes them; a device that lacks the cache's dtype, or nothing to
+            prepack (now, if ``example_inputs`` are given).
 
     Source:
         DQAR report, sections "Phase 1: K/V caching", "Phase 2: attention output caching" and
@@ -104,7 +109,7 @@ def transform(
     check_known("cache=", cache, FORMATS)
     check_known("keep=", keep, KINDS_KEPT)
     schedule.refuse_other_model(model)
-    options = CompileOptions.of(compile)
+    options = CompileOptions.of(compile, check_disable(disable))
     way, residence = read_conditioning(conditioning, release)
     builder = Builder(schedule, sites, keep, FORMATS[cache], way=way)
     if guidance is None:

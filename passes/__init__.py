@@ -17,7 +17,7 @@ from .find_sites import find_around, find_sites
 from .fix_batch import fix_batch
 from .free_batch import free_batch
 from .hoist_conditioning import hoist_conditioning
-from .insert_guards import compute_or_reuse, insert_guards
+from .insert_guards import insert_guards
 from .keep_keys_values import keep_keys_values
 from .merge_duplicates import merge_duplicates
 from .merge_equal_parameters import merge_equal_parameters
@@ -25,8 +25,10 @@ from .narrow_linears import narrow_linears
 from .normalise import normalise
 from .outline_regions import outline_regions
 from .prepack_linears import prepack_linears
+from .site_kinds import SITE_KINDS, SiteKind
 from .specialise import specialise
 from .support.formats import FORMATS, CacheFormat
+from .support.guards import compute_or_reuse
 from .support.vocabulary import NoMatch, Site, TensorSpec
 from .turn_patch_convolutions import turn_patch_convolutions
 from .turn_skinny_linears import turn_skinny_linears
@@ -34,10 +36,12 @@ from .unify_layouts import unify_layouts
 
 __all__ = [
     "FORMATS",
+    "SITE_KINDS",
     "CacheFormat",
     "CannotExpand",
     "NoMatch",
     "Site",
+    "SiteKind",
     "TensorSpec",
     "compute_or_reuse",
     "copy_always",

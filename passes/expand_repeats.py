@@ -1,82 +1,57 @@
-"""Repeated blocks that were traced once: copied for each twin.
+"""Copy the nodes of a block that was traced once for each block that is equal to it.
 
-Legal because twins differ in their parameters alone and are called alike (`dqar_fx.twins` and
-`dqar_fx.repeats` see to that): what one computes is what the other computes with its own.
-While a model is traced, the first block of a kind runs between two marks. A twin of it does
-not run: a mark stands in for it, with results of the same layout. This pass puts the nodes
-between the marks in its place, with the twin's inputs, parameters and module paths, and takes
-all marks out::
+While a model is traced, the first block of a kind runs between two marks. A block that is
+equal to it does not run: a mark stands in for it, with results of the same layout. This pass
+puts the nodes between the marks in its place, with its own inputs, parameters and module
+paths, and takes all marks out.
 
-    x_ = mark([x], [x], "begin", 0)               y = linear(x, blocks.0.weight)
-    y = linear(x_[0], blocks.0.weight)       ->   z = linear(y, blocks.1.weight)
-    y_ = mark([y], [y], "end", 0)
-    z = mark([y_[0]], [y_[0]], "again", 0, "blocks.1")
+Legal because equal blocks differ in their parameters alone and are called alike, which
+`dqar_fx.capture` sees to: what one computes is what the other computes with its own:
 
-`CannotExpand` is raised, and nothing is changed, where a value gets in or out of a block past
-its marks, where a block has graphs of its own or is in one, and where a part of a twin is
-called from elsewhere. Source lines of copies are those of the first block. Requires a graph in
-which no operator writes to a tensor.
+    %x_ = mark([%x], [%x], "begin", 0)            ; %x is f32[2, 36, 60]
+    %y : f32[2, 36, 60] = linear(%x_[0], blocks.0.weight)
+    %y_ = mark([%y], [%y], "end", 0)
+    %z = mark([%y_[0]], [%y_[0]], "again", 0, "blocks.1")
+ -> %y : f32[2, 36, 60] = linear(%x, blocks.0.weight)
+    %z : f32[2, 36, 60] = linear(%y, blocks.1.weight)
+
+Source lines of copies are those of the first block. The graph must hold no operator that
+writes to a tensor.
+
+Leaves alone: graphs without marks. `CannotExpand` is raised, and nothing is changed, where a
+value gets in or out of a block past its marks, where a block has graphs of its own or is in
+one, and where a part of an equal block is called from elsewhere.
+
+Source: loops are traced once by ``jax.lax.scan`` over stacked layers; here layers stay apart,
+so that the graph is the one without marks.
 """
 
 from __future__ import annotations
 
-import operator
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-import torch
 from torch import fx
 
-from .support.graphs import copy_meta, module_path, module_stack
+from .support.editing import copy_meta
+from .support.marks import AGAIN, BEGIN, END, MARK, Mark, find_marks, is_item_of_mark, items_of
+from .support.module_paths import find_enclosing, module_path, module_stack, rename_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-BEGIN, END, AGAIN = "begin", "end", "again"
 Stack = dict[str, tuple[str, str]]
 """Modules from the root down: path and class, by a key for each call."""
-NUMBER = re.compile(r"_\d+$")
-
-torch.library.define(
-    "dqar_fx::mark",
-    "(Tensor[] given, Tensor[] like, str role, int number, str path) -> Tensor[]",
-)
-
-
-def fake_mark(
-    given: list[torch.Tensor], like: list[torch.Tensor], role: str, number: int, path: str
-) -> list[torch.Tensor]:
-    """New tensors of the layouts of ``like``; ``given`` only says what they come from."""
-    return [new_like(each) for each in like]
-
-
-def new_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and offset, in a storage of its own."""
-    offset = tensor.storage_offset()
-    pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    size = offset + 1 + sum((size - 1) * stride for size, stride in pairs if size)
-    storage = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
-    return storage.as_strided(tensor.shape, tensor.stride(), offset)
-
-
-torch.library.register_fake("dqar_fx::mark", fake_mark)
-MARK = torch.ops.dqar_fx.mark.default
+TRAILING_NUMBER = re.compile(r"_\d+$")
 
 
 class CannotExpand(Exception):
     """A graph with marks is not certain to give the one without."""
 
 
-def mark(
-    given: list[torch.Tensor], like: list[torch.Tensor], role: str, number: int, path: str
-) -> list[torch.Tensor]:
-    """Put a mark into the graph; its results."""
-    return list(MARK(given, like, role, number, path))
-
-
 def expand_repeats(gm: fx.GraphModule) -> int:
-    """Put the nodes of the first block where a mark stands in for a twin.
+    """Put the nodes of the first block where a mark stands in for an equal one.
 
     Returns:
         How many marks were taken out.
@@ -94,34 +69,6 @@ def expand_repeats(gm: fx.GraphModule) -> int:
     expansion.emit(list(gm.graph.nodes), expansion.copies, ())
     gm.graph = expansion.graph
     return len(marks)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a mark says.
-
-    Attributes:
-        given: Values that it reads.
-        role: `BEGIN`, `END` or `AGAIN`.
-        number: Of the first call that it belongs to.
-        path: Of the block that is called.
-    """
-
-    given: list[fx.Node]
-    role: str
-    number: int
-    path: str
-
-    @classmethod
-    def of(cls, node: fx.Node) -> Mark:
-        """Read a node."""
-        given, _, role, number, path = cast("Any", node.args)
-        return cls(given, role, number, path)
-
-
-def find_marks(graph: fx.Graph) -> list[fx.Node]:
-    """The marks of a graph, in order."""
-    return list(graph.find_nodes(op="call_function", target=MARK))
 
 
 def stood_in(marks: Iterable[fx.Node]) -> frozenset[str]:
@@ -145,7 +92,7 @@ class Region:
 
     @property
     def path(self) -> str:
-        """Of the block."""
+        """The path of the block."""
         return Mark.of(self.begin).path
 
     def refuse_leaks(self) -> None:
@@ -179,12 +126,12 @@ def find_regions(graph: fx.Graph, marks: Sequence[fx.Node]) -> dict[int, Region]
 
 @dataclass(frozen=True)
 class EqualModule:
-    """In whose name a region is written again.
+    """A block in whose name the region of an equal one is written again.
 
     Attributes:
         first: Path of the block that the region is of.
-        path: Of the twin.
-        above: Record of the modules around the twin, from the root down.
+        path: Of the block that is equal to it.
+        above: Record of the modules around that block, from the root down.
     """
 
     first: str
@@ -192,12 +139,12 @@ class EqualModule:
     above: Stack
 
     def stack(self, stack: Stack) -> Stack:
-        """A record of modules in the first block, as one in the twin."""
+        """A record of modules in the first block, as one in the other."""
         own, inside = dict(self.above), False
         for key, (path, kind) in stack.items():
             inside = inside or path == self.first
             if inside:
-                renamed = rename(path, self.first, self.path)
+                renamed = rename_path(path, self.first, self.path)
                 own[key.replace(path, renamed, 1)] = (renamed, kind)
         return own
 
@@ -207,7 +154,7 @@ class Expansion:
     """A graph that is written from one with marks.
 
     Attributes:
-        regions: By number of the first call.
+        regions: The regions between marks, by number of the first call.
         stood_in: Paths of blocks that marks stand in for.
         graph: What is written.
         copies: Its nodes, by those of the given graph outside of regions that are repeated.
@@ -224,31 +171,31 @@ class Expansion:
         self,
         nodes: Iterable[fx.Node],
         copies: dict[fx.Node, fx.Node],
-        twins: Sequence[EqualModule],
+        modules: Sequence[EqualModule],
     ) -> None:
         """Write nodes.
 
         Args:
-            nodes: Of the graph with marks.
+            nodes: What is to be written, of the graph with marks.
             copies: What has been written of them; more is added.
-            twins: In whose name, innermost first.
+            modules: The blocks in whose name it is written, innermost first.
         """
         for node in nodes:
             if node.target is MARK:
-                self.emit_mark(node, copies, twins)
+                self.emit_mark(node, copies, modules)
             elif not is_item_of_mark(node):
-                self.emit_copy(node, copies, twins)
+                self.emit_copy(node, copies, modules)
 
     def emit_mark(
-        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], modules: Sequence[EqualModule]
     ) -> None:
         """Write what a mark stands for: nothing, or a region; let its items be the values."""
         mark = Mark.of(node)
-        values = [self.find(source, copies, twins) for source in mark.given]
+        values = [self.find(source, copies, modules) for source in mark.given]
         if mark.role == AGAIN:
             region = self.regions[mark.number]
             inner = items_of(region.begin, values)
-            within = [EqualModule(region.path, mark.path, above(node, mark.path)), *twins]
+            within = [EqualModule(region.path, mark.path, above(node, mark.path)), *modules]
             self.emit(region.body, inner, within)
             values = [self.find(each, inner, within) for each in Mark.of(region.end).given]
             for value in values:  # tracing tells values apart by what stands for them
@@ -256,33 +203,33 @@ class Expansion:
         copies.update(items_of(node, values))
 
     def emit_copy(
-        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], modules: Sequence[EqualModule]
     ) -> None:
         """Write one node."""
-        if any(is_part(path, self.stood_in) for _, path in module_stack(node)):
+        if any(find_enclosing(path, self.stood_in) for _, path in module_stack(node)):
             raise CannotExpand(f"{module_path(node)} is called apart from its block")
         args, kwargs = fx.map_arg(
-            (node.args, node.kwargs), lambda n: self.find(n, copies, twins)
+            (node.args, node.kwargs), lambda n: self.find(n, copies, modules)
         )
         # numbers anew: names must not tell where there was a mark
-        name = NUMBER.sub("", node.name) if node.op == "call_function" else node.name
+        name = TRAILING_NUMBER.sub("", node.name) if node.op == "call_function" else node.name
         copy = self.graph.create_node(node.op, node.target, args, kwargs, name)
         copy.meta = copy_meta(node)
-        for twin in twins:
-            copy.meta["nn_module_stack"] = twin.stack(copy.meta["nn_module_stack"])
+        for module in modules:
+            copy.meta["nn_module_stack"] = module.stack(copy.meta["nn_module_stack"])
         if node.op == "get_attr":
             self.parameters[str(node.target)] = copy
         copies[node] = copy
 
     def find(
-        self, node: fx.Node, copies: dict[fx.Node, fx.Node], twins: Sequence[EqualModule]
+        self, node: fx.Node, copies: dict[fx.Node, fx.Node], modules: Sequence[EqualModule]
     ) -> fx.Node:
-        """What was written of a node; of a parameter, the twin's."""
+        """What was written of a node; of a parameter, the equal block's."""
         if node in copies:
             return copies[node]
         path = str(node.target)
-        for twin in twins:
-            path = rename(path, twin.first, twin.path)
+        for module in modules:
+            path = rename_path(path, module.first, module.path)
         if node.op != "get_attr" or path not in self.parameters:
             raise CannotExpand(f"%{node.name} is read in a block and no input of it")
         return self.parameters[path]
@@ -293,26 +240,3 @@ def above(mark: fx.Node, path: str) -> Stack:
     stack: Stack = mark.meta["nn_module_stack"]
     names = [each for each, _ in stack.values()]
     return dict(list(stack.items())[: names.index(path)])
-
-
-def is_item_of_mark(node: fx.Node) -> bool:
-    """Whether a node picks one result of a mark."""
-    source = node.args[0] if node.target is operator.getitem else None
-    return isinstance(source, fx.Node) and source.target is MARK
-
-
-def items_of(mark: fx.Node, values: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """What stands for each result of a mark that is read."""
-    return {user: values[user.args[1]] for user in mark.users if is_item_of_mark(user)}  # type: ignore[index]  # an int
-
-
-def is_part(path: str, blocks: frozenset[str]) -> bool:
-    """Whether a module is one of some blocks or inside of one."""
-    names = path.split(".")
-    return any(".".join(names[:n]) in blocks for n in range(1, 1 + len(names)))
-
-
-def rename(path: str, old: str, new: str) -> str:
-    """A path inside of a block as one inside of another; others as they are."""
-    is_inside = path == old or path.startswith(f"{old}.")
-    return new + path[len(old) :] if is_inside else path

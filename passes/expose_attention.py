@@ -1,12 +1,13 @@
 """Let a graph also give what calibration looks at: what each site keeps, and its entropy.
 
-Legal because only outputs are added:
-
-    return (%sample,)  ->  return (%sample, %kept_0, ..., %entropy_0, %kept_1, ...)
-
 The entropy of an attention is ``-sum(w log w) / log(keys)``, in [0, 1], of the weights w that
 a query gives to the keys; the mean over batch, heads and queries. Of many queries, at most
 `MAX_QUERIES` are taken, evenly spaced: weights are never kept, and need not fit as a whole.
+
+Legal because only outputs are added:
+
+    return (%sample : f32[2, 8, 12, 12],)
+ -> return (%sample, %kept_0 : f32[2, 36, 60], %entropy_0 : f32[], %kept_1, ...)
 
 Leaves alone: every other output.
 
@@ -20,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .support.graphs import emit, graph_outputs
+from .support.editing import emit
+from .support.graphs import graph_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import fx
 
-    from .support.module_sites import Match, Operator
+    from .support.attention_operators import AttentionOperator
+    from .support.module_sites import Match
 
 MAX_QUERIES = 256
 
@@ -51,7 +54,7 @@ def emit_entropy(graph: fx.Graph, match: Match) -> fx.Node:
     return emit(graph, lambda *each: (torch.stack(each).mean(),), nodes)[0]
 
 
-def emit_one(graph: fx.Graph, operator: Operator) -> fx.Node:
+def emit_one(graph: fx.Graph, operator: AttentionOperator) -> fx.Node:
     """The entropy of one operator, from its softmax or from its queries and keys."""
     if operator.weights is not None:
         dim = arguments_of(operator.weights).get("dim", -1)

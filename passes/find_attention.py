@@ -1,15 +1,18 @@
-"""Find attention sites in a graph: from the attention operator out to the module that owns it.
+"""Find attention sites: from the attention operator out to the module that owns it.
 
-What: a site is what the innermost module around an attention operator computes between its
-inputs and those outputs that descend from the attention:
+A site is what the innermost module around an attention operator computes between its inputs
+and those outputs that descend from the attention. Nothing is edited: matches are returned.
 
-    %linear_3 = linear(%x, to_q) ...   %sdpa = scaled_dot_product_attention(%q, %k, %v)
-    %div_1    = linear(%reshape, to_out)          # used outside: an output of the site
-    transformer_blocks.0.attn1  self, fused, keeps [2, 36, 60]
+Legal because every path from the operator to the rest of the graph leads through these
+outputs, so that replacing them replaces the attention:
 
-Legal because every path from the operator to the rest of the graph leads through the
-outputs, so that replacing them replaces the attention. Values that the module passes on but
-that do not descend from the attention are left outside of the site: they stay computed.
+    %linear : f32[2, 36, 60] = linear(%x, to_q) ...
+    %sdpa : f32[2, 3, 36, 20] = scaled_dot_product_attention(%q, %k, %v)
+    %linear_3 : f32[2, 36, 60] = linear(%reshape, to_out)   ; read outside of the module
+ -> transformer_blocks.0.attn1  self, fused, keeps [2, 36, 60]
+
+Values that the module passes on but that do not descend from the attention are left outside of
+the site: they stay computed.
 
 Leaves alone: attention in the root module, attention with active dropout, a module that has
 another attention inside, outputs that are not tensors. Each is reported with its reason, and
@@ -22,48 +25,30 @@ class names differ per model and operators do not.
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING
 
-import torch
-from torch import fx
-
-from .support.attention_kind import kind_of
-from .support.graphs import module_path, module_stack, tensor_value
-from .support.module_sites import (
-    Match,
-    Operator,
-    ancestors,
-    belongs_to,
-    group_by_call,
-    match_site,
-    numbered,
-    owner_of,
-)
+from .support.attention_kind import attention_kind
+from .support.attention_operators import match_operator
+from .support.module_paths import call_key, group_by_call, module_path, module_stack
+from .support.module_sites import match_site, numbered
 from .support.vocabulary import NoMatch
 
-aten = torch.ops.aten
+if TYPE_CHECKING:
+    from torch import fx
 
-FUSED = {
-    aten.scaled_dot_product_attention.default,
-    aten._scaled_dot_product_flash_attention.default,
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_cudnn_attention.default,
-}
-SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
-UNFUSED = "matmul_softmax"
-MATMUL = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default}
+    from .support.attention_operators import AttentionOperator
+    from .support.module_sites import Match
 
 
 def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
     """All attention sites in execution order, and a reason for each candidate that is none."""
-    owned: dict[str, list[Operator]] = {}
+    owned: dict[str, list[AttentionOperator]] = {}
     near_misses: list[NoMatch] = []
     for node in gm.graph.nodes:
         try:
             operator = match_operator(node)
             if operator is not None:
-                owned.setdefault(owner_of(node), []).append(operator)
+                owned.setdefault(call_key(node), []).append(operator)
         except NoMatch as miss:
             near_misses.append(miss)
     members = group_by_call(gm.graph.nodes, owned)
@@ -72,14 +57,16 @@ def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
     for key, operators in owned.items():
         try:
             if key in around:
-                refuse_nested(owned[key][0].result, around[key])
+                refuse_nested(operators[0].result, around[key])
             matches.append(match_attention(key, members[key], operators))
         except NoMatch as miss:
             near_misses.append(miss)
     return numbered(matches), near_misses
 
 
-def match_attention(key: str, members: list[fx.Node], operators: list[Operator]) -> Match:
+def match_attention(
+    key: str, members: list[fx.Node], operators: list[AttentionOperator]
+) -> Match:
     """The site that a module call makes of its attention operators.
 
     Raises:
@@ -91,13 +78,13 @@ def match_attention(key: str, members: list[fx.Node], operators: list[Operator])
         members,
         [operator.result for operator in operators],
         "attention",
-        kind=partial(kind_of, first.query, first.key),
+        kind=partial(attention_kind, first.query, first.key),
         variant=first.variant,
         operators=operators,
     )
 
 
-def find_nested(owned: dict[str, list[Operator]]) -> dict[str, fx.Node]:
+def find_nested(owned: dict[str, list[AttentionOperator]]) -> dict[str, fx.Node]:
     """Module calls with another attention inside, and the first such operator."""
     nested: dict[str, fx.Node] = {}
     for own, (operator, *_) in owned.items():
@@ -110,64 +97,3 @@ def find_nested(owned: dict[str, list[Operator]]) -> dict[str, fx.Node]:
 def refuse_nested(outer: fx.Node, inner: fx.Node) -> None:
     """Raise for a module call that has another attention inside: the inner one is the site."""
     raise NoMatch(f"another attention is inside, {module_path(inner)}", outer)
-
-
-def is_candidate(node: fx.Node) -> bool:
-    """Whether the node's target is an attention operator or the softmax of one."""
-    return node.target in FUSED or node.target in SOFTMAX
-
-
-def match_operator(node: fx.Node) -> Operator | None:
-    """The attention operator at a node; None for a node that is not a candidate.
-
-    Raises:
-        NoMatch: The node is a candidate but not an attention that can be kept.
-    """
-    if node.target in FUSED:
-        query, key, value = cast("tuple[fx.Node, ...]", node.args[:3])
-        return Operator(node, query, key, value, None, "fused")
-    if node.target in SOFTMAX:
-        return match_unfused(node)
-    return None
-
-
-def match_unfused(softmax: fx.Node) -> Operator:
-    """``matmul -> (scale, mask, cast) -> softmax -> (cast) -> matmul``, or the reason not."""
-    scores = first_matmul(softmax, upwards=True)
-    if scores is None:
-        raise NoMatch(
-            "softmax of something that is not a product of queries and keys", softmax
-        )
-    values = first_matmul(softmax, upwards=False)
-    if values is None:
-        raise NoMatch("softmax whose weights are not multiplied with values", softmax)
-    operands = [n for n in scores.all_input_nodes if tensor_value(n) is not None][-2:]
-    if len(operands) != 2:
-        raise NoMatch("scores that are a product of a tensor with itself", scores)
-    return Operator(
-        values, operands[0], operands[1], other_operand(values, softmax), softmax, UNFUSED
-    )
-
-
-def other_operand(product: fx.Node, softmax: fx.Node) -> fx.Node:
-    """The operand of a product of weights and values that is not the weights."""
-    operands = [n for n in product.all_input_nodes if tensor_value(n) is not None]
-    values = [n for n in operands if softmax not in ancestors([n])]
-    if not values:
-        raise NoMatch("weights that are multiplied with themselves", product)
-    return values[-1]
-
-
-def first_matmul(node: fx.Node, *, upwards: bool) -> fx.Node | None:
-    """The nearest matmul above or below a node, within the node's own module."""
-    home, seen, front = owner_of(node), {node}, [node]
-    while front:
-        current = front.pop(0)
-        for near in current.all_input_nodes if upwards else current.users:
-            if near in seen or not belongs_to(near, home):
-                continue
-            if near.target in MATMUL:
-                return near
-            seen.add(near)
-            front.append(near)
-    return None

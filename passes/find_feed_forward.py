@@ -1,12 +1,15 @@
 """Find feed-forward sites: two linears and an activation between, in a module of a block.
 
-What: a site is what the innermost module around both linears computes:
+A site is what the innermost module around both linears computes. Nothing is edited: matches
+are returned.
 
-    %linear_4 = linear(%x, net.0) ; %gelu = gelu(%linear_4) ; %linear_5 = linear(%gelu, net.2)
-    transformer_blocks.0.ff  feed_forward, gelu, keeps [2, 36, 60]
+Legal because every path from the second linear to the rest of the graph leads through the
+module's outputs, as for attention:
 
-Legal for the same reason as attention: every path from the second linear to the rest of the
-graph leads through the module's outputs.
+    %linear_4 : f32[2, 36, 240] = linear(%x, net.0)         ; %x is f32[2, 36, 60]
+    %gelu : f32[2, 36, 240] = gelu(%linear_4)
+    %linear_5 : f32[2, 36, 60] = linear(%gelu, net.2)
+ -> transformer_blocks.0.ff  feed_forward, gelu, keeps [2, 36, 60]
 
 Leaves alone: two linears that only the block itself holds together, and those whose second
 reads attention as well, as in Flux's single-stream blocks; a module that holds an attention;
@@ -23,10 +26,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .find_attention import is_candidate
+from .support.attention_operators import is_candidate
 from .support.blocks import block_of, find_blocks
-from .support.graphs import is_computing, module_stack
-from .support.module_sites import group_by_call, match_site, numbered
+from .support.graphs import CONCATENATIONS, is_computing
+from .support.module_paths import group_by_call, module_stack
+from .support.module_sites import match_site, numbered
+from .support.views import aliases_input
 from .support.vocabulary import NoMatch
 
 if TYPE_CHECKING:
@@ -38,14 +43,13 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default}
-ACTIVATIONS = {
+FEED_FORWARD_ACTIVATIONS = {
     aten.gelu.default,
     aten.silu.default,
     aten.relu.default,
     aten.mish.default,
     aten.leaky_relu.default,
 }
-JOINS = {aten.cat.default, aten.concat.default}
 KIND = "feed_forward"
 
 
@@ -72,11 +76,11 @@ def find_feed_forward(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
             matches.append(match_feed_forward(key, members[key], *pair))
         except NoMatch as miss:
             near_misses.append(miss)
-    near_misses += joined(gm.graph.nodes, blocks, matches)
+    near_misses += find_joined(gm.graph.nodes, blocks, matches)
     return numbered(matches), near_misses
 
 
-def joined(
+def find_joined(
     nodes: Iterable[fx.Node], blocks: Collection[str], matches: Sequence[Match]
 ) -> list[NoMatch]:
     """Feed-forwards whose second linear reads attention as well: a reason for each."""
@@ -85,11 +89,11 @@ def joined(
     return [
         NoMatch(f'{reason}: sites="block" reuses both', node)
         for node in nodes
-        if node.target in ACTIVATIONS
+        if node.target in FEED_FORWARD_ACTIVATIONS
         and node not in known
         and block_of(node, blocks)
         and linear_before(node) is not None
-        and any(user.target in JOINS for user in node.users)
+        and any(user.target in CONCATENATIONS for user in node.users)
     ]
 
 
@@ -111,15 +115,15 @@ def match_feed_forward(
 
 def activation_before(node: fx.Node) -> fx.Node | None:
     """The activation that a linear reads, through what is elementwise; None for no linear."""
-    return nearest(node, ACTIVATIONS) if node.target in LINEAR else None
+    return nearest_source(node, FEED_FORWARD_ACTIVATIONS) if node.target in LINEAR else None
 
 
 def linear_before(activation: fx.Node) -> fx.Node | None:
     """The linear that an activation reads, through what is elementwise."""
-    return nearest(activation, LINEAR)
+    return nearest_source(activation, LINEAR)
 
 
-def nearest(node: fx.Node, targets: Collection[object]) -> fx.Node | None:
+def nearest_source(node: fx.Node, targets: Collection[object]) -> fx.Node | None:
     """The nearest source of a kind, through elementwise operators, views and casts."""
     seen, front = {node}, list(node.all_input_nodes)
     while front:
@@ -137,9 +141,7 @@ def nearest(node: fx.Node, targets: Collection[object]) -> fx.Node | None:
 def is_transparent(node: fx.Node) -> bool:
     """Whether a node neither mixes channels nor tokens: elementwise, or a view."""
     if node.target not in LINEAR and isinstance(node.target, torch._ops.OpOverload):
-        tags, returns = node.target.tags, node.target._schema.returns
-        is_view = bool(returns) and returns[0].alias_info is not None
-        return is_view or torch.Tag.pointwise in tags
+        return aliases_input(node) or torch.Tag.pointwise in node.target.tags
     return node.target is operator.getitem
 
 

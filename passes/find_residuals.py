@@ -1,14 +1,16 @@
-"""Find blocks, and runs of blocks, that add to what they read.
+"""Find blocks, and runs of consecutive blocks, that add to what they read.
 
-What: a site is what a block, or a run of consecutive blocks, adds to its inputs:
-
-    %h = add(%x, mul(%gate, %attention)) ; %y = add(%h, mul(%gate_2, %feed_forward))
-    transformer_blocks.0     block, residual, keeps %y - %x
-    transformer_blocks.0:12  span, residual, from the input of the first to the output of the
-                             last
+A site is what a block, or a run of blocks, adds to its inputs. Nothing is edited: matches are
+returned.
 
 Legal because all that the rest of the graph reads of the blocks are these outputs, and each of
-them is its difference from an input, plus that input.
+them is its difference from an input, plus that input:
+
+    %h : f32[2, 36, 60] = add(%x, mul(%gate, %attention))
+    %y : f32[2, 36, 60] = add(%h, mul(%gate_2, %feed_forward))
+ -> transformer_blocks.0     block, residual, keeps %y - %x : [2, 36, 60]
+    transformer_blocks.0:12  span, residual, from the input of the first to the output of the
+                             last
 
 Leaves alone: blocks whose outputs do not lead back to an input of the same shape through
 additions, joins and views alone, as those that long skip connections read; random blocks. Each
@@ -33,12 +35,13 @@ from .support.graphs import (
     is_computing,
     is_random,
     is_static_input,
-    module_stack,
     source_line,
     tensor_value,
     used_by_others,
 )
-from .support.module_sites import Match, numbered, specs_of
+from .support.module_paths import module_stack
+from .support.module_sites import Match, dense_specs, numbered
+from .support.views import is_pure_view
 from .support.vocabulary import NoMatch, Site
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ ADDING = {
 
 
 @dataclass(frozen=True)
-class Run:
+class BlockRun:
     """Consecutive nodes of one block, or of several.
 
     Attributes:
@@ -100,7 +103,7 @@ def find_residuals(
     return numbered(matches), near_misses
 
 
-def find_block_calls(gm: fx.GraphModule) -> list[Run]:
+def find_block_calls(gm: fx.GraphModule) -> list[BlockRun]:
     """Each call of a block, in order."""
     blocks = frozenset(find_blocks(gm.graph.nodes))
     calls: dict[tuple[str, str], list[fx.Node]] = {}
@@ -111,17 +114,19 @@ def find_block_calls(gm: fx.GraphModule) -> list[Run]:
     runs = []
     for (key, path), nodes in calls.items():
         number = key.rsplit("@", 1)[1:]
-        runs.append(Run("@".join([path, *number]), "block", tuple(nodes)))
+        runs.append(BlockRun("@".join([path, *number]), "block", tuple(nodes)))
     return runs
 
 
-def find_spans(gm: fx.GraphModule, blocks: Sequence[Run], paths: Iterable[str]) -> list[Run]:
+def find_spans(
+    gm: fx.GraphModule, blocks: Sequence[BlockRun], paths: Iterable[str]
+) -> list[BlockRun]:
     """Runs of blocks: of all blocks of each module list, and those asked for by path."""
     runs = [
         join_blocks(gm, f"{stack}.{first}:{first + len(members)}", members)
         for stack, grouped in groupby(blocks, key=lambda run: run.path.rpartition(".")[0])
         for members in [list(grouped)]
-        for first in [place_of(members[0])]
+        for first in [block_number(members[0])]
         if len(members) > 1
     ]
     known = {run.path for run in runs}
@@ -137,20 +142,20 @@ def find_spans(gm: fx.GraphModule, blocks: Sequence[Run], paths: Iterable[str]) 
     return runs
 
 
-def place_of(block: Run) -> int:
+def block_number(block: BlockRun) -> int:
     """The number of a block in its module list."""
     return int(block.path.rpartition(".")[2].partition("@")[0] or 0)
 
 
-def join_blocks(gm: fx.GraphModule, path: str, blocks: Sequence[Run]) -> Run:
+def join_blocks(gm: fx.GraphModule, path: str, blocks: Sequence[BlockRun]) -> BlockRun:
     """All nodes from the first of several blocks to the last."""
     first, last = blocks[0].nodes[0], blocks[-1].nodes[-1]
     nodes = list(gm.graph.nodes)
     between = nodes[nodes.index(first) : nodes.index(last) + 1]
-    return Run(path, "span", tuple(node for node in between if is_computing(node)))
+    return BlockRun(path, "span", tuple(node for node in between if is_computing(node)))
 
 
-def match_residual(run: Run) -> Match:
+def match_residual(run: BlockRun) -> Match:
     """The site of a run.
 
     Raises:
@@ -171,11 +176,18 @@ def match_residual(run: Run) -> Match:
         path=run.path,
         kind=run.kind,
         variant="residual",
-        kept=specs_of(outputs),
+        kept=dense_specs(outputs),
         source=source_line(outputs[-1]),
     )
     return Match(
-        site, (), tuple(graph_inputs(run.nodes)), run.nodes, outputs, outputs, tuple(bases)
+        site,
+        operators=(),
+        inputs=tuple(graph_inputs(run.nodes)),
+        body=run.nodes,
+        outputs=outputs,
+        kept=outputs,
+        bases=tuple(bases),
+        is_across_blocks=run.kind == "span",
     )
 
 
@@ -211,9 +223,7 @@ def passes_on(node: fx.Node) -> bool:
     """Whether a node adds to a residual stream, or shows, joins or cuts it."""
     if node.target in ADDING or not isinstance(node.target, torch._ops.OpOverload):
         return True  # what is no operator picks one of several outputs
-    returns = node.target._schema.returns
-    alias = returns[0].alias_info if returns else None
-    return alias is not None and not alias.is_write
+    return is_pure_view(node)
 
 
 def is_like(node: fx.Node, value: torch.Tensor) -> bool:

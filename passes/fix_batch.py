@@ -2,8 +2,9 @@
 
 Legal because a size that an input tells is known once the batch is:
 
-    %size = sym_size.int(%x, 0)
-    %view = view(%x, [%size, -1, 3, 20])    ->  %view = view(%x, [8, -1, 3, 20])
+    %size = sym_size.int(%x, 0)                       ; %x is f32[8, 36, 60]
+    %view : f32[8, 36, 3, 20] = view(%x, [%size, -1, 3, 20])
+ -> %view : f32[8, 36, 3, 20] = view(%x, [8, -1, 3, 20])
 
 A copy that makes its input contiguous goes where the input is contiguous at this batch size,
 as it is not captured there. What remains is what a capture at this size must give: shapes and
@@ -61,7 +62,8 @@ def value_at(node: fx.Node, batch: int) -> object:
 
 def put_sizes(graph: fx.Graph) -> int:
     """Put numbers where nodes give sizes; the number of nodes."""
-    sizes = [n for n in graph.nodes if n.op == "call_function" and is_size(n)]
+    calls = (node for node in graph.nodes if node.op == "call_function")
+    sizes = [node for node in calls if type(node.meta.get("val")) is int]  # no truth values
 
     def put(node: fx.Node) -> Any:
         return node.meta["val"] if node in sizes else node
@@ -71,11 +73,6 @@ def put_sizes(graph: fx.Graph) -> int:
     for node in reversed(sizes):
         graph.erase_node(node)
     return len(sizes)
-
-
-def is_size(node: fx.Node) -> bool:
-    """Whether a node gives a whole number."""
-    return type(node.meta.get("val")) is int
 
 
 def drop_copies(graph: fx.Graph) -> int:

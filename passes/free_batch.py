@@ -3,15 +3,16 @@
 Legal because captures of one model at two batch sizes are the same operators in the same
 order; where a number differs, it is a linear function of the batch, which an input tells:
 
-                                            %size = sym_size.int(%x, 0)
-    %view = view(%x, [4, -1, 3, 20])    ->  %view = view(%x, [%size, -1, 3, 20])
+    %view : f32[4, 36, 3, 20] = view(%x, [4, -1, 3, 20])      ; %x is f32[4, 36, 60]
+ -> %size = sym_size.int(%x, 0)
+    %view : f32[4, 36, 3, 20] = view(%x, [%size, -1, 3, 20])
 
 Two points do not prove a line: `fix_batch` puts a size back in, and what it gives must be the
 capture at that size, node by node. Whoever shares the graph has to ask that of each size.
 
-Leaves alone: numbers that are equal in both captures. Raises where these differ in anything
-else. A copy that makes its input contiguous may be missing at a batch of one, where the input
-is contiguous anyway; so the graph to be freed is that of the larger batch.
+Leaves alone: numbers that are equal in both captures. `NoMatch` is raised where these differ
+in anything else. A copy that makes its input contiguous may be missing at a batch of one,
+where the input is contiguous anyway; so the graph to be freed is that of the larger batch.
 
 Source: two captures instead of one with symbolic sizes, which sets a batch of one apart.
 """
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from .support.batch_sizes import FreeLayout, Linear, SizeNodes
+from .support.batch_sizes import FreeLayout, LinearSize, SizeNodes
 from .support.graphs import structure_of
 from .support.vocabulary import NoMatch
 
@@ -49,19 +50,19 @@ def free_batch(gm: fx.GraphModule, other: fx.GraphModule, batches: tuple[int, in
         NoMatch: The graphs differ in more than whole numbers that are linear in the batch, or
             no input tells the batch size. The graph may then be rewritten in part.
     """
-    mates = align(gm, other)
+    mates = pair_nodes(gm, other)
     for node in gm.graph.find_nodes(op="placeholder"):
         node.meta["layout"] = FreeLayout.of(node, mates[node], batches)
     sizes = SizeNodes(gm.graph)
     for node, mate in mates.items():
         if node.op != "placeholder" and is_same(gm, node, other, mate):
-            freeing = Freeing(node, mates, batches, sizes)
+            freeing = BatchRemover(node, mates, batches, sizes)
             node.args = freeing.free(node.args, mate.args)
             node.kwargs = freeing.free(node.kwargs, mate.kwargs)
     return sizes.num_reads
 
 
-def align(gm: fx.GraphModule, other: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+def pair_nodes(gm: fx.GraphModule, other: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     """The node of ``other`` that gives the value of each node.
 
     Raises:
@@ -90,7 +91,7 @@ def is_same(gm: fx.GraphModule, node: fx.Node, other: fx.GraphModule, mate: fx.N
 
 
 @dataclass(frozen=True)
-class Freeing:
+class BatchRemover:
     """Rewrites the arguments of one node.
 
     Attributes:
@@ -118,7 +119,7 @@ class Freeing:
                 made = [self.free(a, b) for a, b in zip(mine, its, strict=True)]
                 return tuple(made) if isinstance(mine, tuple) else made
         elif type(mine) is int and type(its) is int:
-            line = Linear.through((mine, its), self.batches, self.node)
+            line = LinearSize.through((mine, its), self.batches, self.node)
             return self.sizes.read(line, self.node) if line.times else mine
         elif isinstance(mine, fx.Node):
             if self.mates[mine] is its:

@@ -2,9 +2,12 @@
 
 Legal because the nodes are pure and read neither the latent nor anything computed from it:
 
-    %silu  = silu(%timestep_embedding)          %conditioning_2 = call_module(%getitem, ...)
-    %shift, %scale, ... = chunk(linear(%silu))  ->  %shift, %scale, ... = getitem(...)
-    %x = add(mul(layer_norm(%latent), %scale), %shift)    (reads them as before)
+    %silu : f32[2, 60] = silu(%timestep_embedding)
+    %shift, %scale, ... : f32[2, 60] = chunk(linear(%silu), 6, 1)
+    %x : f32[2, 36, 60] = add(mul(layer_norm(%latent), %scale), %shift)
+ -> %conditioning_2 = call_module[conditioning_2](%timestep, ..., parameters)
+    %shift, %scale, ... : f32[2, 60] = getitem(%conditioning_2, 0), ...
+    %x : f32[2, 36, 60] = add(mul(layer_norm(%latent), %scale), %shift)
 
 Nodes that read the same set of the denoiser's inputs form one stage: constants, what reads
 the labels, what reads the text; all that reads the timestep, alone or with others, forms the
@@ -16,8 +19,8 @@ Values that blocks compute alike, such as the sinusoids of a timestep, are merge
 Leaves alone: a node inside a repeated block whose counterpart in an equal block depends on
 the latent. In joint attention the text stream of the first block does not depend on the
 latent and that of every later block does; hoisting the first would make it a block of its
-own kind, compiled apart, for work that each step needs anyway. So are random operators, and
-what reads them.
+own kind, compiled apart, for work that each step needs anyway. Random operators, and what
+reads them, stay as well.
 
 Source: partial evaluation (Jones, Gomard, Sestoft 1993); DQAR report, future work.
 """
@@ -27,46 +30,39 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from .merge_duplicates import is_pure, merge_duplicates
-from .support.blocks import find_blocks, find_runs, find_siblings
-from .support.graphs import is_computing, outline, parameter_path, tensor_value, used_by_others
+from .merge_duplicates import merge_duplicates
+from .support.conditioning_nodes import TIMESTEP_NAMES, find_conditioning
+from .support.editing import move_to_submodule
+from .support.graphs import parameter_path, used_by_others
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from torch import fx
 
-LATENT_NAMES = ("hidden_states", "sample", "latents", "x")
-"""Names of the latent argument in the field; else the first floating-point tensor."""
-TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step")
-"""Names of the argument that is another one at every step."""
 EVERY_STEP = frozenset(TIMESTEP_NAMES)
 
 
-def hoist_conditioning(gm: fx.GraphModule) -> int:
-    """Move latent-independent nodes into stages; the number of nodes moved."""
+def hoist_conditioning(gm: fx.GraphModule, *, merges: bool = True) -> int:
+    """Move latent-independent nodes into stages; the number of nodes moved.
+
+    Args:
+        gm: The graph.
+        merges: Whether to merge what blocks compute alike, with `merge_duplicates`.
+    """
     hoisted = find_conditioning(gm)
     if not hoisted:
         return 0
-    # only now: where blocks share a value, the first differs from its siblings
-    merge_duplicates(gm, among=frozenset(hoisted))
+    if merges:  # only now: where blocks share a value, the first differs from its siblings
+        merge_duplicates(gm, among=frozenset(hoisted))
     left = frozenset(gm.graph.nodes)
     first = first_of_step(gm, frozenset(hoisted))
     for number, stage in enumerate(group_by_inputs([n for n in hoisted if n in left])):
         inside = frozenset(stage)
         outputs = [n for n in stage if used_by_others(n, inside)]
-        call = outline(gm, stage, outputs, f"conditioning_{number}", before=first)
+        call = move_to_submodule(gm, stage, outputs, f"conditioning_{number}", before=first)
         call.meta["stage"] = number
     return len(hoisted)
-
-
-def find_conditioning(gm: fx.GraphModule) -> list[fx.Node]:
-    """Nodes that may leave the step, in order."""
-    nodes = [n for n in gm.graph.nodes if is_computing(n)]
-    latent = find_latent(gm)
-    if latent is None:
-        return []
-    return choose_nodes(nodes, latent, find_runs(nodes, find_blocks(nodes)))
 
 
 def first_of_step(gm: fx.GraphModule, hoisted: Collection[fx.Node]) -> fx.Node:
@@ -74,59 +70,6 @@ def first_of_step(gm: fx.GraphModule, hoisted: Collection[fx.Node]) -> fx.Node:
     nodes: Iterable[fx.Node] = gm.graph.nodes
     given = ("placeholder", "get_attr")
     return next(n for n in nodes if n.op not in given and n not in hoisted)
-
-
-def find_latent(gm: fx.GraphModule) -> fx.Node | None:
-    """The placeholder of the latent; None where no input is a floating-point tensor."""
-    inputs: list[fx.Node] = list(gm.graph.find_nodes(op="placeholder"))
-    for name in LATENT_NAMES:
-        for node in inputs:
-            if node.target == name and tensor_value(node) is not None:
-                return node
-    values = ((node, tensor_value(node)) for node in inputs)
-    return next((n for n, v in values if v is not None and v.is_floating_point()), None)
-
-
-def choose_nodes(
-    nodes: Sequence[fx.Node], latent: fx.Node, runs: list[tuple[str, list[fx.Node]]]
-) -> list[fx.Node]:
-    """Nodes that may leave the step: latent-independent in every sibling of their block."""
-    pinned = {n for n in nodes if not is_pure(n)}
-    while True:
-        free = independent_nodes(nodes, {latent} | pinned)
-        irregular = counterparts_of_dependent(free, runs)
-        if not irregular:
-            break
-        pinned |= irregular
-    return [n for n in nodes if n in free and not is_wasted(n)]
-
-
-def independent_nodes(nodes: Iterable[fx.Node], dependent: set[fx.Node]) -> set[fx.Node]:
-    """Nodes that neither are in ``dependent`` nor descend from it."""
-    bound = set(dependent)
-    for node in nodes:
-        if node in bound or any(source in bound for source in node.all_input_nodes):
-            bound.add(node)
-    return {n for n in nodes if n not in bound}
-
-
-def counterparts_of_dependent(
-    free: Collection[fx.Node], runs: Iterable[tuple[str, list[fx.Node]]]
-) -> set[fx.Node]:
-    """Free nodes that stand where an equal block has a node that is not free."""
-    return {
-        node
-        for group in find_siblings(runs)
-        for counterparts in zip(*group, strict=True)
-        if not all(n in free for n in counterparts)
-        for node in counterparts
-        if node in free
-    }
-
-
-def is_wasted(node: fx.Node) -> bool:
-    """Whether nothing reads the node."""
-    return not node.users
 
 
 def group_by_inputs(hoisted: Sequence[fx.Node]) -> list[list[fx.Node]]:

@@ -3,13 +3,13 @@
 Legal because a guard whose action is COMPUTE or STORE evaluates the site's own nodes on its
 own inputs; only REUSE, which a verified branch table allows, gives another value:
 
-    %q = linear(%x, to_q) ... %out = linear(%y, to_out)
-->  %guard = compute_or_reuse(%action_3, [[%slot_3_0_0]], %body_3, None, "same", [f32],
+    %q : f32[2, 36, 60] = linear(%x, to_q) ... %out : f32[2, 36, 60] = linear(%y, to_out)
+ -> %guard = compute_or_reuse(%action_3, None, [[[%slot_3_0_0]]], %body_3, None, "same", [f32],
                               [%x, ...], [])
-    %out   = getitem(%guard, 0)
+    %out : f32[2, 36, 60] = getitem(%guard, 0)       ; %slot_3_0_0 is f32[2, 36, 60]
 
-Where keys and values are kept instead of the output, ``%resume_3`` takes the place of None:
-what leads from them, and from the inputs after it, to the output.
+Where keys and values are kept instead of the output, ``%resume_3`` takes the place of the
+second None: what leads from them, and from the inputs after it, to the output.
 
 A residual site's guard stands behind it and keeps what the site adds to its inputs; what only
 its outputs need is dead where the guard reads:
@@ -34,71 +34,16 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from dqar_fx.schedule.action import Action
-
-from .support.formats import FORMATS
-from .support.graphs import copy_meta, extract, replace_by_call, tensor_value
-from .support.module_sites import ancestors
+from .support.editing import copy_meta, extract, replace_by_call
+from .support.graphs import ancestors, tensor_value
+from .support.guards import compute_or_reuse
 from .support.vocabulary import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from .support.formats import CacheFormat
     from .support.module_sites import Match
-
-
-def compute_or_reuse(
-    action: int,
-    weights: torch.Tensor | None,
-    slots: Sequence[Sequence[Sequence[torch.Tensor]]],
-    body: Callable[..., tuple[torch.Tensor, ...]],
-    resume: Callable[..., tuple[torch.Tensor, ...]] | None,
-    cache_format: str,
-    dtypes: Sequence[torch.dtype],
-    inputs: Sequence[torch.Tensor],
-    others: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, ...]:
-    """The guard: evaluate ``body``, or read what it gave at an earlier step.
-
-    Args:
-        action: An `Action`.
-        weights: float32 ``[history]``: of a forecast, newest first; None if one step is kept.
-        slots: Per kept value and step that is kept, newest first, the buffers of the format.
-        body: The site: maps ``inputs`` to the outputs, and the kept values if they are others.
-        resume: Maps the kept values and ``others`` to the outputs; None where they are these.
-        cache_format: Name of the format.
-        dtypes: Per kept value, the dtype to read it in.
-        inputs: What the site reads, parameters included.
-        others: What ``resume`` reads beside the kept values.
-    """
-    kept_as = FORMATS[cache_format]
-    if action in (Action.REUSE, Action.FORECAST):
-        pairs = zip(slots, dtypes, strict=True)
-        if action == Action.REUSE or weights is None:
-            kept = tuple(kept_as.read(history[0], dtype) for history, dtype in pairs)
-        else:
-            kept = tuple(
-                forecast(weights, [kept_as.read(each, dtype) for each in history])
-                for history, dtype in pairs
-            )
-        return kept if resume is None else resume(*kept, *others)
-    results = body(*inputs)
-    if action == Action.STORE:
-        for history, value in zip(slots, results[-len(slots) :], strict=True):
-            kept_as.write(value, history[0])
-    return results
-
-
-def forecast(weights: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The weighted sum of kept values, newest first, in float32; then in their own dtype."""
-    total = weights[0] * values[0].float()
-    for place, value in enumerate(values[1:], start=1):
-        total = total + weights[place] * value.float()
-    return total.to(values[0].dtype)
-
-
-fx.wrap("compute_or_reuse")
 
 
 def insert_guards(
@@ -119,13 +64,14 @@ def insert_guards(
 
 
 @dataclass(frozen=True)
-class Given:
+class GuardInputs:
     """The inputs of a graph that belong to one guard.
 
     Attributes:
-        action: Its action.
-        weights: Of a forecast; None if one step is kept.
-        slots: Per kept value and step that is kept, newest first, the buffers of the format.
+        action: The input that says what to do.
+        weights: The input with the weights of a forecast; None if one step is kept.
+        slots: Per kept value and step that is kept, newest first, the inputs for the
+            buffers of the format.
     """
 
     action: fx.Node
@@ -135,14 +81,14 @@ class Given:
 
 def add_inputs(
     gm: fx.GraphModule, match: Match, column: int, cache: CacheFormat, history: int
-) -> Given:
+) -> GuardInputs:
     """New placeholders for a site, whose actions stand in ``column`` of the branch table."""
     action = add_input(gm, f"action_{column}", {"action": column})
     weights = add_weights(gm, match, column, history) if history > 1 else None
     slots = [
         [
             [
-                add_input(gm, name_slot(key, history), slot_meta(match, key, spec))
+                add_input(gm, name_slot_input(key, history), slot_meta(match, key, spec))
                 for b, spec in enumerate(cache.specs(kept))
                 for key in [(column, j, h, b)]
             ]
@@ -150,11 +96,11 @@ def add_inputs(
         ]
         for j, kept in enumerate(match.site.kept)
     ]
-    return Given(action, weights, slots)
+    return GuardInputs(action, weights, slots)
 
 
 def insert_guard(
-    gm: fx.GraphModule, match: Match, column: int, cache_format: str, given: Given
+    gm: fx.GraphModule, match: Match, column: int, cache_format: str, given: GuardInputs
 ) -> None:
     """Put the guard of one site where the site was, or behind it if it is a residual."""
     body, inputs, after, others = cut_out(gm, match)
@@ -176,8 +122,9 @@ def insert_guard(
         node.meta = {**copy_meta(match.outputs[0]), "site": match.site}
         return node
 
-    is_span = match.site.kind == "span"  # belongs to no block: its guard is a run of its own
-    stack = None if is_span else match.outputs[0].meta.get("nn_module_stack")
+    # the guard of what belongs to no block is a run of its own
+    made_by = match.outputs[0].meta.get("nn_module_stack")
+    stack = None if match.is_across_blocks else made_by
     caller = replace_by_call(
         () if match.bases else match.body,
         match.outputs,
@@ -233,7 +180,7 @@ def add_input(gm: fx.GraphModule, name: str, meta: dict[str, object]) -> fx.Node
     return node
 
 
-def name_slot(key: tuple[int, int, int, int], history: int) -> str:
+def name_slot_input(key: tuple[int, int, int, int], history: int) -> str:
     """Name of a slot's placeholder; its place is told only where there are several."""
     column, value, place, part = key
     numbers = (column, value, part) if history == 1 else (column, value, place, part)
@@ -248,7 +195,7 @@ def slot_meta(
     Args:
         match: The site.
         key: Column of the branch table, kept value, place in the history, its buffer.
-        spec: Of the buffer.
+        spec: The layout of the buffer.
     """
     with fake_mode_of(match):
         return {"slot": key, "site_path": match.site.path, "val": spec.allocate()}

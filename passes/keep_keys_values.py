@@ -1,10 +1,12 @@
 """Keep a site's keys and values instead of its output.
 
+The match is edited, not the graph: `insert_guards` builds the guard that it asks for.
+
 Legal because the output is a function of queries, keys, values and what the site reads beside
 them; the guard keeps that function, and evaluates it on kept keys and values, a fresh query:
 
-    output   slot: %out             reuse: %out = slot
-    kv       slots: %key, %value    reuse: %out = linear(sdpa(%query, slot, slot), to_out)
+    slot: %out : f32[2, 36, 60]                 reuse: %out = slot
+ -> slots: %key, %value : f32[2, 3, 36, 20]     reuse: %out = linear(sdpa(%query, slot, slot))
 
 It saves the projections of keys and values alone, takes two slots for one, and mixes a query
 of this step with keys of an earlier one. This is the first design of the DQAR report, which
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .support.module_sites import Match, specs_of
+from .support.module_sites import Match, dense_specs
 from .support.vocabulary import NoMatch
 
 
@@ -41,4 +43,4 @@ def keep_keys_values(match: Match) -> Match:
             "them saves nothing",
             match.operators[0].result,
         )
-    return replace(match, kept=kept, site=replace(match.site, kept=specs_of(kept)))
+    return replace(match, kept=kept, site=replace(match.site, kept=dense_specs(kept)))

@@ -2,8 +2,9 @@
 
 Legal because the operators are pure: equal operator, equal arguments, equal value:
 
-    %sin   = sin(%t)   ; block 0
-    %sin_1 = sin(%t)   ; block 1      ->  users of %sin_1 read %sin
+    %sin : f32[2, 128] = sin(%t)     ; block 0
+    %sin_1 : f32[2, 128] = sin(%t)   ; block 1
+ -> %sin : f32[2, 128] = sin(%t)     ; read by both
 
 In class-conditional DiT every block owns a timestep embedder; the sinusoids in front of them
 are the same for all.
@@ -15,16 +16,14 @@ Source: any compiler textbook (common subexpression elimination).
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING
 
-import torch
-from torch import fx
-
-from .support.graphs import is_random
+from .support.graphs import is_pure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable
+
+    from torch import fx
 
 
 def merge_duplicates(gm: fx.GraphModule, among: Collection[fx.Node] | None = None) -> int:
@@ -45,14 +44,3 @@ def merge_duplicates(gm: fx.GraphModule, among: Collection[fx.Node] | None = Non
         else:
             first[key] = node
     return rewrites
-
-
-def is_pure(node: fx.Node) -> bool:
-    """Whether the node's value depends on nothing but its arguments."""
-    if node.op == "get_attr":
-        return not node.meta.get("is_graph")
-    if node.target is operator.getitem:
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return not is_random(node) and not node.target._schema.is_mutable

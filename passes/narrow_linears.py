@@ -32,29 +32,26 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import fx
 
+from .support.editing import insert_call
 from .support.fake_values import refresh_values
-from .support.graphs import insert_call, tensor_value
+from .support.graphs import tensor_value
+from .support.products import PRODUCTS, bias_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from torch import fx
+
 aten = torch.ops.aten
-PRODUCTS: dict[Any, tuple[int, int, int | None]] = {
-    aten.linear.default: (1, 0, 2),
-    aten.addmm.default: (2, 1, 0),
-    aten.mm.default: (1, 1, None),
-}
-"""Positions of the weight, of its dimension of outputs, and of the bias."""
 SPLITS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default)
 VIEWS = (aten.view.default, aten.reshape.default, aten.unflatten.int)
-Run = tuple[int, int]
+ColumnRange = tuple[int, int]
 """First of some columns, and the one after the last."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ColumnView:
     """A node that shows some columns of a product.
 
     Attributes:
@@ -64,7 +61,7 @@ class Part:
     """
 
     node: fx.Node
-    run: Run
+    run: ColumnRange
     chain: tuple[fx.Node, ...] = ()
 
 
@@ -100,21 +97,12 @@ def is_plain(product: fx.Node) -> bool:
     return not product.kwargs and (bias is None or bias.meta["val"].dim() == 1)
 
 
-def bias_of(product: fx.Node) -> fx.Node | None:
-    """The bias of a product, if it has one."""
-    position = PRODUCTS[product.target][2]
-    if position is None or position >= len(product.args):
-        return None
-    given = product.args[position]
-    return given if isinstance(given, fx.Node) else None
-
-
 # ---- what is read ------------------------------------------------------------------------
 
 
-def find_parts(product: fx.Node) -> list[Part]:
+def find_parts(product: fx.Node) -> list[ColumnView]:
     """What shows columns of a product; none where something reads all of it."""
-    value, parts = tensor_value(product), list[Part]()
+    value, parts = tensor_value(product), list[ColumnView]()
     if value is None:
         return []
     for user in product.users:
@@ -125,27 +113,27 @@ def find_parts(product: fx.Node) -> list[Part]:
     return parts
 
 
-def read_view(view: fx.Node, source: torch.Tensor) -> list[Part] | None:
+def read_view(view: fx.Node, source: torch.Tensor) -> list[ColumnView] | None:
     """The parts behind a view of a product, ``[..., n, rest]``; None where it is another."""
     value, dim = view.meta["val"], source.dim() - 1
     if value.shape[:dim] != source.shape[:dim] or value.dim() < dim + 2:
         return None
-    width, parts = value.shape[dim + 1 :].numel(), list[Part]()
+    width, parts = value.shape[dim + 1 :].numel(), list[ColumnView]()
     for user in view.users:
         is_moved = user.target == aten.permute.default
         chain = (view, user) if is_moved else (view,)
         for reader in user.users if is_moved else (user,):
-            found = read_pieces(reader, chain[-1].meta["val"], place_of(chain, dim))
+            found = read_pieces(reader, chain[-1].meta["val"], permuted_dim(chain, dim))
             if found is None:
                 return None
             parts += [
-                Part(part.node, (part.run[0] * width, part.run[1] * width), chain)
+                ColumnView(part.node, (part.run[0] * width, part.run[1] * width), chain)
                 for part in found
             ]
     return parts
 
 
-def place_of(chain: tuple[fx.Node, ...], dim: int) -> int:
+def permuted_dim(chain: tuple[fx.Node, ...], dim: int) -> int:
     """Where a dimension of a view is behind its permutation, if there is one."""
     if len(chain) == 1:
         return dim
@@ -153,7 +141,7 @@ def place_of(chain: tuple[fx.Node, ...], dim: int) -> int:
     return [d % len(moved) for d in moved].index(dim)
 
 
-def read_pieces(user: fx.Node, source: torch.Tensor, dim: int = -1) -> list[Part] | None:
+def read_pieces(user: fx.Node, source: torch.Tensor, dim: int = -1) -> list[ColumnView] | None:
     """What a reader takes of a tensor along a dimension; None where it takes all or more."""
     dim, size, args = dim % source.dim(), source.shape[dim], user.args
     if user.kwargs:
@@ -162,10 +150,10 @@ def read_pieces(user: fx.Node, source: torch.Tensor, dim: int = -1) -> list[Part
         start, stop, step = cast("list[Any]", [*args[2:5], None, None, None][:3])
         taken = range(size)[slice(start, stop, step)]
         is_run = bool(taken) and taken.step == 1
-        return [Part(user, (taken.start, taken.stop))] if is_run else None
+        return [ColumnView(user, (taken.start, taken.stop))] if is_run else None
     if user.target == aten.select.int and dim_of(args[1:2], source) == dim:
         place = cast("int", args[2]) % size
-        return [Part(user, (place, place + 1))]
+        return [ColumnView(user, (place, place + 1))]
     if user.target == aten.unbind.int and dim_of(args[1:2], source) == dim:
         return read_items(user, [1] * size)
     if user.target in SPLITS and dim_of(args[2:3], source) == dim:
@@ -178,18 +166,18 @@ def dim_of(given: tuple[Any, ...], source: torch.Tensor) -> int:
     return int(given[0]) % source.dim() if given else 0
 
 
-def read_items(split: fx.Node, sizes: Sequence[int]) -> list[Part] | None:
+def read_items(split: fx.Node, sizes: Sequence[int]) -> list[ColumnView] | None:
     """The items of a split, and where they are."""
     ends = list(accumulate(sizes))
     if 0 in sizes or any(item.target is not operator.getitem for item in split.users):
         return None
     places = [(item, cast("int", item.args[1])) for item in split.users]
-    return [Part(item, (ends[k] - sizes[k], ends[k])) for item, k in places]
+    return [ColumnView(item, (ends[k] - sizes[k], ends[k])) for item, k in places]
 
 
-def join_runs(runs: Iterable[Run]) -> list[Run]:
-    """The same columns as runs that neither overlap nor touch."""
-    joined = list[Run]()
+def join_runs(runs: Iterable[ColumnRange]) -> list[ColumnRange]:
+    """Columns as runs that neither overlap nor touch, given as any runs."""
+    joined = list[ColumnRange]()
     for low, high in sorted(runs):
         if joined and low <= joined[-1][1]:
             joined[-1] = (joined[-1][0], max(high, joined[-1][1]))
@@ -201,8 +189,8 @@ def join_runs(runs: Iterable[Run]) -> list[Run]:
 # ---- what is written ---------------------------------------------------------------------
 
 
-def narrow_to(product: fx.Node, run: Run) -> fx.Node:
-    """The same product for a run of its columns."""
+def narrow_to(product: fx.Node, run: ColumnRange) -> fx.Node:
+    """A product of which only a run of columns is computed."""
     weight, dim, bias = PRODUCTS[product.target]
     args: list[Any] = list(product.args)
     args[weight] = insert_call(product, aten.slice.Tensor, args[weight], dim, *run)
@@ -211,7 +199,7 @@ def narrow_to(product: fx.Node, run: Run) -> fx.Node:
     return insert_call(product, product.target, *args)
 
 
-def show_part(part: Part, product: fx.Node, start: int) -> fx.Node:
+def show_part(part: ColumnView, product: fx.Node, start: int) -> fx.Node:
     """What a part shows, from a product whose first column is ``start``."""
     low, high = part.run[0] - start, part.run[1] - start
     dim = product.meta["val"].dim() - 1
@@ -220,7 +208,7 @@ def show_part(part: Part, product: fx.Node, start: int) -> fx.Node:
         shown = insert_call(part.node, aten.slice.Tensor, shown, dim, low, high)
     if part.chain:
         shown = view_pieces(part.node, shown, part.chain[0], high - low)
-        dim = place_of(part.chain, dim)
+        dim = permuted_dim(part.chain, dim)
     if len(part.chain) > 1:
         shown = insert_call(part.node, aten.permute.default, shown, part.chain[1].args[1])
     if part.node.meta["val"].dim() < shown.meta["val"].dim():

@@ -3,14 +3,15 @@
 Legal because each dropped node returns its input unchanged, value for value and bit for
 bit, for the shapes, dtypes and devices that the graph was captured with:
 
-    %to      : f32[2, 36, 60] = aten.to.dtype(%add, torch.float32)     # %add is float32
+    %to      : f32[2, 36, 60] = aten.to.dtype(%add, torch.float32)     ; %add is float32
     %dropout : f32[2, 36, 60] = aten.dropout.default(%linear, 0.0, False)
     %div     : f32[2, 36, 60] = aten.div.Tensor(%dropout, 1.0)
-->  (users read %add and %linear)
+ -> (users read %add and %linear, both f32[2, 36, 60])
 
 Input checks (``_guards_fn``, ``_assert_*``) go too: the denoiser captures anew for other
-inputs, so they cannot fail. So does dead code. ``add 0`` stays (it turns -0.0 into 0.0), and
-so do copies.
+inputs, so they cannot fail. So does dead code.
+
+Leaves alone: ``add 0``, which turns -0.0 into 0.0, and copies.
 
 Source: torch.export documentation (non-strict export inserts the checks).
 """

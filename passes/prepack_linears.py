@@ -28,15 +28,15 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from .narrow_linears import bias_of
-from .support.graphs import insert_call, parameter_path, tensor_value
-from .turn_skinny_linears import FEW_ROWS
+from .support.editing import insert_call
+from .support.graphs import parameter_path, tensor_value
+from .support.products import FEW_ROWS, bias_of
 
 if TYPE_CHECKING:
     from torch import fx
 
 aten = torch.ops.aten
-ACTIVATIONS = {
+FUSED_ACTIVATIONS = {
     aten.gelu.default: "gelu",
     aten.silu.default: "swish",
 }
@@ -63,7 +63,7 @@ def multiply(
         weight: ``[out, in]``, float32; packed by `pack_weight`, or as it is.
         bias: ``[out]``, or None.
         activation: ``"none"``, ``"gelu"`` or ``"swish"``.
-        approximate: Of GELU: ``"none"`` or ``"tanh"``.
+        approximate: How GELU is computed: ``"none"`` or ``"tanh"``.
 
     Returns:
         ``[..., out]``, contiguous.
@@ -144,8 +144,8 @@ def prepack(graph: fx.Graph, linear: fx.Node) -> None:
     x, weight = linear.args[:2]
     last, activation, approximate = linear, "none", "none"
     user = next(iter(linear.users), None)
-    if user is not None and len(linear.users) == 1 and user.target in ACTIVATIONS:
-        last, activation = user, ACTIVATIONS[user.target]
+    if user is not None and len(linear.users) == 1 and user.target in FUSED_ACTIVATIONS:
+        last, activation = user, FUSED_ACTIVATIONS[user.target]
         approximate = str(user.kwargs.get("approximate", "none"))
     with graph.inserting_before(linear):
         given = x, weight, bias_of(linear), activation, approximate

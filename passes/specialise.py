@@ -2,10 +2,11 @@
 
 Legal because an action is fixed for the whole step:
 
-    REUSE    %out = slot                     ; the site, and the norm and modulation before it,
-                                               have no reader left and go
+    %out : f32[2, 36, 60] = getitem(compute_or_reuse(%action, None, [[[%slot]]], ...), 0)
+ -> REUSE    %out = %slot                     ; the site, and the norm and modulation before
+                                                it, have no reader left and go
     STORE    %out = (body inlined) ; copy_(%slot, %out)
-    COMPUTE  %out = (body inlined)           ; the slot is not even an input
+    COMPUTE  %out = (body inlined)            ; the slot is not even an input
 
 A slot that would leave the graph as an output is copied first: its storage is overwritten by
 a later step, and Inductor forbids outputs that alias inputs.
@@ -17,7 +18,6 @@ Source: partial evaluation; PyTorch ``torch._inductor`` notes on input/output al
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -25,9 +25,11 @@ from torch import fx
 
 from dqar_fx.schedule.action import Action
 
-from .insert_guards import compute_or_reuse, forecast
+from .support.editing import copy_meta, drop_unused_inputs, emit, inline
 from .support.formats import FORMATS
-from .support.graphs import copy_meta, drop_unused_inputs, emit, has_effect, inline
+from .support.graphs import has_effect
+from .support.guards import compute_or_reuse, forecast
+from .support.views import find_shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,23 +129,8 @@ def copy_slots_out(graph: fx.Graph) -> None:
     """Copy each output that is a slot, or a view of one."""
     output = graph.output_node()
     for node in dict.fromkeys(output.all_input_nodes):
-        if "slot" in viewed(node).meta:
+        if "slot" in find_shown(node).meta:
             with graph.inserting_before(output):
                 copied = graph.call_function(aten.clone.default, (node,))
             copied.meta = copy_meta(node)
             output.replace_input_with(node, copied)
-
-
-def viewed(node: fx.Node) -> fx.Node:
-    """The node whose storage this one shows, through any number of views."""
-    while node.op == "call_function":
-        if node.target is operator.getitem:
-            node = node.all_input_nodes[0]
-            continue
-        if not isinstance(node.target, torch._ops.OpOverload):
-            break
-        returns = node.target._schema.returns
-        if not returns or returns[0].alias_info is None:
-            break
-        node = node.all_input_nodes[0]
-    return node

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .support.graphs import insert_call, tensor_value
+from .support.editing import insert_call
+from .support.graphs import tensor_value
 
 if TYPE_CHECKING:
     from torch import fx

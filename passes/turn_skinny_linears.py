@@ -13,6 +13,8 @@ measured on two cores, 2 x 384 by 2304 takes 0.56 ms and 0.13 ms, 16 rows 0.65 a
 Modulations of a diffusion transformer are of this kind, one per block and step.
 
 Leaves alone: other devices and dtypes (bfloat16 gains nothing), one row, many rows.
+
+Source: the measurement above; the identity is that of transposed products.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .support.graphs import insert_call, tensor_value
+from .support.editing import insert_call
+from .support.graphs import tensor_value
+from .support.products import FEW_ROWS
 
 if TYPE_CHECKING:
     from torch import fx
 
 aten = torch.ops.aten
-FEW_ROWS = range(2, 17)
 
 
 def turn_skinny_linears(gm: fx.GraphModule) -> int:

@@ -24,8 +24,9 @@ import torch
 from torch import fx
 
 from .support.blocks import find_runs, find_siblings
+from .support.editing import copy_meta
 from .support.fake_values import layouts_of, refresh_values
-from .support.graphs import copy_meta, graph_inputs, is_computing, tensor_value
+from .support.graphs import graph_inputs, is_computing, tensor_value
 
 if TYPE_CHECKING:
     from collections.abc import Collection

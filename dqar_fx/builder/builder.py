@@ -1,9 +1,8 @@
-"""The way of the data, from a model and the inputs of one call to a program."""
+"""Builds programs: the way of the data from a model and the inputs of one call."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.capture.capture import capture
@@ -12,14 +11,11 @@ from dqar_fx.passes import (
     NoMatch,
     find_around,
     find_sites,
-    hoist_conditioning,
     insert_guards,
     keep_keys_values,
-    merge_equal_parameters,
-    normalise,
-    unify_layouts,
 )
-from dqar_fx.passes.find_attention import is_candidate
+from dqar_fx.passes.pipeline import AFTER_SITES, select_before_sites, select_passes
+from dqar_fx.passes.support.attention_operators import is_candidate
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork, run_passes
 from dqar_fx.plan.plan import make_plan
@@ -48,12 +44,12 @@ class Builder:
     """Builds a program for each input signature of a denoiser.
 
     Attributes:
-        schedule: Of the program.
-        sites: As for `transform`.
-        keep: As for `transform`.
+        schedule: What the program's sites do at each step.
+        sites: Which sites take part, as `transform` takes it.
+        keep: What a site keeps, as `transform` takes it.
         cache: The storage format.
         other: A schedule that its graphs must be able to follow as well.
-        way: When conditioning is evaluated, as for `transform`.
+        way: When conditioning is evaluated, as `transform` takes it.
     """
 
     schedule: Schedule
@@ -64,11 +60,11 @@ class Builder:
     way: str = "auto"
 
     def with_schedule(self, schedule: Schedule) -> Builder:
-        """The same for another schedule."""
+        """A builder of programs for another schedule."""
         return replace(self, schedule=schedule)
 
     def with_other(self, other: Schedule | None) -> Builder:
-        """The same with another second schedule."""
+        """A builder of programs with another second schedule."""
         return replace(self, other=other)
 
     def __call__(
@@ -78,16 +74,18 @@ class Builder:
         kwargs: dict[str, Any],
         options: CompileOptions,
     ) -> Program:
-        """The way of the data, from a model and the inputs of one call."""
-        captured = capture(model, args, kwargs)
+        """Build a program from a model and the inputs of one call."""
+        disable, compiled = options.disable, options.backend.is_compiled
+        captured = capture(model, args, kwargs, disable)
         blocks = find_blocks(captured.gm.graph.nodes)
         observe, observe_regions = open_dump(type(model).__name__)
         observe("captured", type(model).__name__, captured.gm)
 
         graph = fork(captured.gm)
-        reports = run_passes(graph, early_passes(options, blocks), observe=observe)
+        early = select_before_sites(compiled=compiled, blocks=blocks, disable=disable)
+        reports = run_passes(graph, early, observe=observe)
         wanted = [self.sites] if isinstance(self.sites, str) else self.sites
-        matches, near_misses = find_sites(graph, spans=wanted)
+        matches, near_misses = find_sites(graph, spans=wanted, disable=disable)
         if self.keep == "kv":
             matches, without = keep_all_keys_values(matches)
             near_misses += without
@@ -99,18 +97,15 @@ class Builder:
         other = table if self.other is None else self.other.resolve(paths, around=around)
         history = max(table.history, other.history)
 
-        guarded = graph
-        reports += run_passes(
-            guarded,
-            [partial(insert_guards, matches=chosen, cache=self.cache, history=history)],
-            observe=observe,
-        )
-        outlined = fork(guarded)
+        bound = {"matches": chosen, "cache": self.cache, "history": history}
+        late = select_passes(AFTER_SITES, disable, {insert_guards: bound})
+        reports += run_passes(graph, late, observe=observe)
+        outlined = fork(graph)
         reports += outline(outlined, blocks if options.backend.cuts_blocks else (), observe)
         near_misses += hoisted_attention(outlined)
         return Program(
             captured=captured,
-            guarded=guarded,
+            guarded=graph,
             plan=make_plan(outlined),
             table=table,
             lowering=Lowering(options, observe_regions),
@@ -119,21 +114,10 @@ class Builder:
                 left_out=left_out(matches, chosen),
                 near_misses=tuple(near_misses),
                 reports=tuple(reports),
+                disabled=disable,
             ),
             conditioning=self.way,
         )
-
-
-def early_passes(options: CompileOptions, blocks: Sequence[str]) -> list[Any]:
-    """Passes before matching, in order."""
-    passes: list[Any] = [
-        normalise,  # first: the matchers below need not know what does nothing
-        merge_equal_parameters,  # before hoisting, which merges what this makes equal
-        hoist_conditioning,  # before matching: what is hoisted is no site's to compute
-    ]
-    if options.backend.is_compiled:
-        passes.append(partial(unify_layouts, blocks=blocks))  # last: for compilers only
-    return passes
 
 
 def left_out(matches: Sequence[Match], chosen: Sequence[Match]) -> tuple[Site, ...]:

@@ -35,8 +35,8 @@ class Dump:
     """An observer that writes numbered files.
 
     Args:
-        folder: Where to; it exists.
-        digits: Of the numbers.
+        folder: Where files are written; it exists.
+        digits: How many digits the numbers of files have.
     """
 
     def __init__(self, folder: Path, digits: int = 2) -> None:
@@ -49,7 +49,7 @@ class Dump:
 
         Args:
             when: ``"captured"``; ``"before"`` or ``"after"`` a pass; ``"lowered"``.
-            name: Of the model or pass; of a lowered region, the letters of its actions.
+            name: The name of the model or pass, or the letters of a lowered region's actions.
             gm: The graph.
         """
         number = f"{self._next:0{self._digits}d}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from dqar_fx.passes import outline_regions
+from dqar_fx.passes.pipeline import ON_REGIONS, select_passes
 from dqar_fx.passes.support.runner import fork, ignore, run_passes
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ def outline(
     gm: fx.GraphModule, blocks: Sequence[str], observe: Observer = ignore
 ) -> list[PassReport]:
     """Outline the conditioning's stages, each inside, then the step."""
-    cut = partial(outline_regions, blocks=blocks)
+    passes = select_passes(ON_REGIONS, options={outline_regions: {"blocks": blocks}})
     reports: list[PassReport] = []
     for call in gm.graph.find_nodes(op="call_module", sort=True):
         stage = fork(gm.get_submodule(str(call.target)))  # type: ignore[arg-type]
         setattr(gm, str(call.target), stage)
         call.meta["graph"] = fork(stage)
-        reports += run_passes(stage, [cut], str(call.target), observe)
-    return reports + run_passes(gm, [cut], observe=observe)
+        reports += run_passes(stage, passes, str(call.target), observe)
+    return reports + run_passes(gm, passes, observe=observe)

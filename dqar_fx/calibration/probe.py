@@ -22,11 +22,10 @@ from dqar_fx.passes import (
     compute_or_reuse,
     expose_attention,
     find_sites,
-    hoist_conditioning,
     insert_guards,
     keep_keys_values,
-    normalise,
 )
+from dqar_fx.passes.pipeline import BEFORE_LOOKING_AT_SITES
 from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.passes.support.runner import fork, run_pass, run_passes
 from dqar_fx.schedule.action import Action
@@ -227,7 +226,7 @@ def prepared(
 ) -> tuple[fx.GraphModule, list[Match]]:
     """A fork of a captured graph with the sites that ``transform`` would find."""
     own = fork(gm)
-    run_passes(own, [normalise, hoist_conditioning])
+    run_passes(own, BEFORE_LOOKING_AT_SITES)
     matches, near_misses = find_sites(own, [sites] if isinstance(sites, str) else sites)
     return own, choose_sites(matches, near_misses, sites)
 

@@ -2,7 +2,7 @@
 
 `torch.export` in non-strict mode runs the model once with fake tensors and records every
 operator, exactly and without code for any particular model. Blocks that repeat run once
-(`dqar_fx.repeats`). Parameters are shared with the model, which stays as it is.
+(`dqar_fx.capture.repeats`). Parameters are shared with the model, which stays as it is.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from dqar_fx.errors import CaptureError
-from dqar_fx.passes import CannotExpand, expand_repeats
-from dqar_fx.passes.support.graphs import make_module
+from dqar_fx.passes import CannotExpand
+from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
+from dqar_fx.passes.support.editing import make_module
 
-from .repeats import Repeats, hide_frames
+from .repeats import RepeatedBlocks, hide_frames
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from torch.export import ExportedProgram
 
 
@@ -62,8 +65,19 @@ def fork_model(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    disable: Collection[str] = (),
+) -> Capture:
     """Record one call of a model as a graph.
+
+    Args:
+        model: The model.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        disable: Names of passes to leave out.
 
     Raises:
         CaptureError: The model's forward cannot be exported for these inputs.
@@ -73,14 +87,16 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
-            captured = trace_repeats(model, args, kwargs) or trace(model, args, kwargs)
+            expands = bool(select_passes(AFTER_TRACING, disable))
+            once = trace_repeats(model, args, kwargs) if expands else None
+            captured = once or trace(model, args, kwargs)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise CaptureError(
             f"{type(model).__name__} cannot be captured as one graph. torch.export said: "
             f"{type(error).__name__}: {reason[0] if reason else 'nothing'}. Expected a "
             "forward without data-dependent control flow that accepts these inputs; found "
-            f"inputs {describe_inputs(model, args, kwargs)}. Try torch.export.export(model, "
+            f"inputs {spell_inputs(model, args, kwargs)}. Try torch.export.export(model, "
             "args, kwargs, strict=False) on its own for the whole report"
         ) from error
     ms, size = 1e3 * (perf_counter() - start), len(captured.gm.graph.nodes)
@@ -91,16 +107,17 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def trace_repeats(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Capture | None:
-    """The same as `trace`, with repeated blocks traced once; None where that cannot be."""
+    """What `trace` gives, with repeated blocks traced once; None where that cannot be."""
     own = fork_model(model)
     try:
-        if not Repeats.watch(own):
+        if not RepeatedBlocks.watch(own):
             return None
         exported = torch.export.export(own, args, kwargs, strict=False)
         refuse_writes(exported)
-        gm = flatten(exported)
+        gm = flatten_export(exported)
         hide_frames(gm)
-        expand_repeats(gm)
+        for each in AFTER_TRACING:
+            each(gm)
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
         return None
@@ -111,13 +128,14 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     """All of a model as a graph."""
     # a fork, so that moving the denoiser leaves this graph's parameters in place
     exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
-    exported = without_mutation(exported)
+    if writes(exported):
+        exported = exported.run_decompositions({})  # the same in functional form
     refuse_state(exported)
     spec = exported.call_spec
-    return Capture(flatten(exported), spec.in_spec, spec.out_spec)
+    return Capture(flatten_export(exported), spec.in_spec, spec.out_spec)
 
 
-def flatten(exported: ExportedProgram) -> fx.GraphModule:
+def flatten_export(exported: ExportedProgram) -> fx.GraphModule:
     """A program as a module that takes flat inputs, with no checks of them."""
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
@@ -144,11 +162,6 @@ def refuse_state(exported: ExportedProgram) -> None:
         raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
 
 
-def without_mutation(exported: ExportedProgram) -> ExportedProgram:
-    """The same program in functional form, if it writes to tensors in place."""
-    return exported.run_decompositions({}) if writes(exported) else exported
-
-
 def refuse_writes(exported: ExportedProgram) -> None:
     """Raise for a program that writes to a tensor: what is copied must not depend on when."""
     if writes(exported):
@@ -164,7 +177,7 @@ def writes(exported: ExportedProgram) -> bool:
     )
 
 
-def describe_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def spell_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Shapes and dtypes of a call's inputs, by name."""
 
     def describe(value: object) -> str:

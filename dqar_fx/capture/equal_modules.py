@@ -1,10 +1,10 @@
-"""Twins: modules of a model that compute the same, each with parameters of its own.
+"""Modules of a model that compute the same, each with parameters of its own.
 
-Two modules are twins if they have the same class and everything they hold is equal, down to
+Two modules are equal if they have the same class and everything they hold is equal, down to
 the last inner module: numbers, texts, settings. Of parameters and buffers the metadata counts,
 not the values; of what cannot be compared, such as a function, a hook, a tensor that is no
 buffer or a module that is no part, only the same object is equal. So a block that knows its
-own number, or the last one, which leaves something out, has no twin.
+own number, or the last one, which leaves something out, equals no other.
 """
 
 from __future__ import annotations
@@ -27,46 +27,46 @@ STANDS_IN = "_dqar_fx_stands_in"
 
 
 def find_equal_modules(model: nn.Module) -> list[str]:
-    """Paths of the elements of a model's lists that have a twin in their list."""
+    """Paths of the elements of a model's lists that equal another one in their list."""
     found = []
     for path, owner in model.named_modules():
         if isinstance(owner, nn.ModuleList):
-            known = {name: describe(each) for name, each in owner.named_children()}
+            known = {name: describe_module(each) for name, each in owner.named_children()}
             counts = Counter(known.values())
             prefix = f"{path}." if path else ""
             found += [prefix + name for name, each in known.items() if counts[each] > 1]
     return found
 
 
-def describe(module: nn.Module) -> Hashable:
-    """What a module has in common with its twins."""
-    return Likeness().of_module(module)
+def describe_module(module: nn.Module) -> Hashable:
+    """What a module has in common with those that equal it."""
+    return ValueDescriber().of_module(module)
 
 
-def layout_of(tensor: torch.Tensor) -> Hashable:
+def tensor_metadata(tensor: torch.Tensor) -> Hashable:
     """All about a tensor but its values."""
     layout = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
     return *layout, tensor.dtype, tensor.device, tensor.requires_grad
 
 
 @dataclass(frozen=True, eq=False)
-class Itself:
+class ObjectIdentity:
     """A value that equals no other one.
 
     Attributes:
-        value: Which is kept, so that its number is not given to another one.
+        value: The value, kept so that its number is not given to another one.
     """
 
     value: object
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Itself) and self.value is other.value
+        return isinstance(other, ObjectIdentity) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)
 
 
-class Likeness:
+class ValueDescriber:
     """Describes values so that what is equal has equal descriptions.
 
     What is met again is described by when it was met first: values that share something are
@@ -90,7 +90,7 @@ class Likeness:
             return kind  # most of what a module holds
         known = self._meet(value)
         if known is None and isinstance(value, nn.Module):
-            return Itself(value)  # its parameters have other paths than a part's
+            return ObjectIdentity(value)  # its parameters have other paths than a part's
         return known or (kind, *self._of_parts(value))
 
     def of_module(self, module: nn.Module) -> Hashable:
@@ -123,11 +123,11 @@ class Likeness:
         if type(value) in (list, tuple):
             return tuple(map(self.of_value, value))
         parts = take_apart(value)
-        return (Itself(value),) if parts is None else tuple(map(self.of_value, parts))
+        return (ObjectIdentity(value),) if parts is None else tuple(map(self.of_value, parts))
 
     def _of_tensors(self, tensors: Mapping[str, torch.Tensor | None]) -> Hashable:
         return tuple(
-            (name, tensor is not None and (self._meet(tensor) or layout_of(tensor)))
+            (name, tensor is not None and (self._meet(tensor) or tensor_metadata(tensor)))
             for name, tensor in tensors.items()
         )
 

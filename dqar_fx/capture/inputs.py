@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.errors import DqarError
-from dqar_fx.passes.hoist_conditioning import TIMESTEP_NAMES, find_latent
+from dqar_fx.passes.support.conditioning_nodes import TIMESTEP_NAMES, find_latent
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

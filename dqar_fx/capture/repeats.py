@@ -1,8 +1,8 @@
-"""Repeated blocks, while a model is traced: the first of a kind runs, its twins do not.
+"""Repeated blocks, while a model is traced: the first of a kind runs, equal ones do not.
 
-Most of the time of a capture goes to blocks that differ in their parameters alone. A twin
-(`dqar_fx.twins`) that is called as the first one was leaves a mark in the graph; the pass
-`dqar_fx.passes.expand_repeats` puts the first one's nodes there.
+Most of the time of a capture goes to blocks that differ in their parameters alone. A
+block that is equal to another (`equal_modules`), and is called as that one was, leaves a mark
+in the graph; the pass `dqar_fx.passes.expand_repeats` puts the first one's nodes there.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from dqar_fx.passes.expand_repeats import AGAIN, BEGIN, END, CannotExpand, mark, rename
+from dqar_fx.passes import CannotExpand
+from dqar_fx.passes.support.marks import AGAIN, BEGIN, END, mark
+from dqar_fx.passes.support.module_paths import is_inside, rename_path
 
-from .equal_modules import STANDS_IN, Likeness, describe, find_equal_modules, layout_of
+from .equal_modules import (
+    STANDS_IN,
+    ValueDescriber,
+    describe_module,
+    find_equal_modules,
+    tensor_metadata,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -33,12 +41,12 @@ OWN_FRAMES = re.compile(rf'  File "{re.escape(__file__)}", line .*\n(?:    .*\n)
 
 
 @dataclass(frozen=True)
-class Call:
+class BlockCall:
     """What a block is called with.
 
     Attributes:
-        leaves: Of its arguments.
-        spec: How they become ``(args, kwargs)``.
+        leaves: The leaves of its arguments.
+        spec: How the leaves become ``(args, kwargs)``.
         given: The tensors among them, each once.
         key: What is equal for two calls that compute the same.
     """
@@ -49,26 +57,26 @@ class Call:
     key: Hashable
 
     @classmethod
-    def of(cls, path: str, block: nn.Module, arguments: Any) -> Call:
+    def of(cls, path: str, block: nn.Module, arguments: Any) -> BlockCall:
         """Describe a call; the block as it is now, which its caller may have changed."""
         leaves, spec = pytree.tree_flatten(arguments)
         given = distinct_tensors(leaves)
         owner = path.rpartition(".")[0]
         # to a spec, keys 1 and True are equal
-        kind = owner, describe(block), spec, str(spec)
+        kind = owner, describe_module(block), spec, str(spec)
         return cls(leaves, spec, given, (*kind, describe_call(leaves, given)))
 
 
 @dataclass(frozen=True)
-class First:
+class FirstCall:
     """The first call of its kind.
 
     Attributes:
-        number: Of the call.
-        path: Of the block.
+        number: The number of the call.
+        path: The path of the block.
         given: The tensors that it was given.
         outputs: The leaves of what it returned.
-        spec: How they become what it returned.
+        spec: How the outputs become what it returned.
     """
 
     number: int
@@ -78,7 +86,7 @@ class First:
     spec: pytree.TreeSpec
 
     def stand_in(self, given: list[torch.Tensor], path: str) -> Any:
-        """What a twin returns that does not run."""
+        """What an equal block returns, which does not run."""
         made = others(self.outputs, self.given)
         results = mark(given, made, AGAIN, self.number, path)
         outputs = exchange(self.outputs, [*made, *self.given], [*results, *given])
@@ -86,7 +94,7 @@ class First:
 
 
 @dataclass(frozen=True)
-class Repeats:
+class RepeatedBlocks:
     """The repeated blocks of one model while it is traced.
 
     Attributes:
@@ -96,12 +104,15 @@ class Repeats:
     """
 
     tensors: Mapping[str, int]
-    firsts: dict[Hashable, First] = field(default_factory=dict)
+    firsts: dict[Hashable, FirstCall] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
 
     @classmethod
     def watch(cls, model: nn.Module) -> bool:
-        """Let twins of a model, which is changed, stand in for each other; False for none."""
+        """Let equal blocks of a model, which is changed, stand in for each other.
+
+        Returns False where there are none.
+        """
         repeats = cls(name_tensors(model))
         paths = Counter(id(each) for _, each in model.named_modules(remove_duplicate=False))
         blocks = {path: model.get_submodule(path) for path in find_equal_modules(model)}
@@ -124,7 +135,7 @@ class Repeats:
             if path in self.called:
                 raise CannotExpand(f"{path} is called twice")
             self.called.add(path)
-            call = Call.of(path, block, (args, kwargs))
+            call = BlockCall.of(path, block, (args, kwargs))
             if not call.given or not all(map(is_ordinary, call.given)):
                 return run(*args, **kwargs)
             first = self.firsts.get(call.key)
@@ -138,8 +149,8 @@ class Repeats:
         return forward
 
     def run_first(
-        self, run: Callable[..., Any], call: Call, block: nn.Module, path: str
-    ) -> First:
+        self, run: Callable[..., Any], call: BlockCall, block: nn.Module, path: str
+    ) -> FirstCall:
         """Run a block between marks.
 
         Raises:
@@ -151,7 +162,7 @@ class Repeats:
             exchange(call.leaves, call.given, inside), call.spec
         )
         outputs, spec = pytree.tree_flatten(run(*args, **kwargs))
-        after = Call.of(path, block, (args, kwargs))
+        after = BlockCall.of(path, block, (args, kwargs))
         if after.key != call.key or [*map(id, after.given)] != [*map(id, inside)]:
             raise CannotExpand(f"{path} changes what it holds or is given")
         outputs = exchange(outputs, inside, call.given)  # what it hands through is the same
@@ -160,16 +171,16 @@ class Repeats:
         if not made or not plain or not all(map(is_ordinary, made)):
             raise CannotExpand(f"{path} returns more than tensors that it computes")
         outputs = exchange(outputs, made, mark(made, made, END, number, path))
-        return First(number, path, call.given, outputs, spec)
+        return FirstCall(number, path, call.given, outputs, spec)
 
-    def refuse_other_names(self, first: str, twin: str) -> None:
-        """Raise if a tensor has names of which a twin's do not all name one tensor.
+    def refuse_other_names(self, first: str, path: str) -> None:
+        """Raise if a tensor has names of which an equal block's do not all name one tensor.
 
         A graph has one of the names of each, whichever came first.
         """
         for names in self.shared_tensors:
-            if any(name.startswith(f"{first}.") for name in names):
-                theirs = {self.tensors.get(rename(name, first, twin)) for name in names}
+            if any(is_inside(name, first) for name in names):
+                theirs = {self.tensors.get(rename_path(name, first, path)) for name in names}
                 if len(theirs) > 1:
                     raise CannotExpand(f"{', '.join(names)} are one tensor")
 
@@ -216,8 +227,8 @@ def exchange(
 def describe_call(leaves: Sequence[Any], tensors: Sequence[torch.Tensor]) -> Hashable:
     """What two calls must have in common: layouts, which tensors are one, and other values."""
     position = {id(tensor): i for i, tensor in enumerate(tensors)}
-    likeness = Likeness()
-    return tuple(map(layout_of, tensors)), tuple(
+    likeness = ValueDescriber()
+    return tuple(map(tensor_metadata, tensors)), tuple(
         position[id(leaf)] if id(leaf) in position else ("value", likeness.of_value(leaf))
         for leaf in leaves
     )

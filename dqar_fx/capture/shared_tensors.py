@@ -12,7 +12,7 @@ import weakref
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.passes.merge_equal_parameters import find_tensor, group_equal, memory_of
+from dqar_fx.passes.support.equal_tensors import find_tensor, group_equal, memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -41,10 +41,10 @@ class SharedTensors:
         return sum(self.groups.values())
 
     def copy(self) -> SharedTensors:
-        """For a fork of the fork."""
-        twin = SharedTensors()
-        twin._original, twin.groups = self._original, dict(self.groups)
-        return twin
+        """What a fork of the fork has."""
+        copied = SharedTensors()
+        copied._original, copied.groups = self._original, dict(self.groups)
+        return copied
 
     def __reduce__(self) -> tuple[type[SharedTensors], tuple[()]]:
         """A copy has memory of its own, and ties it anew."""

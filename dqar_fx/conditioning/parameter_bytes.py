@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from dqar_fx.passes.merge_equal_parameters import find_tensor
+from dqar_fx.passes.support.equal_tensors import find_tensor
 from dqar_fx.passes.support.graphs import graph_outputs
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from dqar_fx.passes import hoist_conditioning, normalise
 from dqar_fx.passes.find_attention import find_attention
 from dqar_fx.passes.find_feed_forward import find_feed_forward
-from dqar_fx.passes.support.graphs import module_stack, tensor_value, written_inputs
+from dqar_fx.passes.pipeline import BEFORE_LOOKING_AT_SITES
+from dqar_fx.passes.support.graphs import tensor_value, written_inputs
+from dqar_fx.passes.support.module_paths import module_stack
 from dqar_fx.passes.support.runner import fork, run_passes
 
 from .operation import Operand, Operation, count_macs, map_tensors
@@ -100,7 +101,7 @@ class Modules:
     def of(cls, gm: fx.GraphModule) -> Modules:
         """Those of a captured model, conditioning left out: that is a kind of its own."""
         graph = fork(gm)
-        run_passes(graph, [normalise, hoist_conditioning])
+        run_passes(graph, BEFORE_LOOKING_AT_SITES)
         found = (find(graph)[0] for find in (find_attention, find_feed_forward))
         paths = (frozenset(match.site.path for match in matches) for matches in found)
         return cls(*paths)

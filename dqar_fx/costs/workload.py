@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import ScheduleError
+from dqar_fx.passes.pipeline import COMPILED, select_passes
 from dqar_fx.passes.support.graphs import structure_of
 from dqar_fx.passes.support.runner import run_passes
 from dqar_fx.plan.liveness import Liveness, restrict
 from dqar_fx.plan.plan import Variant, bind
-from dqar_fx.program.lowering import COMPILED, narrow_stage, specialise_region
+from dqar_fx.program.lowering import narrow_stage, specialise_region
 from dqar_fx.schedule.schedule import Schedule
 
 from .activations import Activations
@@ -170,6 +171,7 @@ class Counting:
         self._captured = program.captured.gm
         self._modules = Modules.of(self._captured)
         self._is_compiled = program.lowering.backend.is_compiled
+        self._disable = program.lowering.options.disable
         self._ahead = program.ahead
         self.activations = Activations(program)
         self._liveness = Liveness(
@@ -221,7 +223,8 @@ class Counting:
 
     def _count_ahead(self, k: int, stream: Stream, liveness: Liveness) -> Workload:
         """A stage that is evaluated for all steps at once."""
-        gm, _, _ = narrow_stage(self.plan.stages[k].gm, liveness.of_table()[k])
+        live = liveness.of_table()[k]
+        gm, _, _ = narrow_stage(self.plan.stages[k].gm, live, self._disable)
         kernels = find_kernels(gm.graph, self._modules, fused=False)
         return Workload(kernels).scaled(stream.table.num_steps)
 
@@ -266,7 +269,8 @@ class Counting:
             gm, kept, _ = specialise_region(region, actions, live)
             structure = region_key(structure_of(gm))
             if self._is_compiled:
-                run_passes(gm, COMPILED, graph="region", observe=None)
+                passes = select_passes(COMPILED, self._disable)
+                run_passes(gm, passes, graph="region", observe=None)
             found = find_kernels(gm.graph, self._modules, fused=self._is_compiled)
             self._known[key] = found, kept, structure
         return self._known[key]

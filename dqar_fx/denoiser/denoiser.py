@@ -170,7 +170,8 @@ class Denoiser(ParameterWrapper):
         Raises:
             OptionError: As `transform` has it for ``compile``.
         """
-        self._programs.options = CompileOptions.of({"unit": unit, **keywords})
+        disable = self._programs.options.disable
+        self._programs.options = CompileOptions.of({"unit": unit, **keywords}, disable)
         self._forget_programs()
 
     def with_schedule(self, schedule: Schedule) -> Denoiser:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dqar_fx.errors import DqarError
-from dqar_fx.passes.hoist_conditioning import LATENT_NAMES
+from dqar_fx.passes.support.conditioning_nodes import LATENT_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -25,12 +25,12 @@ from torch import fx
 from dqar_fx.passes import compute_or_reuse
 from dqar_fx.passes.support.graphs import (
     graph_outputs,
-    module_stack,
     parameter_path,
     structure_of,
     tensor_value,
     written_inputs,
 )
+from dqar_fx.passes.support.module_paths import module_stack
 from dqar_fx.passes.support.operators import inner_graph, name_of, submodule
 
 if TYPE_CHECKING:

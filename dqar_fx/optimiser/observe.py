@@ -18,7 +18,8 @@ from dqar_fx.calibration.probe import Tried, prepared, relative
 from dqar_fx.capture.capture import capture
 from dqar_fx.capture.inputs import Roles
 from dqar_fx.conditioning.conditioning import Ahead
-from dqar_fx.passes.support.graphs import emit, graph_outputs
+from dqar_fx.passes.support.editing import emit
+from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.schedule.schedule import Schedule
 
 if TYPE_CHECKING:

@@ -19,15 +19,19 @@ class CompileOptions:
         backend: What runs regions.
         dynamic: Whether what is compiled serves all batch sizes.
         prepack: Whether linears of a step take weights that are packed once.
+        disable: Names of passes that are left out.
     """
 
     backend: Backend = field(default_factory=Eager)
     dynamic: bool = False
     prepack: bool = False
+    disable: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, compile: str | Mapping[str, Any] | None) -> CompileOptions:
-        """Read the ``compile`` argument of ``transform``.
+    def of(
+        cls, compile: str | Mapping[str, Any] | None, disable: tuple[str, ...] = ()
+    ) -> CompileOptions:
+        """Read the ``compile`` argument of ``transform``; passes to ``disable`` are checked.
 
         Raises:
             OptionError: An unknown unit, or no unit at all; ``dynamic`` or ``prepack`` where
@@ -55,7 +59,7 @@ class CompileOptions:
             del keywords["dynamic"]
         prepack = read_prepack(keywords)
         backend = Eager() if unit is None else BACKENDS[unit](keywords)
-        options = cls(backend, is_dynamic, prepack)
+        options = cls(backend, is_dynamic, prepack, disable)
         if is_dynamic:
             options.refuse_fixed_batch(keywords)
         if prepack:

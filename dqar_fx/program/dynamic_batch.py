@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import DqarError
 from dqar_fx.notices import warn
-from dqar_fx.passes import NoMatch, fix_batch, free_batch, turn_patch_convolutions
+from dqar_fx.passes import NoMatch, fix_batch, free_batch
+from dqar_fx.passes.pipeline import BEFORE_COMPILED_ANY_BATCH, select_passes
 from dqar_fx.passes.support.graphs import describe_layout, source_line, structure_of
-from dqar_fx.passes.support.runner import fork, run_pass
+from dqar_fx.passes.support.runner import fork, run_pass, run_passes
 
 from .batch_signatures import BatchSignature
 from .dynamic_shapes import spell_shapes
@@ -208,7 +209,8 @@ class Sharing:
             captured |= self._captured_beside(gm, region, specialised)
             free = free_of(captured, lowering)
             lowered = fork(free)
-            lowering.reports.append(run_pass(lowered, turn_patch_convolutions, "region"))
+            passes = select_passes(BEFORE_COMPILED_ANY_BATCH, lowering.options.disable)
+            lowering.reports += run_passes(lowered, passes, "region")
             refuse_convolutions(lowered)
         except NoMatch as miss:
             warn_alone(self.batch, f"{miss}, {source_line(miss.node)}")

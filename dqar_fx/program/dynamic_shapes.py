@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx.experimental.dynamic_spec import IntVar, ParamsSpec, TensorSpec
 
-from dqar_fx.passes.support.graphs import generate_code
+from dqar_fx.passes.support.editing import generate_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import fx
 
-    from dqar_fx.passes.support.batch_sizes import FreeLayout, Linear
+    from dqar_fx.passes.support.batch_sizes import FreeLayout, LinearSize
 
 
 def spell_shapes(gm: fx.GraphModule) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def spell_layouts(layouts: Mapping[str, FreeLayout]) -> dict[str, Any]:
     unit = min((line.times for line in lines if not line.plus), default=0)
     samples = IntVar("samples", min=1)
 
-    def spell(line: Linear) -> Any:
+    def spell(line: LinearSize) -> Any:
         if not line.times:
             return None
         if not unit or line.times % unit:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import listing
-from dqar_fx.passes.support.graphs import module_path, source_line
+from dqar_fx.passes.support.graphs import source_line
+from dqar_fx.passes.support.module_paths import module_path
 
 if TYPE_CHECKING:
     from dqar_fx.passes import NoMatch, Site
@@ -25,6 +26,7 @@ class Explanation:
         near_misses: Attention-like nodes that are no site, with the reason.
         reports: What each pass did, in order.
         rows: What each site does at each step, or at the one that was asked for.
+        disabled: Names of passes that were left out.
     """
 
     sites: tuple[Site, ...]
@@ -32,6 +34,7 @@ class Explanation:
     near_misses: tuple[NoMatch, ...]
     reports: tuple[PassReport, ...]
     rows: tuple[SiteRow, ...] = ()
+    disabled: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """All of it; sites and near misses in words where they are objects of torch."""
@@ -44,12 +47,14 @@ class Explanation:
             "near_misses": [describe_miss(miss) for miss in self.near_misses],
             "passes": [asdict(report) for report in self.reports],
             "rows": [asdict(row) for row in self.rows],
+            **({"disabled": self.disabled} if self.disabled else {}),
         }
 
     def __str__(self) -> str:
         sites = [f"{site}  ({site.source})" for site in self.sites]
         misses = [f"{miss}  ({source_line(miss.node)})" for miss in self.near_misses]
         changes = [line for report in self.reports for line in report.lines]
+        changes += [f"{name:<20s} disabled" for name in self.disabled]
         return (
             f"{len(self.sites)} sites:{listing(sites)}\n"
             f"{len(self.left_out)} sites left out:{listing(self.left_out)}\n"

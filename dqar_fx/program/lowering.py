@@ -11,21 +11,23 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dqar_fx.passes import (
-    copy_always,
-    narrow_linears,
-    prepack_linears,
-    specialise,
-    turn_skinny_linears,
+from dqar_fx.passes import specialise
+from dqar_fx.passes.pipeline import (
+    COMPILED,
+    COMPILED_ANY_BATCH,
+    PACKED,
+    STAGE_AHEAD,
+    select_passes,
 )
-from dqar_fx.passes.support.graphs import generate_code, graph_outputs, structure_of
+from dqar_fx.passes.support.editing import generate_code
+from dqar_fx.passes.support.graphs import graph_outputs, structure_of
 from dqar_fx.passes.support.runner import fork, ignore, run_pass, run_passes
 from dqar_fx.plan.plan import Variant
 
 from .packed_weights import PackedWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from torch import fx
 
@@ -36,17 +38,6 @@ if TYPE_CHECKING:
     from .compile_options import CompileOptions
 
 logger = logging.getLogger(__name__)
-
-COMPILED = (
-    narrow_linears,  # first: it knows linears as they are captured
-    turn_skinny_linears,
-)
-"""Passes that may change the order of sums: for compilers, which do so themselves."""
-PACKED = (
-    narrow_linears,  # first: of a weight that is packed no rows can be left out
-    prepack_linears,
-)
-"""Passes before these where weights are packed."""
 
 
 class RegionSharing(Protocol):
@@ -115,8 +106,10 @@ class Lowering:
             gm, kept, report = specialise_region(region, actions, live, self._observe)
             self.reports.append(report)
             structure = structure_of(gm)
-            packed, reports = prepack_region(gm, self._observe) if packs else ((), [])
-            self.reports += reports
+            packed: tuple[int, ...] = ()
+            if packs:
+                packed, reports = prepack_region(gm, self.options.disable, self._observe)
+                self.reports += reports
             lowered_as = f"{structure}\npacked {packed}" if packed else structure
             if lowered_as not in self.variants:
                 if self.sharing is None:
@@ -151,7 +144,7 @@ class Lowering:
                 return self._known[key]
             if key not in self._unlowered:
                 gm, kept, _ = specialise_region(own, actions, live)
-                packed = prepack_region(gm)[0] if packs else ()
+                packed = prepack_region(gm, self.options.disable)[0] if packs else ()
                 self._unlowered[key] = Variant(
                     own, own.forward, kept, "", frozenset(kept[i] for i in packed)
                 )
@@ -171,8 +164,8 @@ class Lowering:
     ) -> tuple[fx.GraphModule, tuple[int, ...]]:
         """What `narrow_stage` gives, worked out once per stage and live outputs."""
         if (stage, live) not in self._narrowed:
-            gm, kept, report = narrow_stage(stage, live, self._observe)
-            self.reports.append(report)
+            gm, kept, reports = narrow_stage(stage, live, self.options.disable, self._observe)
+            self.reports += reports
             self._narrowed[stage, live] = gm, kept
         return self._narrowed[stage, live]
 
@@ -183,7 +176,8 @@ class Lowering:
     def lower(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
         """What runs a graph; ``shapes`` are more keywords of ``torch.compile``."""
         if self.backend.is_compiled:
-            passes = (*COMPILED, copy_always) if shapes else COMPILED
+            pipeline = COMPILED_ANY_BATCH if shapes else COMPILED
+            passes = select_passes(pipeline, self.options.disable)
             self.reports += run_passes(gm, passes, "region", self._observe)
         generate_code(gm)
         return self.backend.compile(gm, **shapes)
@@ -210,27 +204,31 @@ def specialise_region(
 
 
 def prepack_region(
-    gm: fx.GraphModule, observe: Observer | None = None
+    gm: fx.GraphModule, disable: Collection[str] = (), observe: Observer | None = None
 ) -> tuple[tuple[int, ...], list[PassReport]]:
     """Let a region's graph take packed weights.
 
     Returns:
         Their places among its inputs, and the reports.
     """
-    reports = run_passes(gm, PACKED, "region", observe)
+    reports = run_passes(gm, select_passes(PACKED, disable), "region", observe)
     inputs = enumerate(gm.graph.find_nodes(op="placeholder"))
     return tuple(place for place, node in inputs if node.meta.get("packed")), reports
 
 
 def narrow_stage(
-    stage: fx.GraphModule, live: Sequence[bool], observe: Observer | None = None
-) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
+    stage: fx.GraphModule,
+    live: Sequence[bool],
+    disable: Collection[str] = (),
+    observe: Observer | None = None,
+) -> tuple[fx.GraphModule, tuple[int, ...], list[PassReport]]:
     """A stage's whole graph, giving live outputs only, and computing no others.
 
     For all steps of a trajectory at once, where the order of sums differs anyway.
 
     Returns:
-        The graph, the positions of the stage's inputs that it still takes, and the report.
+        The graph, the positions of the stage's inputs that it still takes, and the reports.
     """
     gm, kept, _ = specialise_region(stage, (), live)
-    return gm, kept, run_pass(gm, narrow_linears, "stage", observe)
+    passes = select_passes(STAGE_AHEAD, disable)
+    return gm, kept, run_passes(gm, passes, "stage", observe)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dqar_fx.passes.merge_equal_parameters import memory_of
 from dqar_fx.passes.prepack_linears import pack_weight
+from dqar_fx.passes.support.equal_tensors import memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

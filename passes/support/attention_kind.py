@@ -15,19 +15,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import fx
 
-from .graphs import is_call_output, is_static_input
+from .graphs import CONCATENATIONS, is_call_output, is_static_input
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-aten = torch.ops.aten
-JOINS = {aten.cat.default, aten.concat.default}
 
-
-def kind_of(
+def attention_kind(
     query: fx.Node, key: fx.Node, outputs: Sequence[fx.Node], body: set[fx.Node]
 ) -> str:
     """The kind of an attention site, from its query, key and output nodes."""
@@ -65,7 +61,7 @@ def joins_streams(
             continue
         seen.add(node)
         origins = {origins_of(operand, body, known) for operand in node.all_input_nodes}
-        if node.target in JOINS and len(origins) > 1:
+        if node.target in CONCATENATIONS and len(origins) > 1:
             return True
         front.extend(node.all_input_nodes)
     return False

@@ -1,4 +1,4 @@
-"""Sizes that depend on the batch: as lines, as layouts, as nodes of a graph."""
+"""Sizes that depend on the batch, written as lines, as layouts and as nodes of a graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearSize:
     """A whole number that depends on the batch size: ``times * batch + plus``."""
 
     times: int
@@ -28,7 +28,7 @@ class Linear:
     @classmethod
     def through(
         cls, numbers: tuple[int, int], batches: tuple[int, int], node: fx.Node
-    ) -> Linear:
+    ) -> LinearSize:
         """The line through two points.
 
         Raises:
@@ -52,8 +52,8 @@ class Linear:
 class FreeLayout:
     """Shape and strides (in elements) of a tensor at any batch size."""
 
-    shape: tuple[Linear, ...]
-    stride: tuple[Linear, ...]
+    shape: tuple[LinearSize, ...]
+    stride: tuple[LinearSize, ...]
 
     @classmethod
     def of(cls, node: fx.Node, mate: fx.Node, batches: tuple[int, int]) -> FreeLayout | None:
@@ -65,11 +65,11 @@ class FreeLayout:
         mine, its = tensor_value(node), tensor_value(mate)
         if mine is None and its is None:
             return None
-        if mine is None or its is None or kind_of(mine) != kind_of(its):
+        if mine is None or its is None or batch_free_kind(mine) != batch_free_kind(its):
             raise NoMatch("another batch size has an input of another kind in its place", node)
 
-        def through(*numbers: int) -> Linear:
-            return Linear.through((numbers[0], numbers[1]), batches, node)
+        def through(*numbers: int) -> LinearSize:
+            return LinearSize.through((numbers[0], numbers[1]), batches, node)
 
         # a single element may have any stride
         strides = [
@@ -91,7 +91,7 @@ class FreeLayout:
         return torch.empty_strided(shape, stride, dtype=like.dtype, device=like.device)
 
 
-def kind_of(value: torch.Tensor) -> tuple[torch.dtype, torch.device, int]:
+def batch_free_kind(value: torch.Tensor) -> tuple[torch.dtype, torch.device, int]:
     """What does not depend on the batch."""
     return value.dtype, value.device, value.dim()
 
@@ -100,23 +100,23 @@ class SizeNodes:
     """Nodes of a graph that give sizes, worked out from the shape of one of its inputs.
 
     Attributes:
-        num_reads: How often one was asked for.
+        num_reads: How often a node was asked for.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
         self.num_reads = 0
         self._graph = graph
         self._first = next(node for node in graph.nodes if node.op != "placeholder")
-        self._nodes: dict[Linear, fx.Node] = {}
+        self._nodes: dict[LinearSize, fx.Node] = {}
 
-    def read(self, line: Linear, reader: fx.Node) -> fx.Node:
+    def read(self, line: LinearSize, reader: fx.Node) -> fx.Node:
         """The node that gives a size.
 
         Raises:
             NoMatch: No input of the graph tells the batch size; at ``reader``.
         """
         self.num_reads += 1
-        batch = Linear(1)
+        batch = LinearSize(1)
         if batch not in self._nodes:
             source, dim, times = self._find_source(reader)
             size = self._call(aten.sym_size.int, source, dim)

@@ -14,9 +14,9 @@ from collections import defaultdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from dqar_fx.passes.find_attention import is_candidate
-
-from .graphs import is_computing, module_path
+from .attention_operators import is_candidate
+from .graphs import is_computing
+from .module_paths import find_enclosing, module_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -35,9 +35,7 @@ def find_blocks(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
 
 def block_of(node: fx.Node, blocks: Collection[str]) -> str:
     """The block that made a node; empty for a node of none."""
-    parts = module_path(node).split(".")
-    prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-    return next((prefix for prefix in prefixes if prefix in blocks), "")
+    return find_enclosing(module_path(node), blocks)
 
 
 def find_runs(

@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 
 TOKEN, CHANNEL = -1, -2
 """The dimension that shares a scale: channels of one token, or tokens of one channel."""
-SMALLEST = 2.0**-100
+SMALLEST_KEPT = 2.0**-100
 """Where no magnitude reaches this, zero is kept: a scale would leave float32's range."""
 
 
 class CacheFormat(Protocol):
-    """How a value is kept."""
+    """How a value is kept: what `transform` takes as ``cache``."""
 
     @property
     def name(self) -> str:
-        """As given to ``transform(cache=...)``."""
+        """The name that ``transform(cache=...)`` takes."""
 
     def specs(self, kept: TensorSpec) -> tuple[TensorSpec, ...]:
         """The buffers that keep a value; the flag, if there is one, last."""
@@ -62,17 +62,17 @@ class CacheFormat(Protocol):
 
 
 @dataclass(frozen=True)
-class Same:
-    """Keeps every bit."""
+class ExactFormat:
+    """Keeps every bit of a value."""
 
     name: str = "same"
 
     def specs(self, kept: TensorSpec) -> tuple[TensorSpec, ...]:
-        """One buffer."""
+        """The only buffer, which has the value's own layout."""
         return (kept,)
 
     def write(self, value: torch.Tensor, buffers: Sequence[torch.Tensor]) -> None:
-        """Copy."""
+        """Copy the value."""
         buffers[0].copy_(value)
 
     def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
@@ -81,19 +81,19 @@ class Same:
         return buffers[0]
 
     def bound(self, value: torch.Tensor) -> torch.Tensor:
-        """Zero."""
+        """Nothing is lost: zeros."""
         return torch.zeros_like(value, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
-class Narrow:
+class CastFormat:
     """Keeps another floating-point dtype.
 
     Attributes:
-        name: Of the format.
-        dtype: Of the buffer.
-        relative_error: Of a normal number.
-        absolute_error: Of a smaller one.
+        name: The name of the format.
+        dtype: The dtype of the buffer.
+        relative_error: The bound for a normal number, relative to it.
+        absolute_error: The bound for a smaller number.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Narrow:
         return replace(kept, dtype=self.dtype), flag_spec(kept.device)
 
     def write(self, value: torch.Tensor, buffers: Sequence[torch.Tensor]) -> None:
-        """Round; what overflows is infinite, and flagged."""
+        """Round the value; what overflows becomes infinite and is flagged."""
         kept, flag = buffers
         narrow = value.to(self.dtype)
         kept.copy_(narrow)
@@ -114,24 +114,24 @@ class Narrow:
         raise_flag(flag, value.float().abs() < first_beyond(self.dtype, value.dtype))
 
     def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Widen."""
+        """The value, widened to the site's dtype."""
         return buffers[0].to(dtype)
 
     def bound(self, value: torch.Tensor) -> torch.Tensor:
-        """By magnitude."""
+        """The bound grows with an element's magnitude."""
         return (self.relative_error * value.double().abs()).clamp(min=self.absolute_error)
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledFormat:
     """Keeps eight bits and a scale per token or per channel.
 
     Attributes:
-        name: Of the format.
-        dtype: Of the buffer.
+        name: The name of the format.
+        dtype: The dtype of the buffer.
         largest: The largest number that is stored: a scale maps the largest magnitude to it.
         shares: The dimension that shares a scale.
-        relative_error: Of an element.
+        relative_error: The bound for an element, relative to it.
         step_error: The least error, relative to the largest magnitude.
     """
 
@@ -155,11 +155,11 @@ class Scaled:
         )
 
     def write(self, value: torch.Tensor, buffers: Sequence[torch.Tensor]) -> None:
-        """Divide by the scale and round."""
+        """Divide the value by its scale and round."""
         kept, scales, flag = buffers
         wide = value.float()
         top = wide.abs().amax(self._shared(wide.dim()), keepdim=True)
-        scale = torch.where(top < SMALLEST, 0.0, top / self.largest)
+        scale = torch.where(top < SMALLEST_KEPT, 0.0, top / self.largest)
         step = round_to_bfloat16(torch.where(top < torch.inf, scale, torch.nan))
         numbers = wide * torch.where(step > 0, 1 / step, 0.0)
         if not self.dtype.is_floating_point:
@@ -169,19 +169,19 @@ class Scaled:
         raise_flag(flag, top < torch.inf)
 
     def read(self, buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """Multiply by the scale; NaN where that is none."""
+        """The numbers times their scale; NaN where the scale is not finite."""
         kept, scales, _ = buffers
         highest = torch.finfo(dtype).max  # a rounded scale may lead just beyond
         return (kept.float() * scales.float()).clamp(-highest, highest).to(dtype)
 
     def bound(self, value: torch.Tensor) -> torch.Tensor:
-        """By magnitude and by the largest one of the group."""
+        """The bound grows with an element's magnitude and with the largest of its group."""
         size = value.double().abs()
         top = size.amax(self._shared(size.dim()), keepdim=True).expand_as(size)
         error = torch.maximum(self.relative_error * size, self.step_error * top)
         kind = torch.finfo(value.dtype)  # reading rounds to it; subnormals in even steps
         rounding = (kind.eps * top).clamp(min=kind.eps * kind.tiny)
-        return torch.where(top < SMALLEST, top, error + rounding)
+        return torch.where(top < SMALLEST_KEPT, top, error + rounding)
 
     def _shared(self, num_dims: int) -> int:
         """The dimension that shares a scale; a vector is one token."""
@@ -222,11 +222,11 @@ def round_to_bfloat16(value: torch.Tensor) -> torch.Tensor:
 FORMATS: dict[str, CacheFormat] = {
     found.name: found
     for found in (
-        Same(),
-        Narrow("fp16", torch.float16, 2.0**-11, 2.0**-25),
-        Narrow("bf16", torch.bfloat16, 2.0**-8, 2.0**-134),
-        Scaled("int8", torch.int8, 127, TOKEN, 0.0, 1 / 252),
-        Scaled("int8-per-channel", torch.int8, 127, CHANNEL, 0.0, 1 / 252),
-        Scaled("fp8", torch.float8_e4m3fn, 448, TOKEN, 2.0**-3.9, 2.0**-18),
+        ExactFormat(),
+        CastFormat("fp16", torch.float16, 2.0**-11, 2.0**-25),
+        CastFormat("bf16", torch.bfloat16, 2.0**-8, 2.0**-134),
+        ScaledFormat("int8", torch.int8, 127, TOKEN, 0.0, 1 / 252),
+        ScaledFormat("int8-per-channel", torch.int8, 127, CHANNEL, 0.0, 1 / 252),
+        ScaledFormat("fp8", torch.float8_e4m3fn, 448, TOKEN, 2.0**-3.9, 2.0**-18),
     )
 }

@@ -21,39 +21,21 @@ import torch
 from torch import fx
 
 from .graphs import (
+    ancestors,
+    descendants,
     graph_inputs,
-    is_computing,
     is_random,
-    module_stack,
     source_line,
     tensor_value,
     used_by_others,
 )
+from .module_paths import module_stack
 from .vocabulary import NoMatch, Site, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-
-@dataclass(frozen=True)
-class Operator:
-    """An attention operator: the nodes of its result, queries, keys and values.
-
-    Attributes:
-        result: What it gives.
-        query: ``[..., queries, channels]``.
-        key: ``[..., keys, channels]``; transposed where the graph multiplies by it.
-        value: ``[..., keys, channels]``.
-        weights: The softmax, where it is a node of its own.
-        variant: Its spelling.
-    """
-
-    result: fx.Node
-    query: fx.Node
-    key: fx.Node
-    value: fx.Node
-    weights: fx.Node | None
-    variant: str
+    from .attention_operators import AttentionOperator
 
 
 @dataclass(frozen=True)
@@ -69,15 +51,17 @@ class Match:
         kept: What is kept: the outputs, or nodes of the body that they descend from.
         bases: Where the site adds to what it reads: that input, per output. Kept is then
             the difference of the output from it.
+        is_across_blocks: Whether it holds several blocks, and belongs to none of them.
     """
 
     site: Site
-    operators: tuple[Operator, ...]
+    operators: tuple[AttentionOperator, ...]
     inputs: tuple[fx.Node, ...]
     body: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
     kept: tuple[fx.Node, ...]
     bases: tuple[fx.Node, ...] = ()
+    is_across_blocks: bool = False
 
 
 def match_site(
@@ -88,12 +72,12 @@ def match_site(
     *,
     kind: Callable[[Sequence[fx.Node], set[fx.Node]], str],
     variant: str,
-    operators: Sequence[Operator] = (),
+    operators: Sequence[AttentionOperator] = (),
 ) -> Match:
     """The site that a module call makes of its anchors.
 
     Args:
-        key: Of the module call.
+        key: The key of the module call.
         members: Its nodes, in order.
         anchors: Those that its outputs must descend from.
         what: What they are, for reasons.
@@ -109,7 +93,7 @@ def match_site(
     if not path:
         raise NoMatch(f"{what} belongs to the root module: nothing smaller to keep", anchor)
     inside = set(members)
-    descending = reachable(anchors, inside)
+    descending = descendants(anchors, inside)
     outputs = [n for n in members if n in descending and used_by_others(n, inside)]
     for node in outputs:
         if tensor_value(node) is None:
@@ -129,7 +113,7 @@ def match_site(
         path=path if len(call) == 1 else f"{path}@{call[1]}",
         kind=kind(outputs, needed),
         variant=variant,
-        kept=specs_of(outputs),
+        kept=dense_specs(outputs),
         source=source_line(anchor),
     )
     return Match(
@@ -143,53 +127,10 @@ def match_site(
 
 
 def numbered(matches: Iterable[Match]) -> list[Match]:
-    """The same with their sites numbered in order."""
+    """Matches with their sites numbered in order."""
     return [replace(m, site=replace(m.site, index=i)) for i, m in enumerate(matches)]
 
 
-def specs_of(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
+def dense_specs(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
     """Dense specs of tensors with these nodes' shapes."""
     return tuple(TensorSpec.of(torch.empty_like(node.meta["val"])) for node in nodes)
-
-
-def owner_of(node: fx.Node) -> str:
-    """Call key of the innermost module around a node."""
-    stack = module_stack(node)
-    return stack[-1][0] if stack else ""
-
-
-def belongs_to(node: fx.Node, key: str) -> bool:
-    """Whether a node was made during the module call ``key``."""
-    return is_computing(node) and key in (node.meta.get("nn_module_stack") or ())
-
-
-def group_by_call(nodes: Iterable[fx.Node], keys: Iterable[str]) -> dict[str, list[fx.Node]]:
-    """The nodes of each module call, in order."""
-    groups: dict[str, list[fx.Node]] = {key: [] for key in keys}
-    for node in nodes:
-        for key in node.meta.get("nn_module_stack") or ():
-            if key in groups and is_computing(node):
-                groups[key].append(node)
-    return groups
-
-
-def reachable(start: Iterable[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
-    """``start`` and all that descends from it within a set."""
-    found, front = set[fx.Node](), list(start)
-    while front:
-        node = front.pop()
-        if node in inside and node not in found:
-            found.add(node)
-            front.extend(node.users)
-    return found
-
-
-def ancestors(start: Iterable[fx.Node], inside: set[fx.Node] | None = None) -> set[fx.Node]:
-    """``start`` and all that it descends from, within a set if one is given."""
-    found, front = set[fx.Node](), list(start)
-    while front:
-        node = front.pop()
-        if (inside is None or node in inside) and node not in found:
-            found.add(node)
-            front.extend(node.all_input_nodes)
-    return found

@@ -9,9 +9,8 @@ from typing import cast
 import torch
 from torch import fx
 
-from dqar_fx.passes import compute_or_reuse
-
 from .graphs import written_inputs
+from .guards import compute_or_reuse
 
 READ = "read slot"
 """What the first read of a slot counts as."""

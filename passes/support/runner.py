@@ -9,7 +9,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .graphs import make_module
+from .editing import make_module
 from .operators import count_changes, count_operators
 
 if TYPE_CHECKING:

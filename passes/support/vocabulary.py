@@ -50,8 +50,7 @@ class Site:
         index: Position in execution order; the column of the branch table.
         path: Module path, such as ``transformer_blocks.3.attn1``. A module called twice
             gives two sites; the second path ends in ``@1``.
-        kind: ``"self"``, ``"cross"`` or ``"joint"`` attention, ``"feed_forward"``,
-            ``"block"`` or ``"span"``.
+        kind: The name of an entry of `SITE_KINDS`, such as ``"self"`` or ``"block"``.
         variant: How the graph spells it: ``"fused"``, ``"matmul_softmax"``, the activation,
             or ``"residual"``.
         kept: What is kept: one spec per output (joint attention has two), or per key and

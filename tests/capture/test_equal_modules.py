@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from dqar_fx.capture.equal_modules import describe, find_equal_modules
+from dqar_fx.capture.equal_modules import describe_module, find_equal_modules
 from tests.helpers.models import MAKERS
 
-TWINS = {
+EQUAL_MODULES = {
     "dit": [f"transformer_blocks.{i}" for i in range(5)],
     "pixart": [f"transformer_blocks.{i}" for i in range(3)],
     # the first has a second attention, the last leaves the text alone
@@ -63,16 +63,16 @@ def function():
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_find_twins_finds_the_repeated_blocks_of_a_model(name):
-    assert set(TWINS[name]) <= set(find_equal_modules(MAKERS[name]().model))
+def test_find_equal_modules_finds_the_repeated_blocks_of_a_model(name):
+    assert set(EQUAL_MODULES[name]) <= set(find_equal_modules(MAKERS[name]().model))
 
 
-def test_find_twins_goes_into_lists_of_lists():
+def test_find_equal_modules_goes_into_lists_of_lists():
     model = nn.ModuleList(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]) for _ in range(2))
     assert find_equal_modules(model) == ["0", "1", "0.0", "0.1", "1.0", "1.1"]
 
 
-def test_find_twins_looks_in_each_list_alone():
+def test_find_equal_modules_looks_in_each_list_alone():
     model = nn.ModuleList([nn.ModuleList([nn.ReLU()]), nn.ModuleList([nn.ReLU(), nn.GELU()])])
     assert find_equal_modules(model) == []
 
@@ -91,10 +91,10 @@ def test_find_twins_looks_in_each_list_alone():
         lambda: {"mode": Mode.FAST, "kinds": defaultdict(int, a=1), "named": Named([1], 2)},
     ],
 )
-def test_modules_that_hold_equal_things_are_twins(make):
-    assert describe(Block(**make())) == describe(Block(**make()))
+def test_modules_that_hold_equal_things_are_equal(make):
+    assert describe_module(Block(**make())) == describe_module(Block(**make()))
     block = Block(**make())
-    assert describe(block) == describe(block)
+    assert describe_module(block) == describe_module(block)
 
 
 def test_values_of_parameters_do_not_count():
@@ -102,7 +102,7 @@ def test_values_of_parameters_do_not_count():
     with torch.no_grad():
         other.linear.weight.fill_(3)
         other.bias.fill_(3)
-    assert describe(one) == describe(other)
+    assert describe_module(one) == describe_module(other)
 
 
 @pytest.mark.parametrize(
@@ -128,18 +128,18 @@ def test_values_of_parameters_do_not_count():
         ({}, {"index": 0}),
     ],
 )
-def test_modules_that_differ_are_no_twins(one, other):
-    assert describe(Block(**one)) != describe(Block(**other))
+def test_modules_that_differ_are_not_equal(one, other):
+    assert describe_module(Block(**one)) != describe_module(Block(**other))
 
 
 def test_a_tied_parameter_is_told_from_two():
     tied, untied = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2))
     tied[1].weight = tied[0].weight
-    assert describe(tied) != describe(untied)
-    assert describe(tied) == describe(copy.deepcopy(tied))
+    assert describe_module(tied) != describe_module(untied)
+    assert describe_module(tied) == describe_module(copy.deepcopy(tied))
 
 
 def test_a_hook_makes_a_difference():
     plain, hooked = Block(), Block()
     hooked.register_forward_hook(lambda *_: None)
-    assert describe(plain) != describe(hooked)
+    assert describe_module(plain) != describe_module(hooked)

@@ -11,7 +11,8 @@ from torch import nn
 
 from dqar_fx.capture import capture as capturing
 from dqar_fx.capture.capture import capture
-from dqar_fx.passes.expand_repeats import AGAIN, Mark, find_marks
+from dqar_fx.passes import expand_repeats
+from dqar_fx.passes.support.marks import AGAIN, Mark, find_marks
 from dqar_fx.program.programs import no_collection
 from tests.helpers.models import MAKERS, make_dit
 from tests.helpers.repeated_block_models import WIDTH, Tower, compare, inputs
@@ -23,16 +24,16 @@ COPIED = {"dit": 3, "pixart": 1, "sd3": 1, "flux": 2}
 @pytest.fixture
 def copied(monkeypatch):
     """How many blocks each capture copied; None where marks could not be taken out."""
-    counts, expand = [], capturing.expand_repeats
+    counts = []
 
     def counting(gm):
         counts.append(None)
         marks = [Mark.of(node) for node in find_marks(gm.graph)]
-        taken = expand(gm)
+        taken = expand_repeats(gm)
         counts[-1] = sum(mark.role == AGAIN for mark in marks)
         return taken
 
-    monkeypatch.setattr(capturing, "expand_repeats", counting)
+    monkeypatch.setattr(capturing, "AFTER_TRACING", (counting,))
     return counts
 
 

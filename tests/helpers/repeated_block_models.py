@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture import capture as capturing
-from dqar_fx.passes.support.graphs import module_stack
+from dqar_fx.passes.support.module_paths import module_stack
 
 WIDTH = 4
 

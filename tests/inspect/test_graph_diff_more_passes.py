@@ -25,9 +25,9 @@ from dqar_fx.passes import (
     turn_patch_convolutions,
     unify_layouts,
 )
-from dqar_fx.passes.hoist_conditioning import find_conditioning
-from dqar_fx.passes.merge_equal_parameters import find_tensor, layout_of
 from dqar_fx.passes.support.blocks import find_blocks
+from dqar_fx.passes.support.conditioning_nodes import find_conditioning
+from dqar_fx.passes.support.equal_tensors import find_tensor, tensor_layout
 from dqar_fx.passes.support.graphs import parameter_path
 from dqar_fx.passes.support.runner import fork, run_pass
 from dqar_fx.schedule.action import Action
@@ -72,7 +72,7 @@ def equalise_conditioning(gm):
     for node in gm.graph.find_nodes(op="get_attr"):
         if parameter_path(node) and hoisted.issuperset(node.users):
             tensor = find_tensor(gm, str(node.target))
-            groups[layout_of(tensor)][str(node.target)] = tensor
+            groups[tensor_layout(tensor)][str(node.target)] = tensor
     for tensors in groups.values():
         first, *others = tensors.values()
         with torch.no_grad():

@@ -1,15 +1,16 @@
-"""expand_repeats puts a traced block's nodes where a mark stands in for its twin."""
+"""expand_repeats puts a traced block's nodes where a mark stands in for an equal one."""
 
 import pytest
 import torch
 from expecttest import assert_expected_inline
 from torch import fx, nn
 
-from dqar_fx.capture.capture import flatten, fork_model
-from dqar_fx.capture.repeats import Repeats
+from dqar_fx.capture.capture import flatten_export, fork_model
+from dqar_fx.capture.repeats import RepeatedBlocks
 from dqar_fx.inspect import graph_diff
-from dqar_fx.passes.expand_repeats import MARK, CannotExpand, expand_repeats
-from dqar_fx.passes.support.graphs import module_path, module_stack
+from dqar_fx.passes import CannotExpand, expand_repeats
+from dqar_fx.passes.support.marks import MARK
+from dqar_fx.passes.support.module_paths import module_path, module_stack
 from dqar_fx.passes.support.runner import fork, run_pass
 from tests.passes.checks import printed, tokens
 
@@ -41,8 +42,8 @@ class Towers(nn.Module):
 def marked(model: nn.Module) -> fx.GraphModule:
     """The graph of one call with marks."""
     own = fork_model(model)
-    assert Repeats.watch(own)
-    return flatten(torch.export.export(own, (tokens(),), strict=False))
+    assert RepeatedBlocks.watch(own)
+    return flatten_export(torch.export.export(own, (tokens(),), strict=False))
 
 
 def test_expand_repeats_copies_the_first_block_with_the_parameters_of_each():

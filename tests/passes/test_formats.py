@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqar_fx.passes import FORMATS, TensorSpec
-from dqar_fx.passes.support.formats import SMALLEST
+from dqar_fx.passes.support.formats import SMALLEST_KEPT
 from tests.helpers.models import seeded
 from tests.passes.checks import LOSSY
 
@@ -170,8 +170,8 @@ def test_formats_subnormal_halves_stay_within_the_bound(name, top):
 @each_dtype
 @each_eight_bits
 def test_formats_below_the_smallest_scale_zero_is_kept(name, dtype):
-    below = torch.full((3, 4), SMALLEST * 0.99).to(dtype)
-    at = torch.full((3, 4), SMALLEST).to(dtype)
+    below = torch.full((3, 4), SMALLEST_KEPT * 0.99).to(dtype)
+    at = torch.full((3, 4), SMALLEST_KEPT).to(dtype)
     assert not round_trip(name, below)[0].any()
     if dtype != torch.float16:  # where both are zero
         assert below.any()

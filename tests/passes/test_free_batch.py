@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dqar_fx.passes import NoMatch, fix_batch, free_batch
-from dqar_fx.passes.support.batch_sizes import Linear
+from dqar_fx.passes.support.batch_sizes import LinearSize
 from dqar_fx.passes.support.graphs import describe_layout, structure_of
 from tests.passes.checks import (
     captured,
@@ -175,6 +175,6 @@ def test_fix_batch_twice_finds_nothing():
 
 @given(st.integers(-9, 9), st.integers(-9, 9), st.integers(1, 9), st.integers(1, 9))
 def test_linear_goes_through_its_points(times, plus, small, more):
-    line, batches = Linear(times, plus), (small + more, small)
+    line, batches = LinearSize(times, plus), (small + more, small)
     node = None
-    assert Linear.through(tuple(map(line.at, batches)), batches, node) == line
+    assert LinearSize.through(tuple(map(line.at, batches)), batches, node) == line

@@ -8,8 +8,8 @@ from expecttest import assert_expected_inline
 from torch import nn
 
 from dqar_fx.passes import hoist_conditioning
-from dqar_fx.passes.hoist_conditioning import find_latent
 from dqar_fx.passes.support.blocks import block_of, find_blocks, find_runs, find_siblings
+from dqar_fx.passes.support.conditioning_nodes import find_latent
 from dqar_fx.passes.support.graphs import is_computing
 from tests.passes.checks import (
     WIDTH,

@@ -69,7 +69,7 @@ def test_insert_guards_smallest_site_rewritten():
 def forward(self, x: "f32[2, 3, 8]", action_0, slot_0_0_0: "f32[2, 3, 8]"):
     sin: "f32[2, 3, 8]" = aten.sin.default(x)
     body_0 = self.body_0
-    compute_or_reuse = dqar_fx_passes_insert_guards_compute_or_reuse(action_0, None,
+    compute_or_reuse = dqar_fx_passes_support_guards_compute_or_reuse(action_0, None,
         [[[slot_0_0_0]]], body_0, None, 'same', [torch.float32], [sin], [])
     getitem: "f32[2, 3, 8]" = compute_or_reuse[0]
     add: "f32[2, 3, 8]" = aten.add.Tensor(x, getitem)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dqar_fx.passes import hoist_conditioning, merge_equal_parameters
-from dqar_fx.passes.merge_equal_parameters import group_equal
+from dqar_fx.passes.support.equal_tensors import group_equal
 from tests.helpers.models import make_dit
 from tests.passes.checks import (
     captured_by_name,

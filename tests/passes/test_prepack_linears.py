@@ -10,8 +10,8 @@ from torch import nn
 
 from dqar_fx.capture.capture import capture
 from dqar_fx.passes import outline_regions, prepack_linears
-from dqar_fx.passes.merge_equal_parameters import find_tensor
 from dqar_fx.passes.prepack_linears import pack_weight, packed_linear
+from dqar_fx.passes.support.equal_tensors import find_tensor
 from dqar_fx.passes.support.runner import fork, run_pass
 from tests.passes.checks import (
     check_metadata,

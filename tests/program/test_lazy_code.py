@@ -6,7 +6,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 import dqar_fx
 from dqar_fx import Schedule
-from dqar_fx.passes.support.graphs import generate_code
+from dqar_fx.passes.support.editing import generate_code
 from tests.helpers.models import make_dit
 
 

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 import dqar_fx
 from dqar_fx import Guidance, OptionError, Schedule
-from dqar_fx.passes.turn_skinny_linears import FEW_ROWS
+from dqar_fx.passes.support.products import FEW_ROWS
 from dqar_fx.program.packed_weights import PackedWeight, PackedWeights
 from dqar_fx.program.packing_plan import packed_bytes, weights_to_pack
 from tests.helpers.models import MAKERS, make_dit

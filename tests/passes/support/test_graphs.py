@@ -6,22 +6,23 @@ import pytest
 import torch
 from torch import fx, nn
 
-from dqar_fx.passes.support.graphs import (
+from dqar_fx.passes.support.editing import (
     copy_meta,
-    describe_value,
     drop_unused_inputs,
     extract,
+    move_to_submodule,
+)
+from dqar_fx.passes.support.graphs import (
+    describe_value,
     graph_inputs,
     is_call_output,
     is_computing,
     is_static_input,
-    module_path,
-    module_stack,
-    outline,
     parameter_path,
     source_line,
     structure_of,
 )
+from dqar_fx.passes.support.module_paths import module_path, module_stack
 from tests.passes.checks import Attention, Block, Stack, captured, check_values, tokens
 
 LINEAR = torch.ops.aten.linear.default
@@ -132,7 +133,7 @@ def test_outline_middle_of_a_chain_becomes_a_call():
     gm = graph_of(lambda x: x.sin().cos().exp().neg())
     expected = gm(tokens())
     _, second, third, last = computing(gm)
-    call = outline(gm, [second, third], [third], "middle", before=last)
+    call = move_to_submodule(gm, [second, third], [third], "middle", before=last)
     gm.graph.lint()
     gm.recompile()
     assert (call.op, call.target) == ("call_module", "middle")
@@ -148,7 +149,7 @@ def test_outline_several_outputs_in_order():
     expected = gm(tokens())
     nodes = computing(gm)
     outputs = [nodes[0], nodes[-1]]
-    call = outline(gm, nodes, outputs, "all", before=gm.graph.output_node())
+    call = move_to_submodule(gm, nodes, outputs, "all", before=gm.graph.output_node())
     gm.recompile()
     assert [item.args[1] for item in call.users] == [0, 1]
     check_values(gm(tokens()), expected)
@@ -223,7 +224,7 @@ def test_structure_of_descends_into_calls():
     def called(function):
         gm = graph_of(function)
         nodes = computing(gm)
-        outline(gm, nodes, nodes[-1:], "inner", before=gm.graph.output_node())
+        move_to_submodule(gm, nodes, nodes[-1:], "inner", before=gm.graph.output_node())
         return structure_of(gm)
 
     assert called(torch.sin) == called(torch.sin)

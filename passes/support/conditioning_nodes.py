@@ -1,0 +1,75 @@
+"""Which nodes of a graph do not depend on the latent, and may leave the step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .blocks import find_blocks, find_runs, find_siblings
+from .graphs import is_computing, is_pure, tensor_value
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from torch import fx
+
+LATENT_NAMES = ("hidden_states", "sample", "latents", "x")
+"""Names of the latent argument in the field; else the first floating-point tensor."""
+TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step")
+"""Names of the argument that is another one at every step."""
+
+
+def find_conditioning(gm: fx.GraphModule) -> list[fx.Node]:
+    """Nodes that may leave the step, in order."""
+    nodes = [n for n in gm.graph.nodes if is_computing(n)]
+    latent = find_latent(gm)
+    if latent is None:
+        return []
+    return choose_nodes(nodes, latent, find_runs(nodes, find_blocks(nodes)))
+
+
+def find_latent(gm: fx.GraphModule) -> fx.Node | None:
+    """The placeholder of the latent; None where no input is a floating-point tensor."""
+    inputs: list[fx.Node] = list(gm.graph.find_nodes(op="placeholder"))
+    for name in LATENT_NAMES:
+        for node in inputs:
+            if node.target == name and tensor_value(node) is not None:
+                return node
+    values = ((node, tensor_value(node)) for node in inputs)
+    return next((n for n, v in values if v is not None and v.is_floating_point()), None)
+
+
+def choose_nodes(
+    nodes: Sequence[fx.Node], latent: fx.Node, runs: list[tuple[str, list[fx.Node]]]
+) -> list[fx.Node]:
+    """Nodes that may leave the step: latent-independent in every sibling of their block."""
+    pinned = {n for n in nodes if not is_pure(n)}
+    while True:
+        free = independent_nodes(nodes, {latent} | pinned)
+        irregular = counterparts_of_dependent(free, runs)
+        if not irregular:
+            break
+        pinned |= irregular
+    return [n for n in nodes if n in free and n.users]
+
+
+def independent_nodes(nodes: Iterable[fx.Node], dependent: set[fx.Node]) -> set[fx.Node]:
+    """Nodes that neither are in ``dependent`` nor descend from it."""
+    bound = set(dependent)
+    for node in nodes:
+        if node in bound or any(source in bound for source in node.all_input_nodes):
+            bound.add(node)
+    return {n for n in nodes if n not in bound}
+
+
+def counterparts_of_dependent(
+    free: Collection[fx.Node], runs: Iterable[tuple[str, list[fx.Node]]]
+) -> set[fx.Node]:
+    """Free nodes that stand where an equal block has a node that is not free."""
+    return {
+        node
+        for group in find_siblings(runs)
+        for counterparts in zip(*group, strict=True)
+        if not all(n in free for n in counterparts)
+        for node in counterparts
+        if node in free
+    }

@@ -1,0 +1,86 @@
+"""Which tensors are equal bit for bit, strides included."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+NUM_SAMPLED = 16
+"""Values of each tensor that are compared before all of them are."""
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Dtypes that show the bits of an element of so many bytes."""
+
+
+def find_tensor(module: torch.nn.Module, path: str) -> torch.Tensor:
+    """The tensor at a path."""
+    tensor: object = reduce(getattr, path.split("."), module)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def group_equal(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Positions of tensors that are equal bit for bit, in groups of two and more."""
+    by_memory: dict[Hashable, list[int]] = defaultdict(list)
+    by_layout: dict[Hashable, list[list[int]]] = defaultdict(list)
+    for i, tensor in enumerate(tensors):
+        by_memory[memory_of(tensor)].append(i)
+    for same in by_memory.values():
+        by_layout[tensor_layout(tensors[same[0]])].append(same)
+    groups = [group for alike in by_layout.values() for group in join_equal(alike, tensors)]
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def join_equal(
+    groups: Sequence[list[int]], tensors: Sequence[torch.Tensor]
+) -> list[list[int]]:
+    """Join groups, each of tensors over one memory, whose bits are equal; of one layout."""
+    first = tensors[groups[0][0]]
+    if len(groups) < 2 or not is_comparable(first):
+        return list(groups)
+    samples = torch.stack([sample_evenly(integer_view(tensors[group[0]])) for group in groups])
+    joined: dict[Hashable, list[list[int]]] = defaultdict(list)
+    for group, values in zip(groups, samples.tolist(), strict=True):
+        for known in joined[tuple(values)]:
+            if torch.equal(integer_view(tensors[known[0]]), integer_view(tensors[group[0]])):
+                known.extend(group)
+                break
+        else:
+            joined[tuple(values)].append(list(group))
+    return [group for alike in joined.values() for group in alike]
+
+
+def memory_of(tensor: torch.Tensor) -> Hashable:
+    """What is equal for two tensors exactly if they are the same view of one storage."""
+    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), *tensor_layout(tensor))
+
+
+def tensor_layout(tensor: torch.Tensor) -> tuple[Hashable, ...]:
+    """Shape, strides, dtype, device and class."""
+    kind = torch.Tensor if isinstance(tensor, torch.nn.Parameter) else type(tensor)
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, kind)
+
+
+def is_comparable(tensor: torch.Tensor) -> bool:
+    """Whether its bits can be looked at."""
+    is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    has_values = tensor.device.type != "meta" and tensor.numel() > 0
+    return is_plain and has_values and tensor.itemsize in INTEGERS
+
+
+def integer_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers: -0.0 is not 0.0, and NaN is NaN."""
+    return tensor.detach().view(INTEGERS[tensor.itemsize])
+
+
+def sample_evenly(tensor: torch.Tensor) -> torch.Tensor:
+    """``NUM_SAMPLED`` of its values, evenly spaced."""
+    places = torch.arange(NUM_SAMPLED) * (tensor.numel() - 1) // (NUM_SAMPLED - 1)
+    indices = torch.unravel_index(places, tensor.shape) if tensor.dim() else ()
+    found = tensor[tuple(index.to(tensor.device) for index in indices)]
+    return found.expand(NUM_SAMPLED)
