@@ -217,7 +217,7 @@ def test_conditioning_of_an_unknown_way_is_refused(way):
 
 
 def test_conditioning_asked_for_has_no_limit_of_size(monkeypatch):
-    monkeypatch.setattr(dqar_fx.conditioning, "MAX_TABULATED_BYTES", 10)
+    monkeypatch.setattr(dqar_fx.conditioning.conditioning, "MAX_TABULATED_BYTES", 10)
     case = make_dit(layers=1)
     denoiser = transformed(case, 3)
     for step, t in enumerate(falling(case, 3)):
