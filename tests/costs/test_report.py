@@ -14,6 +14,7 @@ from dqar_fx.costs import DATASHEETS
 from dqar_fx.costs.kernels import KINDS
 from dqar_fx.plan.slots import Slots
 from tests.helpers.models import make_dit, make_sd3
+from tests.helpers.slow_cases import slow_but
 
 STEPS, LAYERS = 6, 3
 SCHEDULES = {
@@ -65,7 +66,7 @@ def run_trajectory(denoiser, case):
 # ---- MACs --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["dit", "sd3"])
+@pytest.mark.parametrize("model", slow_but("dit", of=["dit", "sd3"]))
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_report_macs_equal_those_of_a_run(model, name, cases, batch_signature):
     denoiser = batch_signature[model].with_schedule(SCHEDULES[name])

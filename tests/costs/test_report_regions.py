@@ -34,6 +34,7 @@ from dqar_fx.costs.workload import (
 from dqar_fx.passes.support.graphs import structure_of
 from dqar_fx.program.lowering import Lowering
 from tests.helpers.models import make_dit, make_flux, make_sd3
+from tests.helpers.slow_cases import slow_but
 
 STEPS, LAYERS = 6, 3
 CPU = torch.device("cpu")
@@ -216,7 +217,7 @@ def test_step_times_add_up():
     assert StepTimes((), 3.0).rest_s == StepTimes((), 3.0).outside_s == 3.0
 
 
-@pytest.mark.parametrize("make", [make_dit, make_sd3, make_flux])
+@pytest.mark.parametrize("make", slow_but(make_dit, of=[make_dit, make_sd3, make_flux]))
 def test_regions_of_every_family_are_known(make):
     case = make()
     denoiser = prepared(case, FORECAST, cache="int8")

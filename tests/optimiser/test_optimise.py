@@ -159,6 +159,7 @@ def test_front_plots(optimum, tmp_path):
         assert path.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_optimise_within_a_time_keeps_to_it(pipe, folder, optimum):
     ms = 0.6 * optimum.front.full_ms
     found = optimise(pipe, INPUTS, ms=ms, trials=4, folder=folder, **CALL)
@@ -166,6 +167,7 @@ def test_optimise_within_a_time_keeps_to_it(pipe, folder, optimum):
     assert found.front.full_ms == optimum.front.full_ms
 
 
+@pytest.mark.slow
 def test_optimise_with_guidance_as_an_axis(pipe, tmp_path, monkeypatch):
     """Of given costs, so that the machine does not decide who is in the front."""
 
@@ -270,6 +272,7 @@ def test_share_out_kinds_together_save_what_all_save():
     assert share_out(saved, kinds, names).tolist() == [1.0, 2.0] * 3
 
 
+@pytest.mark.slow
 def test_measured_of_blocks_keeps_what_they_add(pipe):
     call = CALL | {"num_steps": 6}
     found = optimise(pipe, [1], sites="block", trials=7, fit=False, **call)

@@ -12,6 +12,7 @@ from benchmarks.macs import count_macs
 from dqar_fx import Schedule
 from tests.helpers.hook_oracle import Oracle, ResidualOracle
 from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.slow_cases import slow_but
 
 LAYERS, BATCH, WIDTH = 3, 2, 60
 MODULATION = BATCH * WIDTH * WIDTH
@@ -68,7 +69,7 @@ def graphs_of(case, schedule, sites, steps, **options):
 
 
 @pytest.mark.filterwarnings("ignore:step")
-@pytest.mark.parametrize("sites", ["attention", "all", "block"])
+@pytest.mark.parametrize("sites", slow_but("block", of=["attention", "all", "block"]))
 def test_compiled_conditioning_is_one_for_all_rows(sites, case):
     """Per step, too: rows that read less, and cold ones, take no graphs of their own."""
     texts = ["CRRCRR", "CCRRCR", "CRCRCC"] * (2 if sites == "all" else 1)
@@ -146,7 +147,9 @@ def test_blocks_that_are_read_need_no_conditioning(case):
     assert cost < 0.1 * counted(lambda: case.model(**case.inputs(1)))
 
 
-@pytest.mark.parametrize("sites", ["attention", "all", "block", "span"])
+@pytest.mark.parametrize(
+    "sites", slow_but("all", "block", of=["attention", "all", "block", "span"])
+)
 @pytest.mark.parametrize("way", ["step", "trajectory", "compiled"])
 def test_report_counts_what_is_read(way, sites, case):
     options = {"compile": {"backend": "eager"}} if way == "compiled" else {"conditioning": way}
@@ -163,7 +166,7 @@ def test_report_counts_what_is_read(way, sites, case):
 
 
 @pytest.mark.parametrize("way", ["step", "trajectory"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
 def test_rows_that_read_less_equal_hooks(name, way):
     case = MAKERS[name]()
     denoiser = dqar_fx.transform(case.model, Schedule.from_actions("CRRCR"), conditioning=way)

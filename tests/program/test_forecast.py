@@ -15,6 +15,7 @@ from dqar_fx import Action, BranchTable, Schedule, ScheduleError
 from dqar_fx.schedule.forecast import METHODS, points_of, weigh
 from tests.helpers.hook_oracle import ForecastOracle
 from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 8
 steps_kept = st.lists(st.integers(0, 40), min_size=1, max_size=5, unique=True).map(
@@ -137,7 +138,7 @@ def test_forecast_why_tells_the_order_and_the_source():
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("dit", of=MAKERS))
 def test_forecast_of_all_sites_equals_hooks(name, order):
     case = MAKERS[name]()
     schedule = Schedule.interval(STEPS, 3, warmup=3)
@@ -271,6 +272,7 @@ def test_forecast_of_another_history_is_captured_anew():
     check_against_hooks(case, other, exact=False)
 
 
+@pytest.mark.slow
 def test_forecast_of_a_whole_block_is_one_kernel():
     """Attention and feed-forward forecast from quantised slots, and added: one loop."""
     torch._dynamo.reset()
