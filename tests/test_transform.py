@@ -98,6 +98,7 @@ def legal_actions(draw: st.DrawFn) -> np.ndarray:
     return actions
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(actions=legal_actions(), batch=st.integers(1, 3), seed=st.integers(0, 9))
 def test_transform_any_legal_table_equals_the_hook_oracle(drawn, actions, batch, seed):

@@ -74,6 +74,7 @@ KINDS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_graphs_of_any_tower_are_those_of_all_blocks(data):

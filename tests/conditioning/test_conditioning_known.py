@@ -17,6 +17,8 @@ from tests.helpers.slow_cases import slow_but
 from tests.helpers.tensor_reads import Reads
 
 STEPS = 50
+WAYS = [("step", 0), ("trajectory", 2e-5)]
+"""When conditioning is evaluated, and how far from the original it may be."""
 
 
 def transformed(case, steps=STEPS, **options):
@@ -42,7 +44,7 @@ def tabulated_steps(denoiser):
 
 
 @pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
-@pytest.mark.parametrize(("way", "tolerance"), [("step", 0), ("trajectory", 2e-5)])
+@pytest.mark.parametrize(("way", "tolerance"), WAYS)
 def test_conditioning_of_fifty_steps_with_guidance(name, way, tolerance):
     """Batched guidance: both halves in one call; the unconditional half has zeros for text."""
     case = MAKERS[name](batch=2)
@@ -58,7 +60,7 @@ def test_conditioning_of_fifty_steps_with_guidance(name, way, tolerance):
 
 @pytest.mark.parametrize(
     ("way", "tolerance"),
-    slow_but(("trajectory", 2e-5), of=[("step", 0), ("trajectory", 2e-5)]),
+    slow_but(("trajectory", 2e-5), of=WAYS),
 )
 def test_conditioning_of_the_reference_pipeline(way, tolerance):
     pipe = DiTPipeline.from_pretrained(PIPELINE)

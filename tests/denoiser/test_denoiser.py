@@ -119,7 +119,8 @@ def test_denoiser_follows_weights_loaded_into_the_model(case):
     assert not torch.equal(result, before)
 
 
-def test_denoiser_keeps_eight_signatures_least_recently_used_out(case):
+def test_denoiser_keeps_eight_signatures_least_recently_used_out():
+    case = make_dit(layers=1)
     denoiser = dqar_fx.transform(case.model, Schedule.compute_all(1))
 
     def prepare(batch):

@@ -278,6 +278,7 @@ def call_nameless(denoiser, step, cond, uncond):
     return [denoiser(**inputs).sample for inputs in (cond, uncond)]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     cond=masks_of_sites,

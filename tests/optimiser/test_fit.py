@@ -120,6 +120,7 @@ class Watched(torch.nn.Module):
         return SimpleNamespace(sample=found)
 
 
+@pytest.mark.slow
 def test_fit_comes_nearer_at_each_step_than_the_method(pipe, fitted):
     paths = dqar_fx.transform(pipe.transformer, PLAIN, sites="all")
     pipe_job = Job(pipe, tuple(INPUTS), 7, STEPS, len(INPUTS), {"guidance_scale": 1.5})

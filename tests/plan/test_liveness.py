@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -178,31 +180,34 @@ def test_rows_that_read_less_equal_hooks(name, way):
         assert torch.equal(result, expected) if way == "step" else close(result, expected)
 
 
+WAYS = {
+    "step": {"conditioning": "step"},
+    "trajectory": {"conditioning": "trajectory"},
+    "compiled": {"compile": {"backend": "eager"}, "conditioning": "step"},
+}
+
+
 @pytest.fixture(scope="module")
-def family(case):
-    """Denoisers whose graphs follow any table of blocks, by how conditioning is evaluated."""
-    options = {
-        "step": {"conditioning": "step"},
-        "trajectory": {"conditioning": "trajectory"},
-        "compiled": {"compile": {"backend": "eager"}, "conditioning": "step"},
-    }
-    inputs = case.inputs(0)
-    return {
-        name: dqar_fx.transform(
+def captured(case):
+    """Makes denoisers whose graphs follow any table of blocks, by how conditioning comes."""
+
+    @cache
+    def make(way):
+        return dqar_fx.transform(
             case.model,
             Schedule.compute_all(6),
             sites="block",
-            example_inputs=inputs,
-            **given,
+            example_inputs={**case.inputs(0), "timestep": times_of(case, 6)[0].expand(BATCH)},
+            **WAYS[way],
         )
-        for name, given in options.items()
-    }
+
+    return make
 
 
+@pytest.mark.parametrize("way", slow_but("step", "trajectory", of=WAYS))
 @pytest.mark.filterwarnings("ignore:step")
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
-    way=st.sampled_from(["step", "trajectory", "compiled"]),
     texts=st.lists(st.text("CR", min_size=5, max_size=5), min_size=LAYERS, max_size=LAYERS),
     runs=st.lists(
         st.tuples(st.sets(st.integers(0, 5), min_size=1).map(sorted), st.integers(0, 9)),
@@ -210,10 +215,10 @@ def family(case):
         max_size=3,
     ),
 )
-def test_conditioning_that_is_read_is_never_stale(case, family, way, texts, runs):
+def test_conditioning_that_is_read_is_never_stale(case, captured, way, texts, runs):
     """Steps skipped, cold starts, other labels: the same as if all were evaluated."""
-    denoiser = family[way].with_schedule(Schedule.from_actions([f"C{t}" for t in texts]))
-    alone = family["step"].with_schedule(Schedule.from_actions([f"C{t}" for t in texts]))
+    schedule = Schedule.from_actions([f"C{text}" for text in texts])
+    denoiser, alone = (captured(each).with_schedule(schedule) for each in (way, "step"))
     alone.program.liveness.needs = lambda _: None  # all is evaluated
     times = times_of(case, 6)
     for seed, (steps, label) in enumerate(runs):
