@@ -38,7 +38,7 @@ def copied(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_graphs_of_models_are_those_of_all_blocks(name, copied):
     case = MAKERS[name]()
     assert compare(case.model, (), case.inputs(0)) is not None

@@ -47,7 +47,7 @@ def schedule_of(case, steps=STEPS):
     return torch.linspace(case.top, case.top / 10, steps)
 
 
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_conditioning_ahead_equals_the_original(name):
     case = MAKERS[name]()
     denoiser = compiled(case)

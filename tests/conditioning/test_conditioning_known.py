@@ -43,7 +43,7 @@ def tabulated_steps(denoiser):
     return [len(table.rows or ()) for table in tables]
 
 
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 @pytest.mark.parametrize(("way", "tolerance"), WAYS)
 def test_conditioning_of_fifty_steps_with_guidance(name, way, tolerance):
     """Batched guidance: both halves in one call; the unconditional half has zeros for text."""
@@ -80,7 +80,7 @@ def test_conditioning_of_the_reference_pipeline(way, tolerance):
     assert max(calls) <= tolerance
 
 
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_conditioning_weights_are_read_once_per_trajectory(name):
     """What a step of the original reads and a later step of the denoiser does not."""
     case = MAKERS[name]()

@@ -109,7 +109,7 @@ def test_plan_equals_what_is_held(name, schedule, conditioning, captured):
 @pytest.mark.parametrize(
     "options", [{}, {"dynamic": True}, {"unit": "whole"}], ids=["regional", "dynamic", "whole"]
 )
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_plan_of_compiled_denoisers_equals_what_is_held(name, options):
     case = MAKERS[name]()
     denoiser = prepared(case, SCHEDULES["interval"], compile={"backend": "eager", **options})
@@ -119,7 +119,8 @@ def test_plan_of_compiled_denoisers_equals_what_is_held(name, options):
     assert planned == held(denoiser, case)
 
 
-@pytest.mark.parametrize("name", slow_but("pixart", of=["dit", "pixart"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dit", "pixart"])
 def test_plan_of_each_batch_size_equals_what_is_held(name):
     """Regions are shared; slots and conditioning are each one's own."""
     denoiser = None
@@ -224,7 +225,7 @@ def test_plan_sites_that_share_take_nothing_of_their_own():
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": "kv", "cache": "int8"}], ids=["plain", "kv"])
-@pytest.mark.parametrize("name", slow_but("pixart", "sd3", of=MAKERS))
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_activations_bound_what_a_step_allocates(name, options):
     case = MAKERS[name]()
     denoiser = dqar_fx.transform(

@@ -177,7 +177,9 @@ def test_batched_without_schedules_is_the_model_on_halves(case, plain):
 
 
 @pytest.mark.parametrize("labels", [[3, 7, 2, 9], [1, 7, 9, 9]])
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "mode", slow_but(torch.no_grad, of=[torch.no_grad, torch.inference_mode])
+)
 def test_batched_other_labels_of_either_half_read_nothing_that_was_kept(case, mode, labels):
     """A run that was broken off, then another at the next timestep."""
     denoiser = guided(case, "CRRR", None, "CRRR", keep="difference", batched=FIRST)

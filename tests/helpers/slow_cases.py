@@ -15,7 +15,7 @@ def slow_but(*quick: Any, of: Iterable[Any]) -> list[Any]:
 
     Args:
         quick: Cases that stay quick; each must be among `of`.
-        of: All cases, in order.
+        of: All cases, in order; a tuple is a case of several arguments.
 
     Raises:
         ValueError: A case that should stay quick is not there.
@@ -23,6 +23,10 @@ def slow_but(*quick: Any, of: Iterable[Any]) -> list[Any]:
     cases = list(of)
     if lacking := [case for case in quick if case not in cases]:
         raise ValueError(f"no such cases: {lacking}; they are {cases}")
-    return [
-        case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases
-    ]
+    return [case if case in quick else slow_case(case) for case in cases]
+
+
+def slow_case(case: Any) -> Any:
+    """One case, marked slow."""
+    arguments = case if isinstance(case, tuple) else (case,)
+    return pytest.param(*arguments, marks=pytest.mark.slow)

@@ -30,7 +30,7 @@ def pipe():
 
 @pytest.fixture(scope="module", params=slow_but(False, of=[False, True]), ids=FITTED)
 def call(request, tmp_path_factory):
-    """How the search is called: with the methods' weights, or fitted ones, which takes long."""
+    """How the search is called: with the methods' weights, or with fitted ones."""
     folder = tmp_path_factory.mktemp("optimise")
     return {"trials": 14, "fit": request.param, "folder": folder, **CALL}
 

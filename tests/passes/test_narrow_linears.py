@@ -285,6 +285,7 @@ class Split(nn.Module):
         return tuple(parts[k].sin() for k in self.live)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(products())
 def test_narrow_linears_any_split(case):

@@ -127,6 +127,7 @@ def tabulated_parts(denoiser):
     return len(values) - 2, sum(storages.values())
 
 
+@pytest.mark.slow
 def test_table_bytes_are_those_held(case):
     for texts in ("CCCC", "CRRR"):
         for options in ({"conditioning": "trajectory"}, {"compile": {"backend": "eager"}}):
@@ -168,7 +169,7 @@ def test_report_counts_what_is_read(way, sites, case):
 
 
 @pytest.mark.parametrize("way", ["step", "trajectory"])
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_rows_that_read_less_equal_hooks(name, way):
     case = MAKERS[name]()
     denoiser = dqar_fx.transform(case.model, Schedule.from_actions("CRRCR"), conditioning=way)

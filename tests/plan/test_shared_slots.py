@@ -200,6 +200,7 @@ def idle(specs, _table):
     return {key: key for key in specs}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:step")
 @settings(max_examples=40, deadline=None)
 @given(

@@ -80,7 +80,7 @@ def test_whole_compiles_one_graph_per_distinct_row():
 
 
 @pytest.mark.parametrize("unit", ["regional", "whole"])
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_compiled_equals_eager_within_rounding(name, unit):
     case = MAKERS[name]()
     schedule = Schedule.interval(4, 2, warmup=1)

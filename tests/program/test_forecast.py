@@ -137,7 +137,7 @@ def test_forecast_why_tells_the_order_and_the_source():
 # ---- against the untouched model -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", [0, 1, 2, 3])
+@pytest.mark.parametrize("order", slow_but(0, 2, of=[0, 1, 2, 3]))
 @pytest.mark.parametrize("name", slow_but("dit", of=MAKERS))
 def test_forecast_of_all_sites_equals_hooks(name, order):
     case = MAKERS[name]()

@@ -48,7 +48,7 @@ def prepared():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
+@pytest.mark.parametrize("name", slow_but("dit", of=MAKERS))
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_keep_kv_steps_equal_the_oracle(prepared, name, dtype, schedule):
     case, captured = prepared(name, dtype)

@@ -100,6 +100,7 @@ def test_prepack_under_guidance_and_with_keys_and_values():
     assert denoiser.memory.packed == denoiser._programs.packed_weights.nbytes > 0
 
 
+@pytest.mark.slow
 def test_prepack_tied_weights_of_a_block_compile_no_graph_of_their_own():
     case = make_dit(layers=3)
     attention = case.model.transformer_blocks[1].attn1
