@@ -14,7 +14,7 @@ from benchmarks.reference import PIPELINE
 from dqar_fx import GraphDiff, Report, Schedule
 from dqar_fx.command_line.example_inputs import Sizes, derive_inputs
 from dqar_fx.command_line.models import build_model
-from tests.command_line.configs import DIT_XL, config, expect_error, run, write_config
+from tests.helpers.config_files import DIT_XL, config, expect_error, run, write_config
 
 __all__ = ["config"]
 LINEAR = ("--schedule", "linear", "--steps", 8, "--warmup", 2)

@@ -14,8 +14,8 @@ from dqar_fx.inspect.summary import group_blocks, owner_of, ranges
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork
 from tests.helpers.inspected_denoisers import MODELS, STEPS, prepared, row, run_row
+from tests.helpers.rewrite_checks import captured, tokens
 from tests.helpers.slow_cases import slow_but
-from tests.passes.checks import captured, tokens
 
 every_model = pytest.mark.parametrize("name", MODELS)
 FORECAST = Schedule.interval(STEPS, every=3, warmup=3).forecast(1)

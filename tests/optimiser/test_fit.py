@@ -14,9 +14,9 @@ import dqar_fx
 from dqar_fx import DqarError, Schedule, ScheduleError, fit_forecasts
 from dqar_fx.optimiser.fit import solve
 from dqar_fx.optimiser.trials import Job, Trials, psnr
+from tests.helpers.error_models import reference_pipeline
 from tests.helpers.hook_oracle import ForecastOracle, GivenWeights
 from tests.helpers.models import make_dit
-from tests.optimiser.error_models import reference_pipeline
 
 STEPS = 8
 INPUTS = [1, 8, 3]

@@ -14,8 +14,8 @@ from dqar_fx import DqarError, Guidance, Schedule, ScheduleError
 from dqar_fx.optimiser import Front, measuring, optimise
 from dqar_fx.optimiser.costs import share_out
 from dqar_fx.optimiser.trials import Job, Trials, psnr
+from tests.helpers.error_models import reference_pipeline
 from tests.helpers.slow_cases import slow_but
-from tests.optimiser.error_models import reference_pipeline
 
 STEPS = 8
 INPUTS = [1, 8]

@@ -14,7 +14,7 @@ from benchmarks.macs import count_macs
 from dqar_fx.passes import narrow_linears
 from dqar_fx.passes.support.graphs import has_effect
 from dqar_fx.passes.support.runner import fork
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     aten,
     captured,
     captured_dit,

@@ -15,8 +15,8 @@ from dqar_fx.builder import cache_support
 from dqar_fx.passes import FORMATS, TensorSpec
 from tests.helpers.hook_oracle import KeyValueOracle, Oracle
 from tests.helpers.models import make_dit, make_sd3, settled
+from tests.helpers.rewrite_checks import LOSSY
 from tests.helpers.slow_cases import slow_but
-from tests.passes.checks import LOSSY
 
 BLOCKS = ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1")
 ORACLES = {"output": Oracle, "kv": KeyValueOracle}

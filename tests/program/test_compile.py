@@ -10,8 +10,8 @@ import dqar_fx
 from dqar_fx import Schedule
 from dqar_fx.passes import FORMATS, TensorSpec
 from tests.helpers.models import MAKERS, make_dit, seeded
+from tests.helpers.rewrite_checks import LOSSY
 from tests.helpers.slow_cases import slow_but
-from tests.passes.checks import LOSSY
 
 STEPS = 50
 pytestmark = pytest.mark.usefixtures("fresh_counters")

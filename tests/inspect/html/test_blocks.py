@@ -13,7 +13,7 @@ from dqar_fx.inspect.amounts import sum_up
 from dqar_fx.inspect.html.blocks import BlockDiffs
 from tests.helpers.models import MAKERS
 from tests.helpers.slow_cases import slow_but
-from tests.inspect.html.reports import FORECAST, STEPS, make_report
+from tests.helpers.small_reports import FORECAST, STEPS, make_report
 
 SCHEDULES = {
     "linear": (Schedule.linear(STEPS, warmup=2), "attention"),

@@ -13,9 +13,9 @@ from selenium.webdriver.support.ui import Select
 
 from dqar_fx import graph_diff
 from dqar_fx.schedule.schedule import Schedule
+from tests.helpers.headless_browser import open_page, requests_of
 from tests.helpers.slow_cases import slow_but
-from tests.inspect.html.browser import open_page, requests_of
-from tests.inspect.html.reports import STEPS, make_guided_report, make_report
+from tests.helpers.small_reports import STEPS, make_guided_report, make_report
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -33,8 +33,8 @@ from dqar_fx.passes.support.runner import fork, run_pass
 from dqar_fx.schedule.action import Action
 from tests.helpers.graph_diffs import change_of, counts, every_model, graph_after, nodes
 from tests.helpers.inspected_denoisers import MODELS
+from tests.helpers.rewrite_checks import guard_all, rewritten
 from tests.helpers.slow_cases import slow_but
-from tests.passes.checks import guard_all, rewritten
 
 NARROWED = {"dit": (5, 5), "pixart": (0, 0), "sd3": (4, 5), "flux": (4, 4)}
 """Linears narrowed, and the linears that they become."""
