@@ -14,12 +14,14 @@ import dqar_fx
 from dqar_fx import Schedule
 from tests.helpers.hook_oracle import Oracle
 from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 6
+DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", slow_but("pixart", "sd3", of=MAKERS))
 def test_transform_all_compute_equals_the_original_bit_for_bit(name, dtype):
     case = MAKERS[name]().to(dtype)
     denoiser = dqar_fx.transform(case.model, Schedule.compute_all(STEPS))
@@ -31,8 +33,8 @@ def test_transform_all_compute_equals_the_original_bit_for_bit(name, dtype):
             assert expected.std() > 0.01
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("dtype", slow_but(torch.float32, of=DTYPES), ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -96,6 +98,7 @@ def legal_actions(draw: st.DrawFn) -> np.ndarray:
     return actions
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(actions=legal_actions(), batch=st.integers(1, 3), seed=st.integers(0, 9))
 def test_transform_any_legal_table_equals_the_hook_oracle(drawn, actions, batch, seed):

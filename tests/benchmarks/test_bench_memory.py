@@ -12,6 +12,7 @@ from benchmarks.geometry import Geometry
 SMALL = ["--layers", "2", "--width", "32", "--heads", "2", "--tokens", "4", "--steps", "3"]
 
 
+@pytest.mark.slow
 def test_memory_command_prints_and_writes(tmp_path, capsys):
     assert memory.main([*SMALL, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

@@ -76,6 +76,7 @@ def test_shipped_classifier_has_the_stated_accuracy():
     assert config["test_accuracy"] >= 0.925
 
 
+@pytest.mark.slow
 @needs_fashion
 def test_shipped_statistics_are_of_the_training_set():
     net = load_classifier()

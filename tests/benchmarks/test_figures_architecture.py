@@ -7,7 +7,7 @@ from matplotlib.text import Annotation
 
 import dqar_fx
 from benchmarks.figures import words
-from benchmarks.figures.boxes import CONDITIONING, INPUT, OUTPUT, SLOT, Box
+from benchmarks.figures.boxes import CONDITIONING, INPUT, OUTPUT, SLOT
 from benchmarks.figures.layout import lay_out
 from benchmarks.figures.places import HEIGHT
 from benchmarks.figures.timeline import CELL, draw_line
@@ -101,21 +101,6 @@ def test_architecture_describes_operators_and_views(tiny):
         "norm1: layer_norm, mul, add"
     ]
     assert words.show_macs(2_500_000_000) == "2.5 G"
-
-
-@pytest.mark.parametrize(
-    ("name", "operators", "title"),
-    [
-        ("attn1.to_q", ["linear"], "query"),
-        ("norm3", ["layer_norm"], "normalisation"),
-        ("attn1", ["scaled_dot_product_attention"], "attention"),
-        ("block", ["mul", "add", "mul"], "scale, add"),
-        ("router", ["topk"], "router"),
-        (INPUT, [], "tokens from the block before"),
-    ],
-)
-def test_architecture_names_boxes_in_plain_words(name, operators, title):
-    assert words.name_box(name, Box(tuple(operators), 0)) == title
 
 
 def test_architecture_slot_is_written_read_or_left_alone(tiny):

@@ -17,7 +17,6 @@ from benchmarks.gates.reach import reach_reuse
 from benchmarks.gates.report import (
     choose_cells,
     correlate,
-    format_gate,
     format_verdict,
     rank_correlation,
 )
@@ -228,22 +227,6 @@ def test_correlate_finds_entropy_that_follows_the_change(calibration):
     assert (path, count) == (SITES[2], int((calibration.cells.site == 2).sum()))
     assert change == pytest.approx(1)
     assert -1 <= error <= 1
-
-
-def test_format_gate_shows_the_table_and_reasons():
-    schedule = Schedule.interval(6, 2, warmup=2)
-    gated = Gated("g", "x=1", schedule, schedule.resolve(["a", "b"]))
-    assert format_gate(gated).splitlines() == [
-        "g, x=1",
-        "6 steps x 2 sites, 3 distinct rows, reuse ratio 0.333",
-        "C compute, S compute and store, R reuse",
-        "step  0",
-        "a  CSRSRC",
-        "b  CSRSRC",
-        "step 2, site 0 (a): REUSE of step 1, step 1 of 1 between computed ones",
-        "step 3, site 0 (a): STORE, each 2-th step after the warm-up computes",
-        "step 5, site 1 (b): COMPUTE, each 2-th step after the warm-up computes",
-    ]
 
 
 @pytest.mark.parametrize(

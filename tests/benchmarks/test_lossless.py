@@ -54,6 +54,7 @@ def test_lossless_text_has_medians_and_what_is_removed():
     assert "1.000 of 8.000 MB merged" in text
 
 
+@pytest.mark.slow
 def test_command_writes_a_row(tmp_path, capsys):
     arguments = [
         "--geometry",

@@ -10,6 +10,7 @@ from benchmarks.optimise import list_guidances, main, parse_options
 from dqar_fx import BranchTable, Front
 
 
+@pytest.mark.slow
 def test_optimise_command_writes_tables_and_goes_on(tmp_path, capsys):
     arguments = ["--quick", "--out", str(tmp_path), "--speeds"]
     assert main(arguments) == 0
@@ -27,6 +28,7 @@ def test_optimise_command_writes_tables_and_goes_on(tmp_path, capsys):
     assert (tmp_path / "trials.jsonl").read_text() == tried
 
 
+@pytest.mark.slow
 def test_optimise_command_searches_at_the_speeds_alone(tmp_path):
     arguments = ["--quick", "--trials", "2", "--no-even", "--speeds", "1.5"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0

@@ -236,6 +236,7 @@ def test_main_judges_nothing(arguments, copied, again):
     assert not any(row["judged"] for row in read_rows(copied).values())
 
 
+@pytest.mark.slow
 def test_main_tables_are_rows(small_model, again, tmp_path):
     folder = tmp_path / "tables"
     folder.mkdir()
@@ -338,7 +339,7 @@ def test_main_without_compiler_says_so(monkeypatch, capsys, tmp_path):
     assert "no C++ compiler was found" in capsys.readouterr().err
 
 
-def test_options_defaults_are_those_of_the_issue(tmp_path):
+def test_options_defaults_are_those_of_the_full_comparison(tmp_path):
     found = parse_options(["--out", str(tmp_path)])
     assert (found.steps, found.guidance, found.samples, found.repeats) == (50, 1.5, 8, 5)
     assert (found.fewer, found.every, found.orders) == (SWEEP, (2, 3, 4, 5), (1, 2))

@@ -219,6 +219,7 @@ def test_hooks_compile_with_the_cache_on(name, bench, monkeypatch):
     assert torch.equal(images, run(bench, HOOKS[name])[0])
 
 
+@pytest.mark.slow
 def test_many_copies_compile_each_for_itself(bench):
     """Without isolation, all would share the graphs of their code, and its limit of eight."""
     inputs = torch.zeros(4, 4, 8, 8), torch.zeros(4), torch.zeros(4, dtype=torch.long)

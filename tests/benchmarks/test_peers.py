@@ -304,6 +304,7 @@ def test_main_writes_rows_table_and_goes_on(tmp_path, here, capsys):
     assert "is of another run: guidance 1.5 there, 2.0 here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_quick_runs_in_a_process_of_its_own(tmp_path):
     folder = cut_pipeline(tmp_path / "pipeline", 1)
     command = ["--quick", "--only", "untransformed, eager", "--model", folder]

@@ -11,7 +11,7 @@ from dqar_fx.builder.dumps import VARIABLE, Dump, open_dump
 from dqar_fx.passes import normalise
 from dqar_fx.passes.support.runner import fork, ignore, run_pass
 from tests.helpers.models import make_dit
-from tests.passes.checks import Stack, captured, tokens
+from tests.helpers.rewrite_checks import Stack, captured, tokens
 
 FOLDER = "DiTTransformer2DModel_0"
 

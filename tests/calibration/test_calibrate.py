@@ -18,8 +18,8 @@ from tests.helpers.calibration_oracle import (
     record,
 )
 from tests.helpers.models import Attention, seeded
+from tests.helpers.rewrite_checks import JointAttention
 from tests.helpers.toy_pipeline import QUIET, WIDTH, Pipeline
-from tests.passes.checks import JointAttention
 
 
 @pytest.mark.parametrize("named", [True, False])

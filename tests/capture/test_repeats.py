@@ -16,6 +16,7 @@ from dqar_fx.passes.support.marks import AGAIN, Mark, find_marks
 from dqar_fx.program.programs import no_collection
 from tests.helpers.models import MAKERS, make_dit
 from tests.helpers.repeated_block_models import WIDTH, Tower, compare, inputs
+from tests.helpers.slow_cases import slow_but
 
 COPIED = {"dit": 3, "pixart": 1, "sd3": 1, "flux": 2}
 """Of 5, 3, 4, and 2 and 3 blocks: the first one's input has another layout than the rest's."""
@@ -37,7 +38,7 @@ def copied(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_graphs_of_models_are_those_of_all_blocks(name, copied):
     case = MAKERS[name]()
     assert compare(case.model, (), case.inputs(0)) is not None
@@ -73,6 +74,7 @@ KINDS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_graphs_of_any_tower_are_those_of_all_blocks(data):

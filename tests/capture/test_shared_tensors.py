@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dqar_fx
 from dqar_fx import Schedule
 from tests.helpers.models import make_dit
+from tests.helpers.slow_cases import slow_but
 from tests.helpers.tensor_reads import Reads
 
 LAYERS = 4
@@ -174,7 +175,7 @@ def executed_flops(case, denoiser):
     return counts
 
 
-@pytest.mark.parametrize("make", [make_converted, make_dit])
+@pytest.mark.parametrize("make", slow_but(make_dit, of=[make_converted, make_dit]))
 def test_ties_conditioning_macs_are_those_executed(make):
     case = make()
     ahead = transformed(case, conditioning="trajectory")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.command_line.configs import config, expect_error, run
+from tests.helpers.config_files import config, expect_error, run
 
 __all__ = ["config"]
 

@@ -11,7 +11,7 @@ import dqar_fx
 from dqar_fx import CaptureError, Schedule
 from dqar_fx.command_line.example_inputs import Sizes, derive_inputs, input_of
 from dqar_fx.command_line.models import build_model, load_model
-from tests.command_line.configs import (
+from tests.helpers.config_files import (
     AURA,
     COGVIDEO,
     DIT,

@@ -14,7 +14,7 @@ from benchmarks.reference import PIPELINE
 from dqar_fx import GraphDiff, Report, Schedule
 from dqar_fx.command_line.example_inputs import Sizes, derive_inputs
 from dqar_fx.command_line.models import build_model
-from tests.command_line.configs import DIT_XL, config, expect_error, run, write_config
+from tests.helpers.config_files import DIT_XL, config, expect_error, run, write_config
 
 __all__ = ["config"]
 LINEAR = ("--schedule", "linear", "--steps", 8, "--warmup", 2)
@@ -66,6 +66,7 @@ def test_inspect_diff_is_the_rows(config, capsys):
     assert run(capsys, *argv, "--diff", "1:2")[:2] == (0, "the same graph\n")
 
 
+@pytest.mark.slow
 def test_inspect_weights_merges_equal_ones(capsys):
     folder = PIPELINE / "transformer"
     argv = ("inspect", folder, "--schedule", "CR", "--lowering", "eager", "--json")
@@ -142,6 +143,7 @@ def test_inspect_hub_that_is_not_reached_is_one_line(capsys, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_command_without_reader_ends_quietly(config):
     command = [sys.executable, "-m", "dqar_fx", "inspect", config, *map(str, LINEAR)]
     with subprocess.Popen(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dqar_fx import Action, BranchTable, Schedule, prior_art
-from tests.command_line.configs import config, expect_error, run
+from tests.helpers.config_files import config, expect_error, run
 
 __all__ = ["config"]
 ATTENTION = ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]

@@ -11,6 +11,7 @@ import dqar_fx
 from dqar_fx import Schedule
 from dqar_fx.conditioning import conditioning
 from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 5
 
@@ -46,7 +47,7 @@ def schedule_of(case, steps=STEPS):
     return torch.linspace(case.top, case.top / 10, steps)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_conditioning_ahead_equals_the_original(name):
     case = MAKERS[name]()
     denoiser = compiled(case)

@@ -16,6 +16,7 @@ import dqar_fx
 from benchmarks.geometry import Geometry
 from dqar_fx import DqarError, Guidance, OptionError, Schedule
 from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 3
 
@@ -47,7 +48,7 @@ def embedder(module):
     return module.transformer_blocks[1].norm1.emb.class_embedder.embedding_table.weight
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("dit", of=MAKERS))
 @pytest.mark.parametrize("compile", [None, {"backend": "eager"}])
 def test_release_changes_no_value(name, compile):
     case = MAKERS[name]()
@@ -65,7 +66,7 @@ def new_prompt(value):
     return (value + 1) % 10 if value.dtype == torch.long else value * 0.5
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_release_frees_what_no_step_reads(name):
     """Once the original is gone, nothing else holds the memory of what is released."""
     case = MAKERS[name]()
@@ -268,6 +269,7 @@ def test_release_with_conditioning_per_step_is_refused():
         transformed(make_dit(layers=1), conditioning="step")
 
 
+@pytest.mark.slow
 def test_release_of_dit_xl_leaves_three_fifths():
     """The true geometry, without values: 303.6 M of 749.8 M parameters."""
     geometry = Geometry(layers=28, width=1152, heads=16)

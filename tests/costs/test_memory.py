@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import dqar_fx
 from dqar_fx import DqarError, Guidance, MemoryPlan, Schedule
 from dqar_fx.costs.activations import StorageCounter
 from tests.helpers.models import MAKERS, make_dit, make_pixart
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 4
 SCHEDULES = {
@@ -22,16 +24,24 @@ SCHEDULES = {
 
 
 def prepared(case, schedule, **options):
-    return dqar_fx.transform(case.model, schedule, example_inputs=case.inputs(0), **options)
+    (first, *_) = calls(case)
+    return dqar_fx.transform(case.model, schedule, example_inputs=first, **options)
+
+
+def calls(case, seed=0):
+    """Inputs of a trajectory whose timesteps are elements of one tensor."""
+    times = torch.linspace(case.top, case.top / 10, STEPS)
+    batch = case.latent_shape[0]
+    return [
+        {**case.inputs(step, seed), "timestep": times[step].expand(batch)}
+        for step in range(STEPS)
+    ]
 
 
 def run(denoiser, case, seed=0):
-    """A trajectory whose timesteps are elements of one tensor."""
-    times = torch.linspace(case.top, case.top / 10, STEPS)
-    for step in range(STEPS):
-        timestep = times[step].expand(case.latent_shape[0])
+    for step, call in enumerate(calls(case, seed)):
         with denoiser.cache_context("one", step_index=step):
-            denoiser(**{**case.inputs(step, seed), "timestep": timestep})
+            denoiser(**call)
 
 
 def tensors_in(value):
@@ -71,14 +81,25 @@ def held(denoiser, case):
 # ---- exact -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"conditioning": "trajectory"}], ids=["step", "ahead"]
-)
+@pytest.fixture(scope="module")
+def captured():
+    """Denoisers by model and conditioning, captured once, for schedules that come later."""
+
+    @cache
+    def make(name, conditioning):
+        case = MAKERS[name]()
+        return case, prepared(case, Schedule.compute_all(STEPS), conditioning=conditioning)
+
+    return make
+
+
+@pytest.mark.parametrize("conditioning", ["auto", "trajectory"], ids=["step", "ahead"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", MAKERS)
-def test_plan_equals_what_is_held(name, schedule, options):
-    case = MAKERS[name]()
-    denoiser = prepared(case, SCHEDULES[schedule], **options)
+@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MAKERS))
+def test_plan_equals_what_is_held(name, schedule, conditioning, captured):
+    case, computing = captured(name, conditioning)
+    denoiser = computing.with_schedule(SCHEDULES[schedule])
+    denoiser.prepare(**calls(case)[0])
     (stream,) = denoiser.memory.streams
     run(denoiser, case)
     planned = {"slots": stream.slots, "table": stream.table, "constant": stream.constant}
@@ -88,7 +109,7 @@ def test_plan_equals_what_is_held(name, schedule, options):
 @pytest.mark.parametrize(
     "options", [{}, {"dynamic": True}, {"unit": "whole"}], ids=["regional", "dynamic", "whole"]
 )
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_plan_of_compiled_denoisers_equals_what_is_held(name, options):
     case = MAKERS[name]()
     denoiser = prepared(case, SCHEDULES["interval"], compile={"backend": "eager", **options})
@@ -98,6 +119,7 @@ def test_plan_of_compiled_denoisers_equals_what_is_held(name, options):
     assert planned == held(denoiser, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "pixart"])
 def test_plan_of_each_batch_size_equals_what_is_held(name):
     """Regions are shared; slots and conditioning are each one's own."""
@@ -203,10 +225,12 @@ def test_plan_sites_that_share_take_nothing_of_their_own():
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": "kv", "cache": "int8"}], ids=["plain", "kv"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_activations_bound_what_a_step_allocates(name, options):
     case = MAKERS[name]()
-    denoiser = prepared(case, SCHEDULES["interval"], **options)
+    denoiser = dqar_fx.transform(
+        case.model, SCHEDULES["interval"], example_inputs=case.inputs(0), **options
+    )
     (stream,) = denoiser.memory.streams
     planned = denoiser.memory.activations + stream.constant
     inputs = [case.inputs(step) for step in range(STEPS)]

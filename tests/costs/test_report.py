@@ -14,6 +14,7 @@ from dqar_fx.costs import DATASHEETS
 from dqar_fx.costs.kernels import KINDS
 from dqar_fx.plan.slots import Slots
 from tests.helpers.models import make_dit, make_sd3
+from tests.helpers.slow_cases import slow_but
 
 STEPS, LAYERS = 6, 3
 SCHEDULES = {
@@ -65,7 +66,7 @@ def run_trajectory(denoiser, case):
 # ---- MACs --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["dit", "sd3"])
+@pytest.mark.parametrize("model", slow_but("dit", of=["dit", "sd3"]))
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_report_macs_equal_those_of_a_run(model, name, cases, batch_signature):
     denoiser = batch_signature[model].with_schedule(SCHEDULES[name])
@@ -81,7 +82,8 @@ def test_report_untransformed_macs_equal_the_models(model, cases, batch_signatur
 
 
 @pytest.mark.parametrize(
-    ("sites", "keep"), [("all", "output"), ("block", "output"), ("self", "kv")]
+    ("sites", "keep"),
+    slow_but(("self", "kv"), of=[("all", "output"), ("block", "output"), ("self", "kv")]),
 )
 def test_report_macs_of_other_sites_equal_those_of_a_run(sites, keep, cases):
     case = cases["dit"]
@@ -142,7 +144,7 @@ def test_report_cache_bytes_equal_what_is_allocated(name, batch_signature):
     check_cache_bytes(batch_signature["dit"].with_schedule(SCHEDULES[name]))
 
 
-@pytest.mark.parametrize("cache", ["int8", "fp16"])
+@pytest.mark.parametrize("cache", slow_but("int8", of=["int8", "fp16"]))
 def test_report_cache_bytes_of_other_formats_equal_what_is_allocated(cache, cases):
     check_cache_bytes(prepared(cases["dit"], SCHEDULES["linear"], cache=cache))
 
@@ -180,7 +182,7 @@ def test_report_measured_knows_every_operator(denoiser):
     assert json.loads(json.dumps(profile.to_dict()))["source"] == "measured"
 
 
-@pytest.mark.parametrize("lowering", ["eager", "regional"])
+@pytest.mark.parametrize("lowering", slow_but("eager", of=["eager", "regional"]))
 def test_report_more_reuse_never_takes_longer(lowering, batch_signature, compiled):
     denoiser = {"eager": batch_signature["dit"], "regional": compiled}[lowering]
     chains = {f"{n} sites": more_sites(n) for n in range(LAYERS + 1)}

@@ -34,8 +34,11 @@ from dqar_fx.costs.workload import (
 from dqar_fx.passes.support.graphs import structure_of
 from dqar_fx.program.lowering import Lowering
 from tests.helpers.models import make_dit, make_flux, make_sd3
+from tests.helpers.slow_cases import slow_but
 
 STEPS, LAYERS = 6, 3
+INSIDE_BLOCKS = ["all", "block", ["block", "all"]]
+SITES = ["attention", "all", "block", "span", ["block", "all"]]
 CPU = torch.device("cpu")
 LINEAR, EVERY = Schedule.linear(STEPS, 1), Schedule.interval(STEPS, 2)
 FORECAST = Schedule.interval(STEPS, 3, warmup=2).forecast(1)
@@ -98,7 +101,7 @@ def count_predicted(denoiser):
 # ---- what is counted ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sites", ["attention", "all", "block", "span", ["block", "all"]])
+@pytest.mark.parametrize("sites", slow_but("attention", ["block", "all"], of=SITES))
 @pytest.mark.parametrize(
     "schedule", [LINEAR, EVERY, FORECAST], ids=["linear", "2nd", "taylor"]
 )
@@ -134,7 +137,7 @@ def test_rows_that_are_run_have_all_sites_alike(schedules, denoiser):
     ]
 
 
-@pytest.mark.parametrize("sites", ["all", "block", ["block", "all"]])
+@pytest.mark.parametrize("sites", slow_but(["block", "all"], of=INSIDE_BLOCKS))
 def test_rows_that_are_run_call_every_region(sites, case):
     denoiser = prepared(case, FORECAST, sites=sites)
     drawn = torch.rand(STEPS, len(denoiser.table.sites)) < 0.5
@@ -155,7 +158,7 @@ def test_staggered_rows_have_each_action_at_each_site(denoiser):
     assert letters == ["SCR", "CRS", "RSC"]
 
 
-@pytest.mark.parametrize("sites", ["all", "block", ["block", "all"]])
+@pytest.mark.parametrize("sites", slow_but(["block", "all"], of=INSIDE_BLOCKS))
 def test_staggered_rows_call_no_other_regions(sites, case):
     denoiser = prepared(case, FORECAST, sites=sites)
     counting, chosen = Counting(denoiser.program), choose_rows(denoiser, (EVERY,))
@@ -216,7 +219,7 @@ def test_step_times_add_up():
     assert StepTimes((), 3.0).rest_s == StepTimes((), 3.0).outside_s == 3.0
 
 
-@pytest.mark.parametrize("make", [make_dit, make_sd3, make_flux])
+@pytest.mark.parametrize("make", slow_but(make_dit, of=[make_dit, make_sd3, make_flux]))
 def test_regions_of_every_family_are_known(make):
     case = make()
     denoiser = prepared(case, FORECAST, cache="int8")
@@ -227,6 +230,7 @@ def test_regions_of_every_family_are_known(make):
     assert sum(cost.ms for cost in found.costs.values()) == pytest.approx(found.ms)
 
 
+@pytest.mark.slow
 def test_regions_of_trajectories_of_several_lengths_are_known(case):
     denoiser = prepared(case, LINEAR, compile={"backend": "eager"})
     others = [Schedule.compute_all(1), Schedule.interval(20, 3)]
@@ -235,6 +239,7 @@ def test_regions_of_trajectories_of_several_lengths_are_known(case):
     assert times.step_s > 0
 
 
+@pytest.mark.slow
 def test_regions_of_a_turn_do_not_depend_on_its_number(denoiser):
     rows = choose_rows(denoiser, ())
     rehearsal = Rehearsal(denoiser, CPU)
@@ -314,12 +319,16 @@ def test_report_with_an_unknown_region_is_by_operators_alone(denoiser):
 
 @pytest.mark.parametrize(
     ("device", "compiled", "how"),
-    [
-        (None, {"backend": "eager"}, "regions"),
+    slow_but(
         (None, None, "regions"),
-        (None, {"unit": "whole", "backend": "eager"}, "operators"),
         ("cpu", None, "operators"),
-    ],
+        of=[
+            (None, {"backend": "eager"}, "regions"),
+            (None, None, "regions"),
+            (None, {"unit": "whole", "backend": "eager"}, "operators"),
+            ("cpu", None, "operators"),
+        ],
+    ),
 )
 def test_report_of_the_own_device_is_by_regions(device, compiled, how, case):
     denoiser = prepared(case, EVERY, compile=compiled)

@@ -31,6 +31,7 @@ from tests.helpers.guidance_oracle import (
     streams_of,
 )
 from tests.helpers.models import make_flux, make_pixart, make_sd3
+from tests.helpers.slow_cases import slow_but
 
 STEPS, LAYERS = 6, 2
 KEPT = ("output", "difference")
@@ -118,7 +119,7 @@ def test_batched_halves_equal_the_oracle(case, plain, cond, uncond, output, keep
             assert torch.equal(denoiser(**inputs).sample, expected)
 
 
-@pytest.mark.parametrize("make", [make_pixart, make_sd3, make_flux])
+@pytest.mark.parametrize("make", slow_but(make_pixart, of=[make_pixart, make_sd3, make_flux]))
 @pytest.mark.parametrize("keep", KEPT)
 def test_batched_unconditional_first_in_text_models(make, keep):
     case = make(batch=4)
@@ -176,7 +177,9 @@ def test_batched_without_schedules_is_the_model_on_halves(case, plain):
 
 
 @pytest.mark.parametrize("labels", [[3, 7, 2, 9], [1, 7, 9, 9]])
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "mode", slow_but(torch.no_grad, of=[torch.no_grad, torch.inference_mode])
+)
 def test_batched_other_labels_of_either_half_read_nothing_that_was_kept(case, mode, labels):
     """A run that was broken off, then another at the next timestep."""
     denoiser = guided(case, "CRRR", None, "CRRR", keep="difference", batched=FIRST)
@@ -277,6 +280,7 @@ def call_nameless(denoiser, step, cond, uncond):
     return [denoiser(**inputs).sample for inputs in (cond, uncond)]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     cond=masks_of_sites,
@@ -435,7 +439,7 @@ class Halved(nn.Module):
         return type("Output", (), {"sample": sample})
 
 
-@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("keep", slow_but("difference", of=KEPT))
 def test_pipeline_with_guidance_gives_the_pictures_of_the_oracle(keep, runs):
     pipe = DiTPipeline.from_pretrained(PIPELINE)
     pipe.set_progress_bar_config(disable=True)
@@ -466,7 +470,7 @@ def test_pipeline_with_guidance_gives_the_pictures_of_the_oracle(keep, runs):
 # ---- compiled ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batched", [FIRST, None])
+@pytest.mark.parametrize("batched", slow_but(FIRST, of=[FIRST, None]))
 def test_compiled_regions_are_shared_and_never_compiled_again(case, batched):
     torch._dynamo.reset()
     counters.clear()

@@ -17,6 +17,7 @@ from dqar_fx import Action, Guidance, Schedule, ScheduleError
 from dqar_fx.schedule.rules import IntervalRule
 from tests.helpers.guidance_oracle import ORDERS, guided, make_case, masked
 from tests.helpers.models import Attention, make_dit
+from tests.helpers.slow_cases import slow_but
 
 LAYERS = 2
 FIRST = ORDERS[0]
@@ -164,6 +165,7 @@ def guided_alone(case):
     return denoiser
 
 
+@pytest.mark.slow
 def test_denoiser_passes_on_reset_and_compile(case):
     denoiser = guided(case, "CRCR", None, "CRRR", batched=FIRST)
     results = [denoiser(**case.inputs(step)).sample for step in range(4)]
@@ -204,7 +206,10 @@ def test_denoiser_moved_captures_both_streams_anew(case):
         assert denoiser(**inputs).sample.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))])
+COPIES = [copy.deepcopy, lambda denoiser: pickle.loads(pickle.dumps(denoiser))]
+
+
+@pytest.mark.parametrize("duplicate", slow_but(copy.deepcopy, of=COPIES))
 def test_denoiser_copied_after_a_call_is_on_its_own(case, duplicate):
     denoiser = guided(case, "CRCR", None, "CRRR", batched=FIRST)
     expected = [denoiser(**case.inputs(step)).sample for step in range(2)]

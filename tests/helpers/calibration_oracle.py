@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention as DiffusersAttention
 from torch import nn
 
 from tests.helpers.models import Attention
-from tests.passes.checks import JointAttention
+from tests.helpers.rewrite_checks import JointAttention
 
 
 @dataclass

@@ -15,7 +15,7 @@ from dqar_fx.passes import specialise
 from dqar_fx.passes.support.operators import count_changes, count_operators
 from dqar_fx.passes.support.runner import fork
 from tests.helpers.inspected_denoisers import MODELS, STEPS, prepared, row
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     Stack,
     captured,
     guarded,

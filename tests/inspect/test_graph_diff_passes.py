@@ -24,7 +24,7 @@ from dqar_fx.passes import (
 from dqar_fx.passes.support.runner import fork, run_pass
 from dqar_fx.schedule.action import Action
 from tests.helpers.graph_diffs import change_of, counts, every_model, graph_after, nodes, texts
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     Around,
     Bare,
     Stack,

@@ -14,7 +14,8 @@ from dqar_fx.inspect.summary import group_blocks, owner_of, ranges
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork
 from tests.helpers.inspected_denoisers import MODELS, STEPS, prepared, row, run_row
-from tests.passes.checks import captured, tokens
+from tests.helpers.rewrite_checks import captured, tokens
+from tests.helpers.slow_cases import slow_but
 
 every_model = pytest.mark.parametrize("name", MODELS)
 FORECAST = Schedule.interval(STEPS, every=3, warmup=3).forecast(1)
@@ -43,7 +44,7 @@ def test_savings_of_rows_are_what_running_them_counts(name, second):
     check_rows(name, 0, second)
 
 
-@every_model
+@pytest.mark.parametrize("name", slow_but("dit", of=MODELS))
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_savings_with_other_sites_and_formats_are_what_running_them_counts(name, kind):
     found = check_rows(name, 0, STEPS - 1, **OPTIONS[kind])

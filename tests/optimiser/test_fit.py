@@ -14,9 +14,9 @@ import dqar_fx
 from dqar_fx import DqarError, Schedule, ScheduleError, fit_forecasts
 from dqar_fx.optimiser.fit import solve
 from dqar_fx.optimiser.trials import Job, Trials, psnr
+from tests.helpers.error_models import reference_pipeline
 from tests.helpers.hook_oracle import ForecastOracle, GivenWeights
 from tests.helpers.models import make_dit
-from tests.optimiser.error_models import reference_pipeline
 
 STEPS = 8
 INPUTS = [1, 8, 3]
@@ -120,6 +120,7 @@ class Watched(torch.nn.Module):
         return SimpleNamespace(sample=found)
 
 
+@pytest.mark.slow
 def test_fit_comes_nearer_at_each_step_than_the_method(pipe, fitted):
     paths = dqar_fx.transform(pipe.transformer, PLAIN, sites="all")
     pipe_job = Job(pipe, tuple(INPUTS), 7, STEPS, len(INPUTS), {"guidance_scale": 1.5})

@@ -14,10 +14,12 @@ from dqar_fx import DqarError, Guidance, Schedule, ScheduleError
 from dqar_fx.optimiser import Front, measuring, optimise
 from dqar_fx.optimiser.costs import share_out
 from dqar_fx.optimiser.trials import Job, Trials, psnr
-from tests.optimiser.error_models import reference_pipeline
+from tests.helpers.error_models import reference_pipeline
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 8
 INPUTS = [1, 8]
+FITTED = ["plain", "fitted"]
 CALL = {"num_steps": STEPS, "max_age": 3, "progress": False, "guidance_scale": 1.5}
 
 
@@ -26,14 +28,16 @@ def pipe():
     return reference_pipeline()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("optimise")
+@pytest.fixture(scope="module", params=slow_but(False, of=[False, True]), ids=FITTED)
+def call(request, tmp_path_factory):
+    """How the search is called: with the methods' weights, or with fitted ones."""
+    folder = tmp_path_factory.mktemp("optimise")
+    return {"trials": 14, "fit": request.param, "folder": folder, **CALL}
 
 
 @pytest.fixture(scope="module")
-def optimum(pipe, folder):
-    return optimise(pipe, INPUTS, trials=14, folder=folder, **CALL)
+def optimum(pipe, call):
+    return optimise(pipe, INPUTS, **call)
 
 
 def generate(pipe, transformer, seed):
@@ -98,9 +102,9 @@ def test_optimise_errors_of_cells_are_those_of_hooks(pipe, optimum):
         assert found == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_optimise_goes_on_where_it_was_and_gives_the_same(pipe, folder, optimum, monkeypatch):
+def test_optimise_goes_on_where_it_was_and_gives_the_same(pipe, call, optimum, monkeypatch):
     monkeypatch.setattr(Trials, "psnr", known_only(Trials.psnr))
-    again = optimise(pipe, INPUTS, trials=14, folder=folder, **CALL)
+    again = optimise(pipe, INPUTS, **call)
     assert str(again.front) == str(optimum.front)
     assert again.table == optimum.table
 
@@ -159,13 +163,15 @@ def test_front_plots(optimum, tmp_path):
         assert path.stat().st_size > 1000
 
 
-def test_optimise_within_a_time_keeps_to_it(pipe, folder, optimum):
+@pytest.mark.slow
+def test_optimise_within_a_time_keeps_to_it(pipe, call, optimum):
     ms = 0.6 * optimum.front.full_ms
-    found = optimise(pipe, INPUTS, ms=ms, trials=4, folder=folder, **CALL)
+    found = optimise(pipe, INPUTS, ms=ms, **(call | {"trials": 4}))
     assert found.point.ms <= ms
     assert found.front.full_ms == optimum.front.full_ms
 
 
+@pytest.mark.slow
 def test_optimise_with_guidance_as_an_axis(pipe, tmp_path, monkeypatch):
     """Of given costs, so that the machine does not decide who is in the front."""
 
@@ -211,15 +217,15 @@ def test_optimise_guidances_that_disagree_rejected(pipe):
         optimise(pipe, INPUTS, guidances=[own], **CALL)
 
 
-def test_optimise_refuses_a_folder_of_another_job(pipe, folder, optimum):
+def test_optimise_refuses_a_folder_of_another_job(pipe, call, optimum):
     del optimum
     with pytest.raises(ScheduleError, match=r"holds measurements of another .*: 8 steps"):
-        optimise(pipe, INPUTS, folder=folder, **(CALL | {"num_steps": 5}))
+        optimise(pipe, INPUTS, **(call | {"num_steps": 5}))
     other = reference_pipeline()
     with torch.no_grad():
         other.transformer.proj_out_1.weight.add_(1)
     with pytest.raises(ScheduleError):
-        optimise(other, INPUTS, folder=folder, **CALL)
+        optimise(other, INPUTS, **call)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +276,7 @@ def test_share_out_kinds_together_save_what_all_save():
     assert share_out(saved, kinds, names).tolist() == [1.0, 2.0] * 3
 
 
+@pytest.mark.slow
 def test_measured_of_blocks_keeps_what_they_add(pipe):
     call = CALL | {"num_steps": 6}
     found = optimise(pipe, [1], sites="block", trials=7, fit=False, **call)

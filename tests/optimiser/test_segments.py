@@ -14,7 +14,7 @@ from dqar_fx.optimiser.candidate import Candidate, group_sites, work_out
 from dqar_fx.optimiser.measured import Measured, fit_sensitivity, spread_gain
 from dqar_fx.optimiser.segments import Segments
 from dqar_fx.schedule.forecast import weigh
-from tests.optimiser.error_models import made_up
+from tests.helpers.error_models import made_up
 
 STEPS = 7
 

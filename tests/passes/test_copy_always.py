@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from dqar_fx.passes import copy_always
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     captured,
     check_metadata,
     check_rewrite,

@@ -12,7 +12,7 @@ from dqar_fx.passes import CannotExpand, expand_repeats
 from dqar_fx.passes.support.marks import MARK
 from dqar_fx.passes.support.module_paths import module_path, module_stack
 from dqar_fx.passes.support.runner import fork, run_pass
-from tests.passes.checks import printed, tokens
+from tests.helpers.rewrite_checks import printed, tokens
 
 
 class Row(nn.Module):

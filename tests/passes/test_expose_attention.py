@@ -18,7 +18,7 @@ from dqar_fx.passes import (
     keep_keys_values,
 )
 from tests.helpers.models import make_pixart, make_sd3
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     HEADS,
     WIDTH,
     Around,

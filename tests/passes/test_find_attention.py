@@ -7,7 +7,7 @@ from expecttest import assert_expected_inline
 from torch import nn
 
 from dqar_fx.passes import find_attention
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     TOKENS,
     WIDTH,
     Around,

@@ -17,6 +17,7 @@ from dqar_fx.passes import (
 )
 from dqar_fx.passes.support.runner import fork, run_passes
 from tests.helpers.models import MAKERS, Attention
+from tests.helpers.slow_cases import slow_but
 
 
 def prepared(model, *args, **kwargs):
@@ -51,7 +52,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", "sd3", of=MAKERS))
 def test_find_residuals_every_block_and_the_span_of_each_list(graphs, name):
     sites, misses = found(graphs(name))
     num_blocks, spans = EXPECTED[name]

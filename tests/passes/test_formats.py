@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dqar_fx.passes import FORMATS, TensorSpec
 from dqar_fx.passes.support.formats import SMALLEST_KEPT
 from tests.helpers.models import seeded
-from tests.passes.checks import LOSSY
+from tests.helpers.rewrite_checks import LOSSY
 
 QUICK = settings(max_examples=40, deadline=None)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -13,7 +13,7 @@ from torch import nn
 from dqar_fx.passes import NoMatch, fix_batch, free_batch
 from dqar_fx.passes.support.batch_sizes import LinearSize
 from dqar_fx.passes.support.graphs import describe_layout, structure_of
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     captured,
     check_metadata,
     check_rewrite,

@@ -11,7 +11,7 @@ from dqar_fx.passes import hoist_conditioning
 from dqar_fx.passes.support.blocks import block_of, find_blocks, find_runs, find_siblings
 from dqar_fx.passes.support.conditioning_nodes import find_latent
 from dqar_fx.passes.support.graphs import is_computing
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     WIDTH,
     Attention,
     JointAttention,

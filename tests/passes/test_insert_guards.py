@@ -7,7 +7,7 @@ from torch import nn
 
 from dqar_fx.passes import FORMATS, compute_or_reuse, find_attention, insert_guards
 from dqar_fx.schedule.action import Action
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     LOSSY,
     Around,
     Attention,

@@ -7,7 +7,20 @@ from torch import nn
 
 from dqar_fx.passes import FORMATS, NoMatch, compute_or_reuse, find_attention, keep_keys_values
 from dqar_fx.schedule.action import Action
-from tests.passes.checks import (
+from tests.helpers.keys_values_guards import (
+    COMPUTE,
+    LATER,
+    REUSE,
+    SDPA,
+    WORDS,
+    Own,
+    keep_all,
+    kept,
+    match_of,
+    specialised,
+    trajectory,
+)
+from tests.helpers.rewrite_checks import (
     HEADS,
     LOSSY,
     TOKENS,
@@ -28,19 +41,6 @@ from tests.passes.checks import (
     projections,
     split_heads,
     tokens,
-)
-from tests.passes.keys_values import (
-    COMPUTE,
-    LATER,
-    REUSE,
-    SDPA,
-    WORDS,
-    Own,
-    keep_all,
-    kept,
-    match_of,
-    specialised,
-    trajectory,
 )
 
 # ---- networks ----------------------------------------------------------------------------

@@ -8,7 +8,23 @@ from torch import nn
 
 from dqar_fx.passes import keep_keys_values
 from dqar_fx.schedule.action import Action
-from tests.passes.checks import (
+from tests.helpers.keys_values_guards import (
+    COMPUTE,
+    LATER,
+    REUSE,
+    SDPA,
+    STORE,
+    WORDS,
+    Own,
+    by_name,
+    input_names,
+    keep_all,
+    kept,
+    match_of,
+    specialised,
+    trajectory,
+)
+from tests.helpers.rewrite_checks import (
     HEADS,
     TOKENS,
     WIDTH,
@@ -28,22 +44,6 @@ from tests.passes.checks import (
     split_heads,
     tokens,
     unfused,
-)
-from tests.passes.keys_values import (
-    COMPUTE,
-    LATER,
-    REUSE,
-    SDPA,
-    STORE,
-    WORDS,
-    Own,
-    by_name,
-    input_names,
-    keep_all,
-    kept,
-    match_of,
-    specialised,
-    trajectory,
 )
 
 LINEAR = "aten.linear.default"

@@ -6,7 +6,7 @@ from expecttest import assert_expected_inline
 from torch import nn
 
 from dqar_fx.passes import merge_duplicates, outline_regions
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     Stack,
     captured,
     captured_dit,

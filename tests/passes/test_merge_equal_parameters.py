@@ -13,7 +13,7 @@ from torch import nn
 from dqar_fx.passes import hoist_conditioning, merge_equal_parameters
 from dqar_fx.passes.support.equal_tensors import group_equal
 from tests.helpers.models import make_dit
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     captured_by_name,
     captured_dit,
     check_rewrite,

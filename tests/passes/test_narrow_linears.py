@@ -14,7 +14,7 @@ from benchmarks.macs import count_macs
 from dqar_fx.passes import narrow_linears
 from dqar_fx.passes.support.graphs import has_effect
 from dqar_fx.passes.support.runner import fork
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     aten,
     captured,
     captured_dit,
@@ -285,6 +285,7 @@ class Split(nn.Module):
         return tuple(parts[k].sin() for k in self.live)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(products())
 def test_narrow_linears_any_split(case):

@@ -8,7 +8,7 @@ from torch import nn
 
 from dqar_fx.capture.capture import capture
 from dqar_fx.passes import normalise
-from tests.passes.checks import check_rewrite, check_twice, printed, tokens
+from tests.helpers.rewrite_checks import check_rewrite, check_twice, printed, tokens
 
 
 class Idle(nn.Module):

@@ -6,7 +6,7 @@ from torch import nn
 
 from dqar_fx.passes import hoist_conditioning, outline_regions, unify_layouts
 from dqar_fx.passes.support.blocks import find_blocks
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     Attention,
     Bare,
     Stack,

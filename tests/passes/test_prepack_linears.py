@@ -13,7 +13,7 @@ from dqar_fx.passes import outline_regions, prepack_linears
 from dqar_fx.passes.prepack_linears import pack_weight, packed_linear
 from dqar_fx.passes.support.equal_tensors import find_tensor
 from dqar_fx.passes.support.runner import fork, run_pass
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     check_metadata,
     check_rewrite,
     check_twice,

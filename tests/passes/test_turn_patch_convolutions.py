@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from dqar_fx.passes import turn_patch_convolutions
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     captured,
     captured_dit,
     check_metadata,

@@ -6,7 +6,7 @@ from expecttest import assert_expected_inline
 from torch import nn
 
 from dqar_fx.passes import turn_skinny_linears
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     captured,
     captured_dit,
     check_metadata,

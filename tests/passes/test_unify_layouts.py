@@ -7,7 +7,7 @@ from torch import nn
 from dqar_fx.passes import hoist_conditioning, outline_regions, unify_layouts
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.graphs import is_call_output
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     Bare,
     Stack,
     aten,

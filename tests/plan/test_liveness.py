@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from benchmarks.macs import count_macs
 from dqar_fx import Schedule
 from tests.helpers.hook_oracle import Oracle, ResidualOracle
 from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.slow_cases import slow_but
 
 LAYERS, BATCH, WIDTH = 3, 2, 60
 MODULATION = BATCH * WIDTH * WIDTH
@@ -68,7 +71,7 @@ def graphs_of(case, schedule, sites, steps, **options):
 
 
 @pytest.mark.filterwarnings("ignore:step")
-@pytest.mark.parametrize("sites", ["attention", "all", "block"])
+@pytest.mark.parametrize("sites", slow_but("block", of=["attention", "all", "block"]))
 def test_compiled_conditioning_is_one_for_all_rows(sites, case):
     """Per step, too: rows that read less, and cold ones, take no graphs of their own."""
     texts = ["CRRCRR", "CCRRCR", "CRCRCC"] * (2 if sites == "all" else 1)
@@ -124,6 +127,7 @@ def tabulated_parts(denoiser):
     return len(values) - 2, sum(storages.values())
 
 
+@pytest.mark.slow
 def test_table_bytes_are_those_held(case):
     for texts in ("CCCC", "CRRR"):
         for options in ({"conditioning": "trajectory"}, {"compile": {"backend": "eager"}}):
@@ -146,7 +150,9 @@ def test_blocks_that_are_read_need_no_conditioning(case):
     assert cost < 0.1 * counted(lambda: case.model(**case.inputs(1)))
 
 
-@pytest.mark.parametrize("sites", ["attention", "all", "block", "span"])
+@pytest.mark.parametrize(
+    "sites", slow_but("all", "block", of=["attention", "all", "block", "span"])
+)
 @pytest.mark.parametrize("way", ["step", "trajectory", "compiled"])
 def test_report_counts_what_is_read(way, sites, case):
     options = {"compile": {"backend": "eager"}} if way == "compiled" else {"conditioning": way}
@@ -163,7 +169,7 @@ def test_report_counts_what_is_read(way, sites, case):
 
 
 @pytest.mark.parametrize("way", ["step", "trajectory"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_rows_that_read_less_equal_hooks(name, way):
     case = MAKERS[name]()
     denoiser = dqar_fx.transform(case.model, Schedule.from_actions("CRRCR"), conditioning=way)
@@ -175,31 +181,34 @@ def test_rows_that_read_less_equal_hooks(name, way):
         assert torch.equal(result, expected) if way == "step" else close(result, expected)
 
 
+WAYS = {
+    "step": {"conditioning": "step"},
+    "trajectory": {"conditioning": "trajectory"},
+    "compiled": {"compile": {"backend": "eager"}, "conditioning": "step"},
+}
+
+
 @pytest.fixture(scope="module")
-def family(case):
-    """Denoisers whose graphs follow any table of blocks, by how conditioning is evaluated."""
-    options = {
-        "step": {"conditioning": "step"},
-        "trajectory": {"conditioning": "trajectory"},
-        "compiled": {"compile": {"backend": "eager"}, "conditioning": "step"},
-    }
-    inputs = case.inputs(0)
-    return {
-        name: dqar_fx.transform(
+def captured(case):
+    """Makes denoisers whose graphs follow any table of blocks, by how conditioning comes."""
+
+    @cache
+    def make(way):
+        return dqar_fx.transform(
             case.model,
             Schedule.compute_all(6),
             sites="block",
-            example_inputs=inputs,
-            **given,
+            example_inputs={**case.inputs(0), "timestep": times_of(case, 6)[0].expand(BATCH)},
+            **WAYS[way],
         )
-        for name, given in options.items()
-    }
+
+    return make
 
 
+@pytest.mark.parametrize("way", slow_but("step", "trajectory", of=WAYS))
 @pytest.mark.filterwarnings("ignore:step")
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
-    way=st.sampled_from(["step", "trajectory", "compiled"]),
     texts=st.lists(st.text("CR", min_size=5, max_size=5), min_size=LAYERS, max_size=LAYERS),
     runs=st.lists(
         st.tuples(st.sets(st.integers(0, 5), min_size=1).map(sorted), st.integers(0, 9)),
@@ -207,10 +216,10 @@ def family(case):
         max_size=3,
     ),
 )
-def test_conditioning_that_is_read_is_never_stale(case, family, way, texts, runs):
+def test_conditioning_that_is_read_is_never_stale(case, captured, way, texts, runs):
     """Steps skipped, cold starts, other labels: the same as if all were evaluated."""
-    denoiser = family[way].with_schedule(Schedule.from_actions([f"C{t}" for t in texts]))
-    alone = family["step"].with_schedule(Schedule.from_actions([f"C{t}" for t in texts]))
+    schedule = Schedule.from_actions([f"C{text}" for text in texts])
+    denoiser, alone = (captured(each).with_schedule(schedule) for each in (way, "step"))
     alone.program.liveness.needs = lambda _: None  # all is evaluated
     times = times_of(case, 6)
     for seed, (steps, label) in enumerate(runs):

@@ -16,6 +16,7 @@ from dqar_fx.plan.slots import find_lives, share_slots
 from dqar_fx.program import program
 from tests.helpers.hook_oracle import ForecastOracle, Oracle
 from tests.helpers.models import make_dit, make_pixart
+from tests.helpers.slow_cases import slow_but
 from tests.helpers.table_texts import table_of
 
 SITES = 3
@@ -128,7 +129,7 @@ def denoiser(case):
     return prepared(case, Schedule.from_actions(["CCFF"] * SITES, orders=1))
 
 
-@pytest.mark.parametrize("cache", FORMATS)
+@pytest.mark.parametrize("cache", slow_but("same", "int8", of=FORMATS))
 def test_denoiser_allocates_what_it_says(cache, case):
     denoiser = prepared(case, Schedule.from_actions(DISJOINT), cache=cache)
     whole = prepared(case, Schedule.from_actions("CRRRRRRR"), cache=cache)
@@ -199,6 +200,7 @@ def idle(specs, _table):
     return {key: key for key in specs}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:step")
 @settings(max_examples=40, deadline=None)
 @given(

@@ -15,7 +15,8 @@ from dqar_fx.builder import cache_support
 from dqar_fx.passes import FORMATS, TensorSpec
 from tests.helpers.hook_oracle import KeyValueOracle, Oracle
 from tests.helpers.models import make_dit, make_sd3, settled
-from tests.passes.checks import LOSSY
+from tests.helpers.rewrite_checks import LOSSY
+from tests.helpers.slow_cases import slow_but
 
 BLOCKS = ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1")
 ORACLES = {"output": Oracle, "kv": KeyValueOracle}
@@ -87,7 +88,10 @@ def test_cache_formats_reuse_equals_the_oracle_through_the_format(prepared, cach
 
 @pytest.mark.parametrize(
     ("cache", "keep"),
-    [("int8", "output"), ("int8-per-channel", "kv"), ("fp8", "output"), ("fp8", "kv")],
+    slow_but(
+        ("fp8", "output"),
+        of=[("int8", "output"), ("int8-per-channel", "kv"), ("fp8", "output"), ("fp8", "kv")],
+    ),
 )
 def test_cache_formats_of_a_bf16_model_equal_the_oracle(cache, keep):
     case = make_dit(layers=2).to(torch.bfloat16)
@@ -182,7 +186,11 @@ def test_cache_formats_same_keeps_nan_without_a_word(prepared):
 
 
 @pytest.mark.parametrize(
-    ("cache", "keep"), [("bf16", "output"), ("int8", "output"), ("int8", "kv"), ("fp8", "kv")]
+    ("cache", "keep"),
+    slow_but(
+        ("int8", "kv"),
+        of=[("bf16", "output"), ("int8", "output"), ("int8", "kv"), ("fp8", "kv")],
+    ),
 )
 def test_cache_formats_nan_of_one_site_names_it_alone(cache, keep):
     case = make_dit(layers=2)
@@ -290,7 +298,12 @@ def test_cache_formats_work_on_the_host(cache, dtype):
 
 
 @pytest.mark.parametrize(
-    ("cache", "keep"), [*((cache, "output") for cache in FORMATS), ("int8", "kv")]
+    ("cache", "keep"),
+    slow_but(
+        ("fp16", "output"),
+        ("int8", "kv"),
+        of=[*((cache, "output") for cache in FORMATS), ("int8", "kv")],
+    ),
 )
 def test_cache_formats_on_the_meta_device_take_the_same_bytes(prepared, cache, keep):
     _, denoiser = prepared(cache, keep)

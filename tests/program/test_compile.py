@@ -10,7 +10,8 @@ import dqar_fx
 from dqar_fx import Schedule
 from dqar_fx.passes import FORMATS, TensorSpec
 from tests.helpers.models import MAKERS, make_dit, seeded
-from tests.passes.checks import LOSSY
+from tests.helpers.rewrite_checks import LOSSY
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 50
 pytestmark = pytest.mark.usefixtures("fresh_counters")
@@ -28,12 +29,15 @@ def trajectory(denoiser, case, seed=0, steps=STEPS, labels=None):
 
 @pytest.mark.parametrize(
     ("cache", "keep", "steps"),
-    [
-        ("same", "output", STEPS),
-        ("int8", "output", 20),
-        ("fp8", "output", 20),
+    slow_but(
         ("int8", "kv", 20),
-    ],
+        of=[
+            ("same", "output", STEPS),
+            ("int8", "output", 20),
+            ("fp8", "output", 20),
+            ("int8", "kv", 20),
+        ],
+    ),
 )
 def test_regional_compiles_three_graphs_per_block_structure_whatever_the_rows(
     cache, keep, steps
@@ -76,7 +80,7 @@ def test_whole_compiles_one_graph_per_distinct_row():
 
 
 @pytest.mark.parametrize("unit", ["regional", "whole"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_compiled_equals_eager_within_rounding(name, unit):
     case = MAKERS[name]()
     schedule = Schedule.interval(4, 2, warmup=1)
@@ -90,7 +94,7 @@ def test_compiled_equals_eager_within_rounding(name, unit):
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("cache", ["same", "bf16"])
+@pytest.mark.parametrize("cache", slow_but("same", of=["same", "bf16"]))
 def test_inductor_regions_equal_eager_within_rounding(cache):
     case = make_dit(layers=3)
     schedule = Schedule.interval(4, 2, warmup=1)
@@ -157,7 +161,7 @@ def check_kept(found, expected):
             torch.testing.assert_close(buffer, expected[key], rtol=2.0**-7, atol=0)
 
 
-@pytest.mark.parametrize("keep", ["output", "kv"])
+@pytest.mark.parametrize("keep", slow_but("output", of=["output", "kv"]))
 def test_inductor_int8_equals_eager_within_a_step_of_the_format(keep):
     case = make_dit(layers=2)
     eager, compiled = (

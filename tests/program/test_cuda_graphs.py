@@ -14,6 +14,7 @@ import dqar_fx
 from dqar_fx import Schedule
 from dqar_fx.program.program import Program
 from tests.helpers.models import make_dit
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 6
 SCHEDULES = {
@@ -58,7 +59,7 @@ class Recorder:
         return gm.forward
 
 
-@pytest.mark.parametrize("unit", ["regional", "whole"])
+@pytest.mark.parametrize("unit", slow_but("regional", of=["regional", "whole"]))
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_what_graphs_write_and_weights_have_static_addresses(name, unit):
     """Inductor makes no CUDA graph of what writes to other inputs, and copies the others."""
@@ -73,7 +74,7 @@ def test_what_graphs_write_and_weights_have_static_addresses(name, unit):
     assert recorder.static.count("unguarded") > recorder.static.count(None)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", slow_but("reuse", of=SCHEDULES))
 def test_blocks_share_graphs_whatever_the_addresses(name):
     counts = []
     for layers in (2, 5):
@@ -115,7 +116,7 @@ class Allocations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", slow_but("reuse", of=SCHEDULES))
 def test_no_step_of_a_later_trajectory_allocates_a_slot(name):
     case = make_dit(layers=3)
     denoiser = dqar_fx.transform(case.model, SCHEDULES[name])
@@ -151,7 +152,7 @@ class WithoutGuards(TorchFunctionMode):
         return tensor
 
 
-@pytest.mark.parametrize("cache", ["same", "int8"])
+@pytest.mark.parametrize("cache", slow_but("same", of=["same", "int8"]))
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_no_step_on_a_cuda_device_reads_from_it(name, cache, monkeypatch):
     """Fake tensors have no values: whatever reads one on the host raises."""

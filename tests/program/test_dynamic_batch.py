@@ -13,6 +13,7 @@ import dqar_fx
 from dqar_fx import Guidance, Schedule
 from dqar_fx.errors import OptionError
 from tests.helpers.models import MAKERS, Attention, make_dit, seeded
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 4
 SCHEDULE = Schedule.interval(STEPS, 2, warmup=1)
@@ -46,7 +47,11 @@ def check_trajectory(denoiser, plain, case, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("name", "order"), [("dit", (2, 1, 3, 8)), *((name, (1, 8, 2, 3)) for name in MAKERS)]
+    ("name", "order"),
+    slow_but(
+        ("pixart", (1, 8, 2, 3)),
+        of=[("dit", (2, 1, 3, 8)), *((name, (1, 8, 2, 3)) for name in MAKERS)],
+    ),
 )
 def test_batches_share_the_graphs_of_one(name, order):
     first, *others = map(MAKERS[name], order)
@@ -231,6 +236,7 @@ def test_dynamic_false_goes_to_torch_compile():
     assert not denoiser._programs.batches.batch_signatures
 
 
+@pytest.mark.slow
 def test_inductor_shares_its_kernels():
     cases = [make_dit(batch, layers=1) for batch in (2, 1, 3)]
     denoiser = transformed(cases[0].model, "inductor")

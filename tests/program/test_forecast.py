@@ -15,6 +15,7 @@ from dqar_fx import Action, BranchTable, Schedule, ScheduleError
 from dqar_fx.schedule.forecast import METHODS, points_of, weigh
 from tests.helpers.hook_oracle import ForecastOracle
 from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 8
 steps_kept = st.lists(st.integers(0, 40), min_size=1, max_size=5, unique=True).map(
@@ -136,8 +137,8 @@ def test_forecast_why_tells_the_order_and_the_source():
 # ---- against the untouched model -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", [0, 1, 2, 3])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("order", slow_but(0, 2, of=[0, 1, 2, 3]))
+@pytest.mark.parametrize("name", slow_but("dit", of=MAKERS))
 def test_forecast_of_all_sites_equals_hooks(name, order):
     case = MAKERS[name]()
     schedule = Schedule.interval(STEPS, 3, warmup=3)
@@ -167,24 +168,23 @@ def check_against_hooks(case, denoiser, *, exact, steps=STEPS, seed=0):
             assert (found - expected).norm() <= 1e-5 * expected.norm(), step
 
 
-class Drawn:
-    """A model, and its table's width."""
-
-    LAYERS = 3
-
-    def __init__(self):
-        self.case = make_dit(layers=self.LAYERS)
+LAYERS = 3
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    return Drawn()
+    """A denoiser of all sites that keeps four steps, for tables that are drawn later."""
+    case = make_dit(layers=LAYERS)
+    schedule = Schedule.interval(STEPS, 2, warmup=4).forecast(3)
+    return case, dqar_fx.transform(
+        case.model, schedule, sites="all", example_inputs=case.inputs(0)
+    )
 
 
 @st.composite
 def mixed_tables(draw):
     """Legal tables that mix computing, reuse and forecasts of all orders, cell by cell."""
-    sites = 2 * Drawn.LAYERS
+    sites = 2 * LAYERS
     cells = st.lists(st.integers(-1, 3), min_size=sites, max_size=sites)
     orders = np.array([[-1] * sites, *[draw(cells) for _ in range(5)]])  # -1: compute
     actions = np.select([orders > 0, orders == 0], [3, 2], 0)
@@ -199,9 +199,9 @@ def mixed_tables(draw):
 @given(table=mixed_tables(), seed=st.integers(0, 9))
 def test_forecast_any_mix_of_orders_equals_hooks(drawn, table, seed):
     actions, orders = table
-    schedule = Schedule.from_actions(actions, orders=orders)
-    denoiser = dqar_fx.transform(drawn.case.model, schedule, sites="all")
-    check_against_hooks(drawn.case, denoiser, exact=False, steps=len(actions), seed=seed)
+    case, captured = drawn
+    denoiser = captured.with_schedule(Schedule.from_actions(actions, orders=orders))
+    check_against_hooks(case, denoiser, exact=False, steps=len(actions), seed=seed)
 
 
 def test_forecast_starts_over_with_each_trajectory():
@@ -271,6 +271,7 @@ def test_forecast_of_another_history_is_captured_anew():
     check_against_hooks(case, other, exact=False)
 
 
+@pytest.mark.slow
 def test_forecast_of_a_whole_block_is_one_kernel():
     """Attention and feed-forward forecast from quantised slots, and added: one loop."""
     torch._dynamo.reset()

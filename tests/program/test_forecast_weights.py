@@ -31,15 +31,22 @@ def weighed(seed, num_sites, plain=PLAIN, **facts):
     )
 
 
+@pytest.fixture(scope="module")
+def captured():
+    example = make_dit(layers=2)
+    return example, dqar_fx.transform(
+        example.model, weighed(0, 2), example_inputs=example.inputs(0)
+    )
+
+
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 99))
-def test_given_weights_equal_hooks(seed):
-    example = make_dit(layers=2)
-    denoiser = dqar_fx.transform(example.model, weighed(seed, 2))
-    calls = [example.inputs(step) for step in range(STEPS)]
-    denoiser.prepare(**calls[0])
+def test_given_weights_equal_hooks(captured, seed):
+    example, first = captured
+    denoiser = first.with_schedule(weighed(seed, 2))
     oracle = GivenWeights(example.model, denoiser.table)
-    for step, inputs in enumerate(calls):
+    for step in range(STEPS):
+        inputs = example.inputs(step)
         right = oracle(step, **inputs)
         torch.testing.assert_close(
             denoiser(**inputs).sample, right, rtol=1e-5, atol=1e-5 * float(right.abs().max())

@@ -14,6 +14,7 @@ from dqar_fx.passes.support.products import FEW_ROWS
 from dqar_fx.program.packed_weights import PackedWeight, PackedWeights
 from dqar_fx.program.packing_plan import packed_bytes, weights_to_pack
 from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.slow_cases import slow_but
 
 CLOSE = 1e-5
 STEPS = 4
@@ -38,7 +39,10 @@ def check_close(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "unit"), [*((name, "regional") for name in MAKERS), ("dit", "whole")]
+    ("name", "unit"),
+    slow_but(
+        ("dit", "regional"), of=[*((name, "regional") for name in MAKERS), ("dit", "whole")]
+    ),
 )
 def test_prepack_equals_eager_within_rounding(name, unit):
     case = MAKERS[name]()
@@ -53,6 +57,7 @@ def test_prepack_equals_eager_within_rounding(name, unit):
     assert denoiser.memory.packed == denoiser._programs.packed_weights.nbytes > 0
 
 
+@pytest.mark.slow
 def test_prepack_lowered_by_inductor():
     case = make_dit(layers=2)
     expected = trajectory(dqar_fx.transform(case.model, SCHEDULE), case)
@@ -84,6 +89,7 @@ def test_prepack_in_another_schedule_shares_the_copies():
     assert len(twin._programs.packed_weights) == size
 
 
+@pytest.mark.slow
 def test_prepack_under_guidance_and_with_keys_and_values():
     case = make_dit(layers=2)
     guidance = Guidance(unconditional=Schedule.interval(STEPS, 3), batched="conditional_first")
@@ -94,6 +100,7 @@ def test_prepack_under_guidance_and_with_keys_and_values():
     assert denoiser.memory.packed == denoiser._programs.packed_weights.nbytes > 0
 
 
+@pytest.mark.slow
 def test_prepack_tied_weights_of_a_block_compile_no_graph_of_their_own():
     case = make_dit(layers=3)
     attention = case.model.transformer_blocks[1].attn1
@@ -178,7 +185,7 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize("how", slow_but("in_place", "signs", of=WRITES))
 @torch.no_grad()
 def test_prepack_sees_weights_that_were_written(how):
     case = make_dit(layers=2)

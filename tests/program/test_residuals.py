@@ -13,6 +13,7 @@ import dqar_fx
 from dqar_fx import Action, BranchTable, Schedule, ScheduleError, SiteError
 from tests.helpers.hook_oracle import ResidualOracle
 from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 7
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -36,28 +37,28 @@ def compare(case, denoiser, *, atol=None, steps=STEPS):
 
 
 @pytest.mark.parametrize("sites", ["block", "span"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_residuals_reused_equal_hooks_bit_for_bit(name, sites):
     case = MAKERS[name]()
     compare(case, dqar_fx.transform(case.model, Schedule.interval(STEPS, 3), sites=sites))
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_residuals_forecast_equal_hooks(name):
     case = MAKERS[name]()
     schedule = Schedule.interval(STEPS, 3, warmup=2).forecast(1)
     compare(case, dqar_fx.transform(case.model, schedule, sites="block"), atol=1e-5)
 
 
-def test_residuals_compute_all_equals_the_model_bit_for_bit():
-    for name, maker in MAKERS.items():
-        case = maker()
-        denoiser = dqar_fx.transform(
-            case.model, Schedule.compute_all(2), sites=["block", "span", "all"]
-        )
-        with torch.no_grad():
-            expected = case.model(**case.inputs(0)).sample
-        assert torch.equal(denoiser(**case.inputs(0)).sample, expected), name
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
+def test_residuals_compute_all_equals_the_model_bit_for_bit(name):
+    case = MAKERS[name]()
+    denoiser = dqar_fx.transform(
+        case.model, Schedule.compute_all(2), sites=["block", "span", "all"]
+    )
+    with torch.no_grad():
+        expected = case.model(**case.inputs(0)).sample
+    assert torch.equal(denoiser(**case.inputs(0)).sample, expected)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def test_schedules_for_different_sites_do_not_combine():
 # ---- compiled ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sites", ["block", "span"])
+@pytest.mark.parametrize("sites", slow_but("block", of=["block", "span"]))
 def test_residuals_compiled_graphs_do_not_grow_and_nothing_recompiles(sites):
     torch._dynamo.reset()
     counters.clear()

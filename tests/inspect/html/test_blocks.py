@@ -12,7 +12,8 @@ from dqar_fx.costs.workload import all_computed
 from dqar_fx.inspect.amounts import sum_up
 from dqar_fx.inspect.html.blocks import BlockDiffs
 from tests.helpers.models import MAKERS
-from tests.inspect.html.reports import FORECAST, STEPS, make_report
+from tests.helpers.slow_cases import slow_but
+from tests.helpers.small_reports import FORECAST, STEPS, make_report
 
 SCHEDULES = {
     "linear": (Schedule.linear(STEPS, warmup=2), "attention"),
@@ -23,7 +24,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_blocks_add_up_to_rows(name, schedule):
     rule, sites = SCHEDULES[schedule]
     report = make_report(name, rule, sites=sites)
@@ -70,6 +71,7 @@ def conditioning_of(diff):
     ]
 
 
+@pytest.mark.slow
 def test_equal_blocks_share_their_differences():
     few, many = (
         BlockDiffs(

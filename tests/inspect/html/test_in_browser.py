@@ -13,8 +13,9 @@ from selenium.webdriver.support.ui import Select
 
 from dqar_fx import graph_diff
 from dqar_fx.schedule.schedule import Schedule
-from tests.inspect.html.browser import open_page, requests_of
-from tests.inspect.html.reports import STEPS, make_guided_report, make_report
+from tests.helpers.headless_browser import open_page, requests_of
+from tests.helpers.slow_cases import slow_but
+from tests.helpers.small_reports import STEPS, make_guided_report, make_report
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -88,7 +89,9 @@ def test_hovering_a_cell_shows_its_reason(browser, report):
     assert not find(browser, "#tip").is_displayed()
 
 
-@pytest.mark.parametrize(("step", "site"), [(STEPS - 1, 2), (4, 0), (0, 5)])
+@pytest.mark.parametrize(
+    ("step", "site"), slow_but((4, 0), of=[(STEPS - 1, 2), (4, 0), (0, 5)])
+)
 def test_clicking_a_cell_shows_its_rows_diff(browser, report, step, site):
     table, program = report.denoiser.table, report.denoiser.program
     cells_of(browser)[site][step].click()
@@ -213,6 +216,7 @@ def test_page_prints(browser):
     assert printed["data"].startswith("JVBERi0")  # %PDF-
 
 
+@pytest.mark.slow
 def test_two_streams_have_a_heat_map_each(tmp_path):
     report = make_guided_report()
     report.to_html(tmp_path / "page.html")

@@ -12,7 +12,7 @@ from dqar_fx.inspect.html.chart import draw_chart
 from dqar_fx.inspect.html.content import make_content
 from dqar_fx.inspect.html.facts import generalise, quantity, step_ranges
 from dqar_fx.inspect.html.page import render
-from tests.inspect.html.reports import FORECAST, STEPS, make_guided_report, make_report
+from tests.helpers.small_reports import FORECAST, STEPS, make_guided_report, make_report
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,14 @@ from dqar_fx.passes.support.graphs import (
     structure_of,
 )
 from dqar_fx.passes.support.module_paths import module_path, module_stack
-from tests.passes.checks import Attention, Block, Stack, captured, check_values, tokens
+from tests.helpers.rewrite_checks import (
+    Attention,
+    Block,
+    Stack,
+    captured,
+    check_values,
+    tokens,
+)
 
 LINEAR = torch.ops.aten.linear.default
 

@@ -8,7 +8,7 @@ import torch
 
 from dqar_fx.passes import normalise
 from dqar_fx.passes.support.runner import PassReport, fork, run_pass, run_passes
-from tests.passes.checks import Stack, captured, check_values, printed, tokens
+from tests.helpers.rewrite_checks import Stack, captured, check_values, printed, tokens
 
 
 @pytest.fixture

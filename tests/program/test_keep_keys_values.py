@@ -14,6 +14,7 @@ import dqar_fx
 from dqar_fx import Schedule
 from tests.helpers.hook_oracle import KeyValueOracle, Oracle
 from tests.helpers.models import MAKERS, make_pixart, make_sd3
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 6
 SITES = {"dit": 5, "pixart": 3, "sd3": 5, "flux": 5}
@@ -47,7 +48,7 @@ def prepared():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("dit", of=MAKERS))
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_keep_kv_steps_equal_the_oracle(prepared, name, dtype, schedule):
     case, captured = prepared(name, dtype)

@@ -33,7 +33,8 @@ from dqar_fx.passes.support.runner import fork, run_pass
 from dqar_fx.schedule.action import Action
 from tests.helpers.graph_diffs import change_of, counts, every_model, graph_after, nodes
 from tests.helpers.inspected_denoisers import MODELS
-from tests.passes.checks import guard_all, rewritten
+from tests.helpers.rewrite_checks import guard_all, rewritten
+from tests.helpers.slow_cases import slow_but
 
 NARROWED = {"dit": (5, 5), "pixart": (0, 0), "sd3": (4, 5), "flux": (4, 4)}
 """Linears narrowed, and the linears that they become."""
@@ -174,13 +175,8 @@ def test_diff_of_copy_always_is_copies_for_what_makes_contiguous(name):
 # ---- batch sizes -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def regions():
-    """The regions of each model, for four samples and for two, by name."""
-    return {name: [regions_at(name, batch) for batch in (4, 2)] for name in MODELS}
-
-
 def regions_at(name, batch):
+    """The regions of a model for that many samples, by name."""
     case = MODELS[name](batch=batch)
     gm = fork(capture(case.model, (), case.inputs(0)).gm)
     blocks = find_blocks(gm.graph.nodes)
@@ -192,9 +188,9 @@ def regions_at(name, batch):
     return {str(node.target): gm.get_submodule(str(node.target)) for node in calls}
 
 
-@every_model
-def test_diff_of_free_batch_is_sizes_and_that_of_fix_batch_takes_them_back(name, regions):
-    large, small = regions[name]
+@pytest.mark.parametrize("name", slow_but("pixart", of=MODELS))
+def test_diff_of_free_batch_is_sizes_and_that_of_fix_batch_takes_them_back(name):
+    large, small = (regions_at(name, batch) for batch in (4, 2))
     assert set(large) == set(small)
     numbers = 0
     for path, region in large.items():

@@ -13,9 +13,12 @@ import dqar_fx
 from benchmarks.reference import PIPELINE
 from dqar_fx import OptionError, Schedule, StepError
 from tests.helpers.models import MAKERS, Attention, make_dit, make_flux
+from tests.helpers.slow_cases import slow_but
 from tests.helpers.tensor_reads import Reads
 
 STEPS = 50
+WAYS = [("step", 0), ("trajectory", 2e-5)]
+"""When conditioning is evaluated, and how far from the original it may be."""
 
 
 def transformed(case, steps=STEPS, **options):
@@ -40,8 +43,8 @@ def tabulated_steps(denoiser):
     return [len(table.rows or ()) for table in tables]
 
 
-@pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize(("way", "tolerance"), [("step", 0), ("trajectory", 2e-5)])
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
+@pytest.mark.parametrize(("way", "tolerance"), WAYS)
 def test_conditioning_of_fifty_steps_with_guidance(name, way, tolerance):
     """Batched guidance: both halves in one call; the unconditional half has zeros for text."""
     case = MAKERS[name](batch=2)
@@ -55,7 +58,10 @@ def test_conditioning_of_fifty_steps_with_guidance(name, way, tolerance):
     assert tabulated_steps(denoiser) == ([] if way == "step" else [STEPS])
 
 
-@pytest.mark.parametrize(("way", "tolerance"), [("step", 0), ("trajectory", 2e-5)])
+@pytest.mark.parametrize(
+    ("way", "tolerance"),
+    slow_but(("trajectory", 2e-5), of=WAYS),
+)
 def test_conditioning_of_the_reference_pipeline(way, tolerance):
     pipe = DiTPipeline.from_pretrained(PIPELINE)
     pipe.set_progress_bar_config(disable=True)
@@ -74,7 +80,7 @@ def test_conditioning_of_the_reference_pipeline(way, tolerance):
     assert max(calls) <= tolerance
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_conditioning_weights_are_read_once_per_trajectory(name):
     """What a step of the original reads and a later step of the denoiser does not."""
     case = MAKERS[name]()
@@ -225,7 +231,7 @@ def test_conditioning_asked_for_has_no_limit_of_size(monkeypatch):
     assert tabulated_steps(denoiser) == [3]
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_conditioning_table_bytes_are_those_held(name):
     case = MAKERS[name]()
     denoiser = transformed(case, 3)

@@ -4,7 +4,7 @@ from torch import nn
 
 from dqar_fx.passes import FORMATS, find_attention, insert_guards, keep_keys_values, specialise
 from dqar_fx.schedule.action import Action
-from tests.passes.checks import (
+from tests.helpers.rewrite_checks import (
     WIDTH,
     allocated_slots,
     captured,
