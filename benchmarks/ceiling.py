@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 import dqar_fx
 from benchmarks.command_line import Parser, at_least
-from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
-from benchmarks.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.macs import count_trajectories
+from benchmarks.harness.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
+from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.macs import count_trajectories
 
 CPU = torch.device("cpu")
 WARMUP_STEPS = 5

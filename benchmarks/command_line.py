@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import choose_device
+from benchmarks.harness.machine import choose_device
 from benchmarks.reference import PIPELINE
 from dqar_fx.command_line.arguments import Parser as Parser
 from dqar_fx.command_line.arguments import at_least as at_least

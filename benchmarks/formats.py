@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 import dqar_fx
 from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
-from benchmarks.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.measure import Compiled
+from benchmarks.harness.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
+from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.trials import Compiled
 from dqar_fx.passes import FORMATS
 
 CPU = torch.device("cpu")

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 import dqar_fx
 from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.geometry import Geometry
-from benchmarks.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.pipelines import load_pipeline
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.pipelines import load_pipeline
 from benchmarks.reference import PIPELINE
-from benchmarks.reference.errors import InputError
 from benchmarks.saving import quartiles, run_lockstep
 from dqar_fx.costs.kernels import Modules, find_kernels
 

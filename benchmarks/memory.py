@@ -19,8 +19,8 @@ from tabulate import tabulate
 
 import dqar_fx
 from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
-from benchmarks.machine import describe_machine
+from benchmarks.harness.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
+from benchmarks.harness.machine import describe_machine
 
 STATUS = Path("/proc/self/status")
 VARIANTS = ("kept", "disk", "drop")

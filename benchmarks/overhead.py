@@ -23,8 +23,8 @@ from torch import fx
 
 import dqar_fx
 from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.geometry import Geometry, draw_timesteps
-from benchmarks.machine import describe_machine
+from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.harness.machine import describe_machine
 from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.program.lowering import Lowering
 

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 import dqar_fx
 from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
-from benchmarks.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.macs import count_macs, count_schedules, to_meta, to_meta_call
+from benchmarks.harness.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
+from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.macs import count_macs, count_schedules, to_meta, to_meta_call
 from benchmarks.pareto.rows import turn_saving
 from dqar_fx import Denoiser, Schedule, prior_art
 

@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.ablation.configurations import BASELINE, Entry
 from benchmarks.ablation.options import Options
-from benchmarks.machine import Machine, describe_machine
-from benchmarks.main_job import model_name
-from benchmarks.measure import Arena, Trial, compete
-from benchmarks.rows import Setting, make_rows
-from benchmarks.store import Piece
+from benchmarks.harness.machine import Machine, describe_machine
+from benchmarks.harness.pipelines import model_name
+from benchmarks.harness.store import Piece
+from benchmarks.harness.trials import Arena, Trial, compete
+from benchmarks.main_job.rows import Setting, make_rows
 
 Times = dict[str, dict[str, Any]]
 """Values of a row of the main job, by configuration."""

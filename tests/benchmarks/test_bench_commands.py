@@ -5,7 +5,7 @@ import torch
 
 import dqar_fx
 from benchmarks import ceiling
-from benchmarks.geometry import Geometry, draw_timesteps
+from benchmarks.harness.geometry import Geometry, draw_timesteps
 
 TINY = Geometry(layers=2, width=16, heads=2, tokens=16, batch=2)
 

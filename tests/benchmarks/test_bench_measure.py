@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.contenders import FEWER, Contender, Workshop, line_up, list_schedules
-from benchmarks.machine import Machine, can_compile, describe_machine
-from benchmarks.measure import Arena, Compiled, Trial, compete, timed_calls
-from benchmarks.pipelines import Task, name_classes
-from benchmarks.quality import measure_psnr_db
-from benchmarks.rows import describe_speed, describe_times
+from benchmarks.harness.contenders import FEWER, Contender, Workshop, line_up, list_schedules
+from benchmarks.harness.machine import Machine, can_compile, describe_machine
+from benchmarks.harness.pipelines import Task, name_classes
+from benchmarks.harness.trials import Arena, Compiled, Trial, compete, timed_calls
+from benchmarks.main_job.rows import describe_speed, describe_times
+from benchmarks.quality.judge import measure_psnr_db
 
 CPU = torch.device("cpu")
 

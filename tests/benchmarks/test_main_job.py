@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-import benchmarks.machine
-import benchmarks.main_job
-from benchmarks.contenders import Workshop
-from benchmarks.main_job import enter, main
-from benchmarks.measure import Arena
-from benchmarks.options import parse_options
-from benchmarks.pipelines import Task
+import benchmarks.harness.machine
+import benchmarks.main_job.job
+from benchmarks.harness.contenders import Workshop
+from benchmarks.harness.pipelines import Task
+from benchmarks.harness.trials import Arena
+from benchmarks.main_job.job import enter, main
+from benchmarks.main_job.options import parse_options
 from benchmarks.reference import PIPELINE
 from benchmarks.reference.models import TRANSFORMER_CONFIG
 from dqar_fx import DqarError, Schedule
@@ -96,9 +96,9 @@ def test_main_without_compiler_says_so_and_prints_an_eager_table(
     small_model, tmp_path, capsys, monkeypatch
 ):
     def find_none():
-        raise benchmarks.machine.InvalidCxxCompiler
+        raise benchmarks.harness.machine.InvalidCxxCompiler
 
-    monkeypatch.setattr(benchmarks.machine.cpp_builder, "get_cpp_compiler", find_none)
+    monkeypatch.setattr(benchmarks.harness.machine.cpp_builder, "get_cpp_compiler", find_none)
     arguments = [*SMALL, "--lowering", "regional", "--device", "cpu"]
     assert main([*arguments, "--model", small_model, "--out", str(tmp_path)]) == 0
     assert {(r["lowering"], r["base"], r["graphs"]) for r in read_rows(tmp_path)} == {
@@ -143,7 +143,7 @@ def test_enter_uncountable_model_has_no_ceiling(capsys, monkeypatch, tmp_path):
     def refuse(*_):
         raise DqarError("it has two heads")
 
-    monkeypatch.setattr(benchmarks.main_job, "count_trajectories", refuse)
+    monkeypatch.setattr(benchmarks.main_job.job, "count_trajectories", refuse)
     workshop = Workshop(torch.nn.Identity(), "regional")
     task = Task((0,), (0,), ("Bag",), 1.5)
     monkeypatch.setattr(Task, "example_call", lambda *_: {})

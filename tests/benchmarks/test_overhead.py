@@ -9,7 +9,7 @@ import torch
 
 import dqar_fx
 from benchmarks import overhead
-from benchmarks.geometry import Geometry
+from benchmarks.harness.geometry import Geometry
 from dqar_fx.program.lowering import Lowering
 
 

@@ -7,7 +7,7 @@ import torch
 
 import dqar_fx
 from benchmarks import saving
-from benchmarks.geometry import Geometry
+from benchmarks.harness.geometry import Geometry
 from benchmarks.saving import Saving, count_ratios, list_entries, run_lockstep
 
 TINY = Geometry(layers=2, width=16, heads=2, tokens=16, batch=2)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from benchmarks.rows import Row
+from benchmarks.main_job.rows import Row
 
 HEADERS = (
     "schedule",

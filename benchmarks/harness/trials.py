@@ -16,9 +16,9 @@ import torch
 from torch._dynamo.utils import counters
 from tqdm import tqdm
 
-from benchmarks.contenders import Contender, Workshop
-from benchmarks.machine import set_up_compiler, synchronise
-from benchmarks.pipelines import Task
+from benchmarks.harness.contenders import Contender, Workshop
+from benchmarks.harness.machine import set_up_compiler, synchronise
+from benchmarks.harness.pipelines import Task
 from dqar_fx import Denoiser
 
 MIN_REPEATS = 3

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.contenders import FEWER, Workshop, line_up, list_schedules
-from benchmarks.grid import draw_grid
-from benchmarks.machine import can_compile, describe_machine
-from benchmarks.macs import Macs, count_trajectories
-from benchmarks.measure import Arena, Trial, compete
-from benchmarks.options import Options, parse_options
-from benchmarks.pipelines import Task, load_pipeline
-from benchmarks.reference.errors import InputError
-from benchmarks.rows import Row, Setting, make_rows, write_rows
-from benchmarks.table import format_notes, format_table, show_psnr, show_speed
+from benchmarks.harness.contenders import FEWER, Workshop, line_up, list_schedules
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.machine import can_compile, describe_machine
+from benchmarks.harness.macs import Macs, count_trajectories
+from benchmarks.harness.pictures import draw_grid
+from benchmarks.harness.pipelines import Task, load_pipeline, model_name
+from benchmarks.harness.tables import format_notes, format_table, show_psnr, show_speed
+from benchmarks.harness.trials import Arena, Trial, compete
+from benchmarks.main_job.options import Options, parse_options
+from benchmarks.main_job.rows import Row, Setting, make_rows, write_rows
 from dqar_fx import DqarError
 
 
@@ -96,11 +96,6 @@ def setting_of(options: Options, task: Task) -> Setting:
         batch=task.batch,
         base="untransformed eager" if is_eager else "untransformed compiled",
     )
-
-
-def model_name(model: str) -> str:
-    """A hub name as it is, a folder by its last two parts: no path of this machine."""
-    return "/".join(Path(model).resolve().parts[-2:]) if Path(model).exists() else model
 
 
 def write_pictures(

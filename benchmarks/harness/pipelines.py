@@ -15,7 +15,7 @@ from diffusers import DiTPipeline
 from diffusers.utils import logging
 
 from benchmarks.command_line import DTYPES
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -164,3 +164,8 @@ def check_model(model: str) -> None:
         ) from None
     if found != DiTPipeline.__name__:
         raise InputError(f"--model {model} is a {found}; expected a DiTPipeline")
+
+
+def model_name(model: str) -> str:
+    """A hub name as it is, a folder by its last two parts: no path of this machine."""
+    return "/".join(Path(model).resolve().parts[-2:]) if Path(model).exists() else model

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 import dqar_fx
-from benchmarks.machine import Machine
-from benchmarks.measure import Trial
-from benchmarks.quality import measure_max_abs_err, measure_psnr_db
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.trials import Trial
+from benchmarks.quality.judge import measure_max_abs_err, measure_psnr_db
 
 
 @dataclass(frozen=True)

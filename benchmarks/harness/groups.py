@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.store import Piece, Pieces
+from benchmarks.harness.store import Piece, Pieces
 
 Generate = Callable[[int, Any], torch.Tensor]
 """Gives the pictures of a group, uint8, and moves a progress bar."""
