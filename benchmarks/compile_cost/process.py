@@ -22,7 +22,7 @@ from benchmarks.compile_cost.points import Point
 from benchmarks.compile_cost.rows import Measured
 from benchmarks.harness.geometry import Geometry, draw_timesteps
 from benchmarks.harness.machine import set_up_compiler
-from benchmarks.harness.trials import Compiled
+from benchmarks.harness.timing import Compiled
 
 CPU = torch.device("cpu")
 

@@ -58,7 +58,7 @@ def describe_machine(device: torch.device) -> Machine:
         processor=name_processor(device),
         cores=count_cores(),
         threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # a class of its own otherwise
         diffusers=importlib.metadata.version("diffusers"),
         dqar_fx=importlib.metadata.version("dqar_fx"),
         commit=commit,

@@ -1,101 +1,124 @@
-"""The printed table, made from rows, and the notes that explain it."""
+"""Tables that are printed, made from rows, and the notes below them."""
 
+import json
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.main_job.rows import Row
+from benchmarks.harness.timing import Spread
 
-HEADERS = (
-    "schedule",
-    "reuse",
-    "rows",
-    "graphs",
-    "compile s",
-    "step ms",
-    "speed (range)",
-    "ceiling",
-    "cache MB",
-    "PSNR dB",
-)
 NOTHING = "-"
+WIDTH = 95
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """The table; failed contenders say why in the place of their speed."""
-    return tabulate(
-        [format_row(row) for row in rows],
-        headers=HEADERS,
-        tablefmt="github",
-        disable_numparse=True,
-        colalign=("left", *("right",) * (len(HEADERS) - 1)),
-    )
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        header: What stands above it.
+        value: A row's value: its attribute (``"quality.ssim"`` for one of an attribute), or
+            what a function makes of the row.
+        form: How a value is written, see `show`; or a function that writes it.
+    """
+
+    header: str
+    value: str | Callable[[Any], Any]
+    form: str | Callable[[Any], str] = ""
+
+    def show(self, row: Any) -> str:
+        """The cell of a row."""
+        value = self.value(row) if callable(self.value) else look_up(row, self.value)
+        return self.form(value) if callable(self.form) else show(value, self.form)
 
 
-def format_row(row: Row) -> tuple[str, ...]:
-    """One line of the table."""
-    return (
-        row.name,
-        show(row.reuse_ratio, ".3f"),
-        show(row.distinct_rows, "d"),
-        show(row.graphs or None, "d"),
-        show(row.compile_s, ".1f"),
-        show(row.step_ms_median, ".2f"),
-        show_speed(row),
-        show(row.ceiling, ".2f"),
-        show(None if row.cache_bytes is None else row.cache_bytes / 1e6, ".2f"),
-        show_psnr(row),
-    )
+def look_up(row: Any, path: str) -> Any:
+    """An attribute, or one of an attribute; None where one of them is."""
+    return reduce(lambda part, name: getattr(part, name, None), path.split("."), row)
 
 
-def show(value: float | None, form: str) -> str:
-    """A number, or a dash for none."""
-    return NOTHING if value is None else format(value, form)
+def show(value: Any, form: str = "") -> str:
+    """A value in a format, a dash for None, and ``inf`` for infinity."""
+    if value is None:
+        return NOTHING
+    if value == math.inf:
+        return "inf"
+    return format(value, form)
 
 
-def show_speed(row: Row) -> str:
-    """Speed with its range, or that the contender failed."""
+def show_megabytes(form: str = ".2f") -> Callable[[int | None], str]:
+    """How bytes are written as megabytes."""
+    return lambda nbytes: show(None if nbytes is None else nbytes / 1e6, form)
+
+
+def show_speed(row: Any) -> str:
+    """Speed with its range, or that the row failed."""
     if row.error is not None:
         return "failed"
-    if row.speed_median is None or row.name == row.setting.base:
-        return show(row.speed_median, ".2f")
-    return f"{row.speed_median:.2f} ({row.speed_min:.2f}-{row.speed_max:.2f})"
+    if row.speed_median is None:
+        return NOTHING
+    return f"{Spread(row.speed_median, row.speed_min, row.speed_max):.2f}"
 
 
-def show_psnr(row: Row) -> str:
-    """PSNR; ``inf`` for equal pictures."""
-    return "inf" if row.psnr_db == math.inf else show(row.psnr_db, ".1f")
+def format_table(columns: Sequence[Column], rows: Sequence[Any], num_left: int = 1) -> str:
+    """A Markdown table with names at the left and numbers at the right.
+
+    Args:
+        columns: From left to right.
+        rows: From top to bottom.
+        num_left: Columns of names, which come first.
+    """
+    headers = [column.header for column in columns]
+    return make_table(
+        headers, [[column.show(row) for column in columns] for row in rows], num_left
+    )
 
 
-def format_notes(rows: Sequence[Row]) -> str:
-    """What the columns mean, and where they were measured."""
-    setting, first = rows[0].setting, rows[0]
-    repeats = max(row.repeats for row in rows)
-    notes = [
-        f"pictures {len(setting.seeds)}, steps {first.steps}, guidance {setting.guidance:g}, "
-        f"{setting.dtype}, lowering {setting.lowering}, interleaved repeats {repeats}.",
-        f"speed: against {setting.base}, repeat by repeat: median (lowest-highest).",
-        "ceiling: the same if time were MACs. reuse: share of (step, site). rows: step kinds.",
-        "compile s: first trajectory less a later one; Inductor's cache on disk is kept",
-        "between contenders, which helps later ones. Times are of the denoiser's calls alone.",
-        f"PSNR: against the pictures of {first.name}. {describe_graphs(rows)}",
-        str(first.machine),
-    ]
-    failures = [f"{row.name} failed: {first_line(row.error)}" for row in rows if row.error]
-    return "\n".join(notes + failures)
+def make_table(
+    headers: Sequence[str], lines: Sequence[Sequence[object]], num_left: int = 1
+) -> str:
+    """The same of cells that are written already."""
+    return tabulate(
+        lines,
+        headers=headers,
+        tablefmt="github",
+        disable_numparse=True,
+        colalign=("left",) * num_left + ("right",) * (len(headers) - num_left),
+    )
 
 
-def describe_graphs(rows: Sequence[Row]) -> str:
-    """Graph breaks and recompiles, by name where there are any."""
-    broken = [
-        f"{row.name}: {row.breaks} graph breaks, {row.recompiles} recompiles after warm-up"
-        for row in rows
-        if row.breaks or row.recompiles
-    ]
-    return f"{'; '.join(broken) or 'No graph break, no recompile after warm-up'}."
+def list_failures(rows: Sequence[Any]) -> list[str]:
+    """What failed, a note each."""
+    return [f"{row.name} failed: {first_line(row.error)}" for row in rows if row.error]
 
 
 def first_line(text: str | None) -> str:
     """The first line of a text."""
     return (text or "").partition("\n")[0]
+
+
+def wrap_notes(notes: Sequence[str], indent: str = "") -> str:
+    """Notes as text of `WIDTH` columns; lines of a note after its first are indented."""
+    return "\n".join(textwrap.fill(note, WIDTH, subsequent_indent=indent) for note in notes)
+
+
+def format_page(
+    title: str, parts: Sequence[str], notes: Sequence[str], run: Mapping[str, Any]
+) -> str:
+    """A table with all that belongs to it as a Markdown page.
+
+    Args:
+        title: Of the page.
+        parts: Tables, and what is said of them, in their order.
+        notes: What the columns mean; a list below the parts.
+        run: Settings that all rows share.
+    """
+    listed = "\n".join(f"- {note}" for note in notes)
+    return "\n\n".join(
+        (f"# {title}", *parts, listed, f"Settings: `{json.dumps(dict(run))}`\n")
+    )

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.ablation.protocol import Protocol
 from benchmarks.harness.machine import synchronise
 from benchmarks.harness.pipelines import Task
-from benchmarks.harness.trials import hooked
+from benchmarks.harness.timing import hooked
 from benchmarks.pareto.contenders import EAGER, Contender, Entrant
 from benchmarks.pareto.standin import Counting
 

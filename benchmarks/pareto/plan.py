@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.ablation.protocol import GROUP_STRIDE, SEED
 from benchmarks.harness.machine import count_cores, name_processor
-from benchmarks.harness.pipelines import Source, model_name
+from benchmarks.harness.pipelines import PipelineOptions, model_name
 from benchmarks.harness.store import Piece, file_name, take_fingerprint
 from benchmarks.pareto.contenders import Contender
 from benchmarks.pareto.options import Options
@@ -60,7 +60,7 @@ class Plan:
         return Piece(self.options.out / "images" / name, identity)
 
 
-def describe_place(pipe: Any, source: Source, **settings: Any) -> dict[str, Any]:
+def describe_place(pipe: Any, source: PipelineOptions, **settings: Any) -> dict[str, Any]:
     """Where and with what a pipeline runs, beside settings of its own."""
     return {
         "model": model_name(source.model),

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks.harness.machine import set_up_compiler
 from benchmarks.harness.store import Piece
-from benchmarks.harness.trials import Compiled
+from benchmarks.harness.timing import Compiled
 from benchmarks.pareto.contenders import (
     BASE,
     BLOCKS,

@@ -16,7 +16,7 @@ from benchmarks.compile_cost.rows import Measured, Row, append_rows, read_rows
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.machine import describe_machine
-from benchmarks.harness.trials import Compiled
+from benchmarks.harness.timing import Compiled
 
 TINY = Geometry(layers=2, width=16, heads=2, tokens=4, batch=2)
 MACHINE = describe_machine(torch.device("cpu"))
