@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.ablation import rules_cost, rules_quality
+from benchmarks.ablation import rules
 from benchmarks.ablation.evidence import Evidence, Finding, Untestable
 from benchmarks.ablation.rows import Row
 
@@ -13,42 +13,36 @@ CONFIRMED, REFUTED, UNTESTABLE = "confirmed", "refuted", "not testable here"
 Rule = Callable[[Evidence], Finding]
 
 CLAIMS: tuple[tuple[str, Rule], ...] = (
-    (
-        "DQAR infers at least 25 % faster and loses at most 1 FID.",
-        rules_cost.reach_target_speed,
-    ),
+    ("DQAR infers at least 25 % faster and loses at most 1 FID.", rules.reach_target_speed),
     (
         "Or it needs at least 20 % less memory and loses at most 1 FID.",
-        rules_cost.reach_target_memory,
+        rules.reach_target_memory,
     ),
-    ("full_dqar is 1.56x as fast on an A100.", rules_cost.A100),
-    ("quant_cache_only is 1.25x as fast on a T4.", rules_cost.T4),
-    ("On Apple's MPS nothing gets faster: 1.00x.", rules_cost.MPS),
-    (
-        "A linear schedule with 5 warm-up steps reuses 98 %.",
-        rules_cost.reach_full_reuse,
-    ),
+    ("full_dqar is 1.56x as fast on an A100.", rules.A100),
+    ("quant_cache_only is 1.25x as fast on a T4.", rules.T4),
+    ("On Apple's MPS nothing gets faster: 1.00x.", rules.MPS),
+    ("A linear schedule with 5 warm-up steps reuses 98 %.", rules.reach_full_reuse),
     (
         "Keeping keys and values degrades quality, where keeping outputs does not.",
-        rules_quality.degrade_by_keys_values,
+        rules.DEGRADE_BY_KEYS_VALUES,
     ),
-    ("Keeping outputs preserves image quality.", rules_quality.preserve_by_outputs),
+    ("Keeping outputs preserves image quality.", rules.PRESERVE_BY_OUTPUTS),
     (
         "Keeping outputs has no quality risk, since reuse is exact.",
-        rules_quality.reuse_exactly,
+        rules.reuse_exactly,
     ),
     (
         "INT8 costs a little quality, so that FP16 is recommended for outputs.",
-        rules_quality.lose_by_int8,
+        rules.LOSE_BY_INT8,
     ),
-    ("INT8 saves the most memory: half of FP16's.", rules_cost.halve_bytes),
-    ("Keys and values take about twice the memory of outputs.", rules_cost.double_memory),
+    ("INT8 saves the most memory: half of FP16's.", rules.halve_bytes),
+    ("Keys and values take about twice the memory of outputs.", rules.double_memory),
     (
         "Reusing keys and values saves their projections only, reusing outputs the whole "
         "attention.",
-        rules_cost.save_projections_only,
+        rules.save_projections_only,
     ),
-    ("Aggressive reuse (98 %) may degrade quality.", rules_quality.degrade_by_full_reuse),
+    ("Aggressive reuse (98 %) may degrade quality.", rules.DEGRADE_BY_FULL_REUSE),
 )
 """In our own words, with the report's figures; each with the rule that decides it."""
 

@@ -117,7 +117,7 @@ class Evidence:
             Untestable: There is no distance, or of too few pictures to decide anything.
         """
         mine, others = self.row(name), self.row(other)
-        metric = str(mine.run.get("frechet_name") or "Frechet distance")
+        metric = mine.run.frechet_name or "Frechet distance"
         if not mine.quality.frechet or not others.quality.frechet:
             raise Untestable(f"no {metric} was measured.", self.describe_psnr(name, other))
         values = tuple(

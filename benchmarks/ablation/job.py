@@ -11,42 +11,35 @@ from benchmarks.ablation.claims import judge_claims
 from benchmarks.ablation.configurations import (
     BASELINE,
     Entry,
+    SharingWorkshop,
+    gather_facts,
     list_configurations,
     list_fewer_steps,
 )
-from benchmarks.ablation.facts import gather_facts
-from benchmarks.ablation.generate import Studio, generate_pictures
-from benchmarks.ablation.options import Options, parse_options
-from benchmarks.ablation.plan import Plan, share_of_keys_values
+from benchmarks.ablation.generate import (
+    Studio,
+    generate_pictures,
+    machine_of,
+    measure_times,
+    read_times,
+)
+from benchmarks.ablation.options import Options
+from benchmarks.ablation.plan import Plan
 from benchmarks.ablation.protocol import Protocol, use_scheduler
-from benchmarks.ablation.report import print_report, write_report
+from benchmarks.ablation.report import write_report
 from benchmarks.ablation.rows import make_rows
-from benchmarks.ablation.timing import machine_of, measure_times, read_times
-from benchmarks.ablation.workshop import SharingWorkshop
-from benchmarks.harness.errors import InputError
+from benchmarks.harness.options import run_command
 from benchmarks.harness.pipelines import Task, load_pipeline
 from benchmarks.harness.store import Pieces
 from benchmarks.harness.trials import Arena
 from benchmarks.quality.images import from_bytes
-from benchmarks.quality.judge import Judge, judge_for
+from benchmarks.quality.judge import judge_for
 from benchmarks.quality.panel import Panel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        The exit code: 1 if a configuration failed, 2 for unusable input, 130 if interrupted.
-    """
-    options = parse_options(argv)
-    try:
-        return run(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    """Run the command line; the exit code: 1 if a configuration failed, else as all have."""
+    return run_command(Options, run, argv)
 
 
 def run(options: Options) -> int:
@@ -59,7 +52,6 @@ def run(options: Options) -> int:
     plan = Plan.of(pipe, protocol, options)
     entries = enter(original, plan.task, options)
     pieces = plan.list_pictures(entries)
-    refuse_others(pieces)
 
     errors = measure(pipe, plan, entries, pieces)
     times, samples = read_times(plan.times)
@@ -71,14 +63,11 @@ def run(options: Options) -> int:
         panel.judge_pieces(pieces) or panel.judge_samples(samples),
         errors,
         parameter_bytes=sum(p.nbytes for p in original.parameters()),
-        run=describe_run(plan, judge, original),
+        run=plan.describe_run(judge, original.config),
         machine=machine_of(times, options.device),
     )
-    claims = judge_claims(rows)
-    print_report(rows, claims)
     pictures = take_first(pieces, options.samples) or samples
-    written = write_report(rows, claims, pictures, plan.task, options.out)
-    print(f"\nwrote {', '.join(map(str, written))}")
+    write_report(rows, judge_claims(rows), pictures, plan.task, options.out)
     return 1 if any(row.error for row in rows) else 0
 
 
@@ -108,17 +97,6 @@ def measure(pipe: Any, plan: Plan, entries: Sequence[Entry], pieces: Pieces) -> 
     return generate_pictures(studio, entries, pieces)
 
 
-def refuse_others(pieces: Pieces) -> None:
-    """Raise for pictures of another run, before anything is measured.
-
-    Raises:
-        InputError: There are some.
-    """
-    for groups in pieces.values():
-        for piece in groups:
-            piece.is_finished()
-
-
 def list_comparable(entries: Sequence[Entry], options: Options) -> set[str]:
     """Configurations that see the baseline's noise: DDPM draws some at each step."""
     is_ddpm = options.scheduler == "ddpm"
@@ -126,20 +104,6 @@ def list_comparable(entries: Sequence[Entry], options: Options) -> set[str]:
         entry.contender.name
         for entry in entries
         if entry.contender.steps == options.steps or not is_ddpm
-    }
-
-
-def describe_run(plan: Plan, judge: Judge, model: Any) -> dict[str, Any]:
-    """Options and settings that all rows share."""
-    options = plan.options
-    return {
-        **plan.shared,
-        "samples": options.samples,
-        "seed_groups": options.seed_groups,
-        "first_seeds": [plan.group_task(g).seeds[0] for g in range(options.seed_groups)],
-        "frechet_name": judge.frechet_name,
-        "lpips_name": judge.lpips_name,
-        "kv_share": share_of_keys_values(model.config),
     }
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from benchmarks.ablation.configurations import Entry
 from benchmarks.ablation.options import Options
 from benchmarks.ablation.protocol import GROUP_STRIDE, SEED, Protocol
+from benchmarks.ablation.rows import Setting
 from benchmarks.harness.machine import count_cores, name_processor
 from benchmarks.harness.pipelines import Task, model_name
-from benchmarks.harness.store import Piece, file_name, take_fingerprint
+from benchmarks.harness.store import Piece, Pieces, file_name, take_fingerprint
+from benchmarks.quality.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,21 @@ class Plan:
         name = "times_more" if options.more else "times"
         return Piece(options.out / f"{name}.safetensors", {**self.shared, **measured})
 
-    def list_pictures(self, entries: Sequence[Entry]) -> dict[str, list[Piece]]:
-        """The pieces of the pictures: per configuration, one for each seed group."""
-        if not self.options.images:
-            return {}
-        groups = range(self.options.seed_groups)
-        return {
+    def list_pictures(self, entries: Sequence[Entry]) -> Pieces:
+        """The pieces of the pictures: per configuration, one for each seed group.
+
+        Raises:
+            InputError: There are pictures of another run, which is said before any work.
+        """
+        groups = range(self.options.seed_groups if self.options.images else 0)
+        pieces = {
             entry.contender.name: [self._pictures(entry, group) for group in groups]
             for entry in entries
+            if groups
         }
+        for piece in (piece for each in pieces.values() for piece in each):
+            piece.is_finished()
+        return pieces
 
     def _pictures(self, entry: Entry, group: int) -> Piece:
         contender = entry.contender
@@ -97,6 +105,19 @@ class Plan:
         name = f"{file_name(contender.name)}-{group}.safetensors"
         path = self.options.out / "images" / name
         return Piece(path, {**self.shared, **own})
+
+    def describe_run(self, judge: Judge, config: Any) -> Setting:
+        """What all rows share, by who judges and the configuration of the denoiser."""
+        groups = range(self.options.seed_groups)
+        return Setting(
+            **self.shared,
+            samples=self.options.samples,
+            seed_groups=len(groups),
+            first_seeds=tuple(self.group_task(group).seeds[0] for group in groups),
+            frechet_name=judge.frechet_name,
+            lpips_name=judge.lpips_name,
+            kv_share=share_of_keys_values(config),
+        )
 
 
 def share_of_keys_values(config: Any) -> float:

@@ -1,43 +1,27 @@
-"""What a run prints and writes: the table, its notes, the claims, the pictures."""
+"""What a run prints and writes: the tables, their notes, the claims, the pictures."""
 
-import json
-import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 
 from benchmarks.ablation.claims import Claim, write_claims
-from benchmarks.ablation.pairs import format_pairs
-from benchmarks.ablation.rows import Row, write_rows
-from benchmarks.ablation.table import format_notes, format_table, show_psnr
+from benchmarks.ablation.rows import Row
+from benchmarks.ablation.table import find_pairs, list_columns, list_notes, list_pair_columns
 from benchmarks.harness.pictures import draw_grid
 from benchmarks.harness.pipelines import Task
-from benchmarks.harness.tables import show
+from benchmarks.harness.rows import write_rows
+from benchmarks.harness.tables import Column, format_page, format_table, show, wrap_notes
 
 FILES = ("rows.jsonl", "claims.json", "ablation.md", "pictures.png")
-WIDTH = 95
 PAIRS_NOTE = "Pairs that differ in one thing: the first less the second, or the first by it."
-
-
-def print_report(rows: Sequence[Row], claims: Sequence[Claim]) -> None:
-    """Print the table, its notes, the pairs and the claims."""
-    notes = "\n".join(textwrap.fill(note, WIDTH) for note in format_notes(rows))
-    parts = (format_table(rows), notes, PAIRS_NOTE, format_pairs(rows), format_claims(claims))
-    print(*parts, sep="\n\n")
-
-
-def format_claims(claims: Sequence[Claim]) -> str:
-    """The claims as text: the verdict, then what it is about."""
-    return "\n".join(
-        textwrap.fill(
-            f"{claim.verdict}: {claim.claim} Measured: {claim.measured}. {claim.why}",
-            WIDTH,
-            subsequent_indent="    ",
-        )
-        for claim in claims
-    )
+CLAIM_COLUMNS = (
+    Column("claim of the report", "claim"),
+    Column("verdict", "verdict"),
+    Column("measured here", "measured"),
+    Column("why", "why"),
+)
 
 
 def write_report(
@@ -46,40 +30,30 @@ def write_report(
     pictures: Mapping[str, torch.Tensor],
     task: Task,
     out: Path,
-) -> list[Path]:
-    """Write rows, claims, a Markdown page and the grid of pictures; which files these are."""
-    paths = dict(zip(FILES, (out / name for name in FILES), strict=True))
-    write_rows(rows, paths["rows.jsonl"])
-    write_claims(claims, paths["claims.json"])
-    paths["ablation.md"].write_text(format_page(rows, claims))
-    if not pictures:
-        return list(paths.values())[:-1]
-    draw_pictures(rows, pictures, task, paths["pictures.png"])
-    return list(paths.values())
+) -> None:
+    """Print tables, notes and claims; write them as rows, as a page, and with pictures."""
+    table = format_table(list_columns(rows), rows)
+    pairs = format_table(list_pair_columns(rows[0].run), list(find_pairs(rows)))
+    notes = list_notes(rows)
+    said = [f"{c.verdict}: {c.claim} Measured: {c.measured}. {c.why}" for c in claims]
+    print(table, wrap_notes(notes), PAIRS_NOTE, pairs, wrap_notes(said, "    "), sep="\n\n")
 
-
-def format_page(rows: Sequence[Row], claims: Sequence[Claim]) -> str:
-    """The same as a Markdown page."""
-    notes = "\n".join(f"- {note}" for note in format_notes(rows))
-    table = tabulate(
-        [(each.claim, each.verdict, each.measured, each.why) for each in claims],
-        headers=("claim of the report", "verdict", "measured here", "why"),
-        tablefmt="github",
-        disable_numparse=True,
+    paths = [out / name for name in FILES]
+    write_rows(rows, paths[0])
+    write_claims(claims, paths[1])
+    parts = (
+        table,
+        "## One thing at a time",
+        PAIRS_NOTE,
+        pairs,
+        "## What the report claims",
+        format_table(CLAIM_COLUMNS, claims, num_left=4),
+        "## What the columns mean",
     )
-    return "\n\n".join(
-        (
-            "# Ablation",
-            format_table(rows),
-            notes,
-            "## One thing at a time",
-            PAIRS_NOTE,
-            format_pairs(rows),
-            "## What the report claims",
-            table,
-            f"Settings: `{json.dumps(dict(rows[0].run))}`\n",
-        )
-    )
+    paths[2].write_text(format_page("Ablation", parts, notes, asdict(rows[0].run)))
+    if pictures:
+        draw_pictures(rows, pictures, task, paths[3])
+    print(f"\nwrote {', '.join(map(str, paths if pictures else paths[:3]))}")
 
 
 def draw_pictures(
@@ -90,7 +64,11 @@ def draw_pictures(
     draw_grid(
         [pictures[row.name] for row in shown],
         [
-            (row.name, f"speed {show(row.speed_median, '.2f')}, {show_psnr(row)} dB")
+            (
+                row.name,
+                f"speed {show(row.speed_median, '.2f')}, "
+                f"{show(row.quality.psnr_db, '.1f')} dB",
+            )
             for row in shown
         ],
         [(name, f"seed {seed}") for name, seed in zip(task.names, task.seeds, strict=True)],

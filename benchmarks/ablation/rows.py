@@ -1,16 +1,56 @@
 """Rows of the ablation: what is known and was measured of one configuration."""
 
-import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation.configurations import Entry
 from benchmarks.harness.machine import Machine
+from benchmarks.harness.rows import SHARED
 from benchmarks.quality.panel import Quality
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Options and settings that all rows of a run share.
+
+    Attributes:
+        weights: Fingerprint of the parameters.
+        classes: Of the pictures, in turn.
+        samples: Pictures in the batch that is timed.
+        first_seeds: Of each seed group.
+        frechet_name: Of the distance from real pictures; None where there is none.
+        lpips_name: Of the perceptual distance; None where there is none.
+        kv_share: What reusing keys and values saves by what reusing outputs saves, on paper.
+    """
+
+    model: str
+    weights: str
+    device: str
+    dtype: str
+    lowering: str
+    steps: int
+    scheduler: str
+    scheduler_class: str
+    guidance: float
+    classes: tuple[int, ...]
+    samples: int
+    seed_groups: int
+    first_seeds: tuple[int, ...]
+    frechet_name: str | None
+    lpips_name: str | None
+    kv_share: float
+
+    @property
+    def frechet(self) -> str:
+        """What tables call the distance from real pictures."""
+        return self.frechet_name or "FD"
+
+    @property
+    def lpips(self) -> str:
+        """What tables call the perceptual distance."""
+        return self.lpips_name or "LPIPS"
 
 
 @dataclass(frozen=True)
@@ -36,7 +76,7 @@ class Row:
         quality: Of the pictures.
         frechet_differences: Per seed group, the Frechet distance less the baseline's.
         error: What went wrong.
-        run: Options and settings that all rows share.
+        run: What all rows share.
         machine: Where it ran.
     """
 
@@ -55,22 +95,12 @@ class Row:
     speed_median: float | None = None
     speed_min: float | None = None
     speed_max: float | None = None
-    quality: Quality = field(default_factory=Quality)
+    quality: Quality = field(default_factory=Quality, metadata=SHARED)
     frechet_differences: tuple[float, ...] = ()
     error: str | None = None
-    run: Mapping[str, Any] = field(default_factory=dict)
-    machine: Machine | None = None
-
-    def to_json(self) -> str:
-        """One flat JSON object; an infinite PSNR is the text ``inf``."""
-        values = asdict(self)
-        for nested in ("quality", "run", "machine"):
-            shared = values.pop(nested) or {}
-            # What is there already is the row's own: a rival has its own number of steps.
-            values |= {name: v for name, v in shared.items() if name not in values}
-        if values["psnr_db"] == math.inf:
-            values["psnr_db"] = "inf"
-        return json.dumps(values, allow_nan=False)
+    # A rival has its own number of steps: what a row has itself is not taken from here.
+    run: Setting = field(kw_only=True, metadata=SHARED)
+    machine: Machine = field(kw_only=True, metadata=SHARED)
 
 
 def make_rows(
@@ -129,8 +159,3 @@ def describe_times(timed: Mapping[str, Any]) -> dict[str, Any]:
 def spread(values: Sequence[float]) -> float | None:
     """Standard deviation over seed groups; None for fewer than two."""
     return statistics.stdev(values) if len(values) > 1 else None
-
-
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write one line of JSON per row."""
-    path.write_text("".join(f"{row.to_json()}\n" for row in rows))

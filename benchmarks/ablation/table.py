@@ -1,89 +1,37 @@
-"""The printed table of the ablation, made from rows, and the notes that explain it."""
+"""The tables of the ablation, made from rows, and the notes that explain them."""
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from tabulate import tabulate
-
-from benchmarks.ablation.rows import Row, spread
-from benchmarks.harness.tables import NOTHING, first_line, show
+from benchmarks.ablation.configurations import (
+    FULL,
+    KV,
+    MENDED,
+    MENDED_FP16,
+    MENDED_KV,
+    RIVALLED,
+    SCHEDULING,
+    cost_of,
+)
+from benchmarks.ablation.rows import Row, Setting, spread
+from benchmarks.harness.tables import (
+    NOTHING,
+    Column,
+    list_failures,
+    show,
+    show_megabytes,
+    show_speed,
+)
 from benchmarks.quality.judge import NUM_FLOORS
 
-
-def format_table(rows: Sequence[Row]) -> str:
-    """The table; a failed configuration says so in the place of its speed."""
-    headers = list_headers(rows)
-    return tabulate(
-        [format_row(row) for row in rows],
-        headers=headers,
-        tablefmt="github",
-        disable_numparse=True,
-        colalign=("left", *("right",) * (len(headers) - 1)),
-    )
-
-
-def list_headers(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Names of the columns, with the numbers of pictures."""
-    run = rows[0].run
-    frechet, lpips = run.get("frechet_name") or "FD", run.get("lpips_name") or "LPIPS"
-    images = max(row.quality.images for row in rows)
-    group = images // max(1, max(len(row.quality.frechet) for row in rows))
-    return (
-        "configuration",
-        "reuse",
-        "cache MB",
-        "s/sample",
-        "speed (range)",
-        "ceiling",
-        "PSNR dB",
-        "SSIM",
-        lpips,
-        f"{frechet} n={group}",
-        "floor",
-        f"pooled n={images}",
-        "floor",
-        "difference (range)",
-        "agreement",
-    )
-
-
-def format_row(row: Row) -> tuple[str, ...]:
-    """One line of the table."""
-    quality = row.quality
-    return (
-        row.name,
-        show(row.reuse_ratio, ".3f"),
-        show(None if row.cache_bytes is None else row.cache_bytes / 1e6, ".2f"),
-        show(row.sample_s, ".4f"),
-        show_speed(row),
-        show(row.ceiling, ".2f"),
-        show_psnr(row),
-        show(quality.ssim, ".3f"),
-        show(quality.lpips, ".4f"),
-        show_mean(quality.frechet),
-        show_mean(quality.frechet_floors),
-        show(quality.pooled_frechet, ".3f"),
-        show_mean(quality.pooled_floors),
-        show_range(row.frechet_differences),
-        show(quality.agreement, ".3f"),
-    )
-
-
-def show_speed(row: Row) -> str:
-    """Speed with its range, or that the configuration failed."""
-    if row.error is not None:
-        return "failed"
-    if row.speed_median is None:
-        return NOTHING
-    return f"{row.speed_median:.2f} ({row.speed_min:.2f}-{row.speed_max:.2f})"
-
-
-def show_psnr(row: Row) -> str:
-    """PSNR; ``inf`` for equal pictures."""
-    psnr_db = row.quality.psnr_db
-    return "inf" if psnr_db == math.inf else show(psnr_db, ".1f")
+PAIRS = (
+    ("INT8 against FP16", FULL, SCHEDULING),
+    ("INT8 against FP16", MENDED, MENDED_FP16),
+    ("K/V against outputs", KV, SCHEDULING),
+    ("K/V against outputs", MENDED_KV, MENDED_FP16),
+)
+"""What differs, and the names of two rows with the same branch table."""
 
 
 def show_mean(values: Sequence[float]) -> str:
@@ -102,40 +50,98 @@ def show_range(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
 
 
-def format_notes(rows: Sequence[Row]) -> list[str]:
-    """What the columns mean, and where they were measured."""
+def list_columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns of the table, some named with numbers of pictures."""
+    run, images = rows[0].run, max(row.quality.images for row in rows)
+    group = images // max(1, max(len(row.quality.frechet) for row in rows))
+    return [
+        Column("configuration", "name"),
+        Column("reuse", "reuse_ratio", ".3f"),
+        Column("cache MB", "cache_bytes", show_megabytes()),
+        Column("s/sample", "sample_s", ".4f"),
+        Column("speed (range)", show_speed),
+        Column("ceiling", "ceiling", ".2f"),
+        Column("PSNR dB", "quality.psnr_db", ".1f"),
+        Column("SSIM", "quality.ssim", ".3f"),
+        Column(run.lpips, "quality.lpips", ".4f"),
+        Column(f"{run.frechet} n={group}", "quality.frechet", show_mean),
+        Column("floor", "quality.frechet_floors", show_mean),
+        Column(f"pooled n={images}", "quality.pooled_frechet", ".3f"),
+        Column("floor", "quality.pooled_floors", show_mean),
+        Column("difference (range)", "frechet_differences", show_range),
+        Column("agreement", "quality.agreement", ".3f"),
+    ]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows that differ in one thing: the format, what is kept, or reuse at equal cost."""
+
+    what: str
+    row: Row
+    other: Row
+
+    def find_differences(self) -> list[float]:
+        """The one's Frechet distance less the other's, per seed group."""
+        frechets = zip(self.row.quality.frechet, self.other.quality.frechet, strict=False)
+        return [mine - others for mine, others in frechets]
+
+    def find_ratio(self, name: str) -> float | None:
+        """A number of the one by that of the other, if there are both."""
+        value, other = getattr(self.row, name), getattr(self.other, name)
+        return value / other if value is not None and other else None
+
+    def show_psnr(self) -> str:
+        """PSNR of both."""
+        return " / ".join(show(row.quality.psnr_db, ".1f") for row in (self.row, self.other))
+
+
+def find_pairs(rows: Sequence[Row]) -> Iterator[Pair]:
+    """The pairs whose rows are both there, and reuse with fewer steps of equal cost."""
+    by_name = {row.name: row for row in rows}
+    for what, name, other in PAIRS:
+        if name in by_name and other in by_name:
+            yield Pair(f"{what}: {name}", by_name[name], by_name[other])
+    for row in rows:
+        for name in RIVALLED:
+            if name in by_name and row.name.endswith(cost_of(name)):
+                yield Pair(f"{name} against {row.steps} steps", by_name[name], row)
+
+
+def list_pair_columns(run: Setting) -> list[Column]:
+    """The columns of the table of pairs: differences, and ratios of the one by the other."""
+    return [
+        Column("pair", "what"),
+        Column(f"{run.frechet} difference (range)", Pair.find_differences, show_range),
+        Column("PSNR dB", Pair.show_psnr),
+        Column("bytes", lambda pair: pair.find_ratio("cache_bytes"), ".3f"),
+        Column("speed", lambda pair: pair.find_ratio("speed_median"), ".3f"),
+        Column("MACs", lambda pair: pair.find_ratio("macs"), ".3f"),
+    ]
+
+
+def list_notes(rows: Sequence[Row]) -> list[str]:
+    """What the columns mean, where they were measured, and what failed."""
     run, base = rows[0].run, rows[0].name
-    repeats = max(row.repeats for row in rows)
-    frechet = run.get("frechet_name") or "FD"
-    notes = [
-        f"{run['model']}: {rows[0].steps} steps of {run['scheduler_class']}, guidance "
-        f"{run['guidance']:g}, {run['dtype']}, lowering {run['lowering']}; {base} is the "
-        f"{'eager' if run['lowering'] == 'eager' else 'compiled'} untransformed model.",
-        "s/sample, speed: calls of the denoiser alone, a batch of "
-        f"{run['samples']} pictures, interleaved repeats {repeats}; speed against {base}, "
+    lowered = "eager" if run.lowering == "eager" else "compiled"
+    other_noise = " (fewer steps of DDPM draw other noise, so they have none)"
+    return [
+        f"{run.model}: {rows[0].steps} steps of {run.scheduler_class}, guidance "
+        f"{run.guidance:g}, {run.dtype}, lowering {run.lowering}; {base} is the {lowered} "
+        "untransformed model.",
+        f"s/sample, speed: calls of the denoiser alone, a batch of {run.samples} pictures, "
+        f"interleaved repeats {max(row.repeats for row in rows)}; speed against {base}, "
         "repeat by repeat: median (lowest-highest).",
         "ceiling: the same if time were MACs. reuse: share of (step, site). cache MB: slots "
         "of that batch, scales included.",
-        f"PSNR, SSIM, {run.get('lpips_name') or 'LPIPS'}: against the pictures of {base} of "
-        f"the same seeds and noise{describe_noise(run)}.",
-        f"{frechet}: distance from real pictures, mean +- standard deviation over seed "
+        f"PSNR, SSIM, {run.lpips}: against the pictures of {base} of the same seeds and "
+        f"noise{other_noise if run.scheduler == 'ddpm' else ''}.",
+        f"{run.frechet}: distance from real pictures, mean +- standard deviation over seed "
         f"groups; pooled: of all pictures; floor: of as many real ones, over {NUM_FLOORS} "
-        f"draws.{warn_of(frechet)}",
-        f"difference: {frechet} less that of {base}, seed group by seed group: mean (lowest "
-        "to highest). agreement: share that a classifier takes for the class asked for.",
+        f"draws.{'' if run.frechet == 'FID' else ' It is no FID.'}",
+        f"difference: {run.frechet} less that of {base}, seed group by seed group: mean "
+        "(lowest to highest). agreement: share that a classifier takes for the class asked "
+        "for.",
         f"{rows[0].machine}",
+        *list_failures(rows),
     ]
-    failures = [f"{row.name} failed: {first_line(row.error)}" for row in rows if row.error]
-    return notes + failures
-
-
-def describe_noise(run: Mapping[str, Any]) -> str:
-    """Why rows of fewer steps have no such numbers, where that is so."""
-    if run["scheduler"] != "ddpm":
-        return ""
-    return " (fewer steps of DDPM draw other noise, so they have none)"
-
-
-def warn_of(frechet: str) -> str:
-    """What a distance must not be taken for."""
-    return "" if frechet == "FID" else " It is no FID."

@@ -4,7 +4,28 @@ import torch
 
 from benchmarks.ablation.configurations import BASELINE, FULL, KV, MENDED, QUANT, SCHEDULING
 from benchmarks.ablation.generate import Studio
+from benchmarks.ablation.rows import Setting
+from benchmarks.harness.machine import Machine
 
+MACHINE = Machine("cpu", "AMD EPYC", 2, 2, "2.13", "0.42", "0.1", None, None)
+RUN = Setting(
+    model="reference/pipeline",
+    weights="0" * 16,
+    device="cpu",
+    dtype="float32",
+    lowering="regional",
+    steps=50,
+    scheduler="ddpm",
+    scheduler_class="DDPMScheduler",
+    guidance=1.5,
+    classes=(0, 1),
+    samples=8,
+    seed_groups=3,
+    first_seeds=(42, 100_042, 200_042),
+    frechet_name="FD-FashionCNN",
+    lpips_name=None,
+    kv_share=0.42,
+)
 NAMES = [BASELINE, SCHEDULING, QUANT, FULL, KV, MENDED]
 
 

@@ -8,12 +8,19 @@ from PIL import Image
 
 from benchmarks.ablation import job
 from benchmarks.ablation.claims import CLAIMS
-from benchmarks.ablation.configurations import BASELINE, FULL, KV, QUANT, SCHEDULING
-from benchmarks.ablation.facts import gather_facts
+from benchmarks.ablation.configurations import (
+    BASELINE,
+    FULL,
+    KV,
+    QUANT,
+    SCHEDULING,
+    gather_facts,
+)
 from benchmarks.ablation.job import main
 from benchmarks.ablation.report import FILES
 from benchmarks.harness.contenders import Workshop
 from tests.benchmarks.ablation_runs import NAMES, note_groups
+from tests.benchmarks.command_errors import refuse
 from tests.benchmarks.cut_pipeline import cut_pipeline
 
 SMALL = ["--quick", "--steps", "8", "--samples", "2", "--images", "6", "--batch", "2"]
@@ -57,13 +64,6 @@ def read_rows(folder):
         row["name"]: row
         for row in map(json.loads, (folder / "rows.jsonl").read_text().splitlines())
     }
-
-
-def run_main(arguments):
-    try:
-        return main(arguments)
-    except SystemExit as exit:
-        return exit.code
 
 
 def test_main_writes_all_files(finished):
@@ -163,22 +163,21 @@ def test_main_interrupted_says_how_to_go_on(monkeypatch, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--images", "10"], "--images 10 is no multiple of --seed-groups 3"),
-        (["--steps", "1"], "argument --steps: expected an integer of at least 2, found '1'"),
-        (["--samples", "0"], "argument --samples: expected an integer of at least 1"),
-        (["--scheduler", "dpm"], "argument --scheduler: invalid choice"),
-        (["--device", "abacus"], "argument --device: cannot use device 'abacus': "),
+        (["--steps", "1"], "--steps: expected an integer of at least 2, found '1'"),
+        (["--samples", "0"], "--samples: expected an integer of at least 1"),
+        (["--scheduler", "dpm"], "--scheduler: invalid choice 'dpm'"),
+        (["--device", "abacus"], "--device: cannot use device 'abacus': "),
         (["--model", "no/such/folder"], "--model no/such/folder is no pipeline: expected"),
         (["--classes", "3", "11"], "--classes 11: the pipeline has 10 classes, 0 to 9"),
         (["--real", "photos"], "the extra metrics are for others"),
-        (["--out", "{file}"], "argument --out: cannot write to "),
+        (["--out", "{file}"], "error: cannot write to "),
     ],
 )
-def test_main_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
+def test_main_bad_input_is_said_with_code_2(arguments, message, tmp_path, capsys):
     file = tmp_path / "file"
     file.touch()
     arguments = [a.replace("{file}", str(file)) for a in arguments]
-    assert run_main(["--out", str(tmp_path), "--lowering", "eager", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("error: ")
-    assert message in err
+    given = ["--out", str(tmp_path), "--lowering", "eager", *arguments]
+    code, error = refuse(main, given, capsys)
+    assert code == 2
+    assert message in error

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.ablation import rules_cost, rules_quality
+from benchmarks.ablation import rules
 from benchmarks.ablation.claims import CLAIMS, CONFIRMED, REFUTED, UNTESTABLE, judge_claims
 from benchmarks.ablation.configurations import (
     BASELINE,
@@ -16,17 +16,15 @@ from benchmarks.ablation.configurations import (
     QUANT,
     SCHEDULING,
 )
-from benchmarks.ablation.pairs import find_pairs
 from benchmarks.ablation.rows import Row
-from benchmarks.harness.machine import Machine
+from benchmarks.ablation.table import find_pairs
 from benchmarks.quality.panel import Quality
-from tests.benchmarks.ablation_runs import NAMES
+from tests.benchmarks.ablation_runs import MACHINE, NAMES, RUN
 
-MACHINE = Machine("cpu", "AMD EPYC", 2, 2, "2.13", "0.42", "0.1", None, None)
-RUN = {"model": "reference/pipeline", "frechet_name": "FD-FashionCNN", "kv_share": 0.42}
+SHARED = {"run": RUN, "machine": MACHINE}
 ON_A100 = {
     "machine": replace(MACHINE, device="cuda", processor="NVIDIA A100-SXM4-40GB"),
-    "run": RUN | {"model": "facebook/DiT-XL-2-256"},
+    "run": replace(RUN, model="facebook/DiT-XL-2-256"),
 }
 ON_T4 = ON_A100 | {"machine": replace(MACHINE, device="cuda", processor="Tesla T4")}
 ON_MPS = ON_A100 | {"machine": replace(MACHINE, device="mps", processor="Apple M3")}
@@ -49,7 +47,7 @@ def make_rows(changes):
         FULL: {"cache_bytes": 51, "reuse_ratio": 0.68, **judged(20.0, 10.2, 10.0, 10.0)},
         KV: {"macs": 79, "cache_bytes": 200, **judged(15.0, 13.0, 13.1, 12.9)},
     }
-    shared = {"parameter_bytes": 1000, "run": RUN, "machine": MACHINE, **at_speed(1.3)}
+    shared = {"parameter_bytes": 1000, **SHARED, **at_speed(1.3)}
     shared |= changes.get("all", {})
     return [
         Row(name=name, steps=50, **shared | values | changes.get(name, {}))
@@ -70,59 +68,59 @@ UNSURE = judged(20.0, 9.0, 12.1, 12.2)  # one seed group disagrees
 SLIGHT = judged(20.0, 10.11, 10.11, 10.01)  # all agree, but it is less than noise
 
 CASES = [
-    (rules_cost.reach_target_speed, {}, CONFIRMED),
-    (rules_cost.reach_target_speed, {"all": at_speed(1.2)}, REFUTED),
-    (rules_cost.reach_target_speed, {SCHEDULING: FAR, FULL: FAR}, REFUTED),
-    (rules_cost.reach_target_speed, {"all": {"speed_median": None}}, UNTESTABLE),
-    (rules_cost.reach_target_speed, {FULL: FEW}, UNTESTABLE),
-    (rules_cost.reach_target_memory, {}, REFUTED),
-    (rules_cost.reach_target_memory, {FULL: {"cache_bytes": -200}}, CONFIRMED),
-    (rules_cost.reach_target_memory, {FULL: {"cache_bytes": -200, **FAR}}, REFUTED),
-    (rules_cost.reach_target_memory, {FULL: {"cache_bytes": None}}, UNTESTABLE),
-    (rules_cost.A100, {}, UNTESTABLE),
-    (rules_cost.A100, {"all": ON_A100 | at_speed(1.5)}, CONFIRMED),
-    (rules_cost.A100, {"all": ON_A100 | at_speed(1.4)}, REFUTED),
-    (rules_cost.A100, {"all": ON_A100 | {"run": RUN}}, UNTESTABLE),
-    (rules_cost.T4, {}, UNTESTABLE),
-    (rules_cost.T4, {"all": ON_T4 | at_speed(1.3)}, CONFIRMED),
-    (rules_cost.T4, {"all": ON_T4 | at_speed(1.1)}, REFUTED),
-    (rules_cost.T4, {"all": ON_A100}, UNTESTABLE),
-    (rules_cost.MPS, {}, UNTESTABLE),
-    (rules_cost.MPS, {"all": ON_MPS | at_speed(1.02)}, CONFIRMED),
-    (rules_cost.MPS, {"all": ON_MPS | at_speed(1.2)}, REFUTED),
-    (rules_cost.reach_full_reuse, {}, REFUTED),
-    (rules_cost.reach_full_reuse, {FULL: {"reuse_ratio": 0.98}}, CONFIRMED),
-    (rules_cost.reach_full_reuse, {FULL: {"error": "failed"}}, UNTESTABLE),
-    (rules_cost.halve_bytes, {}, CONFIRMED),
-    (rules_cost.halve_bytes, {FULL: {"cache_bytes": 56}}, REFUTED),
-    (rules_cost.halve_bytes, {SCHEDULING: {"cache_bytes": None}}, UNTESTABLE),
-    (rules_cost.double_memory, {}, CONFIRMED),
-    (rules_cost.double_memory, {KV: {"cache_bytes": 100}}, REFUTED),
-    (rules_cost.double_memory, {KV: {"error": "failed"}}, UNTESTABLE),
-    (rules_cost.save_projections_only, {}, CONFIRMED),
-    (rules_cost.save_projections_only, {KV: {"macs": 50}}, REFUTED),
-    (rules_cost.save_projections_only, {KV: {"macs": None}}, UNTESTABLE),
-    (rules_quality.degrade_by_keys_values, {}, CONFIRMED),
-    (rules_quality.degrade_by_keys_values, {KV: SAME}, REFUTED),
-    (rules_quality.degrade_by_keys_values, {KV: UNSURE}, REFUTED),
-    (rules_quality.degrade_by_keys_values, {KV: SLIGHT}, REFUTED),
-    (rules_quality.degrade_by_keys_values, {KV: FEW}, UNTESTABLE),
-    (rules_quality.preserve_by_outputs, {}, CONFIRMED),
-    (rules_quality.preserve_by_outputs, {SCHEDULING: FAR}, REFUTED),
-    (rules_quality.preserve_by_outputs, {SCHEDULING: judged(20.0)}, UNTESTABLE),
-    (rules_quality.reuse_exactly, {}, REFUTED),
-    (rules_quality.reuse_exactly, {SCHEDULING: judged(60.0)}, CONFIRMED),
-    (rules_quality.reuse_exactly, {SCHEDULING: judged(None)}, UNTESTABLE),
-    (rules_quality.lose_by_int8, {}, REFUTED),
-    (rules_quality.lose_by_int8, {FULL: FAR}, CONFIRMED),
+    (rules.reach_target_speed, {}, CONFIRMED),
+    (rules.reach_target_speed, {"all": at_speed(1.2)}, REFUTED),
+    (rules.reach_target_speed, {SCHEDULING: FAR, FULL: FAR}, REFUTED),
+    (rules.reach_target_speed, {"all": {"speed_median": None}}, UNTESTABLE),
+    (rules.reach_target_speed, {FULL: FEW}, UNTESTABLE),
+    (rules.reach_target_memory, {}, REFUTED),
+    (rules.reach_target_memory, {FULL: {"cache_bytes": -200}}, CONFIRMED),
+    (rules.reach_target_memory, {FULL: {"cache_bytes": -200, **FAR}}, REFUTED),
+    (rules.reach_target_memory, {FULL: {"cache_bytes": None}}, UNTESTABLE),
+    (rules.A100, {}, UNTESTABLE),
+    (rules.A100, {"all": ON_A100 | at_speed(1.5)}, CONFIRMED),
+    (rules.A100, {"all": ON_A100 | at_speed(1.4)}, REFUTED),
+    (rules.A100, {"all": ON_A100 | {"run": RUN}}, UNTESTABLE),
+    (rules.T4, {}, UNTESTABLE),
+    (rules.T4, {"all": ON_T4 | at_speed(1.3)}, CONFIRMED),
+    (rules.T4, {"all": ON_T4 | at_speed(1.1)}, REFUTED),
+    (rules.T4, {"all": ON_A100}, UNTESTABLE),
+    (rules.MPS, {}, UNTESTABLE),
+    (rules.MPS, {"all": ON_MPS | at_speed(1.02)}, CONFIRMED),
+    (rules.MPS, {"all": ON_MPS | at_speed(1.2)}, REFUTED),
+    (rules.reach_full_reuse, {}, REFUTED),
+    (rules.reach_full_reuse, {FULL: {"reuse_ratio": 0.98}}, CONFIRMED),
+    (rules.reach_full_reuse, {FULL: {"error": "failed"}}, UNTESTABLE),
+    (rules.halve_bytes, {}, CONFIRMED),
+    (rules.halve_bytes, {FULL: {"cache_bytes": 56}}, REFUTED),
+    (rules.halve_bytes, {SCHEDULING: {"cache_bytes": None}}, UNTESTABLE),
+    (rules.double_memory, {}, CONFIRMED),
+    (rules.double_memory, {KV: {"cache_bytes": 100}}, REFUTED),
+    (rules.double_memory, {KV: {"error": "failed"}}, UNTESTABLE),
+    (rules.save_projections_only, {}, CONFIRMED),
+    (rules.save_projections_only, {KV: {"macs": 50}}, REFUTED),
+    (rules.save_projections_only, {KV: {"macs": None}}, UNTESTABLE),
+    (rules.DEGRADE_BY_KEYS_VALUES, {}, CONFIRMED),
+    (rules.DEGRADE_BY_KEYS_VALUES, {KV: SAME}, REFUTED),
+    (rules.DEGRADE_BY_KEYS_VALUES, {KV: UNSURE}, REFUTED),
+    (rules.DEGRADE_BY_KEYS_VALUES, {KV: SLIGHT}, REFUTED),
+    (rules.DEGRADE_BY_KEYS_VALUES, {KV: FEW}, UNTESTABLE),
+    (rules.PRESERVE_BY_OUTPUTS, {}, CONFIRMED),
+    (rules.PRESERVE_BY_OUTPUTS, {SCHEDULING: FAR}, REFUTED),
+    (rules.PRESERVE_BY_OUTPUTS, {SCHEDULING: judged(20.0)}, UNTESTABLE),
+    (rules.reuse_exactly, {}, REFUTED),
+    (rules.reuse_exactly, {SCHEDULING: judged(60.0)}, CONFIRMED),
+    (rules.reuse_exactly, {SCHEDULING: judged(None)}, UNTESTABLE),
+    (rules.LOSE_BY_INT8, {}, REFUTED),
+    (rules.LOSE_BY_INT8, {FULL: FAR}, CONFIRMED),
     (
-        rules_quality.lose_by_int8,
+        rules.LOSE_BY_INT8,
         dict.fromkeys(NAMES, ONE_GROUP),
         UNTESTABLE,
     ),
-    (rules_quality.degrade_by_full_reuse, {}, CONFIRMED),
-    (rules_quality.degrade_by_full_reuse, {QUANT: SAME}, REFUTED),
-    (rules_quality.degrade_by_full_reuse, {BASELINE: {"error": "failed"}}, UNTESTABLE),
+    (rules.DEGRADE_BY_FULL_REUSE, {}, CONFIRMED),
+    (rules.DEGRADE_BY_FULL_REUSE, {QUANT: SAME}, REFUTED),
+    (rules.DEGRADE_BY_FULL_REUSE, {BASELINE: {"error": "failed"}}, UNTESTABLE),
 ]
 
 
@@ -143,9 +141,7 @@ def test_claims_without_rows_are_untestable():
 
 def test_claims_untestable_speed_still_tells_what_was_measured():
     claims = judge_claims(make_rows({}))
-    (a100,) = [
-        c for c, (_, rule) in zip(claims, CLAIMS, strict=True) if rule is rules_cost.A100
-    ]
+    (a100,) = [c for c, (_, rule) in zip(claims, CLAIMS, strict=True) if rule is rules.A100]
     assert a100.measured.startswith("full_dqar: 1.30x (1.30-1.30) on cpu (AMD EPYC)")
     assert a100.why == "The claim is about facebook/DiT-XL-2-256 on A100, the run is not."
 
@@ -153,8 +149,8 @@ def test_claims_untestable_speed_still_tells_what_was_measured():
 def test_claims_tell_of_the_mended_table_where_it_is_in_the_run():
     rows = [
         *make_rows({}),
-        Row(MENDED, 50, run=RUN, **judged(36.0, 10.3, 10.4, 10.2)),
-        Row(MENDED_FP16, 50, run=RUN, **judged(37.0, 10.1, 10.3, 10.1)),
+        Row(MENDED, 50, **SHARED, **judged(36.0, 10.3, 10.4, 10.2)),
+        Row(MENDED_FP16, 50, **SHARED, **judged(37.0, 10.1, 10.3, 10.1)),
     ]
     (before, after) = (judge_claims(rows[:5]), judge_claims(rows))
     changed = [new for old, new in zip(before, after, strict=True) if old != new]
@@ -167,6 +163,6 @@ def test_claims_tell_of_the_mended_table_where_it_is_in_the_run():
 
 
 def test_find_pairs_are_of_equal_table_or_equal_cost():
-    rows = [*make_rows({}), Row("40 steps, cost of full_dqar", 40)]
-    found = [(row.name, other.name) for _, row, other in find_pairs(rows)]
+    rows = [*make_rows({}), Row("40 steps, cost of full_dqar", 40, **SHARED)]
+    found = [(pair.row.name, pair.other.name) for pair in find_pairs(rows)]
     assert found == [(FULL, SCHEDULING), (KV, SCHEDULING), (FULL, rows[-1].name)]

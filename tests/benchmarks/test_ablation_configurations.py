@@ -15,12 +15,12 @@ from benchmarks.ablation.configurations import (
     MENDED_KV,
     QUANT,
     SCHEDULING,
+    SharingWorkshop,
+    gather_facts,
     list_configurations,
     list_fewer_steps,
 )
-from benchmarks.ablation.facts import gather_facts
 from benchmarks.ablation.plan import share_of_keys_values
-from benchmarks.ablation.workshop import SharingWorkshop
 from benchmarks.harness.contenders import Contender, Workshop
 from benchmarks.harness.geometry import Geometry
 from tests.benchmarks.ablation_runs import NAMES

@@ -1,4 +1,8 @@
-"""Rules for what the report claims of speed, memory and arithmetic."""
+"""Rules that decide what becomes of a claim of the report, from the rows of a run.
+
+One configuration is worse than another if its Frechet distance is larger in each seed group
+and, in the mean, by more than the baseline's varies between seed groups.
+"""
 
 import re
 from dataclasses import dataclass
@@ -7,6 +11,9 @@ from benchmarks.ablation.configurations import (
     BASELINE,
     FULL,
     KV,
+    MENDED,
+    MENDED_FP16,
+    MENDED_KV,
     QUANT,
     REPORTED,
     SCHEDULING,
@@ -22,6 +29,10 @@ NEAR = 0.05
 MAX_INT8_SHARE = 0.55
 ABOUT_TWICE = (1.8, 2.2)
 SHARE_TOLERANCE = 0.01
+EXACT_DB = 50.0
+"""PSNR from which two pictures are the same to the eye, and nearly to eight bits."""
+
+# ---- speed, memory, arithmetic --------------------------------------------------------------
 
 
 def reach_target_speed(evidence: Evidence) -> Finding:
@@ -31,12 +42,11 @@ def reach_target_speed(evidence: Evidence) -> Finding:
         for name in REPORTED
     }
     good = [n for n, (s, d) in found.items() if s >= TARGET_SPEED and d.mean <= MAX_LOSS]
-    machine = evidence.row(FULL).machine
     return Finding(
         holds=bool(good),
         measured="; ".join(f"{n}: {s:.2f}x, {d}" for n, (s, d) in found.items()),
         why=(
-            f"On this {machine.device if machine else 'device'}, "
+            f"On this {evidence.row(FULL).machine.device}, "
             f"{', '.join(good) or 'no configuration'} meets both. The metric is not FID, so "
             "that its unit is the report's is an assumption."
         ),
@@ -80,25 +90,21 @@ class ReachSpeedOn:
 
     def __call__(self, evidence: Evidence) -> Finding:
         """Compare, if this is the processor."""
-        row = evidence.row(self.name)
-        machine = row.machine
-        where = "?" if machine is None else f"{machine.device} ({machine.processor})"
-        if row.speed_median is None:
-            raise Untestable(f"speed of {self.name} was not measured.")
+        row, found = evidence.row(self.name), evidence.value(self.name, "speed_median")
+        where = f"{row.machine.device} ({row.machine.processor})"
         ceiling = "" if row.ceiling is None else f", ceiling by MACs {row.ceiling:.2f}x"
         measured = (
-            f"{self.name}: {row.speed_median:.2f}x ({row.speed_min:.2f}-{row.speed_max:.2f}) "
+            f"{self.name}: {found:.2f}x ({row.speed_min:.2f}-{row.speed_max:.2f}) "
             f"on {where}{ceiling}, reuse {row.reuse_ratio or 0:.0%}"
         )
-        model = row.run.get("model")
         is_here = re.search(rf"\b{self.processor}\b", where) is not None
-        if not is_here or model != REPORT_MODEL:
+        if not is_here or row.run.model != REPORT_MODEL:
             raise Untestable(
                 f"The claim is about {REPORT_MODEL} on {self.processor}, the run is not.",
                 measured,
             )
-        is_slow = row.speed_median < (1 - NEAR) * self.speed
-        is_fast = self.at_most and row.speed_median > (1 + NEAR) * self.speed
+        is_slow = found < (1 - NEAR) * self.speed
+        is_fast = self.at_most and found > (1 + NEAR) * self.speed
         return Finding(
             holds=not is_slow and not is_fast,
             measured=measured,
@@ -144,9 +150,9 @@ def double_memory(evidence: Evidence) -> Finding:
 def save_projections_only(evidence: Evidence) -> Finding:
     """What K/V reuse saves is the two projections, by multiply-accumulates."""
     baseline, kv, output = (evidence.value(n, "macs") for n in (BASELINE, KV, SCHEDULING))
-    expected = evidence.row(KV).run.get("kv_share")
-    if expected is None or output >= baseline:
-        raise Untestable("the size of the model's attention is unknown.")
+    expected = evidence.row(KV).run.kv_share
+    if output >= baseline:
+        raise Untestable("output reuse saves no multiply-accumulates in this run.")
     share = (baseline - kv) / (baseline - output)
     return Finding(
         holds=abs(share - expected) <= SHARE_TOLERANCE,
@@ -158,6 +164,81 @@ def save_projections_only(evidence: Evidence) -> Finding:
     )
 
 
+# ---- quality --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compare:
+    """One configuration is worse than another at the same table, or is not.
+
+    Attributes:
+        name: Of the one.
+        other: Of the other.
+        why: What is found, with a place for "worse than", "better than", ...
+        mended: Names of two that differ in the same where reuse does less harm: they are
+            told if they are in the run, and decide nothing.
+        is_worse: Whether the claim is that it is.
+    """
+
+    name: str
+    other: str
+    why: str
+    mended: tuple[str, str] | None = None
+    is_worse: bool = True
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        """Compare."""
+        difference = evidence.frechet_difference(self.name, self.other)
+        psnr = evidence.describe_psnr(self.name, self.other)
+        return Finding(
+            holds=difference.is_worse == self.is_worse,
+            measured=f"{difference}; {psnr}{self.describe_mended(evidence)}",
+            why=self.why.format(difference.verdict),
+        )
+
+    def describe_mended(self, evidence: Evidence) -> str:
+        """The same comparison where reuse does less harm, if it is in the run."""
+        if self.mended is None:
+            return ""
+        try:
+            difference = evidence.frechet_difference(*self.mended)
+        except Untestable:
+            return ""
+        psnr = evidence.describe_psnr(*self.mended)
+        return f"; with max_age=3, which the report does not have, {difference}; {psnr}"
+
+
+def reuse_exactly(evidence: Evidence) -> Finding:
+    """Output reuse gives the baseline's pictures."""
+    quality = evidence.row(SCHEDULING).quality
+    if quality.psnr_db is None or quality.ssim is None:
+        raise Untestable("no pictures of the same seeds were compared.")
+    return Finding(
+        holds=quality.psnr_db >= EXACT_DB,
+        measured=f"{evidence.describe_psnr(SCHEDULING)}, SSIM {quality.ssim:.3f}",
+        why=(
+            f"Without risk would be pictures equal to the baseline's, {EXACT_DB:.0f} dB or "
+            "more; what is reused is the output of another step."
+        ),
+    )
+
+
 MPS = ReachSpeedOn("mps", FULL, 1.00, at_most=True)
 A100 = ReachSpeedOn("A100", FULL, 1.56)
 T4 = ReachSpeedOn("T4", QUANT, 1.25)
+DEGRADE_BY_KEYS_VALUES = Compare(
+    KV,
+    SCHEDULING,
+    "At equal tables and format, K/V reuse is {} output reuse.",
+    mended=(MENDED_KV, MENDED_FP16),
+)
+PRESERVE_BY_OUTPUTS = Compare(
+    SCHEDULING,
+    BASELINE,
+    "Output reuse with the linear schedule is {} no reuse.",
+    is_worse=False,
+)
+LOSE_BY_INT8 = Compare(
+    FULL, SCHEDULING, "At equal tables, INT8 is {} FP16.", mended=(MENDED, MENDED_FP16)
+)
+DEGRADE_BY_FULL_REUSE = Compare(QUANT, BASELINE, "Reusing step 0 to the end is {} no reuse.")
