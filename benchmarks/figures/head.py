@@ -1,15 +1,21 @@
-"""The head of every figure: what is to be seen, and how to read it."""
+"""What figures have in common: a head in words, and names of configurations."""
 
 import textwrap
-from dataclasses import dataclass
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from benchmarks.harness.plots import DPI
+from benchmarks.harness.plots import DPI, FAINT
 
-HEAD_PAD, SPACING = 0.14, 1.3
+PAD, SPACING = 0.14, 1.3
 """Around the head, in inches; of its lines, in heights of a line."""
+KEPT = {"output": "outputs", "kv": "keys and values"}
+READING = (
+    "Below a name: what is kept of each attention and in which numbers, the share of "
+    "attentions that reuse it instead of computing, and how old it gets."
+)
 
 
 def new_figure(title: str, reading: str, width: float, height: float) -> Figure:
@@ -21,47 +27,64 @@ def new_figure(title: str, reading: str, width: float, height: float) -> Figure:
         width: In inches.
         height: Below the head, in inches.
     """
-    parts = (Part(title, 15, "bold", 0.62), Part(reading, 11, "normal", 0.55))
-    room = width - 2 * HEAD_PAD
-    total = height + sum(part.height(room) for part in parts)
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, rect=(0, 0, 1, height / total))
-    figure = Figure(figsize=(width, total), dpi=DPI, layout=layout)
-    top = total
-    for part in parts:
+    figure, top = Figure(dpi=DPI), PAD
+    # Size and weight of each paragraph, and the mean width of a letter in sizes.
+    for text, points, weight, letter in (
+        (title, 15, "bold", 0.62),
+        (reading, 11, "normal", 0.55),
+    ):
+        lines = textwrap.wrap(text, int((width - 2 * PAD) * 72 / (letter * points)))
         figure.text(
-            HEAD_PAD / width,
-            (top - HEAD_PAD) / total,
-            part.wrap(room),
+            PAD / width,
+            top,  # in inches from above, until the height is known
+            "\n".join(lines),
             va="top",
-            fontsize=part.points,
-            fontweight=part.weight,
+            fontsize=points,
+            fontweight=weight,
             linespacing=SPACING,
         )
-        top -= part.height(room)
+        top += len(lines) * SPACING * points / 72 + PAD
+    total = height + top - PAD
+    figure.set_size_inches(width, total)
+    for paragraph in figure.texts:
+        paragraph.set_y(1 - paragraph.get_position()[1] / total)
+    rect = (0, 0, 1, height / total)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, rect=rect))
     return figure
 
 
-@dataclass(frozen=True)
-class Part:
-    """A paragraph of the head.
+def describe_reuse(
+    keep: str, cache: str | None, ratio: float | None, oldest: int | None
+) -> list[str]:
+    """What a configuration does, in parts.
 
-    Attributes:
-        text: In one line.
-        points: Size of its letters.
-        weight: Of its letters.
-        letter: Mean width of a letter, in sizes.
+    Args:
+        keep: What is kept of each attention.
+        cache: The format in which it is kept.
+        ratio: Share of cells that reuse; None where it is unknown.
+        oldest: Age of the oldest output that is reused, in steps; None where it is unknown.
     """
+    parts = [f"{KEPT.get(keep, keep)} in {cache}"]
+    parts += [] if ratio is None else [f"{ratio:.0%} reused"]
+    unit = "step" if oldest == 1 else "steps"
+    parts += [] if oldest is None else [f"up to {oldest} {unit} old"]
+    return parts
 
-    text: str
-    points: float
-    weight: str
-    letter: float
 
-    def wrap(self, room: float) -> str:
-        """In lines that fit into a width in inches."""
-        return textwrap.fill(self.text, int(room * 72 / (self.letter * self.points)))
+def name_row(
+    axes: Axes, point: tuple[float, float], name: str, detail: str, place: Any
+) -> None:
+    """Write a bold name, and what it means below, to the left of a point.
 
-    def height(self, room: float) -> float:
-        """In inches, with the space above it."""
-        num_lines = self.wrap(room).count("\n") + 1
-        return HEAD_PAD + num_lines * SPACING * self.points / 72
+    Args:
+        axes: Beside which.
+        point: Where the text ends.
+        name: One line.
+        detail: One line or several.
+        place: The coordinates of the point.
+    """
+    options: Any = {"xycoords": place, "textcoords": "offset points", "ha": "right"}
+    up = 6.5 * (detail.count("\n") + 1)
+    axes.annotate(name, point, (-8, up), va="center", fontweight="bold", **options)
+    small: Any = {"fontsize": 9.5, "color": FAINT}
+    axes.annotate(detail, point, (-8, up - 7), va="top", **small, **options)

@@ -2,15 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchmarks.figures import architecture, mismatch, quality, reuse, speed
-from benchmarks.figures.captions import write_captions
-from benchmarks.figures.options import FIGURES, Options, parse_options
-from benchmarks.figures.rows import RowsError
+from benchmarks.figures.options import FIGURES, Options
+from benchmarks.figures.speed import RowsError
 from benchmarks.figures.studio import Studio
-from benchmarks.harness.errors import InputError
+from benchmarks.harness.options import run_command
 from benchmarks.harness.plots import styled, write_figure
-from dqar_fx import DqarError
 
 DRAW = {
     "speed": speed.draw,
@@ -23,12 +22,7 @@ DRAW = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 1 if a figure cannot be drawn, 2 for all."""
-    options = parse_options(argv)
-    try:
-        return run(options)
-    except (InputError, DqarError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(Options, run, argv)
 
 
 def run(options: Options) -> int:
@@ -53,3 +47,19 @@ def run(options: Options) -> int:
         write_captions(captions, FIGURES, page)
         print(f"wrote {page}")
     return 1 if errors else 0
+
+
+def read_captions(page: Path) -> dict[str, str]:
+    """Sections of a page of captions by figure; none if there is no page."""
+    text = page.read_text() if page.exists() else ""
+    sections = (part.partition("\n") for part in f"\n{text}".split("\n## ")[1:])
+    return {name.strip(): body.strip() for name, _, body in sections}
+
+
+def write_captions(captions: dict[str, str], order: tuple[str, ...], page: Path) -> None:
+    """Write captions beside those that are on the page from earlier runs."""
+    known = read_captions(page) | {
+        name: f"![{name}]({name}.png)\n\n{caption}" for name, caption in captions.items()
+    }
+    sections = [f"## {name}\n\n{known[name]}\n" for name in order if name in known]
+    page.write_text("\n".join(["# Figures\n", *sections]))

@@ -1,101 +1,67 @@
-"""The command line of the figures."""
+"""Draw the figures of the DQAR report from what is measured here.
 
-from collections.abc import Sequence
+They are written as PNG and SVG, with a page of captions. The bars of speed need the rows that
+python -m benchmarks.ablation writes; everything else is measured by this command, in eager
+mode.
+
+Examples::
+
+    python -m benchmarks.figures                              # all of them
+    python -m benchmarks.figures --only speed                 # draw one again
+    python -m benchmarks.figures --calibration my-calibration # keep what takes longest
+    python -m benchmarks.figures --quick --out results/quick  # does it run at all?
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Annotated
 
 from benchmarks.ablation.options import SCHEDULERS
-from benchmarks.command_line import (
-    Parser,
-    add_out,
+from benchmarks.harness.options import (
+    Count,
     at_least,
+    convert_with,
+    default_is,
     folder_to_keep,
-    new_parser,
-    read_values,
+    one_of,
+    quick_flag,
+    several,
 )
+from benchmarks.harness.pipelines import PipelineOptions
 
 FIGURES = ("speed", "reuse", "quality", "architecture", "mismatch")
-QUICK: dict[str, object] = {"steps": 6, "samples": 1}
-
-DESCRIPTION = """\
-Draw the figures of the DQAR report from what is measured here: as PNG and SVG, with a page of
-captions. The bars of speed need the rows that python -m benchmarks.ablation writes; everything
-else is measured by this command, in eager mode.
-"""
-EXAMPLES = """\
-examples:
-  python -m benchmarks.figures                              # all of them
-  python -m benchmarks.figures --only speed                 # draw one again
-  python -m benchmarks.figures --calibration my-calibration # keep what takes longest
-  python -m benchmarks.figures --quick --out results/quick  # does it run at all?
-"""
+QUICK = {"steps": 6, "samples": 1}
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line decides.
+class Options(PipelineOptions):
+    """Options of the figures."""
 
-    Attributes:
-        model: A pipeline folder, or a name on the hub.
-        device: Where the pipeline runs.
-        dtype: Name of the dtype of its parameters.
-        scheduler: ``"ddpm"``, as in the ablation, or ``"keep"`` for the pipeline's own.
-        steps: Denoising steps.
-        labels: Classes of the pictures; None for the first ones of the pipeline.
-        samples: How many classes that are.
-        seed: Of the first picture; the others follow.
-        calibration: Folder to read a calibration from, or to write it to; None to measure.
-        ablation: Folder with the rows of the ablation.
-        only: Names of the figures to draw.
-        out: Folder to write to.
-    """
+    COMMAND = "benchmarks.figures"
+    QUICK = QUICK
 
-    model: str
-    device: torch.device
-    dtype: str
-    scheduler: str
-    steps: int
-    labels: tuple[int, ...] | None
-    samples: int
-    seed: int
-    calibration: Path | None
-    ablation: Path
-    only: tuple[str, ...]
-    out: Path
-
-
-def build_parser() -> Parser:
-    """The parser of the figures."""
-    parser = new_parser("python -m benchmarks.figures", DESCRIPTION, EXAMPLES)
-    add = parser.add_argument
-    add("--scheduler", choices=SCHEDULERS, default="ddpm", help="ddpm or the pipeline's own")
-    add("--steps", type=at_least(4), default=50, help="denoising steps (50)")
-    add("--labels", type=at_least(0), nargs="+", metavar="N", help="classes of the pictures")
-    add("--samples", type=at_least(1), default=8, help="number of classes, without these (8)")
-    add("--seed", type=at_least(0), default=42, help="of the first picture (42)")
-    add(
-        "--calibration",
-        type=folder_to_keep,
-        metavar="FOLDER",
-        help="read it there, or write it there",
-    )
-    add(
-        "--ablation",
-        type=Path,
-        metavar="FOLDER",
-        default=Path("results/ablation"),
-        help="rows of the ablation (results/ablation)",
-    )
-    add("--only", choices=FIGURES, nargs="+", metavar="NAME", help=f"of {', '.join(FIGURES)}")
-    add_out(parser, "results/figures", QUICK)
-    return parser
-
-
-def parse_options(argv: Sequence[str] | None) -> Options:
-    """Read the command line; None takes that of the process."""
-    values = read_values(build_parser(), argv, QUICK)
-    values["only"] = tuple(values["only"] or FIGURES)
-    values["labels"] = tuple(values["labels"]) if values["labels"] else None
-    return Options(**values)
+    scheduler: Annotated[str, one_of(SCHEDULERS)] = "ddpm"
+    """DDPM, as in the ablation, or the pipeline's own."""
+    steps: Annotated[int, at_least(4)] = 50
+    """Denoising steps."""
+    labels: Annotated[
+        tuple[int, ...] | None,
+        several(at_least(0), "N"),
+        default_is("the first ones of the pipeline"),
+    ] = None
+    """Classes of the pictures."""
+    samples: Count = 8
+    """How many classes, without these."""
+    seed: Annotated[int, at_least(0)] = 42
+    """Of the first picture; the others follow."""
+    calibration: Annotated[
+        Path | None, convert_with(folder_to_keep, "FOLDER"), default_is("measure anew")
+    ] = None
+    """Read a calibration there, or write it there."""
+    ablation: Annotated[Path, convert_with(Path, "FOLDER")] = Path("results/ablation")
+    """Rows of the ablation."""
+    only: Annotated[tuple[str, ...], several(one_of(FIGURES), "NAME")] = FIGURES
+    """Names of the figures to draw."""
+    out: Path = Path("results/figures")
+    """Folder to write to."""
+    quick: quick_flag(QUICK) = False

@@ -1,16 +1,20 @@
 """Figure: the same seeds, untransformed and with every configuration of the ablation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from matplotlib.axes import Axes
+from tqdm import tqdm
 
-from benchmarks.figures.head import new_figure
-from benchmarks.figures.naming import READING, name_row
-from benchmarks.figures.strips import Strip, generate_strips
+from benchmarks.ablation.configurations import SharingWorkshop, list_configurations
+from benchmarks.figures.head import READING, describe_reuse, name_row, new_figure
 from benchmarks.figures.studio import Studio
+from benchmarks.harness.contenders import Contender
 from benchmarks.harness.plots import FAINT, NEAR_DB, ORANGE, Drawn, hide_frame
+from benchmarks.quality.judge import measure_psnr_db
+from dqar_fx import Denoiser
 
 CELL = 1.12
 """Side of a picture, in inches."""
@@ -19,6 +23,25 @@ HOW_TO_READ = (
     f"column for what changes. {READING} Below a picture: its PSNR against the picture on top "
     f"of the column, the higher, the nearer; below {NEAR_DB} dB it is bold and orange."
 )
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The pictures of one configuration.
+
+    Attributes:
+        name: Of the configuration.
+        detail: How it reuses, in words.
+        images: ``[pictures, channels, height, width]`` in [0, 1].
+        psnr_db: Of each picture against the baseline's.
+        whole_db: Of all pictures together.
+    """
+
+    name: str
+    detail: str
+    images: torch.Tensor
+    psnr_db: tuple[float, ...]
+    whole_db: float
 
 
 def draw(studio: Studio) -> Drawn:
@@ -37,18 +60,37 @@ def draw(studio: Studio) -> Drawn:
     return Drawn(figure, make_caption(studio, strips))
 
 
-def make_title(strips: Sequence[Strip]) -> str:
-    """The finding: who is nearest, who is farthest."""
-    worst, *_, best = sorted(strips[1:], key=lambda strip: strip.whole_db)
-    return (
-        f"Same seeds, same classes: {best.name} stays nearest to the untransformed pictures "
-        f"({show(best.whole_db)}), {worst.name} strays farthest ({show(worst.whole_db)})"
-    )
+def generate_strips(studio: Studio) -> Iterator[Strip]:
+    """Generate the pictures of all configurations in eager mode; the baseline's first."""
+    pipe, task, steps = studio.pipe, studio.task, studio.options.steps
+    original = pipe.transformer
+    workshop = SharingWorkshop(original, "eager")
+    contenders = list_configurations(steps, compiled=False, more=False)
+    reference: torch.Tensor | None = None
+    try:
+        for contender in tqdm(contenders, desc="pictures"):
+            pipe.transformer = workshop.build(contender)
+            images = task.generate(pipe, contender.steps)
+            reference = images if reference is None else reference
+            yield Strip(
+                contender.name,
+                describe(contender, pipe.transformer),
+                images,
+                tuple(map(measure_psnr_db, images, reference)),
+                measure_psnr_db(images, reference),
+            )
+    finally:
+        pipe.transformer = original
 
 
-def show(psnr_db: float) -> str:
-    """PSNR with its unit."""
-    return "equal" if math.isinf(psnr_db) else f"{psnr_db:.1f} dB"
+def describe(contender: Contender, module: object) -> str:
+    """What a configuration does, in words."""
+    if not isinstance(module, Denoiser):
+        return f"untransformed model,\n{contender.steps} steps"
+    table = module.table
+    oldest = int(table.ages[table.is_read].max(initial=0))
+    parts = describe_reuse(contender.keep, contender.cache, table.reuse_ratio, oldest)
+    return ",\n".join(parts)
 
 
 def draw_picture(axes: Axes, picture: torch.Tensor, psnr_db: float) -> None:
@@ -67,6 +109,20 @@ def draw_picture(axes: Axes, picture: torch.Tensor, psnr_db: float) -> None:
         fontsize=9,
         color=ORANGE if is_far else FAINT,
         fontweight="bold" if is_far else "normal",
+    )
+
+
+def show(psnr_db: float) -> str:
+    """PSNR with its unit."""
+    return "equal" if math.isinf(psnr_db) else f"{psnr_db:.1f} dB"
+
+
+def make_title(strips: Sequence[Strip]) -> str:
+    """The finding: who is nearest, who is farthest."""
+    worst, *_, best = sorted(strips[1:], key=lambda strip: strip.whole_db)
+    return (
+        f"Same seeds, same classes: {best.name} stays nearest to the untransformed pictures "
+        f"({show(best.whole_db)}), {worst.name} strays farthest ({show(worst.whole_db)})"
     )
 
 

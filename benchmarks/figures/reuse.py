@@ -4,15 +4,28 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from benchmarks.figures.head import new_figure
 from benchmarks.figures.studio import Studio
-from benchmarks.figures.tables import GATES, LINEAR, RULES, TARGET, list_tables, share_of_reuse
-from benchmarks.gates.lineup import POLICY
+from benchmarks.gates.lineup import ENTROPY, MAX_AGE, POLICY, SNR, list_families
 from benchmarks.harness.contenders import WARMUP
 from benchmarks.harness.plots import ACTION_COLOURS, BLUE, INK, Drawn, set_titles
-from dqar_fx import Action, BranchTable
+from dqar_fx import Action, BranchTable, Policy, Schedule
 
+LINEAR, AGED, INTERVAL = "linear", f"linear, max_age={MAX_AGE}", "interval every=2"
+GATES = (SNR, ENTROPY, POLICY)
+RULES = {
+    LINEAR: "reuse spreads from shallow to deep sites",
+    AGED: f"the same; nothing that is reused is over {MAX_AGE} steps old",
+    INTERVAL: "computes at each second step",
+    SNR: f"reuses once noise has fallen; at most {MAX_AGE} steps old",
+    ENTROPY: f"reuses where attention is broad; at most {MAX_AGE} steps old",
+    POLICY: "reuses where a small network predicts little error",
+}
+"""What each does, in words."""
+TARGET = 0.5
+"""Share of cells that the gates are set to reuse."""
 MEANING = {
     Action.COMPUTE: "C: compute",
     Action.STORE: "S: compute, and keep the output (STORE)",
@@ -33,11 +46,76 @@ def draw(studio: Studio) -> Drawn:
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.3, 1])
     panels = top.subplots(2, 3, sharex=True, sharey=True)
     for axes, (name, table) in zip(panels.flat, tables.items(), strict=True):
-        draw_share(axes, name, table)
+        edges = np.arange(table.num_steps + 1) - 0.5
+        kind = "gate" if name in GATES else "schedule"
+        axes.stairs(100 * share_of_reuse(table), edges, fill=True, color=BLUE)
+        set_titles(axes, f"{kind}: {name} ({table.reuse_ratio:.0%} of cells)", RULES[name])
+        axes.set(ylim=(0, 104), xlim=edges[[0, -1]], yticks=[0, 50, 100])
+        axes.locator_params(axis="x", integer=True)
     top.supxlabel("denoising step (0: noise alone; last: the picture)", fontsize=11)
     top.supylabel("sites that reuse (% of all)", fontsize=11)
     draw_table(bottom.subplots(), LINEAR, linear)
     return Drawn(figure, make_caption(studio, tables))
+
+
+def list_tables(studio: Studio) -> dict[str, BranchTable]:
+    """The branch tables by name; the report's schedule first."""
+    steps, sites = studio.options.steps, studio.denoiser.table.sites
+    policy = Policy.fit(studio.calibration)
+    families = list_families(studio.pipe.scheduler, studio.calibration, policy)
+    return {
+        **{name: each.resolve(sites) for name, each in list_schedules(steps).items()},
+        **{name: families[name].settle(sites, TARGET).table for name in GATES},
+    }
+
+
+def list_schedules(steps: int) -> dict[str, Schedule]:
+    """Those that follow the step alone; the report's first."""
+    return {
+        LINEAR: Schedule.linear(steps, WARMUP),
+        AGED: Schedule.linear(steps, WARMUP, max_age=MAX_AGE),
+        INTERVAL: Schedule.interval(steps, 2, warmup=WARMUP),
+    }
+
+
+def share_of_reuse(table: BranchTable) -> NDArray[np.float64]:
+    """Per step, the share of sites that reuse, in [0, 1]."""
+    return np.asarray(table.is_read.mean(axis=1))
+
+
+def draw_table(axes: Axes, name: str, table: BranchTable) -> None:
+    """Draw a branch table as a map, shallow sites on top."""
+    axes.pcolormesh(
+        np.arange(table.num_steps),
+        np.arange(len(table.sites)),
+        table.actions.T,
+        shading="nearest",
+        cmap=ListedColormap(list(ACTION_COLOURS.values())),
+        norm=BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3),
+        edgecolor="white",
+        linewidth=0.5,
+    )
+    for step, site in np.argwhere(table.actions == Action.STORE):
+        axes.text(step, site, "S", ha="center", va="center", fontsize=9, color=INK)
+    axes.invert_yaxis()
+    small = min(9, 110 / len(table.sites))
+    axes.set_yticks(range(len(table.sites)), table.sites, fontsize=small)
+    axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel("denoising step")
+    axes.set_title(
+        f"The {name} schedule, cell by cell: all is decided before the run",
+        fontsize=10.5,
+        fontweight="bold",
+    )
+    axes.legend(
+        handles=[Patch(color=ACTION_COLOURS[each], label=MEANING[each]) for each in MEANING],
+        loc="upper left",
+        bbox_to_anchor=(0, -0.16),
+        ncols=3,
+        frameon=False,
+        fontsize=10,
+    )
 
 
 def make_title(linear: BranchTable, policy: BranchTable) -> str:
@@ -52,50 +130,6 @@ def make_title(linear: BranchTable, policy: BranchTable) -> str:
         f"everything from step {full} on; the learned policy, which follows measured errors, "
         f"reuses {'earlier' if other < own else 'later'} (on average at step {other:.0f}, "
         f"not {own:.0f})"
-    )
-
-
-def draw_share(axes: Axes, name: str, table: BranchTable) -> None:
-    """Draw the share of sites over steps."""
-    edges = np.arange(table.num_steps + 1) - 0.5
-    kind = "gate" if name in GATES else "schedule"
-    axes.stairs(100 * share_of_reuse(table), edges, fill=True, color=BLUE)
-    set_titles(axes, f"{kind}: {name} ({table.reuse_ratio:.0%} of cells)", RULES[name])
-    axes.set_ylim(0, 104)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_yticks([0, 50, 100])
-
-
-def draw_table(axes: Axes, name: str, table: BranchTable) -> None:
-    """Draw a branch table as a map, shallow sites on top."""
-    axes.pcolormesh(
-        np.arange(table.num_steps + 1) - 0.5,
-        np.arange(len(table.sites) + 1) - 0.5,
-        table.actions.T,
-        cmap=ListedColormap(list(ACTION_COLOURS.values())),
-        norm=BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3),
-        edgecolor="white",
-        linewidth=0.5,
-    )
-    for step, site in np.argwhere(table.actions == Action.STORE):
-        axes.text(step, site, "S", ha="center", va="center", fontsize=9, color=INK)
-    axes.invert_yaxis()
-    small = min(9, 110 / len(table.sites))
-    axes.set_yticks(range(len(table.sites)), table.sites, fontsize=small)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("denoising step")
-    axes.set_title(
-        f"The {name} schedule, cell by cell: all is decided before the run",
-        fontsize=10.5,
-        fontweight="bold",
-    )
-    axes.legend(
-        handles=[Patch(color=ACTION_COLOURS[each], label=MEANING[each]) for each in MEANING],
-        loc="upper left",
-        bbox_to_anchor=(0, -0.16),
-        ncols=3,
-        frameon=False,
-        fontsize=10,
     )
 
 

@@ -1,10 +1,8 @@
 """What the architecture figure calls variants, boxes and slots."""
 
-from benchmarks.figures.boxes import INPUT, OUTPUT, SLOT, Box, Variant
+from benchmarks.figures.block import BLOCK, INPUT, OUTPUT, SLOT, Box, Variant
 from dqar_fx import Action
 
-BLOCK = "block"
-"""Name of a box of what the block itself calls."""
 VIEWS = {"view", "transpose", "reshape", "permute", "unsqueeze", "slice", "select"}
 """Operators that only look at a tensor in another shape."""
 PARTS = {

@@ -1,9 +1,14 @@
 """Rows of an ablation that has not been run."""
 
+import math
 
-def make_row(name, **values):
+from benchmarks.ablation.rows import Row
+from benchmarks.quality.panel import Quality
+from tests.benchmarks.ablation_runs import MACHINE, RUN
+
+
+def make_row(name, *, psnr_db=33.0, **values):
     plain = {
-        "name": name,
         "steps": 50,
         "keep": "output",
         "cache": "fp16",
@@ -12,12 +17,14 @@ def make_row(name, **values):
         "speed_min": 1.1,
         "speed_max": 1.3,
         "ceiling": 1.25,
-        "psnr_db": 33.0,
         "repeats": 5,
+        "quality": Quality(psnr_db=psnr_db),
+        "run": RUN,
+        "machine": MACHINE,
     }
-    return plain | values
+    return Row(name, **plain | values)
 
 
 BASELINE = make_row(
-    "baseline", keep=None, speed_median=1.0, speed_min=1.0, speed_max=1.0, psnr_db="inf"
+    "baseline", keep=None, speed_median=1.0, speed_min=1.0, speed_max=1.0, psnr_db=math.inf
 )

@@ -1,6 +1,5 @@
 """The command that draws the figures: its files, its errors, and the style they share."""
 
-import json
 from xml.etree import ElementTree
 
 import numpy as np
@@ -8,24 +7,18 @@ import pytest
 from PIL import Image
 
 from benchmarks.figures import job
-from benchmarks.figures.captions import read_captions, write_captions
 from benchmarks.figures.head import new_figure
-from benchmarks.figures.job import main
+from benchmarks.figures.job import main, read_captions, write_captions
 from benchmarks.figures.options import FIGURES
 from benchmarks.harness.plots import DPI, Drawn, styled, write_figure
+from benchmarks.harness.rows import write_rows
+from tests.benchmarks.command_errors import refuse
 from tests.benchmarks.cut_pipeline import cut_pipeline
 from tests.benchmarks.figure_rows import BASELINE, make_row
 
 SVG = "{http://www.w3.org/2000/svg}"
 STEPS = 30
 """So many that two sites give the policy enough to learn from."""
-
-
-def write_rows(folder, made):
-    folder.mkdir(exist_ok=True)
-    text = "".join(f"{json.dumps(row)}\n" for row in made)
-    (folder / "rows.jsonl").write_text(text)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,10 @@ def finished(small_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("figures")
     fewer = make_row("38 steps", keep=None, steps=38, psnr_db=None)
     far = make_row("scheduling_only", speed_median=1.4, speed_max=1.5, psnr_db=17.7)
-    ablation = write_rows(out / "ablation", [BASELINE, far, make_row("full_dqar"), fewer])
+    ablation = out / "ablation"
+    ablation.mkdir()
+    made = [BASELINE, far, make_row("full_dqar"), fewer]
+    write_rows(made, ablation / "rows.jsonl")
     arguments = ["--quick", "--steps", str(STEPS), "--model", small_model, "--out", str(out)]
     return out, main([*arguments, "--ablation", str(ablation)])
 
@@ -112,29 +108,23 @@ def test_figures_without_any_writes_no_page(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "3"], "argument --steps: expected an integer of at least 4, found '3'"),
-        (["--samples", "none"], "argument --samples: expected an integer of at least 1"),
-        (["--only", "table"], "argument --only: invalid choice: 'table'"),
-        (["--scheduler", "slow"], "argument --scheduler: invalid choice"),
-        (["--out", "{file}"], "argument --out: cannot write to "),
-        (["--calibration", "{file}"], "argument --calibration: cannot write to "),
+        (["--steps", "3"], "--steps: expected an integer of at least 4, found '3'"),
+        (["--samples", "none"], "--samples: expected an integer of at least 1"),
+        (["--only", "table"], "--only: invalid choice 'table'"),
+        (["--scheduler", "slow"], "--scheduler: invalid choice 'slow'"),
+        (["--out", "{file}"], "error: cannot write to "),
+        (["--calibration", "{file}"], "cannot write to "),
         (["--model", "{file}", "--only", "architecture"], "is no pipeline: expected"),
         (["--only", "quality", "--labels", "5000"], "--labels 5000: the pipeline has 10 cl"),
     ],
 )
-def test_figures_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
+def test_figures_bad_input_is_said_with_code_2(arguments, message, tmp_path, capsys):
     file = tmp_path / "file"
     file.touch()
     arguments = [a.replace("{file}", str(file)) for a in arguments]
-    try:
-        code = main(["--out", str(tmp_path), *arguments])
-    except SystemExit as exit:
-        code = exit.code
-    err = [line for line in capsys.readouterr().err.splitlines() if "drawing" not in line]
+    code, error = refuse(main, ["--out", str(tmp_path), *arguments], capsys)
     assert code == 2
-    assert len(err) == 1
-    assert err[0].startswith("error: ")
-    assert message in err[0]
+    assert message in error
 
 
 # ---- style ----------------------------------------------------------------------------------

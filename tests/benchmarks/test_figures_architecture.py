@@ -3,15 +3,12 @@
 import pytest
 import torch
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.patches import FancyArrowPatch
 
 import dqar_fx
 from benchmarks.figures import words
-from benchmarks.figures.boxes import CONDITIONING, INPUT, OUTPUT, SLOT
-from benchmarks.figures.layout import lay_out
-from benchmarks.figures.places import HEIGHT
-from benchmarks.figures.timeline import CELL, draw_line
-from benchmarks.figures.variants import read_variants
+from benchmarks.figures.architecture import draw_line, lay_out
+from benchmarks.figures.block import CONDITIONING, INPUT, OUTPUT, SLOT, read_variants
 from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.macs import count_trajectories
 from dqar_fx import Action, Schedule
@@ -81,12 +78,10 @@ def test_architecture_layout_overlaps_nowhere_and_points_down(tiny):
     layout = lay_out(variants)
     placed = list(layout.places.items())
     for i, (_, a) in enumerate(placed):
-        for _, b in placed[i + 1 :]:
-            apart = abs(a.x - b.x) >= (a.width + b.width) / 2 or abs(a.y - b.y) >= HEIGHT
-            assert apart
+        assert not any(a.overlaps(b) for _, b in placed[i + 1 :])
     for start, end in variants[0].edges:
         if SLOT not in (start[0], end[0]) and start[0] != CONDITIONING:
-            assert layout.places[start].y > layout.places[end].y
+            assert layout.places[start].y0 > layout.places[end].y0
     assert sorted(layout.lanes.values()) == [0, 0]  # the two residual connections, one by one
     assert len(placed) <= 25
 
@@ -115,6 +110,7 @@ def test_architecture_line_shows_each_read_of_the_slot():
     axes = Figure().subplots()
     draw_line(axes, "any", table)
     letters = [text.get_text() for text in axes.texts if text.get_text() in "CSR"]
-    reads = [each.xy[0] / CELL - 0.5 for each in axes.texts if isinstance(each, Annotation)]
+    arrows = [each for each in axes.patches if isinstance(each, FancyArrowPatch)]
+    reads = [each.get_path().vertices[3][0] for each in arrows]
     assert "".join(letters) == "CSRRSR"
     assert reads == pytest.approx([2, 3, 5])

@@ -1,12 +1,13 @@
 """What figures are drawn from: pairs of errors, rows, and what is refused."""
 
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.figures import pairs, rows
+from benchmarks.figures import pairs, speed
+from benchmarks.harness.rows import to_line
 from dqar_fx import Calibration
 from dqar_fx.calibration.calibration import Cells
 from dqar_fx.calibration.fingerprint import Fingerprint
@@ -60,18 +61,19 @@ def test_mismatch_pairs_leave_out_what_was_not_tried():
         ("{", "cannot be read"),
         ("", "holds no rows of the ablation"),
         ('{"name": "baseline"}\n', "holds no rows of the ablation"),
-        (json.dumps(BASELINE | {"speed_median": None}), "without --no-time"),
+        (to_line(replace(BASELINE, speed_median=None)), "without --no-time"),
     ],
 )
 def test_speed_rows_damaged_are_refused(text, message, tmp_path):
     (tmp_path / "rows.jsonl").write_text(text)
-    with pytest.raises(rows.RowsError, match=message) as caught:
-        rows.read_timed_rows(tmp_path)
+    with pytest.raises(speed.RowsError, match=message) as caught:
+        speed.read_timed_rows(tmp_path)
     assert "python -m benchmarks.ablation" in str(caught.value)
 
 
 def test_speed_row_says_why_there_is_no_psnr():
     fewer = make_row("38 steps", keep=None, steps=38, psnr_db=None)
-    assert rows.label_quality(make_row("x", psnr_db=None)) == "not measured"
-    assert rows.label_quality(fewer) == "none (other noise)"
-    assert rows.label_quality(make_row("x", psnr_db=17.66)) == "17.7 dB"
+    near = make_row("x", psnr_db=17.66)
+    assert speed.label_row(make_row("x", psnr_db=None))[1] == "not measured"
+    assert speed.label_row(fewer)[1] == "none (other noise)"
+    assert speed.label_row(near) == ("1.20x (1.10 to 1.30)", "17.7 dB")
