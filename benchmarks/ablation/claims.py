@@ -27,10 +27,7 @@ CLAIMS: tuple[tuple[str, Rule], ...] = (
         rules.DEGRADE_BY_KEYS_VALUES,
     ),
     ("Keeping outputs preserves image quality.", rules.PRESERVE_BY_OUTPUTS),
-    (
-        "Keeping outputs has no quality risk, since reuse is exact.",
-        rules.reuse_exactly,
-    ),
+    ("Keeping outputs has no quality risk, since reuse is exact.", rules.reuse_exactly),
     (
         "INT8 costs a little quality, so that FP16 is recommended for outputs.",
         rules.LOSE_BY_INT8,

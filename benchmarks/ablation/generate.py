@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,11 @@ from benchmarks.ablation.protocol import Protocol
 from benchmarks.harness.contenders import Contender, Workshop
 from benchmarks.harness.groups import Generate, fill_groups
 from benchmarks.harness.machine import Machine, describe_machine
-from benchmarks.harness.pipelines import model_name
 from benchmarks.harness.rows import from_values, to_values
 from benchmarks.harness.store import Piece, Pieces
 from benchmarks.harness.trials import Arena, Trial, compete
-from benchmarks.main_job.rows import Setting, make_rows
+from benchmarks.main_job.job import setting_of
+from benchmarks.main_job.rows import make_rows
 from benchmarks.quality.images import to_bytes
 
 Times = dict[str, dict[str, Any]]
@@ -45,16 +45,7 @@ def measure_times(
     deadline = time.perf_counter() + options.budget_s
     trials = [Trial(entry.contender, entry.facts.macs) for entry in entries]
     compete(arena, trials, repeats=options.repeats, deadline=deadline)
-    setting = Setting(
-        model=model_name(options.model),
-        dtype=options.dtype,
-        lowering=options.lowering,
-        guidance=options.guidance,
-        seeds=arena.task.seeds,
-        labels=arena.task.labels,
-        batch=arena.task.batch,
-        base=BASELINE,
-    )
+    setting = replace(setting_of(options, arena.task), base=BASELINE)
     rows = make_rows(trials, setting, describe_machine(options.device))
     piece.write(
         {trial.contender.name: trial.images for trial in trials if trial.images is not None},

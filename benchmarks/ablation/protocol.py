@@ -71,13 +71,22 @@ def choose_classes(names: dict[int, str], asked: Sequence[int] | None) -> tuple[
     if asked is None:
         has_all = all(label in names for label in REPORT_CLASSES)
         return REPORT_CLASSES if has_all else tuple(sorted(names))
-    unknown = [label for label in asked if label not in names]
+    refuse_unknown("--classes", asked, names)
+    return tuple(asked)
+
+
+def refuse_unknown(option: str, asked: Sequence[int], names: dict[int, str]) -> None:
+    """Raise for classes that a pipeline does not have.
+
+    Raises:
+        InputError: There are some.
+    """
+    unknown = [str(label) for label in asked if label not in names]
     if unknown:
         raise InputError(
-            f"--classes {' '.join(map(str, unknown))}: the pipeline has {len(names)} classes, "
+            f"{option} {' '.join(unknown)}: the pipeline has {len(names)} classes, "
             f"{min(names)} to {max(names)}"
         )
-    return tuple(asked)
 
 
 def use_scheduler(pipe: Any, scheduler: str) -> None:

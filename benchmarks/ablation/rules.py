@@ -43,13 +43,11 @@ def reach_target_speed(evidence: Evidence) -> Finding:
     }
     good = [n for n, (s, d) in found.items() if s >= TARGET_SPEED and d.mean <= MAX_LOSS]
     return Finding(
-        holds=bool(good),
-        measured="; ".join(f"{n}: {s:.2f}x, {d}" for n, (s, d) in found.items()),
-        why=(
-            f"On this {evidence.row(FULL).machine.device}, "
-            f"{', '.join(good) or 'no configuration'} meets both. The metric is not FID, so "
-            "that its unit is the report's is an assumption."
-        ),
+        bool(good),
+        "; ".join(f"{name}: {speed:.2f}x, {d}" for name, (speed, d) in found.items()),
+        f"On this {evidence.row(FULL).machine.device}, "
+        f"{', '.join(good) or 'no configuration'} meets both. The metric is not FID, so "
+        "that its unit is the report's is an assumption.",
     )
 
 
@@ -63,12 +61,10 @@ def reach_target_memory(evidence: Evidence) -> Finding:
     small = [name for name, ratio in ratios.items() if ratio <= TARGET_MEMORY]
     good = [n for n in small if evidence.frechet_difference(n).mean <= MAX_LOSS]
     return Finding(
-        holds=bool(good),
-        measured="; ".join(f"{name}: {ratio:.3f}x" for name, ratio in ratios.items()),
-        why=(
-            "Parameters and cache, by parameters alone: a cache is kept on top of what the "
-            "model needs anyway, whatever its format."
-        ),
+        bool(good),
+        "; ".join(f"{name}: {ratio:.3f}x" for name, ratio in ratios.items()),
+        "Parameters and cache, by parameters alone: a cache is kept on top of what the model "
+        "needs anyway, whatever its format.",
     )
 
 
@@ -105,11 +101,13 @@ class ReachSpeedOn:
             )
         is_slow = found < (1 - NEAR) * self.speed
         is_fast = self.at_most and found > (1 + NEAR) * self.speed
-        return Finding(
-            holds=not is_slow and not is_fast,
-            measured=measured,
-            why=f"Compared with {self.speed:.2f}x, to within {NEAR:.0%}.",
-        )
+        why = f"Compared with {self.speed:.2f}x, to within {NEAR:.0%}."
+        return Finding(not is_slow and not is_fast, measured, why)
+
+
+A100 = ReachSpeedOn("A100", FULL, 1.56)
+T4 = ReachSpeedOn("T4", QUANT, 1.25)
+MPS = ReachSpeedOn("mps", FULL, 1.00, at_most=True)
 
 
 def reach_full_reuse(evidence: Evidence) -> Finding:
@@ -117,12 +115,10 @@ def reach_full_reuse(evidence: Evidence) -> Finding:
     ratio, steps = (evidence.value(FULL, each) for each in ("reuse_ratio", "steps"))
     bound = max(0, steps - WARMUP) / steps
     return Finding(
-        holds=ratio >= REPORT_REUSE - 0.005,
-        measured=f"{FULL}: {ratio:.1%} of steps and sites",
-        why=(
-            f"{WARMUP} of {steps} steps compute everything, so no such schedule exceeds "
-            f"{bound:.0%}, and this one spreads from shallow to deep."
-        ),
+        ratio >= REPORT_REUSE - 0.005,
+        f"{FULL}: {ratio:.1%} of steps and sites",
+        f"{WARMUP} of {steps} steps compute everything, so no such schedule exceeds "
+        f"{bound:.0%}, and this one spreads from shallow to deep.",
     )
 
 
@@ -130,9 +126,9 @@ def halve_bytes(evidence: Evidence) -> Finding:
     """INT8 takes about half of FP16, at the same table, scales included."""
     share = evidence.value(FULL, "cache_bytes") / evidence.value(SCHEDULING, "cache_bytes")
     return Finding(
-        holds=share <= MAX_INT8_SHARE,
-        measured=f"{share:.1%} of the bytes of FP16",
-        why=f"Scales and flags included, at equal tables; the bound is {MAX_INT8_SHARE:.0%}.",
+        share <= MAX_INT8_SHARE,
+        f"{share:.1%} of the bytes of FP16",
+        f"Scales and flags included, at equal tables; the bound is {MAX_INT8_SHARE:.0%}.",
     )
 
 
@@ -141,9 +137,9 @@ def double_memory(evidence: Evidence) -> Finding:
     ratio = evidence.value(KV, "cache_bytes") / evidence.value(SCHEDULING, "cache_bytes")
     low, high = ABOUT_TWICE
     return Finding(
-        holds=low <= ratio <= high,
-        measured=f"{ratio:.2f}x the bytes of outputs",
-        why=f"Both in FP16 at equal tables; about twice is {low} to {high}.",
+        low <= ratio <= high,
+        f"{ratio:.2f}x the bytes of outputs",
+        f"Both in FP16 at equal tables; about twice is {low} to {high}.",
     )
 
 
@@ -155,12 +151,10 @@ def save_projections_only(evidence: Evidence) -> Finding:
         raise Untestable("output reuse saves no multiply-accumulates in this run.")
     share = (baseline - kv) / (baseline - output)
     return Finding(
-        holds=abs(share - expected) <= SHARE_TOLERANCE,
-        measured=f"{share:.1%} of the multiply-accumulates that output reuse saves",
-        why=(
-            f"Two projections are {expected:.1%} of attention with its four and its two "
-            f"products; the ceilings are {baseline / kv:.2f}x and {baseline / output:.2f}x."
-        ),
+        abs(share - expected) <= SHARE_TOLERANCE,
+        f"{share:.1%} of the multiply-accumulates that output reuse saves",
+        f"Two projections are {expected:.1%} of attention with its four and its two "
+        f"products; the ceilings are {baseline / kv:.2f}x and {baseline / output:.2f}x.",
     )
 
 
@@ -174,7 +168,7 @@ class Compare:
     Attributes:
         name: Of the one.
         other: Of the other.
-        why: What is found, with a place for "worse than", "better than", ...
+        why: What is found, with a place for "farther from real pictures than", ...
         mended: Names of two that differ in the same where reuse does less harm: they are
             told if they are in the run, and decide nothing.
         is_worse: Whether the claim is that it is.
@@ -191,9 +185,9 @@ class Compare:
         difference = evidence.frechet_difference(self.name, self.other)
         psnr = evidence.describe_psnr(self.name, self.other)
         return Finding(
-            holds=difference.is_worse == self.is_worse,
-            measured=f"{difference}; {psnr}{self.describe_mended(evidence)}",
-            why=self.why.format(difference.verdict),
+            difference.is_worse == self.is_worse,
+            f"{difference}; {psnr}{self.describe_mended(evidence)}",
+            self.why.format(difference.verdict),
         )
 
     def describe_mended(self, evidence: Evidence) -> str:
@@ -214,18 +208,13 @@ def reuse_exactly(evidence: Evidence) -> Finding:
     if quality.psnr_db is None or quality.ssim is None:
         raise Untestable("no pictures of the same seeds were compared.")
     return Finding(
-        holds=quality.psnr_db >= EXACT_DB,
-        measured=f"{evidence.describe_psnr(SCHEDULING)}, SSIM {quality.ssim:.3f}",
-        why=(
-            f"Without risk would be pictures equal to the baseline's, {EXACT_DB:.0f} dB or "
-            "more; what is reused is the output of another step."
-        ),
+        quality.psnr_db >= EXACT_DB,
+        f"{evidence.describe_psnr(SCHEDULING)}, SSIM {quality.ssim:.3f}",
+        f"Without risk would be pictures equal to the baseline's, {EXACT_DB:.0f} dB or more; "
+        "what is reused is the output of another step.",
     )
 
 
-MPS = ReachSpeedOn("mps", FULL, 1.00, at_most=True)
-A100 = ReachSpeedOn("A100", FULL, 1.56)
-T4 = ReachSpeedOn("T4", QUANT, 1.25)
 DEGRADE_BY_KEYS_VALUES = Compare(
     KV,
     SCHEDULING,

@@ -30,6 +30,7 @@ from benchmarks.harness.plots import (
     FAINT,
     GONE,
     INK,
+    PAPER,
     Drawn,
     hide_frame,
 )
@@ -201,14 +202,16 @@ def draw_variant(
     attention = {path.rpartition(".")[2] for path in sites}
     for key, where in layout.places.items():
         box = variant.boxes.get(key)
+        is_site = key[0].split(".")[0] in attention
         if key[0] == SLOT:
             draw_cylinder(axes, where, describe_slot(variant), SLOT_FILL if box else None)
         elif box is None:
-            draw_gone_box(axes, where, name_box(key[0], computed.boxes[key]))
+            name = name_box(key[0], computed.boxes[key])
+            draw_box(axes, where, name, ["removed"], None)
         elif key[0] in (INPUT, OUTPUT):
-            draw_box(axes, where, name_box(key[0], box), (), "none")
+            draw_box(axes, where, name_box(key[0], box), [], PAPER)
         else:
-            fill = SITE_FILL if key[0].split(".")[0] in attention else BLOCK_FILL
+            fill = SITE_FILL if is_site else BLOCK_FILL
             draw_box(axes, where, name_box(key[0], box), describe_box(key[0], box), fill)
     for (start, end), count in variant.edges.items():
         draw_edge(axes, layout, start, end, count)
@@ -230,24 +233,22 @@ def add_title(axes: Axes, variant: Variant, computed: Variant) -> None:
     )
 
 
-def draw_box(axes: Axes, box: Bbox, name: str, details: Sequence[str], fill: str) -> None:
-    """Draw a box with its name and details."""
-    draw_outline(axes, box, fill, SOLID, "-")
+def draw_box(
+    axes: Axes, box: Bbox, name: str, details: Sequence[str], fill: str | None
+) -> None:
+    """Draw a box with its name and details; without a fill, where one was, struck out."""
     x, y = middle(box)
     top = y + LINE * len(details) / 2
-    write(axes, (x, top), name, 9, INK, weight="bold" if details else "normal")
+    if fill is None:
+        draw_outline(axes, box, "none", GONE, "--")
+        half = LETTER * len(name)
+        axes.plot([x - half, x + half], [top, top], color=GONE, lw=1.2)
+    else:
+        draw_outline(axes, box, fill, SOLID, "-")
+    ink, faint = (GONE, GONE) if fill is None else (INK, FAINT)
+    write(axes, (x, top), name, 9, ink, weight="bold" if details else "normal")
     for number, text in enumerate(details, 1):
-        write(axes, (x, top - LINE * number), text, 8, FAINT)
-
-
-def draw_gone_box(axes: Axes, box: Bbox, name: str) -> None:
-    """Draw the place where a box was, its name struck out."""
-    draw_outline(axes, box, "none", GONE, "--")
-    x, y = middle(box)
-    write(axes, (x, y + LINE / 2), name, 9, GONE, weight="bold")
-    write(axes, (x, y - LINE / 2), "removed", 8, GONE)
-    half = LETTER * len(name)
-    axes.plot([x - half, x + half], [y + LINE / 2] * 2, color=GONE, lw=1.2)
+        write(axes, (x, top - LINE * number), text, 8, faint)
 
 
 def draw_cylinder(axes: Axes, box: Bbox, text: str, fill: str | None) -> None:

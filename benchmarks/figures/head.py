@@ -1,5 +1,6 @@
 """What figures have in common: a head in words, and names of configurations."""
 
+import math
 import textwrap
 from typing import Any
 
@@ -69,6 +70,11 @@ def describe_reuse(
     unit = "step" if oldest == 1 else "steps"
     parts += [] if oldest is None else [f"up to {oldest} {unit} old"]
     return parts
+
+
+def show_psnr(psnr_db: float) -> str:
+    """PSNR with its unit."""
+    return "equal" if math.isinf(psnr_db) else f"{psnr_db:.1f} dB"
 
 
 def name_row(

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from benchmarks.ablation.configurations import SharingWorkshop, list_configurations
-from benchmarks.figures.head import READING, describe_reuse, name_row, new_figure
+from benchmarks.figures.head import READING, describe_reuse, name_row, new_figure, show_psnr
 from benchmarks.figures.studio import Studio
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.plots import FAINT, NEAR_DB, ORANGE, Drawn, hide_frame
@@ -47,7 +47,7 @@ class Strip:
 def draw(studio: Studio) -> Drawn:
     """Draw the figure."""
     strips = list(generate_strips(studio))
-    columns = len(studio.labels)
+    columns = len(studio.task.labels)
     width, height = max(8, 2.9 + CELL * columns), 0.7 + (CELL + 0.26) * len(strips)
     figure = new_figure(make_title(strips), HOW_TO_READ, width, height)
     panels = figure.subplots(len(strips), columns, squeeze=False)
@@ -102,7 +102,7 @@ def draw_picture(axes: Axes, picture: torch.Tensor, psnr_db: float) -> None:
     axes.text(
         0.5,
         -0.03,
-        "" if math.isinf(psnr_db) else show(psnr_db),
+        "" if math.isinf(psnr_db) else show_psnr(psnr_db),
         transform=axes.transAxes,
         ha="center",
         va="top",
@@ -112,23 +112,19 @@ def draw_picture(axes: Axes, picture: torch.Tensor, psnr_db: float) -> None:
     )
 
 
-def show(psnr_db: float) -> str:
-    """PSNR with its unit."""
-    return "equal" if math.isinf(psnr_db) else f"{psnr_db:.1f} dB"
-
-
 def make_title(strips: Sequence[Strip]) -> str:
     """The finding: who is nearest, who is farthest."""
     worst, *_, best = sorted(strips[1:], key=lambda strip: strip.whole_db)
     return (
         f"Same seeds, same classes: {best.name} stays nearest to the untransformed pictures "
-        f"({show(best.whole_db)}), {worst.name} strays farthest ({show(worst.whole_db)})"
+        f"({show_psnr(best.whole_db)}), {worst.name} strays farthest "
+        f"({show_psnr(worst.whole_db)})"
     )
 
 
 def make_caption(studio: Studio, strips: Sequence[Strip]) -> str:
     """The paragraph below the figure."""
-    whole = ", ".join(f"{strip.name} {show(strip.whole_db)}" for strip in strips[1:])
+    whole = ", ".join(f"{strip.name} {show_psnr(strip.whole_db)}" for strip in strips[1:])
     return (
         f"Pictures of {studio.model_name} with {studio.options.steps} steps of "
         f"{type(studio.pipe.scheduler).__name__} and guidance {studio.task.guidance:g}: a "

@@ -3,13 +3,15 @@
 import math
 import re
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.ablation.rows import Row
-from benchmarks.figures.head import READING, describe_reuse, name_row, new_figure
+from benchmarks.figures.head import READING, describe_reuse, name_row, new_figure, show_psnr
 from benchmarks.figures.studio import Studio
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.plots import (
@@ -39,6 +41,8 @@ LOOKS = {
 """Colour and hatch of a bar, and what they mean."""
 SPEED, PSNR = 12, 152
 """Where the columns of numbers begin, in points from the axes."""
+speed_of = attrgetter("speed_median")
+"""Median speed of a row against the baseline."""
 
 
 class RowsError(InputError):
@@ -88,19 +92,20 @@ def read_timed_rows(folder: Path) -> list[Row]:
 
 def draw_bars(axes: Axes, timed: Sequence[Row]) -> None:
     """Draw all rows, the first on top: names, bars with range and ceiling, numbers."""
-    places, speeds = range(len(timed)), [speed_of(row) for row in timed]
+    places = np.arange(len(timed))
+    looks = np.array([look_of(row) for row in timed])
+    ranges = [(row.speed_median, row.speed_min, row.speed_max) for row in timed]
+    (speeds, lowest, highest) = np.array(ranges).T
+    ceilings = np.array([row.ceiling or np.nan for row in timed])
     for look, (colour, hatch, meaning) in LOOKS.items():
-        own = [y for y, row in enumerate(timed) if look_of(row) == look]
-        if own:
+        own = looks == look
+        if own.any():
             bars: Any = {"color": colour, "hatch": hatch, "edgecolor": PAPER, "zorder": 2}
-            axes.barh(own, [speeds[y] for y in own], height=0.6, label=meaning, **bars)
-    reaches = [
-        (s - row.speed_min, row.speed_max - s) for s, row in zip(speeds, timed, strict=True)
-    ]
+            axes.barh(places[own], speeds[own], height=0.6, label=meaning, **bars)
     axes.errorbar(
         speeds[1:],
         places[1:],
-        xerr=list(zip(*reaches[1:], strict=True)) or None,
+        xerr=[(speeds - lowest)[1:], (highest - speeds)[1:]],
         label=f"lowest and highest of {max(row.repeats for row in timed)} repeats",
         fmt="none",
         ecolor=INK,
@@ -108,18 +113,9 @@ def draw_bars(axes: Axes, timed: Sequence[Row]) -> None:
         capsize=4,
         zorder=5,
     )
-    ceilings = [(row.ceiling, y) for y, row in enumerate(timed) if row.ceiling and y]
-    axes.plot(
-        [ceiling for ceiling, _ in ceilings],
-        [y for _, y in ceilings],
-        label="ceiling: the speed if time were multiply-accumulates",
-        marker="|",
-        ms=26,
-        mew=3.5,
-        color=ORANGE,
-        lw=0,
-        zorder=4,
-    )
+    meaning = "ceiling: the speed if time were multiply-accumulates"
+    marks: Any = {"marker": "|", "ms": 26, "mew": 3.5, "color": ORANGE, "lw": 0, "zorder": 4}
+    axes.plot(ceilings[1:], places[1:], label=meaning, **marks)
     axes.axvline(1, color=INK, lw=1.2, ls=":", zorder=3, label="speed of the baseline")
     write(axes, -0.65, ("speed (range)", "PSNR"), weight="bold")
     for y, row in enumerate(timed):
@@ -127,8 +123,8 @@ def draw_bars(axes: Axes, timed: Sequence[Row]) -> None:
         write(axes, y, label_row(row) if y else (f"{speeds[0]:.2f}x", "the reference"))
     axes.set_yticks([])
     axes.set_xlabel("speed of the denoiser's calls (times that of the baseline)")
-    ends = [max(row.speed_max or 0, row.ceiling or 0) for row in timed]
-    axes.set(xlim=(0, 1.02 * max(ends)), ylim=(len(timed) - 0.4, -0.6))
+    end = max(highest.max(), np.nan_to_num(ceilings).max())
+    axes.set(xlim=(0, 1.02 * end), ylim=(len(timed) - 0.4, -0.6))
     axes.grid(axis="x", color=PALE, lw=0.6, zorder=0)
 
 
@@ -158,12 +154,6 @@ def look_of(row: Row) -> str:
 # ---- what is written ------------------------------------------------------------------------
 
 
-def speed_of(row: Row) -> float:
-    """Median speed against the baseline."""
-    assert row.speed_median is not None, "rows without a time are not drawn"
-    return row.speed_median
-
-
 def psnr_of(row: Row) -> float:
     """PSNR in dB; minus infinity where it is unknown."""
     return -math.inf if row.quality.psnr_db is None else row.quality.psnr_db
@@ -174,16 +164,11 @@ def is_near(row: Row) -> bool:
     return psnr_of(row) >= NEAR_DB
 
 
-def show_psnr(row: Row) -> str:
-    """PSNR with its unit."""
-    return "equal" if psnr_of(row) == math.inf else f"{psnr_of(row):.1f} dB"
-
-
 def label_row(row: Row) -> tuple[str, str]:
     """Speed with its range; the distance of the pictures, or why there is none."""
     speed = f"{speed_of(row):.2f}x ({row.speed_min:.2f} to {row.speed_max:.2f})"
     if row.quality.psnr_db is not None:
-        return speed, show_psnr(row)
+        return speed, show_psnr(row.quality.psnr_db)
     return speed, "none (other noise)" if row.keep is None else "not measured"
 
 
@@ -205,20 +190,16 @@ def make_title(timed: Sequence[Row]) -> str:
     title = f"Reusing attention gains at most {speed_of(best):.2f}x ({best.name})"
     if best.quality.psnr_db is None:
         return title
+    quality = f"(PSNR {show_psnr(psnr_of(best))})"
     if is_near(best):
-        return f"{title}, and its pictures stay near the baseline's (PSNR {show_psnr(best)})"
-    title += f", but with pictures far from the baseline's (PSNR {show_psnr(best)})"
+        return f"{title}, and its pictures stay near the baseline's {quality}"
     near = [row for row in reusing if is_near(row)]
-    if near:
-        kept = max(near, key=speed_of)
-        return (
-            f"{title}; of those that stay near, {kept.name} is the fastest "
-            f"({speed_of(kept):.2f}x, {show_psnr(kept)})"
-        )
-    nearest = max(reusing, key=psnr_of)
+    other = max(near, key=speed_of) if near else max(reusing, key=psnr_of)
+    which = f"of those that stay near, {other.name} is the fastest"
     return (
-        f"{title}; {nearest.name} comes nearest ({show_psnr(nearest)}), at "
-        f"{speed_of(nearest):.2f}x"
+        f"{title}, but with pictures far from the baseline's {quality}; "
+        f"{which if near else f'{other.name} comes nearest'} "
+        f"({speed_of(other):.2f}x, {show_psnr(psnr_of(other))})"
     )
 
 

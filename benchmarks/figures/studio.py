@@ -5,10 +5,9 @@ from functools import cached_property
 from typing import Any
 
 import dqar_fx
-from benchmarks.ablation.protocol import use_scheduler
+from benchmarks.ablation.protocol import refuse_unknown, use_scheduler
 from benchmarks.figures.options import Options
 from benchmarks.gates.calibrated import obtain_calibration
-from benchmarks.harness.errors import InputError
 from benchmarks.harness.pipelines import Task, load_pipeline, model_name, name_classes
 from dqar_fx import Calibration, Denoiser, Schedule
 
@@ -42,34 +41,23 @@ class Studio:
         return pipe
 
     @cached_property
-    def labels(self) -> tuple[int, ...]:
-        """Classes of the pictures.
+    def task(self) -> Task:
+        """One picture for each class.
 
         Raises:
             InputError: The pipeline does not have one.
         """
-        known = sorted(name_classes(self.pipe))
-        asked = self.options.labels or tuple(known[: self.options.samples])
-        unknown = [label for label in asked if label not in known]
-        if unknown:
-            raise InputError(
-                f"--labels {' '.join(map(str, unknown))}: the pipeline has {len(known)} "
-                f"classes, {known[0]} to {known[-1]}"
-            )
-        return asked
-
-    @cached_property
-    def task(self) -> Task:
-        """One picture for each label."""
-        names = name_classes(self.pipe)
-        seeds = tuple(self.options.seed + i for i in range(len(self.labels)))
-        return Task(seeds, self.labels, tuple(names[n] for n in self.labels), GUIDANCE)
+        options, names = self.options, name_classes(self.pipe)
+        labels = options.labels or tuple(sorted(names)[: options.samples])
+        refuse_unknown("--labels", labels, names)
+        seeds = tuple(options.seed + number for number in range(len(labels)))
+        return Task(seeds, labels, tuple(names[label] for label in labels), GUIDANCE)
 
     @cached_property
     def denoiser(self) -> Denoiser:
         """The eager denoiser of one picture, with guidance; its schedule does not matter."""
-        model = self.pipe.transformer
-        one = Task(self.task.seeds[:1], self.labels[:1], self.task.names[:1], GUIDANCE)
+        model, task = self.pipe.transformer, self.task
+        one = Task(task.seeds[:1], task.labels[:1], task.names[:1], GUIDANCE)
         schedule = Schedule.interval(self.options.steps, every=2)
         return dqar_fx.transform(model, schedule, example_inputs=one.example_call(model))
 
@@ -83,11 +71,11 @@ class Studio:
         options = self.options
         return obtain_calibration(
             self.pipe,
-            self.labels,
+            self.task.labels,
             given=options.calibration,
             out=options.out,
             steps=options.steps,
-            guidance=self.task.guidance,
+            guidance=GUIDANCE,
             seed=options.seed,
             compare_kv=True,
         )
