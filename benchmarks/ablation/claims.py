@@ -63,7 +63,7 @@ class Claim:
 
 def judge_claims(rows: Sequence[Row]) -> list[Claim]:
     """All claims, judged by the rows of a run."""
-    evidence = Evidence.of(rows)
+    evidence = Evidence({row.name: row for row in rows})
     return [judge_claim(text, rule, evidence) for text, rule in CLAIMS]
 
 

@@ -50,17 +50,14 @@ def list_configurations(steps: int, *, compiled: bool, more: bool) -> list[Conte
         (FULL, linear, "output", "int8"),
         (KV, linear, "kv", "fp16"),
         (MENDED, mended, "output", "int8"),
+        (MENDED_FP16, mended, "output", "fp16"),
+        (MENDED_KV, mended, "kv", "fp16"),
     ]
-    if more:
-        transformed += [
-            (MENDED_FP16, mended, "output", "fp16"),
-            (MENDED_KV, mended, "kv", "fp16"),
-        ]
     return [
         Contender(BASELINE, steps, compiled=compiled),
         *(
             Contender(name, steps, schedule, compiled, keep, cache)
-            for name, schedule, keep, cache in transformed
+            for name, schedule, keep, cache in transformed[: None if more else -2]
         ),
     ]
 
@@ -122,13 +119,7 @@ class Entry:
 def gather_facts(
     model: nn.Module, call: dict[str, torch.Tensor], contenders: Sequence[Contender]
 ) -> dict[str, Facts]:
-    """The facts of contenders, by name.
-
-    Args:
-        model: The untransformed model, on any device.
-        call: Keyword arguments of one call.
-        contenders: Who.
-    """
+    """The facts of contenders, by name, for a model on any device and one of its calls."""
     meta, inputs = to_meta(model), to_meta_call(call)
     step_macs = count_macs(lambda: meta(**inputs))
     facts = {c.name: Facts(c.steps, macs=c.steps * step_macs) for c in contenders}

@@ -1,7 +1,7 @@
 """What a rule may ask of the rows, and what it answers."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +59,12 @@ class Difference:
         return min(self.values) > 0 and self.mean > self.noise
 
     @property
-    def is_better(self) -> bool:
-        """The same the other way round."""
-        return max(self.values) < 0 and -self.mean > self.noise
-
-    @property
     def verdict(self) -> str:
         """In words, after "is"."""
-        if self.is_worse or self.is_better:
-            return f"{'farther from' if self.is_worse else 'nearer to'} real pictures than"
+        if self.is_worse:
+            return "farther from real pictures than"
+        if max(self.values) < 0 and -self.mean > self.noise:
+            return "nearer to real pictures than"
         return "within the noise of seeds of"
 
     def __str__(self) -> str:
@@ -82,11 +79,6 @@ class Evidence:
     """The rows of a run, by name."""
 
     rows: Mapping[str, Row]
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> "Evidence":
-        """Rows by name."""
-        return cls({row.name: row for row in rows})
 
     def row(self, name: str) -> Row:
         """The row of a configuration.

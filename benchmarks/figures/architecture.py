@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import networkx as nx  # type: ignore[import-untyped]  # it has no types of its own
 from matplotlib.axes import Axes
@@ -160,24 +161,18 @@ def lay_out(variants: Sequence[Variant]) -> Layout:
         for writer, slot in edges
         if slot[0] == SLOT and writer in places
     }
-    spans = {(start, end): (levels[start], levels[end]) for start, end in graph.edges}
-    passing = {edge: span for edge, span in spans.items() if span[1] - span[0] > 1}
-    return Layout(places | slots, assign_lanes(passing))
-
-
-def assign_lanes(
-    spans: Mapping[tuple[Key, Key], tuple[int, int]],
-) -> dict[tuple[Key, Key], int]:
-    """The innermost lane for each edge in which it meets no other; short ones first."""
-    lanes: dict[tuple[Key, Key], int] = {}
-    for edge, (start, end) in sorted(spans.items(), key=lambda item: item[1][1] - item[1][0]):
-        taken = {
-            lanes[other]
-            for other in lanes
-            if spans[other][0] < end and start < spans[other][1]
-        }
-        lanes[edge] = next(lane for lane in range(len(spans)) if lane not in taken)
-    return lanes
+    spans = {(start, end): range(levels[start], levels[end]) for start, end in graph.edges}
+    passing = [edge for edge, span in spans.items() if len(span) > 1]
+    meeting = nx.Graph()  # of edges that pass boxes at the same level
+    meeting.add_nodes_from(sorted(passing, key=lambda edge: len(spans[edge])))
+    meeting.add_edges_from(
+        (one, other)
+        for one, other in combinations(passing, 2)
+        if set(spans[one]) & set(spans[other])
+    )
+    # Each in the innermost lane in which it meets no other, short ones first.
+    lanes = nx.greedy_color(meeting, strategy=lambda graph, _: list(graph))
+    return Layout(places | slots, lanes)
 
 
 # ---- the block for one action ---------------------------------------------------------------
@@ -186,15 +181,7 @@ def assign_lanes(
 def draw_variant(
     axes: Axes, variant: Variant, computed: Variant, layout: Layout, sites: Sequence[str]
 ) -> None:
-    """Draw a variant; what it lacks is struck out.
-
-    Args:
-        axes: Where.
-        variant: What is drawn.
-        computed: The variant that computes everything, to compare with.
-        layout: The same for all variants.
-        sites: Module paths of all sites.
-    """
+    """Draw a variant, with what it lacks of the one that computes everything struck out."""
     hide_frame(axes)
     axes.set(xlim=layout.bounds.intervalx, ylim=layout.bounds.intervaly)
     axes.set_aspect("equal", anchor="NW")
@@ -333,12 +320,10 @@ def make_caption(computed: Variant, reused: Variant, model: str) -> str:
     """The paragraph below the figure."""
     gone = [name for name, level in computed.boxes if (name, level) not in reused.boxes]
     return (
-        f"One block of {model} as the compiler specialises it, read off the three graphs. A "
-        "box is what one module of the model contributes: its operators and its "
-        "multiply-accumulates (MACs), for one picture with guidance; what the block calls "
-        "itself between its modules has boxes of its own. Arrows are tensors; the "
-        "conditioning does not read the latent and is evaluated apart. At a STORE step the "
-        "attention's output is also written into the slot, at a REUSE step it is read from "
-        f"there: nothing reads {', '.join(gone)} any more, so that they are gone from the "
-        "graph, with their weights."
+        f"One block of {model} as the compiler specialises it, read off the three graphs, for "
+        "one picture with guidance; what the block calls itself between its modules has boxes "
+        "of its own. Arrows are tensors; the conditioning does not read the latent and is "
+        "evaluated apart. At a REUSE step the attention's output is read from the slot: "
+        f"nothing reads {', '.join(gone)} any more, so that they are gone from the graph, "
+        "with their weights."
     )

@@ -9,14 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch import fx
 
 from benchmarks.harness.macs import count_macs
 from dqar_fx import Action, Denoiser
-from dqar_fx.plan.plan import PlannedCall
 
 INPUT, CONDITIONING, SLOT, OUTPUT = "input", "conditioning", "slot", "output"
 BLOCK = "block"
@@ -66,7 +64,9 @@ class Variant:
 def read_variants(denoiser: Denoiser) -> tuple[Variant, Variant, Variant]:
     """The block that is repeated most: storing, computing, reusing."""
     program = denoiser.program
-    call = most_repeated([call for call in program.plan.calls if call.columns])
+    calls = [call for call in program.plan.calls if call.columns]
+    counts = Counter(call.region for call in calls)
+    call = max(calls, key=lambda call: counts[call.region])
     ahead = {number for stage in program.plan.stages for number in stage.outputs}
     names = Names(
         denoiser.table.sites,
@@ -89,12 +89,6 @@ def read_variants(denoiser: Denoiser) -> tuple[Variant, Variant, Variant]:
         return Variant(action, find_boxes(keys), edges)
 
     return read(Action.STORE), read(Action.COMPUTE), read(Action.REUSE)
-
-
-def most_repeated(calls: Sequence[PlannedCall]) -> PlannedCall:
-    """The first call of the region that is called most."""
-    counts = Counter(call.region for call in calls)
-    return max(calls, key=lambda call: counts[call.region])
 
 
 # ---- what a node belongs to -----------------------------------------------------------------
@@ -137,10 +131,9 @@ class Names:
         if node.op == "placeholder":
             return CONDITIONING if position in self.conditioning else INPUT
         path = module_path(node)
-        return SLOT if path is None else self.shorten(path)
-
-    def shorten(self, path: str) -> str:
-        """A module path from the block on: its parts, and the parts of its attention."""
+        if path is None:  # a pass has made it
+            return SLOT
+        # From the block on: its parts, and the parts of its attention.
         is_site = any(f"{path}.".startswith(f"{site}.") for site in self.sites)
         inside = path.removeprefix(self.block).lstrip(".")
         return ".".join(inside.split(".")[: 2 if is_site else 1]) or BLOCK
@@ -188,22 +181,18 @@ def find_boxes(keys: Mapping[fx.Node, Key]) -> dict[Key, Box]:
         if node.op == "call_function":
             members[key].append(node)
     return {
-        key: Box(tuple(map(operator_of, nodes)), sum(map(macs_of, nodes)))
+        key: Box(
+            tuple(node.target.__name__.partition(".")[0] for node in nodes),
+            sum(map(macs_of, nodes)),
+        )
         for key, nodes in members.items()
     }
-
-
-def operator_of(node: fx.Node) -> str:
-    """Name of a node's operator, without its overload."""
-    target: Any = node.target
-    return str(target.__name__).partition(".")[0]
 
 
 def macs_of(node: fx.Node) -> int:
     """Multiply-accumulates of a node, run on the meta device."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), to_meta)
-    target: Any = node.target
-    return count_macs(lambda: target(*args, **kwargs))
+    return count_macs(lambda: node.target(*args, **kwargs))
 
 
 def to_meta(node: fx.Node) -> torch.Tensor:

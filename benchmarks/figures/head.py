@@ -80,15 +80,7 @@ def show_psnr(psnr_db: float) -> str:
 def name_row(
     axes: Axes, point: tuple[float, float], name: str, detail: str, place: Any
 ) -> None:
-    """Write a bold name, and what it means below, to the left of a point.
-
-    Args:
-        axes: Beside which.
-        point: Where the text ends.
-        name: One line.
-        detail: One line or several.
-        place: The coordinates of the point.
-    """
+    """Write a bold name, and its detail below, to the left of a point in some coordinates."""
     options: Any = {"xycoords": place, "textcoords": "offset points", "ha": "right"}
     up = 6.5 * (detail.count("\n") + 1)
     axes.annotate(name, point, (-8, up), va="center", fontweight="bold", **options)

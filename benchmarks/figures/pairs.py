@@ -102,12 +102,12 @@ def judge(pairs: Pairs) -> str:
 
 def make_title(denoiser: Pairs) -> str:
     """The finding, whichever way it falls."""
-    verdict = "the mismatch that the report warns of makes no difference"
+    verdict = "makes no difference"
     if denoiser.share_better <= 1 - CLEAR:
-        verdict = "the mismatch that the report warns of shows"
+        verdict = "shows"
     elif denoiser.share_better >= CLEAR:
-        verdict = "the mismatch that the report warns of does not show"
+        verdict = "does not show"
     return (
         f"Keeping keys and values instead of outputs gives {judge(denoiser)} at equal age: "
-        f"{verdict}"
+        f"the mismatch that the report warns of {verdict}"
     )

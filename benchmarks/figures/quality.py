@@ -127,9 +127,7 @@ def make_caption(studio: Studio, strips: Sequence[Strip]) -> str:
     whole = ", ".join(f"{strip.name} {show_psnr(strip.whole_db)}" for strip in strips[1:])
     return (
         f"Pictures of {studio.model_name} with {studio.options.steps} steps of "
-        f"{type(studio.pipe.scheduler).__name__} and guidance {studio.task.guidance:g}: a "
-        "column is one class and one seed, a row one configuration, in eager mode. The first "
-        "row is the untransformed model. Below each picture: its peak signal-to-noise ratio "
-        "against the picture on top of its column; less than "
-        f"{NEAR_DB} dB is orange. Over all pictures: {whole}."
+        f"{type(studio.pipe.scheduler).__name__} and guidance {studio.task.guidance:g}, in "
+        "eager mode; the first row is the untransformed model. PSNR is the peak "
+        f"signal-to-noise ratio; over all pictures: {whole}."
     )
