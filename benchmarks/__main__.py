@@ -2,6 +2,6 @@
 
 import sys
 
-from benchmarks.main_job import main
+from benchmarks.main_job.job import main
 
 sys.exit(main())

@@ -7,21 +7,22 @@ with a fresh latent and the next timestep.
 
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
-from benchmarks.command_line import Parser, at_least
-from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
-from benchmarks.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.macs import count_trajectories
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry, GeometryOptions, draw_timesteps
+from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.macs import count_trajectories
+from benchmarks.harness.options import at_least, run_command
+from benchmarks.harness.timing import find_quartiles, take_ratios, time_steps
 
 CPU = torch.device("cpu")
 WARMUP_STEPS = 5
@@ -52,25 +53,13 @@ class Pairs:
     @property
     def ratios(self) -> list[float]:
         """Speed of each pair."""
-        return [base / reuse for base, reuse in zip(self.base_s, self.reuse_s, strict=True)]
+        return take_ratios(self.base_s, self.reuse_s)
 
     @property
     def whole_ratio(self) -> float:
         """Speed by medians, with a step's share of what was done ahead."""
         share_s = self.ahead_s / self.num_steps
         return statistics.median(self.base_s) / (statistics.median(self.reuse_s) + share_s)
-
-
-def steps_of(
-    model: Callable[..., Any], geometry: Geometry, timesteps: torch.Tensor
-) -> Iterator[float]:
-    """Run a trajectory step by step, as stock pipelines call; the time of each step."""
-    labels = geometry.labels()
-    for timestep in timesteps:
-        latent = geometry.draw_latent()
-        start = time.perf_counter()
-        model(latent, timestep=timestep.expand(geometry.batch), class_labels=labels)
-        yield time.perf_counter() - start
 
 
 def measure_pairs(
@@ -82,7 +71,7 @@ def measure_pairs(
     def begin(num_steps_run: int) -> list[tuple[float, float]]:
         reusing.reset()
         timesteps = draw_timesteps(num_steps)
-        models = (steps_of(model, geometry, timesteps) for model in (base, reusing))
+        models = (time_steps(model, geometry, timesteps) for model in (base, reusing))
         pairs = islice(zip(*models, strict=True), num_steps_run)
         return list(tqdm(pairs, total=num_steps_run, desc="pairs", leave=False))
 
@@ -108,27 +97,22 @@ def measure_error(
 
 def count_ceiling(model: nn.Module, geometry: Geometry) -> float:
     """MACs of an untransformed step by those of a step that reuses everything."""
-    call = {
-        "hidden_states": geometry.draw_latent(),
-        "timestep": torch.zeros(geometry.batch, dtype=torch.long),
-        "class_labels": geometry.labels(),
-    }
     schedules = [dqar_fx.Schedule.from_actions(actions) for actions in ("SR", "C")]
-    macs = count_trajectories(model, call, schedules)
+    macs = count_trajectories(model, geometry.example_call(), schedules)
     both, computing = macs.trajectories
     return macs.untransformed_step / (both - computing)
 
 
 def describe(pairs: Pairs, ceiling: float, error: float) -> str:
     """The result in words."""
-    ratio = statistics.median(pairs.ratios)
-    low, _, high = statistics.quantiles(pairs.ratios, n=4)
+    ratio = find_quartiles(pairs.ratios, "exclusive")
     base_ms, reuse_ms = (1e3 * statistics.median(s) for s in (pairs.base_s, pairs.reuse_s))
     return "\n".join(
         (
             f"untransformed compiled   {base_ms:8.2f} ms, median of {len(pairs.ratios)}",
             f"everything reused        {reuse_ms:8.2f} ms",
-            f"speed, median of pairs   {ratio:8.3f}, quartiles {low:.3f} to {high:.3f}",
+            f"speed, median of pairs   {ratio.median:8.3f}, "
+            f"quartiles {ratio.low:.3f} to {ratio.high:.3f}",
             f"speed, fastest of each   {min(pairs.base_s) / min(pairs.reuse_s):8.3f}",
             f"speed, with conditioning {pairs.whole_ratio:8.3f}, evaluated ahead in "
             f"{1e3 * pairs.ahead_s:.0f} ms for {pairs.num_steps} steps",
@@ -139,30 +123,44 @@ def describe(pairs: Pairs, ceiling: float, error: float) -> str:
     )
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Options(GeometryOptions):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.ceiling"
+
+    pairs: Annotated[int, at_least(2)] = 200
+    """Timed pairs."""
+
+    def settle(self) -> Self:
+        """The same, if there are timesteps for all pairs and a compiler."""
+        if self.pairs > MAX_PAIRS:
+            raise InputError(f"--pairs must be at most {MAX_PAIRS}, found {self.pairs}")
+        if not can_compile(CPU):
+            raise InputError("no C++ compiler was found, and this compares compiled steps")
+        return super().settle()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    parser = Parser(prog="python -m benchmarks.ceiling", description=__doc__)
-    parser.add_argument("--pairs", type=at_least(2), default=200, help="timed pairs (200)")
-    add_geometry(parser)
-    args = parser.parse_args(argv)
-    geometry = read_geometry(parser, args)
-    if args.pairs > MAX_PAIRS:
-        parser.error(f"--pairs must be at most {MAX_PAIRS}, found {args.pairs}")
-    if not can_compile(CPU):
-        parser.error("no C++ compiler was found, and this compares compiled steps")
+    return run_command(Options, run, argv)
+
+
+@torch.no_grad()
+def run(options: Options) -> None:
+    """Measure and print."""
+    geometry, num_pairs = options.geometry, options.pairs
     model = geometry.build()
     print(geometry)
     ceiling = count_ceiling(model, geometry)
-    schedule = dqar_fx.Schedule.from_actions("S" + "R" * (args.pairs + WARMUP_STEPS - 1))
+    schedule = dqar_fx.Schedule.from_actions("S" + "R" * (num_pairs + WARMUP_STEPS - 1))
     transformed = dqar_fx.transform(model, schedule, compile="regional")
     print("compiling ...", file=sys.stderr)
     set_up_compiler(CPU)
-    error = measure_error(model, transformed, geometry, args.pairs)
+    error = measure_error(model, transformed, geometry, num_pairs)
     base = torch.compile(model, fullgraph=True)
-    pairs = measure_pairs(base, transformed, geometry, args.pairs)
+    pairs = measure_pairs(base, transformed, geometry, num_pairs)
     print(describe(pairs, ceiling, error), describe_machine(CPU), sep="\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,18 +3,20 @@
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.machine import choose_device
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.machine import choose_device
+from benchmarks.harness.pipelines import DTYPES
 from benchmarks.reference import PIPELINE
 from dqar_fx.command_line.arguments import Parser as Parser
 from dqar_fx.command_line.arguments import at_least as at_least
 
 LOWERINGS = ("regional", "whole", "eager")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def new_parser(command: str, description: str, examples: str) -> Parser:
@@ -105,3 +107,23 @@ def folder_to_keep(text: str) -> Path:
 def describe(values: Mapping[str, object]) -> str:
     """Names and values in words."""
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def add_geometry(parser: Parser) -> None:
+    """Options of the geometry, and of threads."""
+    group = parser.add_argument_group("geometry (DiT-XL/2: 28 layers, width 1152, 16 heads)")
+    for name, default in Geometry().__dict__.items():
+        group.add_argument(f"--{name}", type=at_least(1), default=default, help=f"({default})")
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (PyTorch's default)")
+
+
+def read_geometry(parser: Parser, args: argparse.Namespace) -> Geometry:
+    """The geometry of parsed options; sets the threads."""
+    if isqrt(args.tokens) ** 2 != args.tokens:
+        parser.error(f"--tokens must be a square number, found {args.tokens}")
+    if args.width % args.heads:
+        parser.error(f"--width {args.width} is no multiple of --heads {args.heads}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    names = Geometry.__dataclass_fields__
+    return Geometry(**{name: getattr(args, name) for name in names})

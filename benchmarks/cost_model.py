@@ -34,9 +34,16 @@ from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
-from benchmarks.command_line import Parser, above, at_least, folder_to_write
-from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
-from benchmarks.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.command_line import (
+    Parser,
+    above,
+    add_geometry,
+    at_least,
+    folder_to_write,
+    read_geometry,
+)
+from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
 from benchmarks.reference import PIPELINE, SMALL
 
 CPU = torch.device("cpu")

@@ -18,10 +18,16 @@ from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
-from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
-from benchmarks.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.measure import Compiled
+from benchmarks.command_line import (
+    Parser,
+    add_geometry,
+    at_least,
+    folder_to_write,
+    read_geometry,
+)
+from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.timing import Compiled
 from dqar_fx.passes import FORMATS
 
 CPU = torch.device("cpu")

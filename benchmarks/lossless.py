@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 import dqar_fx
 from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.geometry import Geometry
-from benchmarks.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.pipelines import load_pipeline
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.pipelines import load_pipeline
+from benchmarks.harness.timing import find_quartiles, run_lockstep
 from benchmarks.reference import PIPELINE
-from benchmarks.reference.errors import InputError
-from benchmarks.saving import quartiles, run_lockstep
 from dqar_fx.costs.kernels import Modules, find_kernels
 
 CPU = torch.device("cpu")
@@ -123,20 +123,20 @@ class Lossless:
         return [base / own for base, own in zip(self.base_s, self.own_s, strict=True)]
 
     def __str__(self) -> str:
-        low, middle, high = quartiles(self.speeds)
+        speed = find_quartiles(self.speeds)
         base_ms, own_ms = (
             1e3 * statistics.median(times) / self.steps for times in (self.base_s, self.own_s)
         )
         macs, nbytes = self.base.macs - self.own.macs, self.base.nbytes - self.own.nbytes
-        verdict = "not slower" if middle >= 1 else "slower"
+        verdict = "not slower" if speed.median >= 1 else "slower"
         return "\n".join(
             (
                 f"{self.name}, batch {self.batch}, {self.steps} steps, "
                 f"{len(self.speeds)} trajectories in lockstep",
                 f"untransformed compiled {base_ms:9.3f} ms per step, median",
                 f"computing all          {own_ms:9.3f} ms, what is done ahead included",
-                f"speed                  {middle:9.3f} (quartiles {low:.3f} to {high:.3f}): "
-                f"{verdict}",
+                f"speed                  {speed.median:9.3f} (quartiles {speed.low:.3f} to "
+                f"{speed.high:.3f}): {verdict}",
                 f"removed per step       {macs / 1e6:9.3f} of {self.base.macs / 1e6:.3f} "
                 f"MMACs, {nbytes / 1e6:.3f} of {self.base.nbytes / 1e6:.3f} MB",
                 f"equal parameters       {self.merged_bytes / 1e6:9.3f} of "

@@ -9,8 +9,8 @@ import torch
 
 import dqar_fx
 from benchmarks.command_line import Parser, above, add_out, at_least, new_parser, read_values
-from benchmarks.pipelines import load_pipeline, name_classes
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.pipelines import load_pipeline, name_classes
 
 QUICK = {"steps": 8, "samples": 2, "trials": 14, "lowering": "eager", "speeds": [2.0]}
 

@@ -5,26 +5,27 @@ finding the step and its row, conditioning that is known already, the walk over 
 and the face of the denoiser. Two depths tell what a step takes from what a call takes.
 """
 
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from tabulate import tabulate
 from torch import fx
 
 import dqar_fx
-from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.geometry import Geometry, draw_timesteps
-from benchmarks.machine import describe_machine
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.options import Command, Count, Counts, at_least, run_command
+from benchmarks.harness.rows import write_rows
+from benchmarks.harness.tables import Column, format_table
+from benchmarks.harness.timing import time_steps
 from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.program.lowering import Lowering
 
@@ -75,80 +76,78 @@ def empty_regions() -> Iterator[None]:
 
 
 @torch.no_grad()
-def time_steps(schedule: dqar_fx.Schedule, depth: int, repeats: int) -> tuple[float, int]:
+def time_depth(schedule: dqar_fx.Schedule, depth: int, repeats: int) -> tuple[float, int]:
     """The median step in microseconds, and the calls of a step."""
     geometry = Geometry(layers=depth, width=16, heads=2, tokens=4)
+    timesteps = draw_timesteps(schedule.num_steps)
     with empty_regions():
         denoiser = dqar_fx.transform(geometry.build(), schedule, compile="regional")
-        run_trajectory(denoiser, geometry, schedule.num_steps)
-        times = [
-            us
-            for _ in range(repeats)
-            for us in run_trajectory(denoiser, geometry, schedule.num_steps)[WARMUP_STEPS:]
+        trajectories = [
+            list(time_steps(denoiser, geometry, timesteps)) for _ in range(1 + repeats)
         ]
+    times = [1e6 * s for steps in trajectories[1:] for s in steps[WARMUP_STEPS:]]
     return statistics.median(times), len(denoiser.program.plan.calls)
-
-
-def run_trajectory(denoiser: dqar_fx.Denoiser, geometry: Geometry, steps: int) -> list[float]:
-    """Microseconds of each step, called as stock pipelines call."""
-    latent, labels, times = geometry.draw_latent(), geometry.labels(), []
-    timesteps = draw_timesteps(steps)
-    for timestep in timesteps:
-        call = {"timestep": timestep.expand(geometry.batch), "class_labels": labels}
-        start = time.perf_counter()
-        denoiser(latent, **call)
-        times.append(1e6 * (time.perf_counter() - start))
-    return times
 
 
 def measure(name: str, steps: int, repeats: int, depths: Sequence[int]) -> Overhead:
     """A schedule at all depths."""
     schedule = SCHEDULES[name](steps)
-    found = {depth: time_steps(schedule, depth, repeats) for depth in depths}
+    found = {depth: time_depth(schedule, depth, repeats) for depth in depths}
     calls = {depth: count for depth, (_, count) in found.items()}
     step_us = {depth: us for depth, (us, _) in found.items()}
     slope, rest = np.polyfit(list(calls.values()), list(step_us.values()), 1)
     return Overhead(name, step_us, float(slope), float(rest), calls)
 
 
-def format_table(rows: Sequence[Overhead]) -> str:
-    """One line per schedule."""
-    depths = list(rows[0].step_us)
-    headers = [
-        "schedule",
-        *(f"{depth} layers, us" for depth in depths),
-        "us per call",
-        "us per step",
+def list_columns(depths: Sequence[int]) -> list[Column]:
+    """The columns of the table, which has a line per schedule."""
+    return [
+        Column("schedule", "schedule"),
+        *(
+            Column(f"{depth} layers, us", lambda row, depth=depth: row.step_us[depth], ".1f")
+            for depth in depths
+        ),
+        Column("us per call", "per_call_us", ".1f"),
+        Column("us per step", "per_step_us", ".1f"),
     ]
-    cells = [
-        [row.schedule, *row.step_us.values(), row.per_call_us, row.per_step_us] for row in rows
-    ]
-    return tabulate(cells, headers, floatfmt=".1f")
+
+
+@dataclass(frozen=True)
+class Options(Command):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.overhead"
+
+    steps: Annotated[int, at_least(WARMUP_STEPS + 1)] = 50
+    """Of a trajectory."""
+    repeats: Count = 20
+    """Trajectories of each."""
+    depths: Counts = DEPTHS
+    """Layers."""
+    out: Path = Path("results/overhead")
+    """Folder to write to."""
+
+    def settle(self) -> Self:
+        """The same with each depth once, from low to high."""
+        depths = tuple(sorted(set(self.depths)))
+        if len(depths) < 2:
+            raise InputError(f"--depths needs two different ones, found {self.depths}")
+        return replace(super().settle(), depths=depths)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    parser = Parser(prog="python -m benchmarks.overhead", description=__doc__)
-    add = parser.add_argument
-    add("--steps", type=at_least(WARMUP_STEPS + 1), default=50, help="of a trajectory (50)")
-    add("--repeats", type=at_least(1), default=20, help="trajectories of each (20)")
-    add("--depths", type=at_least(1), nargs="+", default=list(DEPTHS), help="layers")
-    add("--out", type=folder_to_write, default="results/overhead", help="folder")
-    args = parser.parse_args(argv)
-    depths = sorted(set(args.depths))
-    if len(depths) < 2:
-        parser.error(f"--depths needs two different ones, found {args.depths}")
-    rows = [measure(name, args.steps, args.repeats, depths) for name in SCHEDULES]
-    print(format_table(rows), describe_machine(CPU), sep="\n\n")
-    write_rows(rows, args.out / "rows.jsonl")
-    print(f"wrote {args.out / 'rows.jsonl'}")
-    return 0
+    return run_command(Options, run, argv)
 
 
-def write_rows(rows: Sequence[Overhead], path: Path) -> None:
-    """Write one line of JSON per schedule."""
-    shared = asdict(describe_machine(CPU))
-    path.write_text("".join(json.dumps(asdict(row) | shared) + "\n" for row in rows))
+def run(options: Options) -> None:
+    """Measure, print and write."""
+    depths, machine = options.depths, describe_machine(CPU)
+    rows = [measure(name, options.steps, options.repeats, depths) for name in SCHEDULES]
+    print(format_table(list_columns(depths), rows), machine, sep="\n\n")
+    path = options.out / "rows.jsonl"
+    write_rows(rows, path, machine)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -12,27 +12,28 @@ ChebBooster's table). The other usual measure, speed by the speed that MACs alon
 computed at the first step and reused at all others, the most that the report's cache can give.
 """
 
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
-from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.geometry import Geometry, add_geometry, draw_timesteps, read_geometry
-from benchmarks.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.macs import count_macs, count_schedules, to_meta, to_meta_call
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry, GeometryOptions
+from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.macs import count_macs, count_schedules, to_meta, to_meta_call
+from benchmarks.harness.options import Count, Patterns, at_least, run_command
+from benchmarks.harness.rows import write_rows
+from benchmarks.harness.timing import find_quartiles, run_lockstep, take_ratios
 from benchmarks.pareto.rows import turn_saving
-from dqar_fx import Denoiser, Schedule, prior_art
+from dqar_fx import Schedule, prior_art
 
 CPU = torch.device("cpu")
 EVERY = 3
@@ -86,14 +87,13 @@ class Saving:
         return statistics.median(self.speeds) * self.macs_ratio
 
     def __str__(self) -> str:
-        share, (low, _, high) = statistics.median(self.shares), quartiles(self.shares)
-        speed, (slow, _, fast) = statistics.median(self.speeds), quartiles(self.speeds)
-        judged = self.reached if self.of_ceiling else share
+        share, speed = find_quartiles(self.shares), find_quartiles(self.speeds)
+        judged = self.reached if self.of_ceiling else share.median
         verdict = "reaches" if judged >= self.bar else "misses"
         return (
-            f"{self.name:20s} MACs {self.macs_ratio:.3f}, speed {speed:.3f} "
-            f"({slow:.3f} to {fast:.3f}), {self.reached:.1%} of the MACs'; saving turned into "
-            f"time {share:.1%} ({low:.1%} to {high:.1%}): {verdict} {self.bar:.0%}"
+            f"{self.name:20s} MACs {self.macs_ratio:.3f}, speed {speed.show('.3f', ' to ')}, "
+            f"{self.reached:.1%} of the MACs'; saving turned into time "
+            f"{share.show('.1%', ' to ')}: {verdict} {self.bar:.0%}"
             f"{' of the ceiling' if self.of_ceiling else ''}"
         )
 
@@ -114,12 +114,7 @@ def count_ratios(
     model: nn.Module, geometry: Geometry, entries: Sequence[Entry]
 ) -> list[float]:
     """Multiply-accumulates of each schedule by those of as many untransformed steps."""
-    call = {
-        "hidden_states": geometry.draw_latent(),
-        "timestep": torch.zeros(geometry.batch, dtype=torch.long),
-        "class_labels": geometry.labels(),
-    }
-    meta, inputs = to_meta(model), to_meta_call(call)
+    meta, inputs = to_meta(model), to_meta_call(geometry.example_call())
     step = count_macs(lambda: meta(**inputs))
     ratios = []
     for entry in entries:
@@ -128,27 +123,6 @@ def count_ratios(
         (macs,) = count_schedules(probe, inputs, [entry.schedule])
         ratios.append(macs / (step * entry.schedule.num_steps))
     return ratios
-
-
-def run_lockstep(
-    models: Sequence[Callable[..., Any]], geometry: Geometry, steps: int
-) -> list[float]:
-    """One trajectory of each model, step by step in turn; the time of each."""
-    for model in models:
-        if isinstance(model, Denoiser):
-            model.reset()
-    took_s = [0.0] * len(models)
-    labels = geometry.labels()
-    for step, timestep in enumerate(draw_timesteps(steps)):
-        latent = geometry.draw_latent()
-        for place in range(len(models)):
-            number = (step + place) % len(models)  # nobody always follows the same one
-            # A latent of its own for each: nothing that was read may be in a cache.
-            given, timesteps = latent.clone(), timestep.expand(geometry.batch)
-            start = time.perf_counter()
-            models[number](given, timestep=timesteps, class_labels=labels)
-            took_s[number] += time.perf_counter() - start
-    return took_s
 
 
 def build(model: nn.Module, entries: Sequence[Entry]) -> list[Callable[..., Any]]:
@@ -160,52 +134,24 @@ def build(model: nn.Module, entries: Sequence[Entry]) -> list[Callable[..., Any]
     return [torch.compile(model, fullgraph=True), *transformed]
 
 
-def measure(
-    geometry: Geometry, steps: int, repeats: int, only: Sequence[str] = ("*",)
-) -> tuple[list[Saving], float]:
+def measure(options: "Options") -> tuple[list[Saving], float]:
     """What each schedule saves, and the time of an untransformed step in ms."""
+    geometry, steps, entries = options.geometry, options.steps, options.entries
     model = geometry.build()
-    listed = {
-        name: entry
-        for name, entry in list_entries(steps).items()
-        if any(fnmatchcase(name, pattern) for pattern in only)
-    }
-    ratios = count_ratios(model, geometry, list(listed.values()))
+    ratios = count_ratios(model, geometry, list(entries.values()))
     print("compiling ...", file=sys.stderr)
     set_up_compiler(CPU)
-    models = build(model, list(listed.values()))
+    models = build(model, list(entries.values()))
     run_lockstep(models, geometry, steps)  # compiles
-    numbers = tqdm(range(repeats), desc="trajectories", leave=False)
+    numbers = tqdm(range(options.repeats), desc="trajectories", leave=False)
     base_s, *others_s = zip(
         *(run_lockstep(models, geometry, steps) for _ in numbers), strict=True
     )
     savings = [
-        Saving(
-            name,
-            entry.bar,
-            ratio,
-            tuple(a / b for a, b in zip(base_s, own_s, strict=True)),
-            entry.of_ceiling,
-        )
-        for (name, entry), ratio, own_s in zip(listed.items(), ratios, others_s, strict=True)
+        Saving(name, entry.bar, ratio, tuple(take_ratios(base_s, own_s)), entry.of_ceiling)
+        for (name, entry), ratio, own_s in zip(entries.items(), ratios, others_s, strict=True)
     ]
     return savings, 1e3 * statistics.median(base_s) / steps
-
-
-def quartiles(values: Sequence[float]) -> list[float]:
-    """Three of them; a single value is all of them."""
-    if len(values) == 1:
-        return [values[0]] * 3
-    return statistics.quantiles(values, n=4, method="inclusive")
-
-
-def write_savings(
-    savings: Sequence[Saving], geometry: Geometry, steps: int, path: Path
-) -> None:
-    """Write one line of JSON per schedule."""
-    shared = {"steps": steps} | asdict(geometry) | asdict(describe_machine(CPU))
-    lines = (json.dumps(asdict(s) | {"shares": s.shares} | shared) for s in savings)
-    path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def describe(savings: Sequence[Saving], step_ms: float, repeats: int, steps: int) -> str:
@@ -217,37 +163,56 @@ def describe(savings: Sequence[Saving], step_ms: float, repeats: int, steps: int
     return "\n".join((head, *map(str, savings)))
 
 
-def build_parser() -> Parser:
-    """The parser of this command."""
-    parser = Parser(prog="python -m benchmarks.saving", description=__doc__)
-    add = parser.add_argument
-    add("--steps", type=at_least(4), default=50, help="of a trajectory (50)")
-    add("--repeats", type=at_least(1), default=9, help="timed trajectories (9)")
-    add("--only", nargs="+", default=["*"], metavar="PATTERN", help="schedules (all)")
-    add("--out", type=folder_to_write, default="results/saving", help="(results/saving)")
-    add_geometry(parser)
-    return parser
+@dataclass(frozen=True)
+class Options(GeometryOptions):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.saving"
+
+    steps: Annotated[int, at_least(4)] = 50
+    """Of a trajectory."""
+    repeats: Count = 9
+    """Timed trajectories."""
+    only: Patterns = ("*",)
+    """Schedules that take part."""
+    out: Path = Path("results/saving")
+    """Folder to write to."""
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What takes part, by name."""
+        return {
+            name: entry
+            for name, entry in list_entries(self.steps).items()
+            if any(fnmatchcase(name, pattern) for pattern in self.only)
+        }
+
+    def settle(self) -> Self:
+        """The same, if something takes part and can be compiled."""
+        if not can_compile(CPU):
+            raise InputError("no C++ compiler was found, and this compares compiled models")
+        if not self.entries:
+            known = ", ".join(list_entries(self.steps))
+            raise InputError(f"--only: there is no such schedule; there are {known}")
+        return super().settle()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run_command(Options, run, argv)
 
 
 @torch.no_grad()
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    geometry = read_geometry(parser, args)
-    if not can_compile(CPU):
-        parser.error("no C++ compiler was found, and this compares compiled models")
-    names = list_entries(args.steps)
-    if not any(fnmatchcase(name, pattern) for name in names for pattern in args.only):
-        parser.error(f"--only: there is no such schedule; there are {', '.join(names)}")
-    print(geometry)
-    savings, step_ms = measure(geometry, args.steps, args.repeats, args.only)
-    print(
-        describe(savings, step_ms, args.repeats, args.steps), describe_machine(CPU), sep="\n"
-    )
-    write_savings(savings, geometry, args.steps, args.out / "rows.jsonl")
-    print(f"wrote {args.out / 'rows.jsonl'}")
-    return 0
+def run(options: Options) -> None:
+    """Measure, print and write."""
+    print(options.geometry)
+    savings, step_ms = measure(options)
+    machine = describe_machine(CPU)
+    print(describe(savings, step_ms, options.repeats, options.steps), machine, sep="\n")
+    path = options.out / "rows.jsonl"
+    shared = ({"steps": options.steps}, options.geometry, machine)
+    write_rows(savings, path, *shared, also=("shares",))
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

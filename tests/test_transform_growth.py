@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 import dqar_fx
-from benchmarks.geometry import Geometry
+from benchmarks.harness.geometry import Geometry
 from dqar_fx import Schedule
 from dqar_fx.plan.plan import bind
 from dqar_fx.schedule.action import Action

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.ablation.facts import Facts
-from benchmarks.contenders import WARMUP, Contender
+from benchmarks.harness.contenders import WARMUP, Contender
 from dqar_fx import Schedule
 
 BASELINE = "baseline"

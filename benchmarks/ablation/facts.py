@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import dqar_fx
-from benchmarks.contenders import Contender
-from benchmarks.macs import count_macs, count_schedules, to_meta, to_meta_call
-from benchmarks.rows import write_out
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.macs import count_macs, count_schedules, to_meta, to_meta_call
+from benchmarks.main_job.rows import write_out
 from dqar_fx import DqarError
 from dqar_fx.passes import FORMATS
 

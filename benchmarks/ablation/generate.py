@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.ablation.configurations import Entry
 from benchmarks.ablation.protocol import Protocol
-from benchmarks.contenders import Contender, Workshop
-from benchmarks.groups import Generate, fill_groups
-from benchmarks.images import to_bytes
-from benchmarks.store import Pieces
+from benchmarks.harness.contenders import Contender, Workshop
+from benchmarks.harness.groups import Generate, fill_groups
+from benchmarks.harness.store import Pieces
+from benchmarks.quality.images import to_bytes
 
 
 @dataclass(frozen=True)

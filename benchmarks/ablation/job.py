@@ -23,13 +23,13 @@ from benchmarks.ablation.report import print_report, write_report
 from benchmarks.ablation.rows import make_rows
 from benchmarks.ablation.timing import machine_of, measure_times, read_times
 from benchmarks.ablation.workshop import SharingWorkshop
-from benchmarks.images import from_bytes
-from benchmarks.judging import Panel
-from benchmarks.measure import Arena
-from benchmarks.pipelines import Task, load_pipeline
-from benchmarks.quality import Judge, judge_for
-from benchmarks.reference.errors import InputError
-from benchmarks.store import Pieces
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.pipelines import Task, load_pipeline
+from benchmarks.harness.store import Pieces
+from benchmarks.harness.trials import Arena
+from benchmarks.quality.images import from_bytes
+from benchmarks.quality.judge import Judge, judge_for
+from benchmarks.quality.panel import Panel
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from benchmarks.command_line import (
     new_parser,
     read_values,
 )
-from benchmarks.machine import can_compile
+from benchmarks.harness.machine import can_compile
 
 SCHEDULERS = ("ddpm", "keep")
 QUICK = {

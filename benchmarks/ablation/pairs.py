@@ -16,7 +16,7 @@ from benchmarks.ablation.configurations import (
 )
 from benchmarks.ablation.rows import Row
 from benchmarks.ablation.table import show_psnr, show_range
-from benchmarks.table import show
+from benchmarks.harness.tables import show
 
 PAIRS = (
     ("INT8 against FP16", FULL, SCHEDULING),

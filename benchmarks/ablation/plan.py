@@ -7,10 +7,9 @@ from typing import Any
 from benchmarks.ablation.configurations import Entry
 from benchmarks.ablation.options import Options
 from benchmarks.ablation.protocol import GROUP_STRIDE, SEED, Protocol
-from benchmarks.machine import count_cores, name_processor
-from benchmarks.main_job import model_name
-from benchmarks.pipelines import Task
-from benchmarks.store import Piece, file_name, take_fingerprint
+from benchmarks.harness.machine import count_cores, name_processor
+from benchmarks.harness.pipelines import Task, model_name
+from benchmarks.harness.store import Piece, file_name, take_fingerprint
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 from diffusers import DDPMScheduler
 
 from benchmarks.ablation.options import Options
-from benchmarks.pipelines import Task, name_classes
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.pipelines import Task, name_classes
 
 REPORT_CLASSES = (207, 360, 387, 974, 88, 417, 279, 928)
 SEED = 42

@@ -12,9 +12,9 @@ from benchmarks.ablation.claims import Claim, write_claims
 from benchmarks.ablation.pairs import format_pairs
 from benchmarks.ablation.rows import Row, write_rows
 from benchmarks.ablation.table import format_notes, format_table, show_psnr
-from benchmarks.grid import draw_grid
-from benchmarks.pipelines import Task
-from benchmarks.table import show
+from benchmarks.harness.pictures import draw_grid
+from benchmarks.harness.pipelines import Task
+from benchmarks.harness.tables import show
 
 FILES = ("rows.jsonl", "claims.json", "ablation.md", "pictures.png")
 WIDTH = 95

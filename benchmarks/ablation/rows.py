@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation.configurations import Entry
-from benchmarks.judging import Quality
-from benchmarks.machine import Machine
+from benchmarks.harness.machine import Machine
+from benchmarks.quality.panel import Quality
 
 
 @dataclass(frozen=True)

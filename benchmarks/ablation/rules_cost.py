@@ -12,7 +12,7 @@ from benchmarks.ablation.configurations import (
     SCHEDULING,
 )
 from benchmarks.ablation.evidence import Evidence, Finding, Untestable
-from benchmarks.contenders import WARMUP
+from benchmarks.harness.contenders import WARMUP
 
 TARGET_SPEED, TARGET_MEMORY, MAX_LOSS = 1.25, 0.80, 1.0
 REPORT_MODEL = "facebook/DiT-XL-2-256"

@@ -8,8 +8,8 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.ablation.rows import Row, spread
-from benchmarks.quality import NUM_FLOORS
-from benchmarks.table import NOTHING, first_line, show
+from benchmarks.harness.tables import NOTHING, first_line, show
+from benchmarks.quality.judge import NUM_FLOORS
 
 
 def format_table(rows: Sequence[Row]) -> str:

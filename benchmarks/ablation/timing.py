@@ -1,6 +1,5 @@
 """The times: all configurations side by side, interleaved, once; kept on disk."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -10,11 +9,12 @@ import torch
 
 from benchmarks.ablation.configurations import BASELINE, Entry
 from benchmarks.ablation.options import Options
-from benchmarks.machine import Machine, describe_machine
-from benchmarks.main_job import model_name
-from benchmarks.measure import Arena, Trial, compete
-from benchmarks.rows import Setting, make_rows
-from benchmarks.store import Piece
+from benchmarks.harness.machine import Machine, describe_machine
+from benchmarks.harness.pipelines import model_name
+from benchmarks.harness.rows import from_values, to_values
+from benchmarks.harness.store import Piece
+from benchmarks.harness.trials import Arena, Trial, compete
+from benchmarks.main_job.rows import Setting, make_rows
 
 Times = dict[str, dict[str, Any]]
 """Values of a row of the main job, by configuration."""
@@ -37,7 +37,7 @@ def measure_times(
     rows = make_rows(trials, setting_of(arena, options), describe_machine(options.device))
     piece.write(
         {trial.contender.name: trial.images for trial in trials if trial.images is not None},
-        [json.loads(row.to_json()) for row in rows],
+        [to_values(row) for row in rows],
     )
 
 
@@ -69,5 +69,5 @@ def read_times(piece: Piece) -> tuple[Times, dict[str, torch.Tensor]]:
 def machine_of(times: Times, device: torch.device) -> Machine:
     """Where the times were taken; this machine if there are none."""
     for row in times.values():
-        return Machine(**{name: row[name] for name in Machine.__dataclass_fields__})
+        return from_values(Machine, row)
     return describe_machine(device)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dqar_fx
-from benchmarks.contenders import Contender, Workshop
+from benchmarks.harness.contenders import Contender, Workshop
 
 
 @dataclass(frozen=True)

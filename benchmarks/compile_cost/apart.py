@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.compile_cost.points import Point
 from benchmarks.compile_cost.process import write_order
 from benchmarks.compile_cost.rows import PHASES, Measured, Row
-from benchmarks.machine import ROOT, Machine
+from benchmarks.harness.machine import ROOT, Machine
 
 COMMAND = (sys.executable, "-m", "benchmarks.compile_cost.process")
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")

@@ -14,8 +14,8 @@ from benchmarks.compile_cost.points import Point
 from benchmarks.compile_cost.rows import PHASES, Row, append_rows, read_rows
 from benchmarks.compile_cost.table import format_notes, format_table
 from benchmarks.compile_cost.verdict import format_verdict
-from benchmarks.machine import Machine, describe_machine
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.machine import Machine, describe_machine
 
 WIDTH = 95
 Measure = Callable[[Point, int], list[Row]]

@@ -8,10 +8,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.command_line import Parser, above, at_least, describe, folder_to_write
+from benchmarks.command_line import (
+    Parser,
+    above,
+    add_geometry,
+    at_least,
+    describe,
+    folder_to_write,
+    read_geometry,
+)
 from benchmarks.compile_cost.points import Point, cross, middle
-from benchmarks.geometry import Geometry, add_geometry, read_geometry
-from benchmarks.machine import can_compile
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.machine import can_compile
 
 LAYERS, STEPS, RAMPS = (12, 28, 56), (20, 50, 100), (2, 45)
 QUICK: dict[str, object] = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dqar_fx
-from benchmarks.geometry import Geometry
+from benchmarks.harness.geometry import Geometry
 
 WARMUP = 5
 """First steps of the linear schedules, which compute everything."""

@@ -20,9 +20,9 @@ from torch._dynamo.utils import counters
 import dqar_fx
 from benchmarks.compile_cost.points import Point
 from benchmarks.compile_cost.rows import Measured
-from benchmarks.geometry import Geometry, draw_timesteps
-from benchmarks.machine import set_up_compiler
-from benchmarks.measure import Compiled
+from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.harness.machine import set_up_compiler
+from benchmarks.harness.timing import Compiled
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compile_cost.points import Point
-from benchmarks.geometry import Geometry
-from benchmarks.machine import Machine
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.machine import Machine
 
 PHASES = ("cold", "warm")
 """With an empty cache; with the one that the cold process has left."""

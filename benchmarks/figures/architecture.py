@@ -10,10 +10,10 @@ from benchmarks.figures.layout import lay_out
 from benchmarks.figures.panel import BLOCK_FILL, SITE_FILL, SLOT_FILL, SLOT_LINE, draw_variant
 from benchmarks.figures.shapes import SOLID
 from benchmarks.figures.studio import Studio
-from benchmarks.figures.style import FAINT, GONE, Drawn
 from benchmarks.figures.tables import AGED, list_schedules
 from benchmarks.figures.timeline import LINE_HEIGHT, draw_line
 from benchmarks.figures.variants import read_variants
+from benchmarks.harness.plots import FAINT, GONE, Drawn
 
 HOW_TO_READ = (
     "One block of the model, read off the three graphs that the compiler makes of it. Which "

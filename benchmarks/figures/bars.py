@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from benchmarks.figures.naming import name_row
 from benchmarks.figures.rows import Row, describe, is_near, label_quality, speed_of
-from benchmarks.figures.style import (
+from benchmarks.harness.plots import (
     BLUE,
     FAINT,
     INK,

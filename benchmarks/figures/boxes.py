@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from benchmarks.macs import count_macs
+from benchmarks.harness.macs import count_macs
 from dqar_fx import Action
 
 INPUT, CONDITIONING, SLOT, OUTPUT = "input", "conditioning", "slot", "output"

@@ -6,7 +6,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from benchmarks.figures.pairs import THIRDS, Pairs
-from benchmarks.figures.style import BLUE, ORANGE, set_titles
+from benchmarks.harness.plots import BLUE, ORANGE, set_titles
 
 LOOKS = (
     ("kept output", BLUE, "o", -0.09),

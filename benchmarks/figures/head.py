@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from benchmarks.figures.style import DPI
+from benchmarks.harness.plots import DPI
 
 HEAD_PAD, SPACING = 0.14, 1.3
 """Around the head, in inches; of its lines, in heights of a line."""

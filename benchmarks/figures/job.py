@@ -8,8 +8,8 @@ from benchmarks.figures.captions import write_captions
 from benchmarks.figures.options import FIGURES, Options, parse_options
 from benchmarks.figures.rows import RowsError
 from benchmarks.figures.studio import Studio
-from benchmarks.figures.style import styled, write_figure
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.plots import styled, write_figure
 from dqar_fx import DqarError
 
 DRAW = {

@@ -8,7 +8,7 @@ from benchmarks.figures.pairs import Pairs, judge, make_title, read_pairs
 from benchmarks.figures.ratios import draw_ratios
 from benchmarks.figures.sketch import KEPT, NEW, OLD, draw_way
 from benchmarks.figures.studio import Studio
-from benchmarks.figures.style import BLUE, ORANGE, Drawn
+from benchmarks.harness.plots import BLUE, ORANGE, Drawn
 
 HOW_TO_READ = (
     "A site reuses what it kept at an older, noisier step: its output, or its keys and values "

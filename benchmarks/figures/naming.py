@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from benchmarks.figures.style import FAINT
+from benchmarks.harness.plots import FAINT
 
 KEPT = {"output": "outputs", "kv": "keys and values"}
 READING = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
 from dqar_fx import Calibration
 
 THIRDS = ("early", "middle", "late")

@@ -14,8 +14,8 @@ from benchmarks.figures.shapes import (
     draw_gone_box,
     write,
 )
-from benchmarks.figures.style import ACTION_COLOURS, ACTION_INKS, FAINT, hide_frame
 from benchmarks.figures.words import describe_box, describe_slot, describe_variant, name_box
+from benchmarks.harness.plots import ACTION_COLOURS, ACTION_INKS, FAINT, hide_frame
 
 SITE_FILL, BLOCK_FILL, SLOT_FILL, SLOT_LINE = "#fbe3c0", "#d8e9f5", "#c8e8dc", "#00795a"
 

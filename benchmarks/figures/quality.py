@@ -10,7 +10,7 @@ from benchmarks.figures.head import new_figure
 from benchmarks.figures.naming import READING, name_row
 from benchmarks.figures.strips import Strip, generate_strips
 from benchmarks.figures.studio import Studio
-from benchmarks.figures.style import FAINT, NEAR_DB, ORANGE, Drawn, hide_frame
+from benchmarks.harness.plots import FAINT, NEAR_DB, ORANGE, Drawn, hide_frame
 
 CELL = 1.12
 """Side of a picture, in inches."""

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.figures.pairs import Pairs
-from benchmarks.figures.style import BLUE, INK, ORANGE, PAPER, set_titles
+from benchmarks.harness.plots import BLUE, INK, ORANGE, PAPER, set_titles
 
 MARKS = (1 / 8, 1 / 4, 1 / 2, 2 / 3, 4 / 5, 1, 5 / 4, 3 / 2, 2, 4, 8)
 """Of the axis of ratios."""

@@ -5,12 +5,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
 
-from benchmarks.contenders import WARMUP
 from benchmarks.figures.head import new_figure
 from benchmarks.figures.studio import Studio
-from benchmarks.figures.style import ACTION_COLOURS, BLUE, INK, Drawn, set_titles
 from benchmarks.figures.tables import GATES, LINEAR, RULES, TARGET, list_tables, share_of_reuse
 from benchmarks.gates.lineup import POLICY
+from benchmarks.harness.contenders import WARMUP
+from benchmarks.harness.plots import ACTION_COLOURS, BLUE, INK, Drawn, set_titles
 from dqar_fx import Action, BranchTable
 
 MEANING = {

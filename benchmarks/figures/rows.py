@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures.naming import describe_reuse
-from benchmarks.figures.style import NEAR_DB
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.plots import NEAR_DB
 
 Row = Mapping[str, Any]
 NEEDED = ("name", "steps", "keep", "speed_median", "speed_min", "speed_max", "psnr_db")

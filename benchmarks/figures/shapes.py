@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse, FancyBboxPatch, Rectangle
 
 from benchmarks.figures.places import Place
-from benchmarks.figures.style import FAINT, GONE, INK
+from benchmarks.harness.plots import FAINT, GONE, INK
 
 SOLID = "#444444"
 LINE = 0.165

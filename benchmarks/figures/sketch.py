@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.figures.places import Place
 from benchmarks.figures.shapes import SOLID, draw_arrow, draw_outline, write
-from benchmarks.figures.style import FAINT, GONE, INK, hide_frame
+from benchmarks.harness.plots import FAINT, GONE, INK, hide_frame
 
 WIDTH, SMALL, ROW = 1.4, 0.3, 0.4
 """Width and height of a box, and distance from row to row, in inches."""

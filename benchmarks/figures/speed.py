@@ -7,7 +7,7 @@ from benchmarks.figures.head import new_figure
 from benchmarks.figures.naming import READING
 from benchmarks.figures.rows import Row, is_near, psnr_of, read_timed_rows, show_psnr, speed_of
 from benchmarks.figures.studio import Studio
-from benchmarks.figures.style import NEAR_DB, Drawn
+from benchmarks.harness.plots import NEAR_DB, Drawn
 
 HOW_TO_READ = (
     f"A bar is one way to run the same model: the longer, the faster. {READING} PSNR: how "

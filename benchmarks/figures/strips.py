@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 from benchmarks.ablation.configurations import list_configurations
 from benchmarks.ablation.workshop import SharingWorkshop
-from benchmarks.contenders import Contender
 from benchmarks.figures.naming import describe_reuse
 from benchmarks.figures.studio import Studio
-from benchmarks.quality import measure_psnr_db
+from benchmarks.harness.contenders import Contender
+from benchmarks.quality.judge import measure_psnr_db
 from dqar_fx import Denoiser
 
 

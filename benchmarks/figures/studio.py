@@ -8,9 +8,8 @@ import dqar_fx
 from benchmarks.ablation.protocol import use_scheduler
 from benchmarks.figures.options import Options
 from benchmarks.gates.calibrated import obtain_calibration
-from benchmarks.main_job import model_name
-from benchmarks.pipelines import Task, load_pipeline, name_classes
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.pipelines import Task, load_pipeline, model_name, name_classes
 from dqar_fx import Calibration, Denoiser, Schedule
 
 GUIDANCE = 1.5

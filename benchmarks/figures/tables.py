@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.contenders import WARMUP
 from benchmarks.figures.studio import Studio
 from benchmarks.gates.lineup import ENTROPY, MAX_AGE, POLICY, SNR, list_families
+from benchmarks.harness.contenders import WARMUP
 from dqar_fx import BranchTable, Policy, Schedule
 
 LINEAR, AGED, INTERVAL = "linear", f"linear, max_age={MAX_AGE}", "interval every=2"

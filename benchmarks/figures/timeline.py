@@ -5,7 +5,7 @@ from matplotlib.patches import Rectangle
 
 from benchmarks.figures.panel import SLOT_LINE
 from benchmarks.figures.shapes import draw_arrow, write
-from benchmarks.figures.style import ACTION_COLOURS, ACTION_INKS, FAINT, hide_frame
+from benchmarks.harness.plots import ACTION_COLOURS, ACTION_INKS, FAINT, hide_frame
 from dqar_fx import Action, BranchTable
 
 LINE_HEIGHT = 1.1

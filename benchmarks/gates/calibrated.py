@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import dqar_fx
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
 from dqar_fx import Calibration, DqarError
 
 

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 import dqar_fx
 from benchmarks.gates.lineup import Gated
-from benchmarks.machine import Machine
-from benchmarks.macs import count_trajectories
-from benchmarks.pipelines import Task
-from benchmarks.quality import measure_psnr_db
-from benchmarks.rows import write_out
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.macs import count_trajectories
+from benchmarks.harness.pipelines import Task
+from benchmarks.main_job.rows import write_out
+from benchmarks.quality.judge import measure_psnr_db
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from benchmarks.gates.report import (
     format_table,
     format_verdict,
 )
-from benchmarks.machine import describe_machine
-from benchmarks.main_job import model_name
-from benchmarks.pipelines import Task, load_pipeline, name_classes
-from benchmarks.reference.errors import InputError
-from benchmarks.store import file_name
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.pipelines import Task, load_pipeline, model_name, name_classes
+from benchmarks.harness.store import file_name
 from dqar_fx import DqarError, Policy
 
 OTHER_SEEDS = 10_000

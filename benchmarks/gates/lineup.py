@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import WARMUP
 from benchmarks.gates.reach import reach_reuse
+from benchmarks.harness.contenders import WARMUP
 from dqar_fx import (
     BranchTable,
     Calibration,

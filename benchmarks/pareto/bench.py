@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from benchmarks.ablation.protocol import Protocol
-from benchmarks.machine import synchronise
-from benchmarks.measure import hooked
+from benchmarks.harness.machine import synchronise
+from benchmarks.harness.pipelines import Task
+from benchmarks.harness.timing import hooked
 from benchmarks.pareto.contenders import EAGER, Contender, Entrant
 from benchmarks.pareto.standin import Counting
-from benchmarks.pipelines import Task
 
 
 @dataclass(frozen=True, eq=False)

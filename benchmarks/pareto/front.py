@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 
 from benchmarks.figures.head import new_figure
-from benchmarks.figures.style import (
+from benchmarks.harness.plots import (
     BLUE,
     FAINT,
     INK,

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.ablation.protocol import Protocol
-from benchmarks.figures.style import styled, write_figure
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.pipelines import load_pipeline, name_classes
+from benchmarks.harness.plots import styled, write_figure
 from benchmarks.pareto.bench import Bench
 from benchmarks.pareto.front import draw
 from benchmarks.pareto.judged import Gallery, add_quality, check_names, choose_judged
@@ -20,9 +22,7 @@ from benchmarks.pareto.rows import Row, make_rows, write_rows
 from benchmarks.pareto.table import format_judged, format_notes, format_table
 from benchmarks.pareto.tables import Saved, read_tables
 from benchmarks.pareto.verdict import format_verdict
-from benchmarks.pipelines import load_pipeline, name_classes
-from benchmarks.quality import Judge, judge_for
-from benchmarks.reference.errors import InputError
+from benchmarks.quality.judge import Judge, judge_for
 
 WIDTH = 95
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.groups import Generate, fill_groups
-from benchmarks.images import to_bytes
-from benchmarks.judging import Panel, Quality
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.groups import Generate, fill_groups
+from benchmarks.harness.store import Pieces
 from benchmarks.pareto.bench import Bench
 from benchmarks.pareto.contenders import Contender, Entrant
 from benchmarks.pareto.options import Options
 from benchmarks.pareto.rows import Row
-from benchmarks.quality import Judge
-from benchmarks.reference.errors import InputError
-from benchmarks.store import Pieces
+from benchmarks.quality.images import to_bytes
+from benchmarks.quality.judge import Judge
+from benchmarks.quality.panel import Panel, Quality
 
 
 def check_names(contenders: Sequence[Contender], options: Options) -> None:

@@ -17,7 +17,7 @@ from benchmarks.command_line import (
     new_parser,
     read_values,
 )
-from benchmarks.machine import can_compile
+from benchmarks.harness.machine import can_compile
 from benchmarks.pareto.contenders import KEYS
 from dqar_fx.schedule.forecast import MAX_ORDER
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from benchmarks.ablation.protocol import GROUP_STRIDE, SEED
-from benchmarks.machine import count_cores, name_processor
-from benchmarks.main_job import model_name
+from benchmarks.harness.machine import count_cores, name_processor
+from benchmarks.harness.pipelines import PipelineOptions, model_name
+from benchmarks.harness.store import Piece, file_name, take_fingerprint
 from benchmarks.pareto.contenders import Contender
 from benchmarks.pareto.options import Options
-from benchmarks.pipelines import Source
-from benchmarks.store import Piece, file_name, take_fingerprint
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Plan:
         return Piece(self.options.out / "images" / name, identity)
 
 
-def describe_place(pipe: Any, source: Source, **settings: Any) -> dict[str, Any]:
+def describe_place(pipe: Any, source: PipelineOptions, **settings: Any) -> dict[str, Any]:
     """Where and with what a pipeline runs, beside settings of its own."""
     return {
         "model": model_name(source.model),

@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.machine import describe_machine
-from benchmarks.measure import Compiled
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.timing import Compiled
 from benchmarks.pareto.bench import Bench
 from benchmarks.pareto.contenders import Contender, Entrant
 from benchmarks.pareto.records import WARMUP, Record

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.store import Piece
+from benchmarks.harness.store import Piece
 
 WARMUP = 0
 """Number of the trajectory in which everything is compiled."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.judging import Quality
 from benchmarks.pareto.contenders import Contender, Family
 from benchmarks.pareto.records import Record
-from benchmarks.quality import Judge, SameSeed
+from benchmarks.quality.judge import Judge, SameSeed
+from benchmarks.quality.panel import Quality
 
 NO_SAVING = 0.001
 """Share of the multiply-accumulates below which a saving is none."""

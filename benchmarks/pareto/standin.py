@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.macs import count_macs
+from benchmarks.harness.macs import count_macs
 
 
 class StandIn(nn.Module):

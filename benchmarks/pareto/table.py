@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from benchmarks.ablation.table import show_mean, show_range
+from benchmarks.harness.tables import NOTHING, first_line, show
 from benchmarks.pareto.rows import Row
-from benchmarks.quality import NUM_FLOORS
-from benchmarks.table import NOTHING, first_line, show
+from benchmarks.quality.judge import NUM_FLOORS
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 import dqar_fx
-from benchmarks.macs import to_meta, to_meta_call
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.macs import to_meta, to_meta_call
 from dqar_fx import Action, BranchTable, DqarError, Front, Guidance, Schedule
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.machine import ROOT
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.tables import first_line
 from benchmarks.pareto.records import Record
 from benchmarks.peers.options import Options
 from benchmarks.peers.plan import Plan
 from benchmarks.peers.recipes import Peer
-from benchmarks.table import first_line
 
 COMMAND = (sys.executable, "-m", "benchmarks.peers")
 

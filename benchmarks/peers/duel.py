@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.machine import set_up_compiler
-from benchmarks.measure import Compiled
+from benchmarks.harness.machine import set_up_compiler
+from benchmarks.harness.store import Piece
+from benchmarks.harness.timing import Compiled
 from benchmarks.pareto.contenders import (
     BASE,
     BLOCKS,
@@ -33,7 +34,6 @@ from benchmarks.peers.options import Options
 from benchmarks.peers.plan import Plan
 from benchmarks.peers.recipes import STOCK, Peer
 from benchmarks.peers.stage import Stage
-from benchmarks.store import Piece
 from dqar_fx import Denoiser
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import dqar_fx
-from benchmarks.macs import count_macs, count_schedules, to_meta, to_meta_call
+from benchmarks.harness.macs import count_macs, count_schedules, to_meta, to_meta_call
 from benchmarks.pareto.bench import Bench
 from benchmarks.pareto.lineup import make_interval
 from benchmarks.peers.lineup import OWN_EVERY, OWN_ORDER

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from benchmarks.judging import Panel, Quality
+from benchmarks.harness.errors import InputError
 from benchmarks.pareto.judged import add_quality
 from benchmarks.pareto.records import Record
 from benchmarks.pareto.rows import write_rows
@@ -22,8 +22,8 @@ from benchmarks.peers.rows import Row, make_rows
 from benchmarks.peers.stage import set_stage
 from benchmarks.peers.table import format_notes, format_table
 from benchmarks.peers.verdict import format_verdict
-from benchmarks.quality import Judge, judge_for
-from benchmarks.reference.errors import InputError
+from benchmarks.quality.judge import Judge, judge_for
+from benchmarks.quality.panel import Panel, Quality
 
 WIDTH = 95
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
+from benchmarks.harness.errors import InputError
 from benchmarks.pareto.bench import Bench
 from benchmarks.pareto.contenders import (
     BASE,
@@ -33,7 +34,6 @@ from benchmarks.peers.recipes import (
     Repeated,
 )
 from benchmarks.peers.same_tables import SameTable, list_tables
-from benchmarks.reference.errors import InputError
 from dqar_fx import Schedule
 
 DOCUMENTED = Family("stock", "as documented", "rival")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.measure import hooked
+from benchmarks.harness.timing import hooked
 from benchmarks.pareto.contenders import Entrant
 from dqar_fx import Denoiser
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation.protocol import SEED
+from benchmarks.harness.store import Piece, file_name
 from benchmarks.pareto.contenders import Contender
 from benchmarks.pareto.plan import describe_place
 from benchmarks.peers.options import Options
-from benchmarks.store import Piece, file_name
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from benchmarks.pareto import rows as pareto
 from benchmarks.pareto.contenders import EAGER
 from benchmarks.pareto.records import Record
 from benchmarks.peers.recipes import STOCK, Peer
-from benchmarks.quality import Judge
+from benchmarks.quality.judge import Judge
 
 SAME_ERROR = 1e-5
 """Relative error below which latents are the same but for how a compiler rounds."""

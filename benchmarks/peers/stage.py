@@ -15,10 +15,9 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from benchmarks.ablation.protocol import SEED, Protocol
-from benchmarks.command_line import DTYPES
-from benchmarks.geometry import CHANNELS, NUM_CLASSES, Geometry
+from benchmarks.harness.geometry import CHANNELS, NUM_CLASSES, Geometry
+from benchmarks.harness.pipelines import DTYPES, Task, load_pipeline, name_classes
 from benchmarks.pareto.bench import Bench
-from benchmarks.pipelines import Task, load_pipeline, name_classes
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.ablation.table import show_mean
+from benchmarks.harness.tables import NOTHING, show
 from benchmarks.pareto.table import (
     describe_machine,
     list_oddities,
@@ -11,7 +12,6 @@ from benchmarks.pareto.table import (
     show_speed,
 )
 from benchmarks.peers.rows import Row
-from benchmarks.table import NOTHING, show
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 
+from benchmarks.harness.errors import InputError
 from benchmarks.reference.data import LABELS
-from benchmarks.reference.errors import InputError, report_input_errors
+from benchmarks.reference.errors import report_input_errors
 from benchmarks.reference.models import build_scheduler
 from benchmarks.reference.options import DEFAULT_OUT
 

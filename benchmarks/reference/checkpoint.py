@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
 
 Identity = Mapping[str, int | float | str]
 _KEYS = frozenset(("identity", "step", "rng", "model", "optimiser", "ema"))

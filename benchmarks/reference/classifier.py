@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks.harness.errors import InputError
 from benchmarks.reference.data import LABELS
-from benchmarks.reference.errors import InputError
 
 CLASSIFIER = Path(__file__).resolve().parent / "classifier"
 """The folder of the shipped classifier."""

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
 
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FOLDER_VARIABLE = "FASHION_MNIST"

@@ -1,12 +1,10 @@
-"""The one error of the reference scripts: what was read from disk is missing or unusable."""
+"""How the scripts of the reference pipeline end when what they read is missing or unusable."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-class InputError(ValueError):
-    """A file or folder is missing, damaged or of another run; the text says what to do."""
+from benchmarks.harness.errors import InputError
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.harness.errors import InputError
 from benchmarks.reference.checkpoint import replace_atomically
-from benchmarks.reference.errors import InputError
 
 FILE_NAME = "latents.safetensors"
 _DO = "Run python -m benchmarks.reference.train_vae with the same --out first."

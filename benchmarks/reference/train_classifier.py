@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.frechet import STATISTICS, gather_statistics, to_unit
+from benchmarks.quality.frechet import STATISTICS, gather_statistics, to_unit
 from benchmarks.reference.checkpoint import TrainingState
 from benchmarks.reference.classifier import (
     CONFIG,

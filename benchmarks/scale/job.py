@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.command_line import Parser, at_least, describe, folder_to_write
-from benchmarks.geometry import Geometry
-from benchmarks.machine import describe_machine
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.machine import describe_machine
 from benchmarks.scale.fit import AXES, format_growth, format_verdict
 from benchmarks.scale.phases import PHASES, Growth, measure
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import dqar_fx
-from benchmarks.geometry import Geometry, draw_timesteps
+from benchmarks.harness.geometry import Geometry, draw_timesteps
 from dqar_fx.plan.plan import bind
 from dqar_fx.program.program import Program
 

@@ -12,7 +12,7 @@ from benchmarks.ablation.configurations import BASELINE, FULL, KV, QUANT, SCHEDU
 from benchmarks.ablation.facts import gather_facts
 from benchmarks.ablation.job import main
 from benchmarks.ablation.report import FILES
-from benchmarks.contenders import Workshop
+from benchmarks.harness.contenders import Workshop
 from tests.benchmarks.ablation_runs import NAMES, note_groups
 from tests.benchmarks.cut_pipeline import cut_pipeline
 

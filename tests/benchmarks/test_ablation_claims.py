@@ -18,8 +18,8 @@ from benchmarks.ablation.configurations import (
 )
 from benchmarks.ablation.pairs import find_pairs
 from benchmarks.ablation.rows import Row
-from benchmarks.judging import Quality
-from benchmarks.machine import Machine
+from benchmarks.harness.machine import Machine
+from benchmarks.quality.panel import Quality
 from tests.benchmarks.ablation_runs import NAMES
 
 MACHINE = Machine("cpu", "AMD EPYC", 2, 2, "2.13", "0.42", "0.1", None, None)

@@ -21,8 +21,8 @@ from benchmarks.ablation.configurations import (
 from benchmarks.ablation.facts import gather_facts
 from benchmarks.ablation.plan import share_of_keys_values
 from benchmarks.ablation.workshop import SharingWorkshop
-from benchmarks.contenders import Contender, Workshop
-from benchmarks.geometry import Geometry
+from benchmarks.harness.contenders import Contender, Workshop
+from benchmarks.harness.geometry import Geometry
 from tests.benchmarks.ablation_runs import NAMES
 
 GEOMETRY = Geometry(layers=2, width=64, heads=2, tokens=16, batch=2)

@@ -9,11 +9,11 @@ from diffusers import DDPMScheduler, DiTPipeline
 from benchmarks.ablation import generate, job
 from benchmarks.ablation.generate import Studio
 from benchmarks.ablation.protocol import REPORT_CLASSES, Protocol, choose_classes
-from benchmarks.contenders import Contender, Workshop
-from benchmarks.images import from_bytes, to_bytes
-from benchmarks.pipelines import Task
-from benchmarks.reference.errors import InputError
-from benchmarks.store import Piece
+from benchmarks.harness.contenders import Contender, Workshop
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.pipelines import Task
+from benchmarks.harness.store import Piece
+from benchmarks.quality.images import from_bytes, to_bytes
 from tests.benchmarks.ablation_runs import note_groups
 from tests.benchmarks.cut_pipeline import cut_pipeline
 

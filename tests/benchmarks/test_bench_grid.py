@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from benchmarks.grid import MIN_CELL, draw_grid, enlarge, load_font, shorten, to_image
+from benchmarks.harness.pictures import (
+    MIN_CELL,
+    draw_grid,
+    enlarge,
+    load_font,
+    shorten,
+    to_image,
+)
 
 
 @pytest.mark.parametrize(

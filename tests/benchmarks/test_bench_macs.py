@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import dqar_fx
-from benchmarks.geometry import Geometry, draw_timesteps
-from benchmarks.macs import count_macs, count_trajectories, reuse_masks, to_meta
+from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.harness.macs import count_macs, count_trajectories, reuse_masks, to_meta
 from dqar_fx import Schedule
 
 GEOMETRY = Geometry(layers=3, width=32, heads=2, tokens=16, batch=2)

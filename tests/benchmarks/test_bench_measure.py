@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.contenders import FEWER, Contender, Workshop, line_up, list_schedules
-from benchmarks.machine import Machine, can_compile, describe_machine
-from benchmarks.measure import Arena, Compiled, Trial, compete, timed_calls
-from benchmarks.pipelines import Task, name_classes
-from benchmarks.quality import measure_psnr_db
-from benchmarks.rows import describe_speed, describe_times
+from benchmarks.harness.contenders import FEWER, Contender, Workshop, line_up, list_schedules
+from benchmarks.harness.machine import Machine, can_compile, describe_machine
+from benchmarks.harness.pipelines import Task, name_classes
+from benchmarks.harness.timing import Compiled, describe_speed, take_ratios, timed_calls
+from benchmarks.harness.trials import Arena, Trial, compete
+from benchmarks.main_job.rows import describe_times
+from benchmarks.quality.judge import measure_psnr_db
 
 CPU = torch.device("cpu")
 
@@ -75,7 +76,7 @@ def test_timed_calls_leaves_no_hook():
 def test_describe_speed_is_paired():
     base = Trial(Contender("base", 1), 1, step_s=[[2.0], [20.0], [200.0]])
     fast = Trial(Contender("fast", 2), 1, step_s=[[0.5, 0.5], [4.0, 4.0], [90.0, 10.0]])
-    assert describe_speed(fast, base) == {
+    assert describe_speed(take_ratios(base.trajectory_s, fast.trajectory_s)) == {
         "speed_median": 2.0,
         "speed_min": 2.0,
         "speed_max": 2.5,

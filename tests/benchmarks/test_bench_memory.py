@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import memory
-from benchmarks.geometry import Geometry
+from benchmarks.harness.geometry import Geometry
 
 SMALL = ["--layers", "2", "--width", "32", "--heads", "2", "--tokens", "4", "--steps", "3"]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.frechet import STATISTICS, gather_statistics, load_statistics, to_unit
+from benchmarks.harness.errors import InputError
+from benchmarks.quality.frechet import STATISTICS, gather_statistics, load_statistics, to_unit
 from benchmarks.reference.classifier import (
     CLASSIFIER,
     CONFIG,
@@ -20,7 +21,6 @@ from benchmarks.reference.classifier import (
     predict_classes,
 )
 from benchmarks.reference.data import DEFAULT_FOLDER, FOLDER_VARIABLE, Split, load_split
-from benchmarks.reference.errors import InputError
 from benchmarks.reference.train_classifier import MAX_SHIFT, augment, export, train
 from benchmarks.reference.training import Options
 

@@ -13,10 +13,10 @@ from benchmarks.compile_cost.apart import Launcher, describe_end
 from benchmarks.compile_cost.options import parse_options
 from benchmarks.compile_cost.points import Point, cross, middle
 from benchmarks.compile_cost.rows import Measured, Row, append_rows, read_rows
-from benchmarks.geometry import Geometry
-from benchmarks.machine import describe_machine
-from benchmarks.measure import Compiled
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.timing import Compiled
 
 TINY = Geometry(layers=2, width=16, heads=2, tokens=4, batch=2)
 MACHINE = describe_machine(torch.device("cpu"))

@@ -11,8 +11,8 @@ from benchmarks.compile_cost.points import Point
 from benchmarks.compile_cost.rows import Measured, Row
 from benchmarks.compile_cost.table import format_notes, format_table
 from benchmarks.compile_cost.verdict import format_verdict
-from benchmarks.geometry import Geometry
-from benchmarks.machine import describe_machine
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.machine import describe_machine
 
 MACHINE = describe_machine(torch.device("cpu"))
 MEASURED = Measured(1.0, 8.0, 0.1, 2.0, 7, 0, 0, 0, 5)

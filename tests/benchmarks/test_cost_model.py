@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import cost_model
 from benchmarks.cost_model import Row, list_schedules, make_schedules
-from benchmarks.geometry import Geometry
+from benchmarks.harness.geometry import Geometry
 from dqar_fx import Schedule, transform
 
 TINY = ["--model", "geometry", "--layers", "2", "--width", "16", "--heads", "2"]

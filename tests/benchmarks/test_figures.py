@@ -12,7 +12,7 @@ from benchmarks.figures.captions import read_captions, write_captions
 from benchmarks.figures.head import new_figure
 from benchmarks.figures.job import main
 from benchmarks.figures.options import FIGURES
-from benchmarks.figures.style import DPI, Drawn, styled, write_figure
+from benchmarks.harness.plots import DPI, Drawn, styled, write_figure
 from tests.benchmarks.cut_pipeline import cut_pipeline
 from tests.benchmarks.figure_rows import BASELINE, make_row
 

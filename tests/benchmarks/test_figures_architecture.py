@@ -12,8 +12,8 @@ from benchmarks.figures.layout import lay_out
 from benchmarks.figures.places import HEIGHT
 from benchmarks.figures.timeline import CELL, draw_line
 from benchmarks.figures.variants import read_variants
-from benchmarks.geometry import Geometry
-from benchmarks.macs import count_trajectories
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.macs import count_trajectories
 from dqar_fx import Action, Schedule
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.frechet import Frechet, draw_in_turn, gather_statistics
+from benchmarks.harness.errors import InputError
+from benchmarks.quality.frechet import Frechet, draw_in_turn, gather_statistics
 from benchmarks.reference.classifier import load_classifier
 from benchmarks.reference.data import DEFAULT_FOLDER, FOLDER_VARIABLE, Split
-from benchmarks.reference.errors import InputError
 
 needs_fashion = pytest.mark.skipif(
     not Path(os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER).is_dir(),

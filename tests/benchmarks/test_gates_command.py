@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.contenders import WARMUP
 from benchmarks.gates import job as gates_job
 from benchmarks.gates.facts import Row, using
 from benchmarks.gates.job import file_name, main
@@ -20,8 +19,9 @@ from benchmarks.gates.report import (
     format_verdict,
     rank_correlation,
 )
+from benchmarks.harness.contenders import WARMUP
+from benchmarks.main_job.rows import write_out
 from benchmarks.reference import PIPELINE
-from benchmarks.rows import write_out
 from dqar_fx import BranchTable, Calibration, Policy, Schedule, entropy_gate
 from dqar_fx.calibration.calibration import Cells
 from dqar_fx.calibration.fingerprint import Fingerprint

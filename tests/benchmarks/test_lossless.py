@@ -7,8 +7,8 @@ import torch
 
 import dqar_fx
 from benchmarks import lossless
+from benchmarks.harness.macs import count_macs
 from benchmarks.lossless import Counts, Lossless, Subject, count, find_subject, measure_error
-from benchmarks.macs import count_macs
 
 
 def run_main(arguments):

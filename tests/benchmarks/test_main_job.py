@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-import benchmarks.machine
-import benchmarks.main_job
-from benchmarks.contenders import Workshop
-from benchmarks.main_job import enter, main
-from benchmarks.measure import Arena
-from benchmarks.options import parse_options
-from benchmarks.pipelines import Task
+import benchmarks.harness.machine
+import benchmarks.main_job.job
+from benchmarks.harness.contenders import Workshop
+from benchmarks.harness.pipelines import Task
+from benchmarks.harness.trials import Arena
+from benchmarks.main_job.job import Options, enter, main
 from benchmarks.reference import PIPELINE
 from benchmarks.reference.models import TRANSFORMER_CONFIG
 from dqar_fx import DqarError, Schedule
+from tests.benchmarks.command_errors import refuse
 
 NAMES = [
     "untransformed eager",
@@ -96,9 +96,9 @@ def test_main_without_compiler_says_so_and_prints_an_eager_table(
     small_model, tmp_path, capsys, monkeypatch
 ):
     def find_none():
-        raise benchmarks.machine.InvalidCxxCompiler
+        raise benchmarks.harness.machine.InvalidCxxCompiler
 
-    monkeypatch.setattr(benchmarks.machine.cpp_builder, "get_cpp_compiler", find_none)
+    monkeypatch.setattr(benchmarks.harness.machine.cpp_builder, "get_cpp_compiler", find_none)
     arguments = [*SMALL, "--lowering", "regional", "--device", "cpu"]
     assert main([*arguments, "--model", small_model, "--out", str(tmp_path)]) == 0
     assert {(r["lowering"], r["base"], r["graphs"]) for r in read_rows(tmp_path)} == {
@@ -143,11 +143,11 @@ def test_enter_uncountable_model_has_no_ceiling(capsys, monkeypatch, tmp_path):
     def refuse(*_):
         raise DqarError("it has two heads")
 
-    monkeypatch.setattr(benchmarks.main_job, "count_trajectories", refuse)
+    monkeypatch.setattr(benchmarks.main_job.job, "count_trajectories", refuse)
     workshop = Workshop(torch.nn.Identity(), "regional")
     task = Task((0,), (0,), ("Bag",), 1.5)
     monkeypatch.setattr(Task, "example_call", lambda *_: {})
-    options = parse_options(["--steps", "6", "--out", str(tmp_path)])
+    options = Options.read(["--steps", "6", "--out", str(tmp_path)])
     trials = enter(Arena(None, task, workshop, torch.device("cpu")), options)
     assert [trial.macs for trial in trials] == [None] * len(trials)
     assert [t.contender.name for t in trials][1] == "untransformed compiled"
@@ -157,29 +157,23 @@ def test_enter_uncountable_model_has_no_ceiling(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "argument --steps: expected an integer of at least 1, found '0'"),
-        (["--seeds", "many"], "argument --seeds: expected an integer of at least 1"),
-        (["--device", "abacus"], "argument --device: cannot use device 'abacus': "),
-        (["--device", "meta"], "argument --device: device 'meta' computes nothing"),
+        (["--steps", "0"], "--steps: expected an integer of at least 1, found '0'"),
+        (["--seeds", "many"], "--seeds: expected an integer of at least 1"),
+        (["--device", "abacus"], "--device: cannot use device 'abacus': "),
+        (["--device", "meta"], "--device: device 'meta' computes nothing"),
         (["--model", "no/such/folder"], "--model no/such/folder is no pipeline: expected"),
-        (["--lowering", "none"], "argument --lowering: invalid choice"),
-        (["--out", "{file}"], "argument --out: cannot write to "),
+        (["--lowering", "none"], "invalid choice 'none' for argument '--lowering'"),
+        (["--out", "{file}"], "error: cannot write to "),
         (["--model", "{file}"], "is no pipeline: expected"),
     ],
 )
-def test_main_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
+def test_main_bad_input_is_said_with_code_2(arguments, message, tmp_path, capsys):
     file = tmp_path / "file"
     file.touch()
     arguments = [a.replace("{file}", str(file)) for a in arguments]
-    try:
-        code = main(["--out", str(tmp_path), *arguments])
-    except SystemExit as exit:
-        code = exit.code
-    out, err = capsys.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert message in err
-    assert err.count("\n") == 1
+    code, error = refuse(main, ["--out", str(tmp_path), *arguments], capsys)
+    assert code == 2
+    assert message in error
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 
 import dqar_fx
 from benchmarks import overhead
-from benchmarks.geometry import Geometry
+from benchmarks.harness.geometry import Geometry
 from dqar_fx.program.lowering import Lowering
+from tests.benchmarks.command_errors import refuse
 
 
 def test_empty_regions_compute_nothing_and_are_gone_afterwards():
@@ -52,12 +53,11 @@ def test_overhead_command_prints_and_writes(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--depths", "4", "4"], "two different ones"),
-        (["--steps", "4"], "5"),
-        (["--repeats", "0"], "1"),
+        (["--steps", "4"], "--steps: expected an integer of at least 5"),
+        (["--repeats", "0"], "--repeats: expected an integer of at least 1"),
     ],
 )
 def test_overhead_wrong_arguments_are_refused(arguments, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        overhead.main([*arguments, "--out", str(tmp_path)])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    code, error = refuse(overhead.main, [*arguments, "--out", str(tmp_path)], capsys)
+    assert code == 2
+    assert message in error

@@ -10,7 +10,8 @@ from diffusers import DDIMScheduler
 from torch._dynamo.utils import counters
 
 from benchmarks.ablation.protocol import Protocol
-from benchmarks.geometry import Geometry
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry
 from benchmarks.pareto.bench import Bench
 from benchmarks.pareto.contenders import (
     BLOCKS,
@@ -26,7 +27,6 @@ from benchmarks.pareto.rivals.driven import Clock, Driven, mix_in_cache, swap_ha
 from benchmarks.pareto.rivals.of_cache_dit import CacheDit, make_mask
 from benchmarks.pareto.rivals.of_diffusers import count_hooked, measure_magnitudes
 from benchmarks.pareto.rivals.schedules import list_theirs
-from benchmarks.reference.errors import InputError
 from dqar_fx import prior_art
 
 STEPS = 12

@@ -11,9 +11,10 @@ from torch import nn
 
 import dqar_fx
 from benchmarks.ablation.protocol import Protocol
-from benchmarks.figures.style import styled, write_figure
-from benchmarks.geometry import Geometry
-from benchmarks.judging import Quality
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.plots import styled, write_figure
+from benchmarks.harness.store import Piece, file_name
 from benchmarks.pareto import bench as bench_module
 from benchmarks.pareto.bench import Bench, timed
 from benchmarks.pareto.contenders import (
@@ -41,9 +42,8 @@ from benchmarks.pareto.rows import Row, make_rows, turn_saving
 from benchmarks.pareto.standin import Counting, StandIn
 from benchmarks.pareto.table import format_judged, format_notes, format_table
 from benchmarks.pareto.verdict import find_best, format_verdict, interpolate_fewer
-from benchmarks.quality import Judge
-from benchmarks.reference.errors import InputError
-from benchmarks.store import Piece, file_name
+from benchmarks.quality.judge import Judge
+from benchmarks.quality.panel import Quality
 from dqar_fx import Schedule, prior_art
 
 CPU = torch.device("cpu")

@@ -7,18 +7,13 @@ import torch
 
 import dqar_fx
 from benchmarks import saving
-from benchmarks.geometry import Geometry
-from benchmarks.saving import Saving, count_ratios, list_entries, run_lockstep
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.timing import run_lockstep
+from benchmarks.saving import Saving, count_ratios, list_entries
+from tests.benchmarks.command_errors import refuse
 
 TINY = Geometry(layers=2, width=16, heads=2, tokens=16, batch=2)
 SMALL = ["--layers", "1", "--width", "16", "--heads", "2", "--tokens", "16", "--steps", "6"]
-
-
-def run_main(arguments):
-    try:
-        return saving.main(arguments)
-    except SystemExit as exit:
-        return exit.code
 
 
 def test_saving_is_the_median_over_trajectories():
@@ -71,7 +66,7 @@ def test_main_writes_rows(tmp_path, capsys, monkeypatch):
         dqar_fx, "transform", lambda *args, compile=None, **k: transform(*args, **k)
     )
     monkeypatch.setattr(saving, "set_up_compiler", lambda device: None)
-    assert run_main([*SMALL, "--repeats", "2", "--out", str(tmp_path)]) == 0
+    assert saving.main([*SMALL, "--repeats", "2", "--out", str(tmp_path)]) == 0
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     names = ["FORA N=3", "TaylorSeer N=3 O=1", "TaylorSeer N=3 O=2", "attention once"]
     assert [row["name"] for row in rows] == names
@@ -90,26 +85,26 @@ def test_main_writes_rows(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--repeats", "0"], "argument --repeats: expected an integer of at least 1"),
-        (["--steps", "3"], "argument --steps: expected an integer of at least 4, found '3'"),
+        (["--repeats", "0"], "--repeats: expected an integer of at least 1"),
+        (["--steps", "3"], "--steps: expected an integer of at least 4, found '3'"),
         (["--tokens", "60"], "--tokens must be a square number, found 60"),
         (["--heads", "5"], "--width 384 is no multiple of --heads 5"),
-        (["--threads", "0"], "argument --threads: expected an integer of at least 1"),
+        (["--threads", "0"], "--threads: expected an integer of at least 1"),
         (["--only", "PAB*"], "--only: there is no such schedule; there are FORA N=3, "),
-        (["--out", "{file}"], "argument --out: cannot write to "),
+        (["--out", "{file}"], "error: cannot write to "),
     ],
 )
-def test_main_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
+def test_main_bad_input_is_said_with_code_2(arguments, message, tmp_path, capsys):
     (tmp_path / "file").touch()
     given = [a.replace("{file}", str(tmp_path / "file")) for a in arguments]
     out = [] if "--out" in given else ["--out", str(tmp_path)]
-    assert run_main([*out, *given]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert message in err
+    code, error = refuse(saving.main, [*out, *given], capsys)
+    assert code == 2
+    assert message in error
 
 
 def test_main_without_compiler_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(saving, "can_compile", lambda device: False)
-    assert run_main(["--out", str(tmp_path)]) == 2
-    assert "no C++ compiler was found" in capsys.readouterr().err
+    code, error = refuse(saving.main, ["--out", str(tmp_path)], capsys)
+    assert code == 2
+    assert error.startswith("error: no C++ compiler was found")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch._inductor import config
 
-from benchmarks.geometry import Geometry
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.store import file_name
 from benchmarks.pareto.contenders import BASE, BLOCKS, COMPILED, EAGER, Contender
 from benchmarks.pareto.records import Record
 from benchmarks.peers import apart, equal_cost, options
@@ -28,7 +29,6 @@ from benchmarks.peers.recipes import (
 )
 from benchmarks.peers.same_tables import PAB, list_tables
 from benchmarks.peers.stage import GEOMETRIES, Sized, set_stage
-from benchmarks.store import file_name
 from tests.benchmarks.cut_pipeline import cut_pipeline
 
 EAGERLY = ["--geometry", "tiny", "--eager", "--steps", "6", "--repeats", "2"]

@@ -9,7 +9,7 @@ import torch
 from diffusers.hooks import ModelHook
 from torch import nn
 
-from benchmarks.judging import Quality
+from benchmarks.harness.store import Piece, file_name
 from benchmarks.pareto.contenders import (
     BASE,
     COMPILED,
@@ -27,7 +27,7 @@ from benchmarks.peers.rows import Row, make_rows
 from benchmarks.peers.same_tables import PAB
 from benchmarks.peers.table import format_notes, format_table
 from benchmarks.peers.verdict import Share, format_verdict
-from benchmarks.store import Piece, file_name
+from benchmarks.quality.panel import Quality
 
 RUN = {
     "model": "reference/pipeline",

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from diffusers import DiTPipeline
 from PIL import Image
 
-from benchmarks.field_metrics import (
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.pipelines import Task
+from benchmarks.quality.field_metrics import (
     ClipScore,
     TensorClip,
     find_pictures,
@@ -22,15 +24,13 @@ from benchmarks.field_metrics import (
     read_picture,
     to_bytes,
 )
-from benchmarks.frechet import to_unit
-from benchmarks.images import to_fashion
-from benchmarks.perceptual import FeatureDistance, measure_ssim
-from benchmarks.pipelines import Task
-from benchmarks.quality import NUM_FLOORS, AgainstReal, Judge, judge_for, measure_psnr_db
+from benchmarks.quality.frechet import to_unit
+from benchmarks.quality.images import to_fashion
+from benchmarks.quality.judge import NUM_FLOORS, AgainstReal, Judge, judge_for, measure_psnr_db
+from benchmarks.quality.perceptual import FeatureDistance, measure_ssim
 from benchmarks.reference import PIPELINE
 from benchmarks.reference.classifier import CLASSIFIER, CONFIG, load_classifier
 from benchmarks.reference.data import DEFAULT_FOLDER, FOLDER_VARIABLE, LABELS, load_split
-from benchmarks.reference.errors import InputError
 
 needs_fashion = pytest.mark.skipif(
     not Path(os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER).is_dir(),
@@ -318,7 +318,7 @@ def process(images=None, text=None, **_):
 
 def test_clip_score_takes_the_outputs_of_transformers_and_each_caption(monkeypatch):
     monkeypatch.setattr(
-        "benchmarks.field_metrics.load_clip", lambda: (TensorClip(ToyClip()), process)
+        "benchmarks.quality.field_metrics.load_clip", lambda: (TensorClip(ToyClip()), process)
     )
     images = torch.zeros(20, 3, 8, 8)
     images[:15, 0], images[15:, 1] = 1, 1

@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers import DiTPipeline
 
+from benchmarks.harness.errors import InputError
 from benchmarks.reference import PIPELINE, SMALL, train_transformer, train_vae, training
 from benchmarks.reference.assemble import assemble
 from benchmarks.reference.data import FOLDER_VARIABLE, Split, load_split
-from benchmarks.reference.errors import InputError
 from benchmarks.reference.latents import FILE_NAME, Latents, load_latents, save_latents
 from benchmarks.reference.models import build_transformer, build_vae
 from benchmarks.reference.training import LearningRate, Options

@@ -13,7 +13,7 @@ from diffusers import DiTTransformer2DModel
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import dqar_fx
-from benchmarks.geometry import Geometry
+from benchmarks.harness.geometry import Geometry
 from dqar_fx import DqarError, Guidance, OptionError, Schedule
 from tests.helpers.models import MAKERS, make_dit
 from tests.helpers.slow_cases import slow_but

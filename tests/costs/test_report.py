@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import dqar_fx
-from benchmarks.macs import count_macs, to_meta
+from benchmarks.harness.macs import count_macs, to_meta
 from dqar_fx import DqarError, Guidance, Report, Schedule, ScheduleError
 from dqar_fx.costs import DATASHEETS
 from dqar_fx.costs.kernels import KINDS

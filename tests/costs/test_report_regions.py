@@ -9,8 +9,8 @@ import torch
 from torch._dynamo.utils import counters
 
 import dqar_fx
-from benchmarks.geometry import draw_timesteps
-from benchmarks.macs import to_meta
+from benchmarks.harness.geometry import draw_timesteps
+from benchmarks.harness.macs import to_meta
 from dqar_fx import DqarError, Guidance, Schedule
 from dqar_fx.conditioning.conditioning import Conditioning
 from dqar_fx.costs.clocks import StepTimes

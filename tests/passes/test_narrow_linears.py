@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from benchmarks.macs import count_macs
+from benchmarks.harness.macs import count_macs
 from dqar_fx.passes import narrow_linears
 from dqar_fx.passes.support.graphs import has_effect
 from dqar_fx.passes.support.runner import fork

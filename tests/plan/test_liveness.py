@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqar_fx
-from benchmarks.macs import count_macs
+from benchmarks.harness.macs import count_macs
 from dqar_fx import Schedule
 from tests.helpers.hook_oracle import Oracle, ResidualOracle
 from tests.helpers.models import MAKERS, make_dit

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.harness.errors import InputError
 from benchmarks.pareto.bench import Bench
 from benchmarks.pareto.contenders import BLOCKS, COMPILED, Entrant
-from benchmarks.reference.errors import InputError
 
 RECOMPILES = 1024
 """Its documentation's limit, from ``cache_dit.set_compile_configs``."""

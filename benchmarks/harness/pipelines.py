@@ -5,35 +5,42 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Self
 
 import torch
 from diffusers import DiTPipeline
 from diffusers.utils import logging
 
-from benchmarks.command_line import DTYPES
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.machine import choose_device
+from benchmarks.harness.options import Command, convert_with, default_is, device_of, one_of
+from benchmarks.reference import PIPELINE
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-class Source(Protocol):
-    """The options that say which pipeline it is, and where."""
+@dataclass(frozen=True)
+class PipelineOptions(Command):
+    """Options of which pipeline is run, and where."""
 
-    @property
-    def model(self) -> str:
-        """A pipeline folder, or a name on the hub."""
+    model: Annotated[str, default_is("the reference pipeline")] = str(PIPELINE)
+    """DiT pipeline folder or hub name."""
+    device: Annotated[
+        torch.device | None,
+        convert_with(device_of, "DEVICE"),
+        default_is("the fastest there is"),
+    ] = None
+    """Where it runs: cpu, cuda, mps, ..."""
+    dtype: Annotated[str, one_of(tuple(DTYPES))] = "float32"
+    """Dtype of the parameters."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-
-    @property
-    def dtype(self) -> str:
-        """Name of the dtype of its parameters."""
+    def settle(self) -> Self:
+        """The same on a device."""
+        return replace(super().settle(), device=self.device or choose_device())
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def name_classes(pipe: Any) -> dict[int, str]:
     return names or {label: f"class {label}" for label in range(num_classes)}
 
 
-def load_pipeline(options: Source) -> Any:
+def load_pipeline(options: PipelineOptions) -> Any:
     """The pipeline that the options name, on its device.
 
     Raises:
@@ -164,3 +171,8 @@ def check_model(model: str) -> None:
         ) from None
     if found != DiTPipeline.__name__:
         raise InputError(f"--model {model} is a {found}; expected a DiTPipeline")
+
+
+def model_name(model: str) -> str:
+    """A hub name as it is, a folder by its last two parts: no path of this machine."""
+    return "/".join(Path(model).resolve().parts[-2:]) if Path(model).exists() else model

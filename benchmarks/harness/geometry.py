@@ -1,36 +1,34 @@
 """A class-conditional DiT of any size with random weights, for what needs no pictures."""
 
-import argparse
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
+import tyro
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from benchmarks.command_line import Parser, at_least
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.options import Command, Count, at_least, default_is
 
 PATCH, CHANNELS, NUM_CLASSES = 2, 4, 1000
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Size of a DiT, by default DiT-S/2 on 256x256 pictures.
+    """Size of a DiT, by default DiT-S/2 on 256x256 pictures; DiT-XL/2: 28, 1152, 16."""
 
-    Attributes:
-        layers: Blocks.
-        width: Channels of a token.
-        heads: Of attention.
-        tokens: Patches of a picture, a square number.
-        batch: Samples per call.
-    """
-
-    layers: int = 12
-    width: int = 384
-    heads: int = 6
-    tokens: int = 256
-    batch: int = 2
+    layers: Count = 12
+    """Blocks."""
+    width: Count = 384
+    """Channels of a token."""
+    heads: Count = 6
+    """Of attention."""
+    tokens: Count = 256
+    """Patches of a picture, a square number."""
+    batch: Count = 2
+    """Samples per call."""
 
     def __str__(self) -> str:
         return (
@@ -63,6 +61,17 @@ class Geometry:
         built: nn.Module = model.eval().requires_grad_(False)
         return built
 
+    def check(self) -> None:
+        """Raise unless there is such a DiT.
+
+        Raises:
+            InputError: The tokens are no square, or the heads do not share the width.
+        """
+        if isqrt(self.tokens) ** 2 != self.tokens:
+            raise InputError(f"--tokens must be a square number, found {self.tokens}")
+        if self.width % self.heads:
+            raise InputError(f"--width {self.width} is no multiple of --heads {self.heads}")
+
     def draw_latent(self) -> torch.Tensor:
         """A latent of noise."""
         return torch.randn(self.batch, CHANNELS, self.latent_size, self.latent_size)
@@ -71,27 +80,31 @@ class Geometry:
         """A class for each sample."""
         return torch.arange(self.batch) % NUM_CLASSES
 
+    def example_call(self) -> dict[str, torch.Tensor]:
+        """Keyword arguments of one call, as stock pipelines pass them."""
+        return {
+            "hidden_states": self.draw_latent(),
+            "timestep": torch.zeros(self.batch, dtype=torch.long),
+            "class_labels": self.labels(),
+        }
+
+
+@dataclass(frozen=True)
+class GeometryOptions(Command):
+    """Options of a model with random weights, and of threads."""
+
+    geometry: Annotated[Geometry, tyro.conf.OmitArgPrefixes] = Geometry()
+    threads: Annotated[int | None, at_least(1), default_is("PyTorch's")] = None
+    """CPU threads."""
+
+    def settle(self) -> Self:
+        """The same; sets the threads."""
+        self.geometry.check()
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return super().settle()
+
 
 def draw_timesteps(num_steps: int) -> torch.Tensor:
     """Timesteps of a trajectory as schedulers have them: one descending tensor."""
     return torch.linspace(999, 0, num_steps).round().long()
-
-
-def add_geometry(parser: Parser) -> None:
-    """Options of the geometry, and of threads."""
-    group = parser.add_argument_group("geometry (DiT-XL/2: 28 layers, width 1152, 16 heads)")
-    for name, default in Geometry().__dict__.items():
-        group.add_argument(f"--{name}", type=at_least(1), default=default, help=f"({default})")
-    parser.add_argument("--threads", type=at_least(1), help="CPU threads (PyTorch's default)")
-
-
-def read_geometry(parser: Parser, args: argparse.Namespace) -> Geometry:
-    """The geometry of parsed options; sets the threads."""
-    if isqrt(args.tokens) ** 2 != args.tokens:
-        parser.error(f"--tokens must be a square number, found {args.tokens}")
-    if args.width % args.heads:
-        parser.error(f"--width {args.width} is no multiple of --heads {args.heads}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    names = Geometry.__dataclass_fields__
-    return Geometry(**{name: getattr(args, name) for name in names})

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.images import from_bytes
-from benchmarks.quality import AgainstReal, Judge, SameSeed
-from benchmarks.store import Piece, Pieces
+from benchmarks.harness.store import Piece, Pieces
+from benchmarks.quality.images import from_bytes
+from benchmarks.quality.judge import AgainstReal, Judge, SameSeed
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.frechet import Frechet
-from benchmarks.images import check_images, check_pairs, to_fashion
-from benchmarks.perceptual import FeatureDistance, measure_ssim
-from benchmarks.pipelines import name_classes
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.pipelines import name_classes
+from benchmarks.quality.frechet import Frechet
+from benchmarks.quality.images import check_images, check_pairs, to_fashion
+from benchmarks.quality.perceptual import FeatureDistance, measure_ssim
 from benchmarks.reference.classifier import FashionCNN, load_classifier, predict_classes
 from benchmarks.reference.data import LABELS
-from benchmarks.reference.errors import InputError
 
 NUM_FLOORS = 20
 """Draws of real pictures: three may lie near each other by chance."""
@@ -201,7 +201,7 @@ def judge_for(pipe: Any, *, extra: bool = False, real: Path | None = None) -> Ju
     if not extra and real is None:
         return Judge()
     # Its networks are large and its packages optional: imported only for those who ask.
-    from benchmarks.field_metrics import ClipScore, Fid, Lpips
+    from benchmarks.quality.field_metrics import ClipScore, Fid, Lpips
 
     captions = {label: f"a photo of a {name}" for label, name in name_classes(pipe).items()}
     return Judge(

@@ -11,7 +11,7 @@ import torch
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def describe_machine(device: torch.device) -> Machine:
         processor=name_processor(device),
         cores=count_cores(),
         threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # a class of its own otherwise
         diffusers=importlib.metadata.version("diffusers"),
         dqar_fx=importlib.metadata.version("dqar_fx"),
         commit=commit,

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
 
 Identity = Mapping[str, Any]
 NUM_VALUES = 64

@@ -1,19 +1,18 @@
 """Rows: what was measured of one contender, as one line of JSON and one line of a table."""
 
-import json
-import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 import dqar_fx
-from benchmarks.machine import Machine
-from benchmarks.measure import Trial
-from benchmarks.quality import measure_max_abs_err, measure_psnr_db
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.rows import SHARED
+from benchmarks.harness.timing import describe_speed, take_ratios
+from benchmarks.harness.trials import Trial
+from benchmarks.quality.judge import measure_max_abs_err, measure_psnr_db
 
 
 @dataclass(frozen=True)
@@ -84,16 +83,8 @@ class Row:
     psnr_db: float | None
     max_abs_err: float | None
     error: str | None
-    setting: Setting
-    machine: Machine
-
-    def to_json(self) -> str:
-        """One flat JSON object; an infinite PSNR is the text ``inf``."""
-        values = asdict(self)
-        values |= values.pop("setting") | values.pop("machine")
-        if self.psnr_db == math.inf:
-            values["psnr_db"] = "inf"
-        return json.dumps(values, allow_nan=False)
+    setting: Setting = field(metadata=SHARED)
+    machine: Machine = field(metadata=SHARED)
 
 
 def make_rows(trials: Sequence[Trial], setting: Setting, machine: Machine) -> list[Row]:
@@ -109,7 +100,7 @@ def make_row(
     """The row of one contender."""
     measured: dict[str, Any] = {
         **describe_times(trial),
-        **describe_speed(trial, base),
+        **describe_speed(take_ratios(base.trajectory_s, trial.trajectory_s)),
         **describe_table(trial),
         **describe_images(trial.images, reference.images),
     }
@@ -139,19 +130,6 @@ def describe_times(trial: Trial) -> dict[str, float | None]:
         "compile_s": trial.warmup_s - later_s if trial.was_built else None,
         "step_ms_median": 1e3 * later_s / trial.contender.steps,
         "step_ms_p90": 1e3 * steps.quantile(0.9).item(),
-    }
-
-
-def describe_speed(trial: Trial, base: Trial) -> dict[str, float | None]:
-    """Speed against the base, repeat by repeat; None where one of them has no time."""
-    pairs = zip(base.trajectory_s, trial.trajectory_s, strict=False)
-    ratios = [base_s / trial_s for base_s, trial_s in pairs]
-    if not ratios:
-        return dict.fromkeys(("speed_median", "speed_min", "speed_max"))
-    return {
-        "speed_median": statistics.median(ratios),
-        "speed_min": min(ratios),
-        "speed_max": max(ratios),
     }
 
 
@@ -185,8 +163,3 @@ def describe_images(
         "psnr_db": measure_psnr_db(images, reference),
         "max_abs_err": measure_max_abs_err(images, reference),
     }
-
-
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write one line of JSON per row."""
-    path.write_text("".join(f"{row.to_json()}\n" for row in rows))

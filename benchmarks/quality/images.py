@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
 
 FASHION_SIDE = 28
 

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from benchmarks.images import to_fashion
+from benchmarks.harness.errors import InputError
+from benchmarks.quality.images import to_fashion
 from benchmarks.reference.classifier import CLASSIFIER, FashionCNN
 from benchmarks.reference.data import Split, load_split
-from benchmarks.reference.errors import InputError
 
 STATISTICS = "statistics.safetensors"
 BATCH_SIZE = 200

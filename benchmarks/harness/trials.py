@@ -4,41 +4,25 @@ What is timed is each call of the denoiser inside the stock pipeline's own loop,
 are there for that run only. The scheduler, the guidance and the VAE are not timed.
 """
 
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch._dynamo.utils import counters
 from tqdm import tqdm
 
-from benchmarks.contenders import Contender, Workshop
-from benchmarks.machine import set_up_compiler, synchronise
-from benchmarks.pipelines import Task
+from benchmarks.harness.contenders import Contender, Workshop
+from benchmarks.harness.machine import set_up_compiler
+from benchmarks.harness.pipelines import Task
+from benchmarks.harness.rows import noted_failure
+from benchmarks.harness.timing import Compiled, hooked, rotate, timed_calls
 from dqar_fx import Denoiser
 
 MIN_REPEATS = 3
 """Repeats that are made whatever the time."""
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What Dynamo has done so far: graphs compiled, and graph breaks."""
-
-    graphs: int
-    breaks: int
-
-    @classmethod
-    def so_far(cls) -> "Compiled":
-        """The counts of this process."""
-        return cls(counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
-
-    def __sub__(self, other: "Compiled") -> "Compiled":
-        return Compiled(self.graphs - other.graphs, self.breaks - other.breaks)
 
 
 @dataclass
@@ -63,7 +47,7 @@ class Trial:
     module: Any = None
     images: torch.Tensor | None = None
     warmup_s: float = 0.0
-    compiled: Compiled = Compiled(0, 0)
+    compiled: Compiled = field(default=Compiled(0, 0))
     recompiles: int = 0
     num_streams: int = 0
     step_s: list[list[float]] = field(default_factory=list)
@@ -128,25 +112,6 @@ class Arena:
 
 
 @contextmanager
-def timed_calls(module: Any, device: torch.device) -> Iterator[list[float]]:
-    """Append the time of each call of a module, device included, while inside."""
-    step_s: list[float] = []
-    start = 0.0
-
-    def begin(*_: Any) -> None:
-        nonlocal start
-        synchronise(device)
-        start = time.perf_counter()
-
-    def end(*_: Any) -> None:
-        synchronise(device)
-        step_s.append(time.perf_counter() - start)
-
-    with hooked(module.register_forward_pre_hook(begin), module.register_forward_hook(end)):
-        yield step_s
-
-
-@contextmanager
 def counted_streams(module: Any) -> Iterator[list[int]]:
     """Append the streams of a transformed model after each call, while inside.
 
@@ -162,26 +127,11 @@ def counted_streams(module: Any) -> Iterator[list[int]]:
         yield counts
 
 
-@contextmanager
-def hooked(*handles: Any) -> Iterator[None]:
-    """Remove hooks at the end."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def attempt(action: Callable[[Trial], None], trial: Trial) -> None:
-    """Let a contender do something; a failure is noted and shown, and the others go on."""
-    if trial.error is not None:
-        return
-    try:
-        action(trial)
-    except Exception as error:
-        trial.error = f"{type(error).__name__}: {error}"
-        tqdm.write(f"{trial.contender.name} failed:", file=sys.stderr)
-        traceback.print_exc()
+    """Let a contender do something, unless it has failed; a failure is noted."""
+    if trial.error is None:
+        with noted_failure(trial.contender.name, partial(setattr, trial, "error")):
+            action(trial)
 
 
 def compete(arena: Arena, trials: Sequence[Trial], *, repeats: int, deadline: float) -> None:
@@ -203,8 +153,7 @@ def compete(arena: Arena, trials: Sequence[Trial], *, repeats: int, deadline: fl
         for number in range(repeats):
             bar.set_description(f"repeat {number + 1} of {repeats}")
             begun = time.perf_counter()
-            first = number % len(trials)
-            for trial in [*trials[first:], *trials[:first]]:
+            for trial in rotate(trials, number):
                 attempt(arena.repeat, trial)
                 bar.update()
             expected_end = 2 * time.perf_counter() - begun

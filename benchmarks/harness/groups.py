@@ -1,16 +1,16 @@
 """Groups of pictures on disk: what is missing is generated, whatever interrupted the run."""
 
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.store import Piece, Pieces
+from benchmarks.harness.rows import noted_failure
+from benchmarks.harness.store import Piece, Pieces
 
 Generate = Callable[[int, Any], torch.Tensor]
 """Gives the pictures of a group, uint8, and moves a progress bar."""
@@ -38,20 +38,18 @@ def fill_groups(pieces: Pieces, group_size: int, opened: Opened) -> dict[str, st
     }
     total = sum(map(len, pieces.values()))
     left = sum(map(len, missing.values()))
-    errors = {}
+    errors: dict[str, str] = {}
     with tqdm(
         total=total * group_size, initial=(total - left) * group_size, unit="image"
     ) as bar:
         for name, groups in missing.items():
             if not groups:
                 continue
-            try:
-                with opened(name) as generate:
-                    fill_some(name, generate, groups, pieces[name], bar)
-            except Exception as error:
-                errors[name] = f"{type(error).__name__}: {error}"
-                tqdm.write(f"{name} failed:", file=sys.stderr)
-                traceback.print_exc()
+            with (
+                noted_failure(name, partial(errors.__setitem__, name)),
+                opened(name) as generate,
+            ):
+                fill_some(name, generate, groups, pieces[name], bar)
     return errors
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from benchmarks.images import check_pairs, to_fashion
+from benchmarks.quality.images import check_pairs, to_fashion
 from benchmarks.reference.classifier import FashionCNN
 
 MAX_VALUES = 100_000

@@ -1,32 +1,68 @@
-"""The main job: from the command line to the table, its rows and the pictures."""
+"""Generate the same pictures with the untransformed model and with schedules of reuse.
+
+Print one table of speed, compile cost and PSNR; write its rows and a grid of the pictures.
+
+Examples::
+
+    python -m benchmarks                                     # the reference pipeline
+    python -m benchmarks --model facebook/DiT-XL-2-256 --dtype float16 --device cuda
+    python -m benchmarks --model ./my-dit --steps 20 --seeds 4
+    python -m benchmarks --lowering eager --repeats 3        # needs no compiler
+    python -m benchmarks --quick                             # does it run at all?
+"""
 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from benchmarks.contenders import FEWER, Workshop, line_up, list_schedules
-from benchmarks.grid import draw_grid
-from benchmarks.machine import can_compile, describe_machine
-from benchmarks.macs import Macs, count_trajectories
-from benchmarks.measure import Arena, Trial, compete
-from benchmarks.options import Options, parse_options
-from benchmarks.pipelines import Task, load_pipeline
-from benchmarks.reference.errors import InputError
-from benchmarks.rows import Row, Setting, make_rows, write_rows
-from benchmarks.table import format_notes, format_table, show_psnr, show_speed
+import tyro
+
+from benchmarks.harness.contenders import FEWER, Workshop, line_up, list_schedules
+from benchmarks.harness.machine import can_compile, describe_machine
+from benchmarks.harness.macs import Macs, count_trajectories
+from benchmarks.harness.options import Count, Lowering, quick_flag, run_command
+from benchmarks.harness.pictures import draw_grid
+from benchmarks.harness.pipelines import PipelineOptions, Task, load_pipeline, model_name
+from benchmarks.harness.rows import write_rows
+from benchmarks.harness.tables import format_table, show
+from benchmarks.harness.trials import Arena, Trial, compete
+from benchmarks.main_job.rows import Row, Setting, make_rows
+from benchmarks.main_job.table import COLUMNS, format_notes, show_speed
 from dqar_fx import DqarError
+
+QUICK = {"steps": 8, "seeds": 2, "repeats": 1, "lowering": "eager"}
+
+
+@dataclass(frozen=True)
+class Options(PipelineOptions):
+    """Options of the main job."""
+
+    COMMAND = "benchmarks"
+    QUICK = QUICK
+
+    lowering: Lowering = "regional"
+    """What is compiled."""
+    steps: Count = 50
+    """Denoising steps."""
+    seeds: Count = 8
+    """Number of pictures, in one batch; their seeds are 0, 1, 2, ..."""
+    guidance: float = 1.5
+    """Guidance scale."""
+    repeats: Count = 5
+    """Timed trajectories per row."""
+    budget_s: Annotated[float, tyro.conf.arg(name="budget", metavar="SECONDS")] = 165.0
+    """Begin no further repeat after this, once there are three."""
+    out: Path = Path("results/main")
+    """Folder to write to."""
+    quick: quick_flag(QUICK) = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 1 if a contender failed, 2 for unusable input."""
-    options = parse_options(argv)
-    try:
-        return run(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(Options, run, argv)
 
 
 def run(options: Options) -> int:
@@ -41,7 +77,7 @@ def run(options: Options) -> int:
     trials = enter(arena, options)
     compete(arena, trials, repeats=options.repeats, deadline=deadline)
     rows = make_rows(trials, setting_of(options, task), describe_machine(options.device))
-    print(format_table(rows), format_notes(rows), sep="\n\n")
+    print(format_table(COLUMNS, rows), format_notes(rows), sep="\n\n")
     write_rows(rows, options.out / "rows.jsonl")
     write_pictures(trials, rows, task, options.out / "pictures.png")
     print(f"\nwrote {options.out / 'rows.jsonl'} and {options.out / 'pictures.png'}")
@@ -98,11 +134,6 @@ def setting_of(options: Options, task: Task) -> Setting:
     )
 
 
-def model_name(model: str) -> str:
-    """A hub name as it is, a folder by its last two parts: no path of this machine."""
-    return "/".join(Path(model).resolve().parts[-2:]) if Path(model).exists() else model
-
-
 def write_pictures(
     trials: Sequence[Trial], rows: Sequence[Row], task: Task, path: Path
 ) -> None:
@@ -121,4 +152,4 @@ def write_pictures(
 def label_row(row: Row) -> tuple[str, str]:
     """Two lines: who, and how fast and how near."""
     speed = show_speed(row).partition(" ")[0]
-    return row.name, f"{speed}x, {show_psnr(row)} dB"
+    return row.name, f"{speed}x, {show(row.psnr_db, '.1f')} dB"

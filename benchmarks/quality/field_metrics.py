@@ -17,9 +17,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchmetrics.multimodal.clip_score import CLIPScore
 
-from benchmarks.images import check_images, check_pairs
-from benchmarks.perceptual import split_pairs
-from benchmarks.reference.errors import InputError
+from benchmarks.harness.errors import InputError
+from benchmarks.quality.images import check_images, check_pairs
+from benchmarks.quality.perceptual import split_pairs
 
 BATCH_SIZE = 8
 CLIP = "openai/clip-vit-base-patch16"

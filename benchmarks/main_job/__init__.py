@@ -1,0 +1,1 @@
+"""The main job: schedules on a pipeline, in one table with their pictures."""
