@@ -101,7 +101,7 @@ def count_predicted(denoiser):
 # ---- what is counted ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sites", slow_but("attention", ["block", "all"], of=SITES))
+@pytest.mark.parametrize("sites", slow_but(["block", "all"], of=SITES))
 @pytest.mark.parametrize(
     "schedule", [LINEAR, EVERY, FORECAST], ids=["linear", "2nd", "taylor"]
 )
@@ -321,7 +321,6 @@ def test_report_with_an_unknown_region_is_by_operators_alone(denoiser):
     ("device", "compiled", "how"),
     slow_but(
         (None, None, "regions"),
-        ("cpu", None, "operators"),
         of=[
             (None, {"backend": "eager"}, "regions"),
             (None, None, "regions"),

@@ -38,7 +38,7 @@ def check_rows(name, first, second, **options):
     return found
 
 
-@every_model
+@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MODELS))
 @pytest.mark.parametrize("second", range(1, STEPS))
 def test_savings_of_rows_are_what_running_them_counts(name, second):
     check_rows(name, 0, second)

@@ -128,7 +128,8 @@ def test_prepack_report_charges_no_step_with_looking_at_weights(monkeypatch):
     monkeypatch.setattr(
         PackedWeights, "refresh", lambda self: pytest.fail("once per trajectory")
     )
-    assert denoiser.report().ms > 0
+    profile = dqar_fx.measure_profile(denoiser, by="regions", budget_s=0.01)
+    assert denoiser.report(device=profile).how == "measured by regions"
 
 
 # ---- what is packed ----------------------------------------------------------------------
@@ -185,7 +186,7 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("how", slow_but("in_place", "signs", of=WRITES))
+@pytest.mark.parametrize("how", slow_but("signs", of=WRITES))
 @torch.no_grad()
 def test_prepack_sees_weights_that_were_written(how):
     case = make_dit(layers=2)
