@@ -46,7 +46,7 @@ PIECES = {"aten.chunk.default", "aten.slice.Tensor", "aten.linear.default"}
 # ---- parameters --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MODELS))
+@every_model
 def test_diff_of_merge_equal_parameters_is_readers_of_one_tensor(name):
     case = MODELS[name]()
     before = fork(capture(case.model, (), case.inputs(0)).gm)

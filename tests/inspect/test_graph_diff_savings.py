@@ -17,7 +17,7 @@ from tests.helpers.inspected_denoisers import MODELS, STEPS, prepared, row, run_
 from tests.helpers.rewrite_checks import captured, tokens
 from tests.helpers.slow_cases import slow_but
 
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MODELS))
 FORECAST = Schedule.interval(STEPS, every=3, warmup=3).forecast(1)
 OPTIONS = {
     "kv": {"keep": "kv"},
@@ -38,7 +38,7 @@ def check_rows(name, first, second, **options):
     return found
 
 
-@pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MODELS))
+@every_model
 @pytest.mark.parametrize("second", range(1, STEPS))
 def test_savings_of_rows_are_what_running_them_counts(name, second):
     check_rows(name, 0, second)

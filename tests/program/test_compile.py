@@ -79,7 +79,7 @@ def test_whole_compiles_one_graph_per_distinct_row():
         trajectory(denoiser, case, seed=1, steps=8)
 
 
-@pytest.mark.parametrize("unit", ["regional", "whole"])
+@pytest.mark.parametrize("unit", slow_but("regional", of=["regional", "whole"]))
 @pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_compiled_equals_eager_within_rounding(name, unit):
     case = MAKERS[name]()

@@ -71,6 +71,7 @@ def test_batches_share_the_graphs_of_one(name, order):
     assert len(denoiser._programs.batches.regions) == graphs
 
 
+@pytest.mark.slow
 def test_any_batch_takes_the_graphs_that_one_batch_takes():
     case = make_dit(2, layers=2)
     counts = []

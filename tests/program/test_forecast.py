@@ -148,7 +148,7 @@ def test_forecast_of_all_sites_equals_hooks(name, order):
     assert "feed_forward" in {site.kind for site in denoiser.explain().sites}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but("chebyshev", of=METHODS))
 def test_forecast_of_every_method_equals_hooks(method):
     case = make_dit(layers=2)
     schedule = Schedule.interval(STEPS, 2, warmup=4).forecast(2, method)
@@ -215,7 +215,7 @@ def test_forecast_starts_over_with_each_trajectory():
     check_against_hooks(case, denoiser, exact=False, seed=3)
 
 
-@pytest.mark.parametrize("cache", ["fp16", "int8", "fp8"])
+@pytest.mark.parametrize("cache", slow_but("int8", of=["fp16", "int8", "fp8"]))
 def test_forecast_from_narrow_formats_stays_near(cache):
     case = make_dit(layers=2)
     schedule = Schedule.interval(STEPS, 3, warmup=3).forecast(1)

@@ -113,6 +113,7 @@ def test_prepack_tied_weights_of_a_block_compile_no_graph_of_their_own():
     assert denoiser.memory.packed == denoiser._programs.packed_weights.nbytes
 
 
+@pytest.mark.slow
 def test_prepack_two_signatures_share_the_copies():
     case, more = make_dit(layers=2), make_dit(layers=2, batch=3)
     denoiser = packed(case)
@@ -135,6 +136,7 @@ def test_prepack_report_charges_no_step_with_looking_at_weights(monkeypatch):
 # ---- what is packed ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_prepack_leaves_conditioning_where_it_is():
     """It may be released, and is evaluated once per prompt: captions of 21 rows here."""
     case = MAKERS["pixart"](batch=3)
