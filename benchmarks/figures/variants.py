@@ -89,7 +89,8 @@ def read_variants(denoiser: Denoiser) -> tuple[Variant, Variant, Variant]:
 
     def read(action: Action) -> Variant:
         live = tuple(number is not None for number in call.outputs)
-        found = program.lowering.variant(region, (action,) * len(call.columns), live)
+        actions = (action,) * len(call.columns)
+        found = program.lowering.variant(program.plan, call.region, actions, live)
         keys = group_nodes(names.name_all(found.gm, found.kept), homes)
         return Variant(action, boxes_of(keys), edges_of(keys))
 

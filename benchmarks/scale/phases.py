@@ -112,7 +112,7 @@ def bind_rows(program: Program) -> float:
     """Time of binding the plan to each distinct row."""
 
     def specialised(region: str, *case: Any) -> Any:
-        return program.lowering.variant(program.plan.regions[region], *case)
+        return program.lowering.variant(program.plan, region, *case)
 
     start = time.process_time()
     for row in program.table.rows:

@@ -101,7 +101,7 @@ def count_predicted(denoiser):
 # ---- what is counted ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sites", slow_but("attention", ["block", "all"], of=SITES))
+@pytest.mark.parametrize("sites", slow_but(["block", "all"], of=SITES))
 @pytest.mark.parametrize(
     "schedule", [LINEAR, EVERY, FORECAST], ids=["linear", "2nd", "taylor"]
 )
@@ -248,6 +248,7 @@ def test_regions_of_a_turn_do_not_depend_on_its_number(denoiser):
     assert turns[0] == turns[1] == turns[2]
 
 
+@pytest.mark.slow
 def test_regions_with_guidance_are_known(case):
     output = Schedule.interval(STEPS, 2)
     denoiser = prepared(case, LINEAR, guidance=Guidance(unconditional=EVERY, output=output))
@@ -278,6 +279,7 @@ def test_measuring_compiles_what_trajectories_need_and_they_no_more(case):
     assert set(denoiser.program.variants) == variants
 
 
+@pytest.mark.slow
 def test_measuring_where_conditioning_is_released_brings_it_back(case):
     denoiser = prepared(case, LINEAR, conditioning="trajectory", release="disk")
     before = run_trajectory(denoiser, case)
@@ -320,7 +322,6 @@ def test_report_with_an_unknown_region_is_by_operators_alone(denoiser):
 @pytest.mark.parametrize(
     ("device", "compiled", "how"),
     slow_but(
-        (None, None, "regions"),
         ("cpu", None, "operators"),
         of=[
             (None, {"backend": "eager"}, "regions"),

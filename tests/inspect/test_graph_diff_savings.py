@@ -17,7 +17,7 @@ from tests.helpers.inspected_denoisers import MODELS, STEPS, prepared, row, run_
 from tests.helpers.rewrite_checks import captured, tokens
 from tests.helpers.slow_cases import slow_but
 
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MODELS))
 FORECAST = Schedule.interval(STEPS, every=3, warmup=3).forecast(1)
 OPTIONS = {
     "kv": {"keep": "kv"},

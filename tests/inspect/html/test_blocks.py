@@ -23,7 +23,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", slow_but("linear", "all", of=SCHEDULES))
 @pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_blocks_add_up_to_rows(name, schedule):
     rule, sites = SCHEDULES[schedule]
