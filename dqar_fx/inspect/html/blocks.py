@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BlockCall:
+class RegionCall:
     """One call of a region.
 
     Attributes:
@@ -120,7 +120,7 @@ class BlockDiffs:
                 total[own] = total.get(own, Amounts()) + each * count
         return total
 
-    def _read_calls(self, outlined: fx.GraphModule) -> tuple[BlockCall, ...]:
+    def _read_calls(self, outlined: fx.GraphModule) -> tuple[RegionCall, ...]:
         nodes = [
             n
             for n in outlined.graph.find_nodes(op="call_module", sort=True)
@@ -132,7 +132,7 @@ class BlockDiffs:
             block = str(node.meta["block"])
             first.setdefault(planned.region, block)
             own = first[planned.region]
-            calls.append(BlockCall(planned.region, block, own, planned.columns))
+            calls.append(RegionCall(planned.region, block, own, planned.columns))
         return tuple(calls)
 
     def _graphs_of(self, actions: tuple[Action, ...]) -> list[fx.GraphModule]:
@@ -147,7 +147,7 @@ class BlockDiffs:
                 graphs[number] = self._regions.variant(region, computed, nothing).gm
         return [graphs[number] for number in range(len(self.calls))]
 
-    def _compare(self, before: fx.GraphModule, after: fx.GraphModule, call: BlockCall) -> int:
+    def _compare(self, before: fx.GraphModule, after: fx.GraphModule, call: RegionCall) -> int:
         if (before, after) not in self._known:
             self._known[before, after] = len(self.found)
             self.found.append(BlockDiff(Comparison(before, after), call.first))
