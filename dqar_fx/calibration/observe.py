@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import Roles, signature_of
-from dqar_fx.conditioning.conditioning import Ahead
+from dqar_fx.conditioning.conditioning import AheadPolicy
 from dqar_fx.denoiser.step_denoiser import StepDenoiser
 from dqar_fx.errors import DqarError
 from dqar_fx.passes.support.graphs import graph_outputs
@@ -137,7 +137,7 @@ class SiteObserver(ABC):
         self, captured: Capture, sites: str | Sequence[str], num_steps: int, max_age: int
     ) -> None:
         self.captured, self.roles = captured, Roles.of(captured.gm)
-        self.ahead = Ahead("step", is_compiled=False)
+        self.ahead = AheadPolicy("step", is_compiled=False)
         self._graph, self._matches = prepare_sites(captured.gm, sites)
         paths = [match.site.path for match in self._matches]
         self.table = Schedule.compute_all(num_steps).resolve(paths)

@@ -40,7 +40,7 @@ WAYS = ("auto", "step", "trajectory")
 
 
 @dataclass(frozen=True)
-class Ahead:
+class AheadPolicy:
     """Says when a stage is evaluated for all steps of a trajectory at once.
 
     Attributes:
@@ -100,7 +100,7 @@ class Conditioning:
         self,
         stages: Sequence[Stage],
         *,
-        ahead: Ahead,
+        ahead: AheadPolicy,
         copy: bool,
         bind: Callable[[Plan], list[BoundCall]],
         narrow: Callable[[fx.GraphModule, Live], tuple[fx.GraphModule, tuple[int, ...]]],

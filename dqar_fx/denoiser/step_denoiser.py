@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.capture.capture import Capture
     from dqar_fx.capture.inputs import Roles
-    from dqar_fx.conditioning.conditioning import Ahead
+    from dqar_fx.conditioning.conditioning import AheadPolicy
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.steps import Position
@@ -41,7 +41,7 @@ class StepProgram(Protocol):
     captured: Capture
     roles: Roles
     table: BranchTable
-    ahead: Ahead
+    ahead: AheadPolicy
 
     def run(self, leaves: Sequence[Any], position: Position) -> list[torch.Tensor]:
         """Run one step of one stream.

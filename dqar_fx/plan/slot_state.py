@@ -34,21 +34,21 @@ class SlotState:
         kept: Per site, the steps whose outputs its buffers hold, newest first.
         newest: Per site, which of its buffers is the newest.
         history: How many outputs of a site are kept at a time.
-        rivals: Per site, the columns of those that overwrite what it keeps; empty where no
-            site does.
+        overwriters: Per site, the columns of those that overwrite what it keeps; empty where
+            no site does.
     """
 
     kept: tuple[tuple[int, ...], ...]
     newest: tuple[int, ...]
     history: int
-    rivals: tuple[tuple[int, ...], ...] = ()
+    overwriters: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def empty(
-        cls, num_sites: int, history: int, rivals: tuple[tuple[int, ...], ...] = ()
+        cls, num_sites: int, history: int, overwriters: tuple[tuple[int, ...], ...] = ()
     ) -> SlotState:
         """Make the state at a trajectory's beginning, where nothing is kept."""
-        return cls(((),) * num_sites, (0,) * num_sites, history, rivals)
+        return cls(((),) * num_sites, (0,) * num_sites, history, overwriters)
 
     def actions_for(self, table: BranchTable, step: int) -> tuple[Actions, int]:
         """Take the table's row, with each REUSE of what is not there made a STORE.
@@ -74,14 +74,14 @@ class SlotState:
             for steps, is_store in zip(self.kept, stores, strict=True)
         )
         lost = {
-            rival
-            for rivals, is_store in zip(self.rivals, stores, strict=False)
+            overwriter
+            for overwriters, is_store in zip(self.overwriters, stores, strict=False)
             if is_store
-            for rival in rivals
+            for overwriter in overwriters
         }
         if lost:
             kept = tuple(() if site in lost else steps for site, steps in enumerate(kept))
-        return SlotState(kept, self._move(stores), self.history, self.rivals)
+        return SlotState(kept, self._move(stores), self.history, self.overwriters)
 
     def places(self, actions: Actions) -> tuple[int, ...]:
         """Say, per site, which of its buffers is the newest; empty if each has but one."""

@@ -59,8 +59,8 @@ class Slots:
         own = {key: specs[key].allocate() for key in sorted(set(owners.values()))}
         self.buffers: dict[SlotKey, torch.Tensor] = {key: own[owners[key]] for key in specs}
         self.history = history
-        rivals = find_rivals(owners, num_sites)
-        self._nothing = self.slot_state = SlotState.empty(num_sites, history, rivals)
+        overwriters = find_overwriters(owners, num_sites)
+        self._nothing = self.slot_state = SlotState.empty(num_sites, history, overwriters)
         self._trajectory: object = None
         self._flags = [
             (key[0], self.buffers[key]) for key, spec in specs.items() if is_flag(spec)
@@ -179,15 +179,15 @@ def share_slots(
     return owners
 
 
-def find_rivals(
+def find_overwriters(
     owners: Mapping[SlotKey, SlotKey], num_sites: int
 ) -> tuple[tuple[int, ...], ...]:
     """Find, per column, the others that use one of its buffers; empty if none is shared."""
     users = defaultdict[SlotKey, set[int]](set)
     for key, owner in owners.items():
         users[owner].add(key[0])
-    rivals: list[set[int]] = [set() for _ in range(num_sites)]
+    overwriters: list[set[int]] = [set() for _ in range(num_sites)]
     for columns in users.values():
         for column in columns:
-            rivals[column] |= columns - {column}
-    return tuple(tuple(sorted(each)) for each in rivals) if any(rivals) else ()
+            overwriters[column] |= columns - {column}
+    return tuple(tuple(sorted(each)) for each in overwriters) if any(overwriters) else ()

@@ -44,7 +44,7 @@ class BatchSignature:
     def of(
         cls, program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec
     ) -> BatchSignature:
-        """The family of a program and the flat inputs that it was built for."""
+        """The batch signature of a program and the flat inputs that it was built for."""
         latent = program.roles.latent
         batch = count_samples(leaves[latent])
         inputs = tuple(map(describe_input, leaves))
@@ -52,7 +52,7 @@ class BatchSignature:
         return cls(batch, latent, inputs, context, {batch: program.plan})
 
     def has(self, program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
-        """Whether a program and its flat inputs are of this family."""
+        """Whether a program and its flat inputs have this batch signature."""
         if context_of(program, leaves, spec) != self.context:
             return False
         batch = self.batch_of(leaves)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dqar_fx.capture.inputs import Roles
-from dqar_fx.conditioning.conditioning import Ahead, Conditioning
+from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
 from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import StepError
@@ -136,7 +136,7 @@ class Program:
         self._observe = observe
         self.streams: dict[tuple[str | None, int], Stream] = {}
         self.roles = Roles.of(captured.gm)
-        self.ahead = Ahead(
+        self.ahead = AheadPolicy(
             conditioning,
             is_compiled=lowering.backend.is_compiled,
             timestep=self.roles.timestep,
