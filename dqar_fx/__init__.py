@@ -10,7 +10,7 @@ variable ``DQAR_FX_DUMP=folder`` writes every graph to files, see `dqar_fx.build
 
 import logging
 
-from . import prior_art as prior_art
+from . import prior_art
 from .calibration.calibrate import calibrate
 from .calibration.calibration import Calibration
 from .calibration.policy import Policy

@@ -11,6 +11,7 @@ import dqar_fx
 from dqar_fx import Schedule
 from tests.helpers.hook_oracle import Oracle
 from tests.helpers.models import make_dit, seeded
+from tests.helpers.slow_cases import slow_but
 
 STEPS = 5
 
@@ -65,7 +66,9 @@ class Hooked(torch.nn.Module):
             return self.model(*args, **kwargs)
 
 
-@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler])
+@pytest.mark.parametrize(
+    "scheduler", slow_but(DDPMScheduler, of=[DDIMScheduler, DDPMScheduler])
+)
 def test_pipeline_gives_the_pictures_of_the_hook_oracle(transformer, scheduler):
     pipe = make_pipeline(transformer, scheduler)
     plain = generate(pipe)

@@ -20,7 +20,7 @@ from torch import fx
 import dqar_fx
 from benchmarks.harness.geometry import Geometry
 from dqar_fx import Schedule
-from dqar_fx.plan.plan import bind
+from dqar_fx.plan.plan import bind, select_calls
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.rules import LinearRule
 
@@ -79,7 +79,10 @@ class Built:
         def specialised(region, *case):
             return program.lowering.variant(program.plan, region, *case)
 
-        return [bind(program.plan, row, specialised, lambda kept: kept) for row in self.rows]
+        return [
+            bind(select_calls(program.plan, row, specialised), lambda kept: kept)
+            for row in self.rows
+        ]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +18,7 @@ from torch import nn
 
 import dqar_fx
 from benchmarks.harness.geometry import Geometry, draw_timesteps
-from dqar_fx.plan.plan import bind
+from dqar_fx.plan.plan import bind, select_calls
 from dqar_fx.program.program import Program
 
 META = torch.device("meta")
@@ -110,13 +111,10 @@ def build(geometry: Geometry) -> tuple[nn.Module, dict[str, torch.Tensor]]:
 
 def bind_rows(program: Program) -> float:
     """Time of binding the plan to each distinct row."""
-
-    def specialised(region: str, *case: Any) -> Any:
-        return program.lowering.variant(program.plan.regions[region], *case)
-
+    specialised = partial(program.lowering.variant, program.plan)
     start = time.process_time()
     for row in program.table.rows:
-        bind(program.plan, row, specialised, lambda static: static)
+        bind(select_calls(program.plan, row, specialised), lambda static: static)
     return time.process_time() - start
 
 

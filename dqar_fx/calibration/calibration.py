@@ -1,4 +1,4 @@
-"""What a calibration run measured: how attention looks and changes, and what reuse does."""
+"""The result of a calibration: how attention looks and changes, and what reuse does to it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Reuses that were tried, one site at a time: what each did to the denoiser's output.
+    """Reuses that were tried, one site at a time, and what each did to the denoiser's output.
 
-    Errors are norms of a difference, relative to the norm of what is right.
+    An error is the norm of a difference, relative to the norm of what is right.
 
     Attributes:
-        step: int64 ``[cells]``.
-        site: int64 ``[cells]``.
+        step: int64 ``[cells]``: the step that reused.
+        site: int64 ``[cells]``: the column of the site.
         age: int64 ``[cells]``: steps since the output was kept.
-        error: Of the denoiser's output, with a kept output.
-        kv_error: The same with kept keys and values; NaN where that was not tried.
-        kv_change: Of the site's output, with kept keys and values; NaN likewise.
+        error: float64 ``[cells]``: error of the denoiser's output with a kept output.
+        kv_error: float64 ``[cells]``: error of the denoiser's output with kept keys and
+            values; NaN where that was not tried.
+        kv_change: float64 ``[cells]``: error of the site's output with kept keys and values;
+            NaN where that was not tried.
     """
 
     step: Integers
@@ -51,16 +53,18 @@ class Cells:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A calibration run of one model.
+    """What one calibration run measured of one model.
 
     Attributes:
         sites: Module path per site.
-        snr: ``[steps]``: signal-to-noise ratio of the latent.
-        entropy: ``[steps, sites]``: attention entropy in [0, 1], mean over what was run.
-        change: ``[steps, sites, ages]``: norm of the difference of a site's output from that
-            of 1, 2, ... steps before, relative to its norm; NaN where there is no such step.
+        snr: float64 ``[steps]``: signal-to-noise ratio of the latent.
+        entropy: float64 ``[steps, sites]``: attention entropy in [0, 1], the mean over all
+            inputs and streams.
+        change: float64 ``[steps, sites, ages]``: norm of the difference of a site's output
+            from that of 1, 2, ... steps before, relative to its norm; NaN where there is no
+            such step.
         cells: Reuses that were tried.
-        fingerprint: The model.
+        fingerprint: Identifies the model.
         samples: Pictures that were generated.
     """
 
@@ -74,39 +78,39 @@ class Calibration:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the trajectory."""
+        """Number of steps of the trajectory."""
         return len(self.entropy)
 
     @property
     def max_age(self) -> int:
-        """Largest age that was looked at."""
+        """Largest age, in steps, that was measured."""
         return int(self.change.shape[2])
 
     def columns(self, sites: tuple[str, ...]) -> Integers:
-        """Where sites stand in this calibration.
+        """The columns of sites in this calibration: int64 ``[sites]``.
 
         Raises:
-            ScheduleError: One is not there.
+            ScheduleError: A site was not calibrated.
         """
         return columns_of(sites, self.sites)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``calibration.safetensors`` and ``calibration.json``."""
+        """Write ``calibration.safetensors`` and ``calibration.json`` to a folder."""
         arrays = {name: getattr(self, name) for name in ("snr", "entropy", "change")}
         arrays |= {f"cells.{f.name}": getattr(self.cells, f.name) for f in fields(Cells)}
         facts = {"sites": self.sites, "samples": self.samples}
-        write(folder, "calibration", arrays, facts, self.fingerprint)
+        write_measurement(folder, "calibration", arrays, facts, self.fingerprint)
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
         """Read what `save` wrote.
 
         Raises:
-            ScheduleError: The files are missing, damaged, or something else.
+            ScheduleError: The files are missing or damaged, or hold something else.
         """
-        arrays, facts, fingerprint = read(folder, "calibration")
+        arrays, facts, fingerprint = read_measurement(folder, "calibration")
         try:
-            found = cls(
+            loaded = cls(
                 sites=tuple(facts["sites"]),
                 snr=arrays["snr"],
                 entropy=arrays["entropy"],
@@ -117,19 +121,19 @@ class Calibration:
             )
         except (KeyError, TypeError) as error:
             raise ScheduleError(f"{folder}: the calibration lacks {error}") from None
-        if found.entropy.shape != (len(found.snr), len(found.sites)):
+        if loaded.entropy.shape != (len(loaded.snr), len(loaded.sites)):
             raise ScheduleError(
-                f"{folder}: the calibration is damaged: {len(found.sites)} sites and "
-                f"{len(found.snr)} steps, but entropies of shape {list(found.entropy.shape)}"
+                f"{folder}: the calibration is damaged: {len(loaded.sites)} sites and "
+                f"{len(loaded.snr)} steps, but entropies of shape {list(loaded.entropy.shape)}"
             )
-        return found
+        return loaded
 
 
 def columns_of(sites: tuple[str, ...], known: tuple[str, ...]) -> Integers:
-    """Positions of sites among those that are known.
+    """The positions of sites among those that are known: int64 ``[sites]``.
 
     Raises:
-        ScheduleError: One is unknown.
+        ScheduleError: A site is unknown.
     """
     places = {path: column for column, path in enumerate(known)}
     missing = [path for path in sites if path not in places]
@@ -141,14 +145,22 @@ def columns_of(sites: tuple[str, ...], known: tuple[str, ...]) -> Integers:
     return np.array([places[path] for path in sites], np.int64)
 
 
-def write(
+def write_measurement(
     folder: str | Path,
     name: str,
     arrays: dict[str, Any],
     facts: dict[str, Any],
     fingerprint: Fingerprint,
 ) -> None:
-    """Write arrays to ``name.safetensors`` and facts to ``name.json``."""
+    """Write what was measured of a model.
+
+    Args:
+        folder: The folder, which is made if it is missing.
+        name: The files are ``name.safetensors`` and ``name.json``.
+        arrays: NumPy arrays by name.
+        facts: What JSON can hold, by name.
+        fingerprint: Identifies the model.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -165,11 +177,13 @@ def write(
     (path / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def read(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, Any], Fingerprint]:
-    """Arrays, facts and fingerprint that `write` wrote.
+def read_measurement(
+    folder: str | Path, name: str
+) -> tuple[dict[str, Any], dict[str, Any], Fingerprint]:
+    """Read the arrays, facts and fingerprint that `write_measurement` wrote.
 
     Raises:
-        ScheduleError: The files are missing, damaged, or something else.
+        ScheduleError: The files are missing or damaged, or hold something else.
     """
     path = Path(folder)
     try:

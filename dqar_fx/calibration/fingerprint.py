@@ -1,7 +1,7 @@
-"""Which model something was measured on: its class, its parameters' shapes, a few values.
+"""A fingerprint of a model: its class, the shapes of its parameters, and a few values.
 
-Values are compared to the precision of the narrower dtype, so that a model that was loaded in
-another dtype is the same model, and a fine-tuned one is not.
+Values are compared to the precision of the coarser dtype, so that a model that was loaded in
+another dtype is still the same model, and a fine-tuned one is not.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 NUM_VALUES = 8
-"""Values that are looked at in each parameter, evenly spaced."""
+"""Number of values that are taken of each parameter, evenly spaced."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What is remembered of a model.
+    """Identifies the model that something was measured on.
 
     Attributes:
-        model: Its class.
-        structure: Digest of its parameters' names and shapes.
+        model: Name of its class.
+        structure: SHA-256 digest of its parameters' names and shapes.
         values: float32 ``[parameters, NUM_VALUES]``; empty for a model on the meta device.
-        precision: Relative, of its coarsest parameter's dtype.
+        precision: Relative precision of its coarsest parameter's dtype.
     """
 
     model: str
@@ -40,13 +40,13 @@ class Fingerprint:
     @classmethod
     @torch.no_grad()
     def of(cls, model: nn.Module) -> Fingerprint:
-        """Look at a model."""
+        """Take the fingerprint of a model."""
         original: Any = getattr(model, "_orig_mod", model)  # of a compiled module
         named = sorted(original.named_parameters())
         names = ";".join(f"{name} {list(parameter.shape)}" for name, parameter in named)
         digest = hashlib.sha256(names.encode()).hexdigest()
         has_values = named and all(parameter.device.type != "meta" for _, parameter in named)
-        values = [sample(parameter) for _, parameter in named] if has_values else []
+        values = [sample_values(parameter) for _, parameter in named] if has_values else []
         return cls(
             type(original).__name__,
             digest,
@@ -58,10 +58,14 @@ class Fingerprint:
         )
 
     def refuse_other(self, model: nn.Module, what: str) -> None:
-        """Raise unless this is the model that was looked at.
+        """Raise unless a model has this fingerprint.
+
+        Args:
+            model: The model.
+            what: What was measured, for the error message.
 
         Raises:
-            ScheduleError: It is another one.
+            ScheduleError: It is another model.
         """
         found = Fingerprint.of(model)
         reason = self._difference(found)
@@ -72,6 +76,7 @@ class Fingerprint:
             )
 
     def _difference(self, found: Fingerprint) -> str | None:
+        """How another fingerprint differs, in words; None if it is of the same model."""
         if self.model != found.model:
             return f"a {self.model}, but this is a {found.model}"
         if self.structure != found.structure:
@@ -90,8 +95,8 @@ class Fingerprint:
         return f"{others} of {len(near)} parameters have other values" if others else None
 
 
-def sample(parameter: torch.Tensor) -> torch.Tensor:
-    """``NUM_VALUES`` of its values."""
+def sample_values(parameter: torch.Tensor) -> torch.Tensor:
+    """Take some values of a parameter: float32 ``[NUM_VALUES]``."""
     flat = parameter.detach().reshape(-1)
     if flat.numel() == 0:
         return torch.zeros(NUM_VALUES, device=flat.device)

@@ -18,27 +18,23 @@ from torch import nn
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.schedule import check_at_least
 
-from .calibration import columns_of, read, write
+from .calibration import columns_of, read_measurement, write_measurement
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from dqar_fx.schedule.table import BranchTable
 
-    from .calibration import Calibration
+    from .calibration import Calibration, Floats, Integers
     from .fingerprint import Fingerprint
 
-    Floats = NDArray[np.float64]
-    Integers = NDArray[np.int64]
-
 FEATURES = ("log10 SNR", "depth", "entropy", "log10 change", "age")
-SMALLEST = 1e-9
-"""Errors and changes below this are taken for this: logarithms need a floor."""
+MIN_ERROR = 1e-9
+"""Smaller errors and changes are raised to this: logarithms need a floor."""
 HELD_OUT = 5
-"""Of so many cells, one is not learned from but predicted, to see how well that works."""
+"""One of so many cells is held out of the training, to see how well it is predicted."""
 MIN_CELLS = 50
+"""Fewest cells that a policy can learn from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +43,15 @@ class Policy:
 
     Attributes:
         sites: Module path per site.
-        predicted: ``[steps, sites, ages]``: error of the denoiser's output, relative to its
-            norm, that reusing one output of 1, 2, ... steps before would cause; infinite where
-            there is none.
-        weights: The network's, and the mean and spread of its inputs.
-        held_out: On cells that it did not learn from: ``"rank correlation"`` of predicted and
-            measured errors (Spearman's), and their ``"median ratio"``, the larger by the
-            smaller one.
-        fingerprint: The model.
+        predicted: float64 ``[steps, sites, ages]``: error of the denoiser's output, relative
+            to its norm, that reusing one output of 1, 2, ... steps before would cause;
+            infinite where there is no such step.
+        weights: The state of the network, with the mean and the standard deviation of its
+            inputs.
+        held_out: How well it predicts cells that were held out of the training: Spearman's
+            ``"rank correlation"`` of predicted and measured errors, and the ``"median ratio"``
+            of the larger to the smaller one.
+        fingerprint: Identifies the model.
     """
 
     sites: tuple[str, ...]
@@ -65,19 +62,19 @@ class Policy:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the trajectory."""
+        """Number of steps of the trajectory."""
         return len(self.predicted)
 
     @property
     def max_age(self) -> int:
-        """Largest age that is known."""
+        """Largest age, in steps, that it knows."""
         return int(self.predicted.shape[2])
 
     def columns(self, sites: tuple[str, ...]) -> Integers:
-        """Where sites stand in this policy.
+        """The columns of sites in this policy: int64 ``[sites]``.
 
         Raises:
-            ScheduleError: One is not there.
+            ScheduleError: The policy does not know a site.
         """
         return columns_of(sites, self.sites)
 
@@ -90,16 +87,16 @@ class Policy:
         num_updates: int = 800,
         seed: int = 0,
     ) -> Policy:
-        """Train a policy on a calibration; a second or two on a CPU.
+        """Train a policy on a calibration, which takes a second or two on a CPU.
 
         Args:
-            calibration: Of the model.
+            calibration: What was measured of the model.
             hidden: Width of the two hidden layers.
-            num_updates: Of the weights, each on all cells.
-            seed: Of the first weights and of what is held out.
+            num_updates: Updates of the weights, each on all cells.
+            seed: Seed of the initial weights and of the choice of held-out cells.
 
         Raises:
-            ScheduleError: The calibration has too few cells.
+            ScheduleError: The calibration has too few cells, or errors that are not finite.
         """
         check_at_least(1, hidden=hidden, num_updates=num_updates)
         cells = calibration.cells
@@ -114,23 +111,23 @@ class Policy:
                 "own dtype"
             )
         x = features(calibration, cells.step, cells.site, cells.age)
-        y = np.log10(np.maximum(cells.error, SMALLEST))
-        held = np.random.default_rng(seed).permutation(len(x)) % HELD_OUT == 0
-        network = train(x[~held], y[~held], hidden, num_updates, seed)
+        y = np.log10(np.maximum(cells.error, MIN_ERROR))
+        is_held_out = np.random.default_rng(seed).permutation(len(x)) % HELD_OUT == 0
+        network = train(x[~is_held_out], y[~is_held_out], hidden, num_updates, seed)
         return cls(
             sites=calibration.sites,
             predicted=predict_all(network, calibration),
             weights=dict(network.state_dict()),
-            held_out=compare(network.predict(x[held]), y[held]),
+            held_out=score_predictions(network.predict(x[is_held_out]), y[is_held_out]),
             fingerprint=calibration.fingerprint,
         )
 
     def save(self, folder: str | Path, table: BranchTable | None = None) -> None:
-        """Write ``policy.safetensors`` and ``policy.json``; a table to ``table.json``."""
+        """Write ``policy.safetensors`` and ``policy.json``, and a table to ``table.json``."""
         arrays = {"predicted": self.predicted}
         arrays |= {f"weights.{name}": value.numpy() for name, value in self.weights.items()}
         facts = {"sites": self.sites, "held_out": self.held_out, "features": FEATURES}
-        write(folder, "policy", arrays, facts, self.fingerprint)
+        write_measurement(folder, "policy", arrays, facts, self.fingerprint)
         if table is not None:
             table.save(f"{folder}/table.json")
 
@@ -139,9 +136,9 @@ class Policy:
         """Read what `save` wrote.
 
         Raises:
-            ScheduleError: The files are missing, damaged, or something else.
+            ScheduleError: The files are missing or damaged, or hold something else.
         """
-        arrays, facts, fingerprint = read(folder, "policy")
+        arrays, facts, fingerprint = read_measurement(folder, "policy")
         try:
             return cls(
                 sites=tuple(facts["sites"]),
@@ -158,12 +155,12 @@ class Policy:
             raise ScheduleError(f"{folder}: the policy lacks {error}") from None
 
 
-class Network(nn.Module):
+class ErrorNetwork(nn.Module):
     """Predicts the logarithm of an error from `FEATURES`.
 
     Args:
-        centre: Mean of the inputs.
-        spread: Standard deviation of the inputs.
+        centre: float64 ``[features]``: mean of the inputs.
+        spread: float64 ``[features]``: standard deviation of the inputs.
         hidden: Width of the two hidden layers.
     """
 
@@ -176,7 +173,7 @@ class Network(nn.Module):
         self.first, self.second, self.last = layers
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[cells]`` from ``[cells, features]``."""
+        """Map features, float64 ``[cells, features]``, to logarithms, float64 ``[cells]``."""
         x = (x - self.centre) / self.spread
         x = nn.functional.silu(self.second(nn.functional.silu(self.first(x))))
         result: torch.Tensor = self.last(x).squeeze(-1)
@@ -184,30 +181,45 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def predict(self, x: Floats) -> Floats:
-        """The same on arrays."""
+        """Do what ``forward`` does, on arrays."""
         return np.asarray(self(torch.from_numpy(x)).numpy())
 
 
 def features(
     calibration: Calibration, step: Integers, site: Integers, age: Integers
 ) -> Floats:
-    """``[cells, features]`` of cells, in the order of `FEATURES`."""
-    snr = np.clip(calibration.snr[step], SMALLEST, 1 / SMALLEST)
-    change = np.maximum(calibration.change[step, site, age - 1], SMALLEST)
+    """The inputs of the network for cells: float64 ``[cells, features]``.
+
+    Args:
+        calibration: What was measured of the model.
+        step: int64 ``[cells]``.
+        site: int64 ``[cells]``: columns of sites.
+        age: int64 ``[cells]``, at least 1.
+    """
+    snr = np.clip(calibration.snr[step], MIN_ERROR, 1 / MIN_ERROR)
+    change = np.maximum(calibration.change[step, site, age - 1], MIN_ERROR)
     depth = site / max(len(calibration.sites) - 1, 1)
     entropy = np.nan_to_num(calibration.entropy[step, site])  # sites that are no attention
     return np.stack([np.log10(snr), depth, entropy, np.log10(change), age], axis=1)
 
 
-def train(x: Floats, y: Floats, hidden: int, num_updates: int, seed: int) -> Network:
-    """A network that has learned ``y`` from ``x`` by least squares."""
+def train(x: Floats, y: Floats, hidden: int, num_updates: int, seed: int) -> ErrorNetwork:
+    """Train a network by least squares.
+
+    Args:
+        x: float64 ``[cells, features]``: the inputs.
+        y: float64 ``[cells]``: the logarithms of errors.
+        hidden: Width of the two hidden layers.
+        num_updates: Updates of the weights, each on all cells.
+        seed: Seed of the initial weights.
+    """
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
     ):
         torch.default_generator.manual_seed(seed)  # no other device's
-        network = Network(x.mean(axis=0), x.std(axis=0) + SMALLEST, hidden)
+        network = ErrorNetwork(x.mean(axis=0), x.std(axis=0) + MIN_ERROR, hidden)
         nn.init.constant_(network.last.bias, y.mean())
         inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
         optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-3)
@@ -220,8 +232,8 @@ def train(x: Floats, y: Floats, hidden: int, num_updates: int, seed: int) -> Net
     return network.requires_grad_(False)
 
 
-def predict_all(network: Network, calibration: Calibration) -> Floats:
-    """``[steps, sites, ages]``: the error of every reuse; infinite where there is none."""
+def predict_all(network: ErrorNetwork, calibration: Calibration) -> Floats:
+    """Predict the error of every reuse: float64 ``[steps, sites, ages]``, else infinity."""
     shape = calibration.change.shape
     predicted = np.full(shape, np.inf)
     step, site, age = np.nonzero(~np.isnan(calibration.change))
@@ -230,8 +242,8 @@ def predict_all(network: Network, calibration: Calibration) -> Floats:
     return predicted
 
 
-def compare(predicted: Floats, measured: Floats) -> dict[str, float]:
-    """How well logarithms of errors are predicted."""
+def score_predictions(predicted: Floats, measured: Floats) -> dict[str, float]:
+    """Measure how well logarithms of errors are predicted, see `Policy.held_out`."""
     ranks = [rank(values) for values in (predicted, measured)]
     return {
         "rank correlation": float(np.corrcoef(ranks[0], ranks[1])[0, 1]),
@@ -240,7 +252,7 @@ def compare(predicted: Floats, measured: Floats) -> dict[str, float]:
 
 
 def rank(values: Floats) -> Floats:
-    """Ranks from 0 on; equal values share the mean of theirs."""
+    """Rank values from 0 on; equal values share the mean of their ranks."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     middle = np.cumsum(count) - (count + 1) / 2
     return np.asarray(middle[place], np.float64)

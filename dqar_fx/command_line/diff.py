@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dqar_fx.costs.workload import with_schedule
+from dqar_fx.costs.rows import with_schedule
 from dqar_fx.errors import StepError
 from dqar_fx.inspect import graph_diff
 

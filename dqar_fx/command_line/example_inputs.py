@@ -51,10 +51,10 @@ def derive_inputs(model: nn.Module, sizes: Sizes) -> dict[str, Any]:
     Raises:
         CaptureError: An input that the model requires is neither known nor given.
     """
-    return Deriving(model, sizes).inputs()
+    return InputDeriver(model, sizes).inputs()
 
 
-class Deriving:
+class InputDeriver:
     """Derives inputs from one model's config and signature."""
 
     def __init__(self, model: nn.Module, sizes: Sizes) -> None:

@@ -40,16 +40,18 @@ WAYS = ("auto", "step", "trajectory")
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """Says when all steps of a trajectory are evaluated at once.
+class AheadPolicy:
+    """Says when a stage is evaluated for all steps of a trajectory at once.
 
     Attributes:
         way: ``"auto"``, ``"step"`` or ``"trajectory"``.
         is_compiled: Whether sums may be taken in another order.
+        timestep: Position of the timestep among the denoiser's inputs; None if it has none.
     """
 
     way: str
     is_compiled: bool
+    timestep: int | None = None
 
     @property
     def is_wanted(self) -> bool:
@@ -61,9 +63,21 @@ class Ahead:
         """Whether to do so at any cost in memory, or in reading an accelerator."""
         return self.way == "trajectory"
 
-    def allows(self, num_bytes: int) -> bool:
-        """Whether a table may take so much."""
-        return self.is_asked or num_bytes <= MAX_TABULATED_BYTES
+    def is_timed(self, stage: Stage) -> bool:
+        """Whether a stage reads the timestep, so that each step has outputs of its own."""
+        return self.timestep in stage.leaves
+
+    def tabulates(self, stage: Stage, live: Live, num_steps: int) -> bool:
+        """Whether a stage is evaluated ahead, where the timesteps are known.
+
+        Args:
+            stage: The stage.
+            live: Per output of the stage, whether any step reads it.
+            num_steps: Steps of the trajectory.
+        """
+        if not (self.is_wanted and self.is_timed(stage)):
+            return False
+        return self.is_asked or num_steps * stage.count_bytes(live) <= MAX_TABULATED_BYTES
 
 
 class Conditioning:
@@ -71,7 +85,6 @@ class Conditioning:
 
     Args:
         stages: In the order in which they run.
-        timestep: Position of the timestep among the denoiser's inputs, or None.
         ahead: When to evaluate all steps of a trajectory at once.
         copy: Whether to copy what a stage gives: a replayed CUDA graph overwrites it.
         bind: Gives the bound calls of a stage's plan.
@@ -86,9 +99,8 @@ class Conditioning:
     def __init__(
         self,
         stages: Sequence[Stage],
-        timestep: int | None,
         *,
-        ahead: Ahead,
+        ahead: AheadPolicy,
         copy: bool,
         bind: Callable[[Plan], list[BoundCall]],
         narrow: Callable[[fx.GraphModule, Live], tuple[fx.GraphModule, tuple[int, ...]]],
@@ -100,7 +112,6 @@ class Conditioning:
         self._everything = Needs(everything, everything)
         self.residence: Residence | None = None
         self.fixed: ConditioningTable | None = None
-        self._timestep = timestep
         self._ahead, self._copy = ahead, copy
         self._bind, self._narrow, self._fill = bind, narrow, fill
         self._calls: dict[tuple[int, Live], list[BoundCall]] = {}
@@ -140,7 +151,7 @@ class Conditioning:
             if rows is not None:
                 memo.outputs[k] = rows[position.step]
             else:
-                is_of_step = self._timestep in stage.leaves
+                is_of_step = self._ahead.is_timed(stage)
                 is_settled = is_settled and not is_of_step
                 if not gives(memo.outputs.get(k), needs.step[k]):
                     live = needs.step[k] if is_of_step else needs.trajectory[k]
@@ -169,7 +180,7 @@ class Conditioning:
     def _compares(self, i: int, leaf: torch.Tensor) -> bool:
         """Whether to look at an input's values: where nothing waits, or if it saves much."""
         is_cheap = leaf.device.type == "cpu" or self._ahead.is_asked
-        return is_cheap and i != self._timestep
+        return is_cheap and i != self._ahead.timestep
 
     def _outdate(self, k: int, memo: Memo, changed: set[int]) -> None:
         """Drop what a stage gave if an input changed; its table, if not the timestep."""
@@ -177,7 +188,7 @@ class Conditioning:
             memo.outputs.pop(k, None)
         known = memo.tabulated.get(k)
         if known is not None and not changed.isdisjoint(
-            self.stages[k].leaves - {self._timestep}
+            self.stages[k].leaves - {self._ahead.timestep}
         ):
             memo.tabulated[k] = replace(known, rows=None)
 
@@ -206,7 +217,7 @@ class Conditioning:
         timesteps = position.timesteps
         if not self._ahead.is_wanted or timesteps is None:
             return None
-        if self._timestep not in self.stages[k].leaves:
+        if not self._ahead.is_timed(self.stages[k]):
             return None
         known = memo.tabulated.get(k)
         if (
@@ -224,12 +235,12 @@ class Conditioning:
     ) -> list[Outputs] | None:
         """Evaluate live outputs of a stage for all timesteps in one batched call."""
         stage, steps = self.stages[k], len(timesteps.values)
-        if not self._ahead.allows(steps * stage.count_bytes(live)):
+        if not self._ahead.tabulates(stage, live, steps):
             return None
         if self.residence is not None:
             self.residence.bring_back()
         inputs = [values[number] for number in stage.inputs]
-        dims = [0 if number == self._timestep else None for number in stage.inputs]
+        dims = [0 if number == self._ahead.timestep else None for number in stage.inputs]
         for i, dim in enumerate(dims):
             if dim == 0:
                 shape = inputs[i].shape

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.capture.inputs import Roles
 
-    from .conditioning import Ahead, Conditioning
+    from .conditioning import AheadPolicy, Conditioning
     from .parameter_bytes import ParameterBytes
 
 TOLERANCE = 1e-4
@@ -32,7 +32,7 @@ class DroppingProgram(ReleasingProgram, Protocol):
     """A program whose conditioning can be tabulated for good."""
 
     roles: Roles
-    ahead: Ahead
+    ahead: AheadPolicy
 
     def attach(self, residence: Residence) -> None:
         """Let the conditioning's parameters be where ``residence`` puts them."""

@@ -1,9 +1,9 @@
 """Bytes of activations: an estimate, made before anything runs.
 
 Each distinct variant of a region is run once on fake tensors in eager mode, which tells how
-much it holds at most beside its inputs and what its outputs hold. Walking a row's bound calls
-then adds up what flows between them, each tensor until its last reader. It is a bound for
-eager mode; a compiler fuses what is counted here, but may take a workspace that is not.
+much it holds at most beside its inputs and what its outputs hold. Walking a row's calls then
+adds up what flows between them, each tensor until its last reader. It is a bound for eager
+mode; a compiler fuses what is counted here, but may take a workspace that is not.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from dqar_fx.conditioning.conditioning import is_alone
 from dqar_fx.conditioning.parameter_bytes import storage_key
 from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.plan.liveness import restrict
-from dqar_fx.plan.plan import Variant, bind
-from dqar_fx.program.lowering import specialise_region
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import fx
 
     from dqar_fx.plan.liveness import Liveness
-    from dqar_fx.plan.plan import BoundCall, Plan, Specialised
+    from dqar_fx.plan.plan import LiveCall, Plan
+    from dqar_fx.plan.unlowered import UnloweredRegions
     from dqar_fx.program.program import Program
     from dqar_fx.schedule.action import Action
 
-Owner = tuple[str, int]
+StorageOrigin = tuple[str, int]
 """Whose storage an output shows: ``("input", i)``, or ``("own", j)`` of the first of them."""
-Group = tuple[int, int]
+FlowingStorage = tuple[int, int]
 """A storage that flows: number of the call that made it, and of its first output there."""
 
 
 class StorageCounter(TorchDispatchMode):
-    """Counts bytes of storages that operators make, while they are alive.
+    """Counts bytes of the storages that operators make, while they are alive.
 
     Args:
         given: Tensors whose storages do not count.
@@ -88,28 +87,28 @@ class StorageCounter(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one call of a variant holds.
+class CallFootprint:
+    """What one call of a specialised graph holds.
 
     Attributes:
         peak: Most bytes beside its inputs.
-        owners: Per output, whose storage it shows.
+        origins: Per output, whose storage it shows.
         sizes: Per output, bytes of that storage.
         copies: Per output, bytes of the copy that `unify` makes of it; 0 where it makes none.
     """
 
     peak: int
-    owners: tuple[Owner, ...]
+    origins: tuple[StorageOrigin, ...]
     sizes: tuple[int, ...]
     copies: tuple[int, ...]
 
     @classmethod
-    def of(cls, gm: fx.GraphModule) -> Run:
-        """Run a graph on its own fake tensors."""
+    def of(cls, gm: fx.GraphModule) -> CallFootprint:
+        """Run a graph on the fake tensors of its inputs, and count."""
         inputs = [node.meta.get("val") for node in gm.graph.find_nodes(op="placeholder")]
         with torch.no_grad(), StorageCounter(inputs) as counter:
             outputs = gm.forward(*inputs)
-        first: dict[int, Owner] = {}
+        first: dict[int, StorageOrigin] = {}
         for j, output in reversed(list(enumerate(outputs))):
             first[storage_key(output)] = ("own", j)
         for i, value in enumerate(inputs):
@@ -124,26 +123,22 @@ class Run:
 
     @property
     def unified_bytes(self) -> int:
-        """What its outputs hold once `unify` is done with them, inputs left out.
+        """Bytes that its outputs hold once `unify` is done with them, inputs left out.
 
         An output that shows all of a parameter, and nothing else, takes no memory.
         """
-        whole = zip(self.owners, self.sizes, self.copies, strict=True)
-        own = {owner: size for owner, size, copy in whole if owner[0] == "own" and not copy}
+        whole = zip(self.origins, self.sizes, self.copies, strict=True)
+        own = {origin: size for origin, size, copy in whole if origin[0] == "own" and not copy}
         return sum(own.values()) + sum(self.copies)
-
-    def __call__(self, *_: Any) -> tuple[Any, ...]:
-        """In the place of the lowered region, which nobody calls."""
-        raise AssertionError("a run that was measured is not run again")
 
 
 @dataclass(frozen=True)
-class Held:
-    """Bytes of a walk over a plan.
+class PlanFootprint:
+    """What the calls of a plan hold, its inputs left out.
 
     Attributes:
-        peak: Most at any time, inputs left out.
-        end: What its outputs hold.
+        peak: Most bytes at any time.
+        end: Bytes of its outputs.
     """
 
     peak: int
@@ -154,35 +149,35 @@ class Activations:
     """Bytes of activations of one plan's rows, each variant run once.
 
     Args:
-        program: Whose plan; its table does not matter.
+        program: The program whose plan is walked; its table does not matter.
+        regions: Gives the specialised graphs of the plan's regions.
 
     Attributes:
-        output_bytes: Of what a step gives.
+        output_bytes: Bytes of what a step gives.
     """
 
-    def __init__(self, program: Program) -> None:
-        self._plan, self._timestep = program.plan, program.roles.timestep
-        self._is_compiled = program.lowering.backend.is_compiled
+    def __init__(self, program: Program, regions: UnloweredRegions) -> None:
+        self._plan, self._regions, self._ahead = program.plan, regions, program.ahead
         outputs = graph_outputs(program.captured.gm.graph)
         self.output_bytes: int = sum(node.meta["val"].nbytes for node in outputs)
-        self._runs: dict[Any, tuple[Run, tuple[int, ...]]] = {}
+        self._footprints: dict[fx.GraphModule, CallFootprint] = {}
 
     def constant_bytes(self, program: Program) -> int:
-        """What stages that do not read the timestep hold between steps: exact."""
+        """Count, exactly, what stages that do not read the timestep hold between steps."""
         lives = program.liveness.of_table()
         if program.lowering.backend.replays:
             return program.constant_bytes  # copied, all of it
-        if not self._is_compiled:
-            return sum(held.end for held in self._stages(lives, every_step=False))
+        if not self._ahead.is_compiled:
+            return sum(held.end for held in self._stages(lives, is_timed=False))
         stages = zip(self._plan.stages, lives, strict=True)
         return sum(
-            Run.of(specialise_region(stage.gm, (), live)[0]).unified_bytes
+            self._footprint(self._regions.variant(stage.gm, (), live).gm).unified_bytes
             for stage, live in stages
-            if self._timestep not in stage.leaves
+            if not self._ahead.is_timed(stage)
         )
 
     def of_program(self, program: Program) -> int:
-        """The most that any row of a program's table holds.
+        """Count the most bytes that any row of a program's table holds.
 
         Slots, parameters, the caller's own tensors and conditioning that is kept between steps
         are left out.
@@ -193,9 +188,7 @@ class Activations:
         )
 
     def _row(self, row: Sequence[Action], liveness: Liveness, is_tabulated: bool) -> int:
-        stages = (
-            [] if is_tabulated else self._stages(liveness.needs(row).step, every_step=True)
-        )
+        stages = [] if is_tabulated else self._stages(liveness.needs(row).step, is_timed=True)
         before = sum(held.end for held in stages)
         step = self._walk(self._plan, row)
         # outputs may be copied for the caller
@@ -203,67 +196,62 @@ class Activations:
             before + sum(held.peak for held in stages), before + step.peak + self.output_bytes
         )
 
-    def _stages(self, lives: Sequence[Sequence[bool]], *, every_step: bool) -> list[Held]:
-        """Of the stages that read the timestep, or of the others."""
+    def _stages(
+        self, lives: Sequence[Sequence[bool]], *, is_timed: bool
+    ) -> list[PlanFootprint]:
+        """The stages that read the timestep, or the others."""
         return [
             self._walk(restrict(stage, tuple(live)), ())
             for stage, live in zip(self._plan.stages, lives, strict=True)
-            if (self._timestep in stage.leaves) == every_step
+            if self._ahead.is_timed(stage) == is_timed
         ]
 
-    def _walk(self, plan: Plan, actions: Sequence[int]) -> Held:
+    def _walk(self, plan: Plan, actions: Sequence[int]) -> PlanFootprint:
         """Add up what the calls of a row hold."""
-        calls = bind(plan, actions, self._variants_of(plan), lambda _: None)
-        group: dict[int, Group | None] = dict.fromkeys(plan.inputs)
-        readers, size = defaultdict[Group, set[int]](set), dict[Group, int]()
-        peak = 0
-        for at, call in enumerate(calls):
-            run = call.function
-            assert isinstance(run, Run)
-            peak = max(peak, sum(size.values()) + run.peak)
-            for number, mine, nbytes in self._flowing(at, call, run, group):
-                group[number] = mine
-                if mine is not None:
-                    readers[mine].add(number)
-                    size.setdefault(mine, nbytes)
+        storage_of: dict[int, FlowingStorage | None] = dict.fromkeys(plan.inputs)
+        readers = defaultdict[FlowingStorage, set[int]](set)
+        sizes, peak = dict[FlowingStorage, int](), 0
+        for at, call in enumerate(self._regions.calls(plan, actions)):
+            footprint = self._footprint(call.variant.gm)
+            peak = max(peak, sum(sizes.values()) + footprint.peak)
+            for number, storage, nbytes in flowing_outputs(at, call, footprint, storage_of):
+                storage_of[number] = storage
+                if storage is not None:
+                    readers[storage].add(number)
+                    sizes.setdefault(storage, nbytes)
             for number in call.dead:
-                release(group.get(number), number, readers, size)
-        return Held(max(peak, sum(size.values())), sum(size.values()))
+                storage = storage_of.get(number)
+                if storage is None:
+                    continue
+                readers[storage].discard(number)
+                if not readers[storage]:  # it goes with its last number
+                    sizes.pop(storage, None)
+        return PlanFootprint(max(peak, sum(sizes.values())), sum(sizes.values()))
 
-    def _flowing(
-        self, at: int, call: BoundCall, run: Run, group: dict[int, Group | None]
-    ) -> list[tuple[int, Group | None, int]]:
-        """Per output of a call its number, its storage, and the bytes of that."""
-        found = list[tuple[int, Group | None, int]]()
-        for number, (kind, i), nbytes in zip(call.outputs, run.owners, run.sizes, strict=True):
-            if kind == "own":
-                found.append((number, (at, i), nbytes))
-            else:
-                flowing = call.inputs[i] if i < len(call.inputs) else None
-                mine = None if flowing is None else group.get(flowing)
-                found.append((number, mine, nbytes))
-        return found
-
-    def _variants_of(self, plan: Plan) -> Specialised:
-        def specialised(
-            region: str, mine: tuple[Action, ...], live: tuple[bool, ...]
-        ) -> Variant:
-            gm = plan.regions[region]
-            if (gm, mine, live) not in self._runs:
-                own, kept, _ = specialise_region(gm, mine, live)
-                self._runs[gm, mine, live] = Run.of(own), kept
-            run, kept = self._runs[gm, mine, live]
-            return Variant(gm, run, kept, "")
-
-        return specialised
+    def _footprint(self, gm: fx.GraphModule) -> CallFootprint:
+        if gm not in self._footprints:
+            self._footprints[gm] = CallFootprint.of(gm)
+        return self._footprints[gm]
 
 
-def release(
-    mine: Group | None, number: int, readers: dict[Group, set[int]], size: dict[Group, int]
-) -> None:
-    """A number is read no more; its storage goes with its last number."""
-    if mine is None:
-        return
-    readers[mine].discard(number)
-    if not readers[mine]:
-        size.pop(mine, None)
+def flowing_outputs(
+    at: int,
+    call: LiveCall,
+    footprint: CallFootprint,
+    storage_of: dict[int, FlowingStorage | None],
+) -> Iterator[tuple[int, FlowingStorage | None, int]]:
+    """Give the number of each output of a call, its storage, and the bytes of that.
+
+    Args:
+        at: Number of the call among those of its row.
+        call: The call.
+        footprint: What it holds.
+        storage_of: The storages of the tensors so far, by number; None for those of others.
+    """
+    outputs = zip(call.outputs, footprint.origins, footprint.sizes, strict=True)
+    for number, (kind, i), nbytes in outputs:
+        if kind == "own":
+            yield number, (at, i), nbytes
+        else:
+            flowing = call.inputs[i] if i < len(call.inputs) else None
+            yield number, None if flowing is None else storage_of.get(flowing), nbytes

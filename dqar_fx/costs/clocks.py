@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-
-from dqar_fx.program.lowering import Lowering
 
 from .workload import region_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dqar_fx.plan.plan import Plan, Variant
-    from dqar_fx.schedule.action import Action
+    from dqar_fx.plan.plan import Variant
 
-    Mark = tuple[str, float, float]
+    TimedCall = tuple[str, float, float]
 
 
 @dataclass(frozen=True)
@@ -28,10 +25,10 @@ class StepTimes:
 
     Attributes:
         marks: Name, begin and end of each call of a region, in seconds.
-        total_s: Of the whole step.
+        total_s: Seconds of the whole step.
     """
 
-    marks: tuple[Mark, ...]
+    marks: tuple[TimedCall, ...]
     total_s: float
 
     @property
@@ -41,7 +38,7 @@ class StepTimes:
 
     @property
     def outside_s(self) -> float:
-        """Of all that is in no call."""
+        """Seconds of all that is in no call."""
         return self.total_s - sum(each_s for _, each_s in self.own)
 
     @property
@@ -53,41 +50,27 @@ class StepTimes:
 
     @property
     def rest_s(self) -> float:
-        """Of what comes before the first call and after the last."""
+        """Seconds of what comes before the first call and after the last."""
         return self.total_s - sum(each_s for _, each_s in self.calls)
 
 
-class TimedLowering(Lowering):
-    """Gives the variants of another lowering, with a clock around each.
+class CallClock:
+    """Times the calls of regions, each until the device has done its work.
 
     Args:
-        own: The other one.
-        device: Where it runs.
+        device: The device that the regions run on.
     """
 
-    def __init__(self, own: Lowering, device: torch.device) -> None:
-        super().__init__(own.options)
-        self.packed_weights = own.packed_weights
-        self._own = own
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._marks: list[Mark] = []
+        self._marks: list[TimedCall] = []
 
-    def variant(
-        self,
-        plan: Plan,
-        name: str,
-        actions: tuple[Action, ...],
-        live: tuple[bool, ...],
-        *,
-        packs: bool = False,
-    ) -> Variant:
-        """The other's lowered variant, timed."""
-        found = self._own.variant(plan, name, actions, live, packs=packs)
-        timed = partial(self._call, region_key(found.structure), found.function)
-        return replace(found, function=timed)
+    def around(self, variant: Variant) -> Callable[..., Any]:
+        """Put the clock around a variant's function, as programs ask their observer to."""
+        return partial(self._call, region_key(variant.structure), variant.function)
 
     def time(self, run: Callable[[], Any]) -> StepTimes:
-        """What something takes, and the calls of regions in it."""
+        """Run something, and tell what it and the calls of regions in it took."""
         self._marks = []
         synchronise(self._device)
         begin = time.perf_counter()

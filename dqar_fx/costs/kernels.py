@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
 aten = torch.ops.aten
-KINDS = (
+COST_KINDS = (
     "attention",
     "feed_forward",
     "products",
@@ -39,9 +39,9 @@ KINDS = (
     "overhead",
 )
 """Where the time goes: ``products`` are those outside of attention and feed-forwards,
-``pointwise`` is all that is none, ``slots`` are reads and writes of what is kept."""
+``pointwise`` is all that is no product, ``slots`` are reads and writes of what is kept."""
 MAY_COPY = (aten.reshape, aten.flatten, aten.contiguous, aten.to, aten.reshape_as)
-"""Views where strides and dtype allow it."""
+"""Operators that give views where strides and dtype allow it."""
 COSTLY = (
     *(aten.gelu, aten.silu, aten.tanh, aten.sigmoid, aten.exp, aten.erf, aten.log),
     *(aten.sin, aten.cos, aten.softplus, aten.mish, aten.pow, aten.elu),
@@ -53,15 +53,15 @@ COSTLY = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a device is given at a time.
+    """One piece of work that a device is given.
 
     Attributes:
-        kind: One of `KINDS`.
+        kind: One of `COST_KINDS`.
         macs: Multiply-accumulates.
         nbytes: Bytes that it reads and writes.
-        slot_bytes: Those of them that belong to slots.
-        dtype: Of its result.
-        timed: What to time in its place: itself; of fused operators the costly ones.
+        slot_bytes: Those of these bytes that belong to slots.
+        dtype: Dtype of its result.
+        timed: Operators to time in its place; of fused ones, those that are costly.
         is_fused: Whether several operators may be in it.
     """
 
@@ -74,7 +74,7 @@ class Kernel:
     is_fused: bool
 
     def scaled(self, factor: int) -> Kernel:
-        """The same for ``factor`` times the rows."""
+        """Give it ``factor`` times as many rows."""
         fixed = sum(o.nbytes for each in self.timed for o in each.operands if o.is_parameter)
         flowing = max(self.nbytes - fixed, 0)
         return replace(
@@ -90,8 +90,8 @@ class Modules:
     """Which modules are attentions and which feed-forwards.
 
     Attributes:
-        attention: Their paths.
-        feed_forward: Their paths.
+        attention: Paths of the attentions.
+        feed_forward: Paths of the feed-forwards.
     """
 
     attention: frozenset[str]
@@ -99,7 +99,7 @@ class Modules:
 
     @classmethod
     def of(cls, gm: fx.GraphModule) -> Modules:
-        """Those of a captured model, conditioning left out: that is a kind of its own."""
+        """Find those of a captured model; its conditioning is a kind of its own."""
         graph = fork(gm)
         run_passes(graph, BEFORE_LOOKING_AT_SITES)
         found = (find(graph)[0] for find in (find_attention, find_feed_forward))
@@ -107,7 +107,7 @@ class Modules:
         return cls(*paths)
 
     def kind(self, node: fx.Node, *, is_product: bool) -> str:
-        """The kind of what a node computes."""
+        """Give the kind of what a node computes."""
         stack = {path for _, path in module_stack(node)}
         if stack & self.attention:
             return "attention"
@@ -117,7 +117,13 @@ class Modules:
 
 
 def find_kernels(graph: fx.Graph, modules: Modules, *, fused: bool) -> Counter[Kernel]:
-    """The kernels of a graph, and how often each occurs."""
+    """Find the kernels of a graph, and how often each occurs.
+
+    Args:
+        graph: The graph; its nodes carry fake tensors.
+        modules: Which modules are attentions and feed-forwards.
+        fused: Whether operators between two products are one kernel.
+    """
     nodes = [node for node in graph.nodes if computes(node)]
     operations = {node: Operation.of(node, source_of) for node in nodes}
     macs = {node: count_macs(operation) for node, operation in operations.items()}
@@ -129,7 +135,7 @@ def find_kernels(graph: fx.Graph, modules: Modules, *, fused: bool) -> Counter[K
         inside = frozenset(group)
         is_fused = fused and group[0] not in products
         timed = [operations[n] for n in group if not is_fused or is_costly(n)]
-        nbytes, slot_bytes = count_bytes(inside)
+        nbytes, slot_bytes = count_kernel_bytes(inside)
         return Kernel(
             kind=common_kind(modules, group, is_product=group[0] in products),
             macs=sum(macs[n] for n in group),
@@ -146,7 +152,7 @@ def find_kernels(graph: fx.Graph, modules: Modules, *, fused: bool) -> Counter[K
 def find_groups(
     nodes: Sequence[fx.Node], products: AbstractSet[fx.Node]
 ) -> list[list[fx.Node]]:
-    """What is no product, in groups that read each other with no product on the way."""
+    """Group what is no product: nodes that read each other with no product on the way."""
     level: dict[fx.Node, int] = {}
     group: dict[fx.Node, list[fx.Node]] = {}
     for node in nodes:
@@ -162,7 +168,7 @@ def find_groups(
 
 
 def join(group: dict[fx.Node, list[fx.Node]], a: fx.Node, b: fx.Node) -> None:
-    """Make one group of two."""
+    """Make one group of the groups of two nodes."""
     first, second = group[a], group[b]
     if first is second:
         return
@@ -172,13 +178,13 @@ def join(group: dict[fx.Node, list[fx.Node]], a: fx.Node, b: fx.Node) -> None:
 
 
 def common_kind(modules: Modules, group: Sequence[fx.Node], *, is_product: bool) -> str:
-    """The kind of all nodes of a group; ``pointwise`` where they differ."""
+    """Give the kind of a group's nodes; ``pointwise`` where they differ."""
     kinds = {modules.kind(node, is_product=is_product) for node in group}
     return kinds.pop() if len(kinds) == 1 else "pointwise"
 
 
-def count_bytes(group: AbstractSet[fx.Node]) -> tuple[int, int]:
-    """Bytes that a kernel of these nodes reads and writes, and those of slots."""
+def count_kernel_bytes(group: AbstractSet[fx.Node]) -> tuple[int, int]:
+    """Count the bytes that a kernel of these nodes reads and writes, and those of slots."""
     reads: dict[fx.Node, dict[fx.Node, int]] = {}
     written = dict[fx.Node, int]()
     for node in group:
@@ -242,7 +248,7 @@ def is_copy(node: fx.Node) -> bool:
 
 
 def source_of(node: fx.Node) -> fx.Node:
-    """The node whose memory a node shows; itself if it is no view."""
+    """Find the node whose memory a node shows; a node that is no view shows its own."""
     while is_view(node):
         node = node.all_input_nodes[0]
     return node
@@ -254,14 +260,14 @@ def is_costly(node: fx.Node) -> bool:
 
 
 def bytes_of(node: fx.Node) -> int:
-    """Bytes of a node's value, or of all its values."""
+    """Count the bytes of a node's value, or of all its values."""
     sizes: list[int] = []
     map_tensors(node.meta.get("val"), lambda value: sizes.append(Operand.of(value).nbytes))
     return sum(sizes)
 
 
 def dtype_of(node: fx.Node) -> torch.dtype:
-    """Dtype of a node's (first) value."""
+    """Give the dtype of a node's (first) value; float32 if it has no tensor."""
     found: list[Any] = []
     map_tensors(node.meta.get("val"), lambda value: found.append(value.dtype))
     return found[0] if found else torch.float32

@@ -20,7 +20,7 @@ from .clocks import synchronise
 from .measure_regions import measure_regions
 from .operation import Operation, count_macs
 from .profile import DeviceProfile
-from .workload import count_everything
+from .workload_counter import count_everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from dqar_fx.denoiser.denoiser import Denoiser
     from dqar_fx.schedule.schedule import Schedule
 
-WAYS = ("operators", "regions")
+MEASURED_PARTS = ("operators", "regions")
 BUDGET_S = 4.0
-"""Time that the turns may take."""
+"""Seconds that the turns may take."""
 OPERATORS_SHARE = 0.25
-"""Of it, for operators that only say where a region's time goes."""
+"""The share of the budget for operators that only say where a region's time goes."""
 MIN_TURNS, MAX_TURNS = 5, 60
 MAX_SETS = 32
-"""Sets of parameters of one operator."""
+"""Most sets of parameters of one operator."""
 MAX_BYTES = 2**28
-"""Of all sets of parameters of one operator."""
+"""Most bytes of all sets of parameters of one operator."""
 TRAFFIC = tuple(4**k * 3 * 1024 for k in range(1, 9))
 """Bytes, from 12 KB to 200 MB, that a kernel of nothing but traffic reads and writes."""
 PROBES_PER_CALL, PROBES_PER_INPUT, PROBES_PER_STEP = 30.0, 1.0, 60.0
-"""Host times in those of a tiny operator: assumed."""
-PROBES = 1000
+"""Host times, assumed as multiples of a tiny operator's."""
+NUM_PROBES = 1000
 
 
 def measure_profile(
@@ -56,7 +56,7 @@ def measure_profile(
     """Measure a device with the work of a denoiser.
 
     Args:
-        denoiser: Whose work; captured already.
+        denoiser: The denoiser whose work is measured; captured already.
         schedules: Further schedules that the profile must know the work of.
         device: Where to measure; by default the denoiser's own, or the CPU for one on the
             meta device.
@@ -65,22 +65,22 @@ def measure_profile(
             with made-up inputs, and its operators, too, which tell where a region's time
             goes. Regions that are not compiled yet are, for later runs as well; a denoiser
             that is compiled whole has one for each distinct row.
-        budget_s: About how long the turns may take; where regions are measured, those of
-            operators a quarter of it more.
+        budget_s: About how many seconds the turns may take; where regions are measured, those
+            of operators take a quarter of it more.
 
     Raises:
         DqarError: Nothing has been captured yet, the device cannot be used, or regions cannot
             be measured there.
         ScheduleError: A schedule does not fit the sites.
     """
-    check_known("by=", by, WAYS, DqarError)
+    check_known("by=", by, MEASURED_PARTS, DqarError)
     operations = count_everything(denoiser, schedules).operations()
-    place = place_of(denoiser, device)
+    place = find_device(denoiser, device)
     if by == "operators":
-        return measure(operations, place, budget_s)
+        return measure_operations(operations, place, budget_s)
     refuse_regions(denoiser, place)
     times = measure_regions(denoiser, schedules, place, budget_s)
-    profile = measure(operations, place, OPERATORS_SHARE * budget_s)
+    profile = measure_operations(operations, place, OPERATORS_SHARE * budget_s)
     return replace(profile, region_s=times.region_s, step_s=times.step_s)
 
 
@@ -88,7 +88,8 @@ def refuse_regions(denoiser: Denoiser, place: torch.device) -> None:
     """Raise where regions of a denoiser cannot be measured.
 
     Raises:
-        DqarError: It is elsewhere, or has only the conditioning that was tabulated.
+        DqarError: The denoiser is on another device, or has only the conditioning that was
+            tabulated.
     """
     if place.type != denoiser.device.type:
         raise DqarError(
@@ -102,11 +103,11 @@ def refuse_regions(denoiser: Denoiser, place: torch.device) -> None:
         )
 
 
-def place_of(denoiser: Denoiser, device: str | torch.device | None) -> torch.device:
-    """The device to measure.
+def find_device(denoiser: Denoiser, device: str | torch.device | None) -> torch.device:
+    """Find the device to measure.
 
     Raises:
-        DqarError: It cannot be used.
+        DqarError: The device cannot be used.
     """
     wanted = denoiser.device if device is None else device
     try:
@@ -121,23 +122,29 @@ def place_of(denoiser: Denoiser, device: str | torch.device | None) -> torch.dev
 
 
 @torch.no_grad()
-def measure(
+def measure_operations(
     operations: Mapping[Operation, int], device: torch.device, budget_s: float = BUDGET_S
 ) -> DeviceProfile:
-    """The profile of a device, with the times of operators that occur so and so often."""
+    """Measure a device with operators.
+
+    Args:
+        operations: How often each operator occurs.
+        device: The device.
+        budget_s: About how many seconds the turns may take.
+    """
     calls: dict[Any, list[Callable[[], Any]]] = {
         operation: sets
         for operation, count in operations.items()
-        if (sets := prepare(operation, count, device))
+        if (sets := prepare_calls(operation, count, device))
     }
-    calls |= {nbytes: [traffic(nbytes, device)] for nbytes in TRAFFIC}
-    seconds = take_turns(calls, device, budget_s)
-    probe_s = probe(device)
+    calls |= {nbytes: [make_traffic(nbytes, device)] for nbytes in TRAFFIC}
+    seconds = time_in_turns(calls, device, budget_s)
+    probe_s = measure_probe(device)
     traffic_s = tuple((nbytes, seconds.pop(nbytes)) for nbytes in TRAFFIC)
     return DeviceProfile(
         name=name_device(device),
         source="measured",
-        macs_per_s=fastest(seconds),
+        macs_per_s=find_fastest(seconds),
         bytes_per_s=traffic_s[-1][0] / traffic_s[-1][1],
         call_s=PROBES_PER_CALL * probe_s,
         input_s=PROBES_PER_INPUT * probe_s,
@@ -147,8 +154,14 @@ def measure(
     )
 
 
-def prepare(operation: Operation, count: int, device: torch.device) -> list[Callable[[], Any]]:
-    """Calls of an operator, each with parameters of its own; none if it cannot run alone."""
+def prepare_calls(
+    operation: Operation, count: int, device: torch.device
+) -> list[Callable[[], Any]]:
+    """Make calls of an operator that occurs so often, each with parameters of its own.
+
+    Returns:
+        The calls; none if the operator cannot run alone.
+    """
     nbytes = sum(operand.nbytes for operand in operation.operands)
     owns = any(operand.is_parameter for operand in operation.operands)
     sets = min(count, MAX_SETS, MAX_BYTES // max(nbytes, 1)) if owns else 1
@@ -160,26 +173,35 @@ def prepare(operation: Operation, count: int, device: torch.device) -> list[Call
     return calls
 
 
-def traffic(nbytes: int, device: torch.device) -> Callable[[], Any]:
-    """A call that reads two thirds of so many bytes and writes a third."""
+def make_traffic(nbytes: int, device: torch.device) -> Callable[[], Any]:
+    """Make a call that reads two thirds of so many bytes and writes a third."""
     a, b, c = torch.ones(3, max(nbytes // 12, 1), device=device)
     return lambda: torch.add(a, b, out=c)
 
 
-def probe(device: torch.device) -> float:
-    """Seconds of the host for a tiny operator among many."""
-    call = traffic(12, device)
+def measure_probe(device: torch.device) -> float:
+    """Measure the host's seconds for a tiny operator among many."""
+    call = make_traffic(12, device)
     call()
     begun = time.perf_counter()
-    for _ in range(PROBES):
+    for _ in range(NUM_PROBES):
         call()
-    return (time.perf_counter() - begun) / PROBES
+    return (time.perf_counter() - begun) / NUM_PROBES
 
 
-def take_turns(
+def time_in_turns(
     calls: Mapping[Any, Sequence[Callable[[], Any]]], device: torch.device, budget_s: float
 ) -> dict[Any, float]:
-    """Median seconds of each call, in turns."""
+    """Time calls in turns.
+
+    Args:
+        calls: By key, calls that differ in their parameters alone, one of which runs a turn.
+        device: The device that they run on.
+        budget_s: About how many seconds the turns may take.
+
+    Returns:
+        Median seconds of each key's calls.
+    """
     times: dict[Any, list[float]] = {key: [] for key in calls}
     begun, turns = time.perf_counter(), 0
     while turns < MAX_TURNS:
@@ -194,7 +216,7 @@ def take_turns(
 
 
 def time_call(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call, the device's work included."""
+    """Measure the seconds of a call, the device's work included."""
     synchronise(device)
     start = time.perf_counter()
     call()
@@ -202,8 +224,8 @@ def time_call(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def fastest(seconds: Mapping[Operation, float]) -> dict[str, float]:
-    """Most multiply-accumulates per second that any operator reached, by dtype."""
+def find_fastest(seconds: Mapping[Operation, float]) -> dict[str, float]:
+    """Find the most multiply-accumulates per second that any operator reached, by dtype."""
     rates: dict[str, float] = {}
     for operation, each_s in seconds.items():
         dtypes = Counter(str(operand.dtype) for operand in operation.operands)
@@ -214,7 +236,7 @@ def fastest(seconds: Mapping[Operation, float]) -> dict[str, float]:
 
 
 def name_device(device: torch.device) -> str:
-    """A name for what was measured."""
+    """Give a name to a device that is measured."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

@@ -6,8 +6,8 @@ right after one of the same kind than after another, so that as many rows are ma
 which successive blocks do what successive rows do. All take turns, step by step, each block
 with its own parameters and its own place in the step, so that caches are about as warm as in a
 trajectory. What any row takes is then the sum over the regions that it calls. No trajectory of
-any schedule is run. Conditioning, which a new prompt needs once, is
-evaluated by itself at the end of each turn.
+any schedule is run. Conditioning, which a new prompt needs once, is evaluated by itself at the
+end of each turn.
 
 A turn is about as long as a trajectory, and its mean counts: a median of short pieces would
 leave out the disturbances that trajectories have. Turns that differ most are left out.
@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .rehearsal import Rehearsal
-from .workload import Counting, ahead_key, all_stored, list_rows, with_schedule
+from .rows import all_stored, list_rows, with_schedule
+from .workload import ahead_key
+from .workload_counter import WorkloadCounter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -32,25 +34,25 @@ if TYPE_CHECKING:
     from dqar_fx.denoiser.denoiser import Denoiser
     from dqar_fx.schedule.schedule import Schedule
 
-    from .rehearsal import Row
+    from .rows import Row
 
     Times = dict[str, float]
 
-MIN_TURNS, MAX_TURNS = 4, 40
+MIN_REGION_TURNS, MAX_REGION_TURNS = 4, 40
 TURN_SHARE = 0.1
-"""Of the whole time, what one turn may take."""
+"""The share of the whole time that one turn may take."""
 STEP = "step"
-"""Among the names of regions: what a step takes beside them."""
+"""The name, among those of regions, for what a step takes beside them."""
 
 
 @dataclass(frozen=True)
 class RegionTimes:
-    """What was measured.
+    """How long regions were measured to take.
 
     Attributes:
         region_s: Seconds of one call of a region, by `region_key`, and of conditioning that is
             evaluated ahead, by `ahead_key`.
-        step_s: Of a step, beside its regions.
+        step_s: Seconds of a step, its regions left out.
     """
 
     region_s: Mapping[str, float]
@@ -68,10 +70,10 @@ def measure_regions(
     Compiles those that are not compiled yet; the first turn does, and does not count.
 
     Args:
-        denoiser: Captured already; on ``device``.
+        denoiser: The denoiser, captured already; on ``device``.
         schedules: Further schedules whose rows count.
-        device: Where it is.
-        budget_s: About how long the turns may take.
+        device: The device that it is on.
+        budget_s: About how many seconds the turns may take.
     """
     chosen = choose_rows(denoiser, schedules)
     rows = [*chosen, *stagger_rows(denoiser, chosen)]
@@ -85,18 +87,22 @@ def measure_regions(
     repeats = max(round(TURN_SHARE * budget_s / once_s), 1)
     turns: list[Times] = []
     begun = time.perf_counter()
-    while len(turns) < MIN_TURNS or time.perf_counter() - begun < budget_s:
+    while len(turns) < MIN_REGION_TURNS or time.perf_counter() - begun < budget_s:
         start = len(turns) % len(rows)  # each turn begins with another row
         turned = [*rows[start:], *rows[:start]]
         turns.append(take_turn(rehearsal, turned * repeats, lengths))
-        if len(turns) == MAX_TURNS:
+        if len(turns) == MAX_REGION_TURNS:
             break
     region_s = {name: inner_mean([turn[name] for turn in turns]) for name in turns[0]}
     return RegionTimes(step_s=region_s.pop(STEP), region_s=region_s)
 
 
 def take_turn(rehearsal: Rehearsal, rows: Sequence[Row], lengths: Collection[int]) -> Times:
-    """Mean seconds of each region in a turn, of what is evaluated ahead, and of a step."""
+    """Run all rows once, and evaluate the conditioning once for each length.
+
+    Returns:
+        Mean seconds of each region, of what is evaluated ahead, and of a step.
+    """
     seconds: dict[str, list[float]] = defaultdict(list)
     for step in rehearsal.run(rows):
         seconds[STEP].append(step.rest_s)
@@ -113,20 +119,20 @@ def take_turn(rehearsal: Rehearsal, rows: Sequence[Row], lengths: Collection[int
 
 
 def inner_mean(values: Sequence[float]) -> float:
-    """The mean of values, a quarter at either end left out."""
+    """Take the mean of values, a quarter at either end left out."""
     cut = len(values) // 4
     return statistics.fmean(sorted(values)[cut : len(values) - cut])
 
 
 def choose_rows(denoiser: Denoiser, schedules: Sequence[Schedule]) -> list[Row]:
-    """Few rows that together call every region that any row calls."""
-    counting, liveness = Counting(denoiser.program), denoiser.program.liveness
+    """Choose few rows that together call every region that any row calls."""
+    counter, liveness = WorkloadCounter(denoiser.program), denoiser.program.liveness
 
     def regions_of(row: Row) -> set[str]:
         """What a step of a row calls; conditioning is one for all where it is compiled."""
-        found = set(counting.count_row(row).regions)
+        found = set(counter.count_row(row).regions)
         if not denoiser.program.ahead.is_compiled:
-            found |= counting.count_needed(liveness.needs(row).step).regions.keys()
+            found |= counter.count_needed(liveness.needs(row).step).regions.keys()
         return found
 
     calls = {row: regions_of(row) for row in list_rows(denoiser, schedules)}
@@ -145,13 +151,13 @@ def choose_rows(denoiser: Denoiser, schedules: Sequence[Schedule]) -> list[Row]:
 
 
 def stagger_rows(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
-    """Rows in which the first block does what one of some rows does, the second the next.
+    """Mix rows: the first block does what one of them does, the second what the next does.
 
-    Those that would need a region of their own are left out.
+    Mixed rows that would need a region of their own are left out.
     """
-    counting = Counting(denoiser.program)
-    known = set[str]().union(*(counting.count_row(row).regions for row in rows))
-    blocks = [call.columns for call in counting.plan.calls if call.columns]
+    counter = WorkloadCounter(denoiser.program)
+    known = set[str]().union(*(counter.count_row(row).regions for row in rows))
+    blocks = [call.columns for call in counter.plan.calls if call.columns]
     made = []
     for first, row in enumerate(rows):
         mixed = list(row)
@@ -159,4 +165,4 @@ def stagger_rows(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
             for column in columns:
                 mixed[column] = rows[place % len(rows)][column]
         made.append(tuple(mixed))
-    return [row for row in made if counting.count_row(row).regions.keys() <= known]
+    return [row for row in made if counter.count_row(row).regions.keys() <= known]

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from dqar_fx.conditioning.parameter_bytes import ParameterBytes
 from dqar_fx.json_value import JsonValue
+from dqar_fx.plan.unlowered import UnloweredRegions
 from dqar_fx.program.packing_plan import count_packed
 
 from .activations import Activations
@@ -23,23 +24,23 @@ if TYPE_CHECKING:
     from dqar_fx.program.program import Program
 
 MAX_SITES = 12
-"""Sites that are printed; JSON has all of them."""
+"""Most sites that are printed; JSON has all of them."""
 RELEASED = {
     "host": "of these in host memory while steps run",
     "disk": "of these on disk while steps run",
     "drop": "of these dropped",
 }
-"""By place, what is said of parameters that are there."""
+"""What is said of parameters, by the place where they are."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """A part of a plan.
+class MemoryLine:
+    """A part of a memory plan.
 
     Attributes:
-        name: What it is.
-        nbytes: What it takes; negative if it is saved.
-        stream: Of which stream; empty if of all together.
+        name: What the part is.
+        nbytes: Bytes that it takes; negative if they are saved.
+        stream: Name of the stream that takes them; empty for all streams together.
         is_sum: Whether it is what lines before it add up to.
     """
 
@@ -60,11 +61,13 @@ class StreamMemory:
 
     Attributes:
         name: ``"every stream"``, or ``"conditional"`` and ``"unconditional"`` of guidance.
-        sites: Per site that is ever kept, its buffers; 0 where it uses those of others.
-        saved: What sites that share buffers would take beyond that.
-        output: Kept of the whole output, and held for it (guidance).
-        table: Conditioning of all steps of a trajectory; 0 where it is evaluated per step.
-        constant: Conditioning that does not read the timestep.
+        sites: Bytes of the buffers of each site that is ever kept; 0 where it uses those of
+            others.
+        saved: Bytes that sites which share buffers would take beyond that.
+        output: Bytes that are kept of the whole output, and held for it (guidance).
+        table: Bytes of the conditioning of all steps of a trajectory; 0 where it is evaluated
+            per step.
+        constant: Bytes of the conditioning that does not read the timestep.
     """
 
     name: str
@@ -76,7 +79,7 @@ class StreamMemory:
 
     @property
     def slots(self) -> int:
-        """All that is allocated for kept outputs."""
+        """Bytes of all that is allocated for kept outputs."""
         return sum(self.sites.values()) + self.output
 
 
@@ -88,15 +91,15 @@ class MemoryPlan(JsonValue):
     holds the first of ``streams`` once for each.
 
     Attributes:
-        streams: By stream.
-        parameters: By what they serve; of all captured signatures.
+        streams: What each stream holds.
+        parameters: Bytes of parameters by what they serve, of all captured signatures.
         place: Where parameters of the conditioning are while steps run: ``"host"`` or
             ``"disk"``; ``"drop"`` if they are gone for good, None if they stay.
-        released: Bytes of parameters that leave the device for it.
-        fixed: Tables of labels and timesteps in the place of dropped parameters.
-        activations: Of a step, at most: an estimate, for eager mode.
-        packed: Copies of weights that are packed (``compile={"prepack": True}``), of all
-            captured signatures.
+        released: Bytes of parameters that leave the device for that place.
+        fixed: Bytes of tables of labels and timesteps in the place of dropped parameters.
+        activations: Most bytes of a step's activations: an estimate, for eager mode.
+        packed: Bytes of copies of weights that are packed (``compile={"prepack": True}``), of
+            all captured signatures.
     """
 
     streams: tuple[StreamMemory, ...]
@@ -109,47 +112,47 @@ class MemoryPlan(JsonValue):
 
     @property
     def slots(self) -> int:
-        """Kept outputs of all streams."""
+        """Bytes of the kept outputs of all streams."""
         return sum(stream.slots for stream in self.streams)
 
     @property
     def conditioning(self) -> int:
-        """Conditioning of all streams that is kept between steps."""
+        """Bytes of the conditioning of all streams that is kept between steps."""
         return self.fixed + sum(stream.table + stream.constant for stream in self.streams)
 
     @property
     def kept(self) -> int:
-        """Parameters on the device while steps run."""
+        """Bytes of parameters on the device while steps run."""
         return self.parameters.total - self.released
 
     @property
     def held(self) -> int:
-        """All that is held between steps; exact."""
+        """Bytes of all that is held between steps; exact."""
         return self.slots + self.conditioning + self.kept + self.packed
 
     @property
     def peak(self) -> int:
-        """Most that is held within a step; an estimate."""
+        """Most bytes that are held within a step; an estimate."""
         return self.held + self.activations
 
-    def lines(self, max_sites: int = MAX_SITES) -> list[Line]:
-        """All parts that take or save memory, and what they add up to.
+    def lines(self, max_sites: int = MAX_SITES) -> list[MemoryLine]:
+        """List all parts that take or save memory, and what they add up to.
 
         Args:
-            max_sites: Sites of a stream with a line of their own.
+            max_sites: Most sites of a stream that have a line of their own.
         """
         given = self.parameters
         found = [
-            Line("parameters of the step", given.step),
-            Line("parameters of conditioning alone", given.conditioning),
-            Line("parameters that nothing reads", given.unused),
-            Line(RELEASED.get(self.place or "", ""), -self.released),
+            MemoryLine("parameters of the step", given.step),
+            MemoryLine("parameters of conditioning alone", given.conditioning),
+            MemoryLine("parameters that nothing reads", given.unused),
+            MemoryLine(RELEASED.get(self.place or "", ""), -self.released),
             *(line for stream in self.streams for line in lines_of(stream, max_sites)),
-            Line("conditioning of fixed labels", self.fixed),
-            Line("packed copies of weights", self.packed),
-            Line("held between steps", self.held, is_sum=True),
-            Line("activations of a step, estimated", self.activations),
-            Line("peak, estimated", self.peak, is_sum=True),
+            MemoryLine("conditioning of fixed labels", self.fixed),
+            MemoryLine("packed copies of weights", self.packed),
+            MemoryLine("held between steps", self.held, is_sum=True),
+            MemoryLine("activations of a step, estimated", self.activations),
+            MemoryLine("peak, estimated", self.peak, is_sum=True),
         ]
         return [line for line in found if line.nbytes]
 
@@ -162,7 +165,7 @@ class MemoryPlan(JsonValue):
 
     @property
     def summary(self) -> str:
-        """All parameters, and what takes no memory since something equal or over has it."""
+        """All parameters, and what takes no memory since something else has it already."""
         saved = [
             (self.parameters.merged, "merged, since equal to others"),
             (sum(stream.saved for stream in self.streams), "saved by sharing slots"),
@@ -171,8 +174,8 @@ class MemoryPlan(JsonValue):
         return "; ".join([f"parameters {self.parameters.total / 1e6:.3f} MB", *parts])
 
 
-def lines_of(stream: StreamMemory, max_sites: int) -> list[Line]:
-    """The lines of a stream: its sites in order, and the rest."""
+def lines_of(stream: StreamMemory, max_sites: int) -> list[MemoryLine]:
+    """List the lines of a stream: its sites in order, and the rest."""
     sites = [(f"slots of {path}", size) for path, size in stream.sites.items() if size]
     left = sites[max_sites:]
     if left:
@@ -183,21 +186,21 @@ def lines_of(stream: StreamMemory, max_sites: int) -> list[Line]:
         ("conditioning of all steps", stream.table),
         ("conditioning that is constant", stream.constant),
     ]
-    return [Line(name, size, stream.name) for name, size in (*sites, *rest)]
+    return [MemoryLine(name, size, stream.name) for name, size in (*sites, *rest)]
 
 
 def plan_memory(denoiser: Denoiser, activations: Activations | None = None) -> MemoryPlan:
-    """The memory of a denoiser, for its latest captured signature.
+    """Plan the memory of a denoiser, for its latest captured signature.
 
     Args:
-        denoiser: Captured already.
-        activations: Of its plan, where something was measured already.
+        denoiser: The denoiser, captured already.
+        activations: Those of its plan, where something was counted already.
 
     Raises:
         DqarError: Nothing has been captured yet.
     """
     program = denoiser.program
-    activations = activations or Activations(program)
+    activations = activations or Activations(program, UnloweredRegions())
     programs = {"every stream": program}
     if hasattr(denoiser, "guidance"):
         programs = {"conditional": program, "unconditional": denoiser.unconditional}
@@ -222,7 +225,7 @@ def plan_memory(denoiser: Denoiser, activations: Activations | None = None) -> M
 
 
 def count_held(denoiser: Denoiser) -> ParameterBytes:
-    """Bytes of parameters, those included that were dropped."""
+    """Count bytes of parameters, those included that were dropped."""
     counted = denoiser.residence.counted
     if denoiser.residence.place == "drop":
         assert counted is not None, "counted before they were dropped"
@@ -233,7 +236,14 @@ def count_held(denoiser: Denoiser) -> ParameterBytes:
 def plan_stream(
     name: str, program: Program, activations: Activations, output: int
 ) -> StreamMemory:
-    """The memory of the stream that runs a program."""
+    """Plan the memory of the stream that runs a program.
+
+    Args:
+        name: Name of the stream.
+        program: The program.
+        activations: Those of the program's plan.
+        output: Bytes that are kept of the whole output.
+    """
     sites = dict.fromkeys((program.table.sites[key[0]] for key in program.slot_specs), 0)
     for key, spec in program.buffer_specs.items():
         sites[program.table.sites[key[0]]] += spec.nbytes
@@ -250,7 +260,7 @@ def plan_stream(
 
 
 def count_places(program: Program) -> int:
-    """Bytes of the labels' places in the tables of fixed labels."""
+    """Count the bytes of the labels' places in the tables of fixed labels."""
     assert program.fixed is not None, "asked by the caller"
     labels = program.captured.gm.graph.find_nodes(op="placeholder")[program.fixed.leaf]
     num_labels: int = labels.meta["val"].numel()

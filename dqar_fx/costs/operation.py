@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Operations of a fused attention, from the shapes of its arguments."""
+    """Count the floating-point operations of a fused attention from its arguments' shapes."""
     flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
     return flops
 
@@ -34,9 +34,9 @@ class Operand:
     """A tensor argument.
 
     Attributes:
-        shape: Its shape.
-        stride: Its strides.
-        dtype: Its dtype.
+        shape: Shape of the tensor.
+        stride: Strides of the tensor, in elements.
+        dtype: Dtype of the tensor.
         is_parameter: Whether each occurrence of the operator has a tensor of its own.
     """
 
@@ -47,7 +47,7 @@ class Operand:
 
     @classmethod
     def of(cls, value: torch.Tensor, *, is_parameter: bool = False) -> Operand:
-        """That of a tensor, fake or not."""
+        """Describe a tensor, fake or not."""
         return cls(tuple(value.shape), tuple(value.stride()), value.dtype, is_parameter)
 
     @property
@@ -59,7 +59,7 @@ class Operand:
         return size
 
     def allocate(self, device: torch.device) -> torch.Tensor:
-        """A tensor like it; floating point numbers are random, integers zero."""
+        """Make a tensor like it; floating point numbers are random, integers zero."""
         empty = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
         if empty.is_meta:
             return empty
@@ -77,8 +77,8 @@ class Operation:
 
     Attributes:
         target: The operator.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
+        args: The operator's arguments.
+        kwargs: The operator's keyword arguments, sorted by name.
     """
 
     target: Callable[..., Any]
@@ -87,11 +87,11 @@ class Operation:
 
     @classmethod
     def of(cls, node: fx.Node, source: Callable[[fx.Node], fx.Node]) -> Operation:
-        """That of a node.
+        """Describe what a node calls.
 
         Args:
             node: A call.
-            source: The node that a view shows.
+            source: Gives the node whose memory a node shows.
         """
 
         def operand(arg: fx.Node) -> Any:
@@ -113,7 +113,7 @@ class Operation:
         return found
 
     def scaled(self, factor: int) -> Operation:
-        """The same with ``factor`` times the rows in what is no parameter.
+        """Give all but the parameters ``factor`` times as many rows.
 
         What is broadcast to other operands stays as it is.
         """
@@ -135,7 +135,7 @@ class Operation:
         return replace(self, args=map_operands(self.args, scale))
 
     def as_compiled(self) -> Operation:
-        """What Inductor calls in its place: a linear is a product of matrices."""
+        """Give what Inductor calls in its place: a linear is a product of matrices."""
         if self.target is not aten.linear.default:
             return self
         x, weight, *rest = self.args
@@ -148,10 +148,10 @@ class Operation:
         return Operation(aten.addmm.default, (bias, left, right))
 
     def prepare(self, device: torch.device) -> Callable[[], Any]:
-        """A call of it with tensors of its own."""
+        """Make a call of it with tensors of its own."""
         args = map_operands(self.args, lambda operand: operand.allocate(device))
         kwargs = map_operands(dict(self.kwargs), lambda operand: operand.allocate(device))
-        args, kwargs = place((args, kwargs), device)
+        args, kwargs = replace_devices((args, kwargs), device)
         return lambda: self.target(*args, **kwargs)
 
     def __str__(self) -> str:
@@ -161,7 +161,7 @@ class Operation:
 
 @cache
 def count_macs(operation: Operation) -> int:
-    """Multiply-accumulates, by PyTorch's counter on the meta device."""
+    """Count multiply-accumulates, by PyTorch's counter on the meta device."""
     if len(operation.operands) < 2:
         return 0  # a product has two factors
     call = operation.prepare(torch.device("meta"))
@@ -172,21 +172,21 @@ def count_macs(operation: Operation) -> int:
 
 
 def freeze(value: Any) -> Any:
-    """The same, hashable: lists as tuples."""
+    """Make nested arguments hashable: lists become tuples."""
     if isinstance(value, list | tuple):
         return tuple(freeze(each) for each in value)
     return value
 
 
 def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """Apply a function to each tensor."""
+    """Apply a function to each tensor of a nested value; lists become tuples."""
     if isinstance(value, list | tuple):
         return tuple(map_tensors(each, function) for each in value)
     return function(value) if isinstance(value, torch.Tensor) else value
 
 
 def map_operands(value: Any, function: Callable[[Operand], Any]) -> Any:
-    """Apply a function to each operand."""
+    """Apply a function to each `Operand` of nested arguments."""
     if isinstance(value, tuple):
         return tuple(map_operands(each, function) for each in value)
     if isinstance(value, dict):
@@ -194,10 +194,10 @@ def map_operands(value: Any, function: Callable[[Operand], Any]) -> Any:
     return function(value) if isinstance(value, Operand) else value
 
 
-def place(value: Any, device: torch.device) -> Any:
-    """The same with each device that is named in it another one."""
+def replace_devices(value: Any, device: torch.device) -> Any:
+    """Name another device wherever nested arguments name one."""
     if isinstance(value, tuple):
-        return tuple(place(each, device) for each in value)
+        return tuple(replace_devices(each, device) for each in value)
     if isinstance(value, dict):
-        return {name: place(each, device) for name, each in value.items()}
+        return {name: replace_devices(each, device) for name, each in value.items()}
     return device if isinstance(value, torch.device) else value

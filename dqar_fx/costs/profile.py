@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import DqarError
 
+from .cost import Cost, scale_times
+from .kernels import COST_KINDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 FLOPS_PER_MAC = 2
 LAUNCH_S = 5e-6
-"""Assumed of a kernel's launch on a GPU of a datasheet, which does not state it."""
+"""Seconds that a kernel's launch is assumed to take on a GPU, which no datasheet states."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,19 @@ class DeviceProfile:
     """How fast a device is.
 
     Attributes:
-        name: Of the device.
+        name: Name of the device.
         source: ``"measured"``, or ``"datasheet"``.
         macs_per_s: Multiply-accumulates per second by dtype, at best.
-        bytes_per_s: Bytes that it reads or writes per second.
-        launch_s: Of each kernel.
-        call_s: Of each call of a region, beside its kernels.
-        input_s: Of each tensor that a region is given.
-        step_s: Of each step, beside its regions.
-        operation_s: Of single operators at their shapes, where measured.
+        bytes_per_s: Bytes that the device reads or writes per second.
+        launch_s: Seconds of launching a kernel.
+        call_s: Seconds of calling a region, its kernels left out.
+        input_s: Seconds for each tensor that a region is given.
+        step_s: Seconds of a step, its regions left out.
+        operation_s: Seconds of single operators at their shapes, where measured.
         traffic_s: ``(bytes, seconds)`` of kernels that do nothing but read and write them,
             ascending; empty where not measured.
-        region_s: Of whole regions as they are lowered, by `region_key`, and of conditioning
-            by `ahead_key`; empty where not measured.
+        region_s: Seconds of whole regions as they are lowered, by `region_key`, and of
+            conditioning by `ahead_key`; empty where not measured.
     """
 
     name: str
@@ -67,27 +70,45 @@ class DeviceProfile:
         return all(key in self.region_s for key in work.regions) and bool(work.regions)
 
     def for_all(self, works: Iterable[Workload]) -> DeviceProfile:
-        """The same, without regions unless all of these are known: times compare."""
+        """Forget measured regions unless those of all workloads are known: times compare."""
         known = all(self.knows_regions(work) for work in works if work.regions)
         return self if known else replace(self, region_s={})
 
+    def costs_of(self, work: Workload) -> dict[str, Cost]:
+        """Predict what a workload costs, by the `COST_KINDS`.
+
+        What a kernel takes for slots counts as ``slots``. Where the profile knows the
+        regions, these take what was measured, and kinds share it as their kernels would.
+        """
+        costs = dict.fromkeys(COST_KINDS, Cost())
+        for kernel, count in work.kernels.items():
+            ms = 1e3 * self.predict(kernel)
+            slots_ms = ms * kernel.slot_bytes / kernel.nbytes if not kernel.macs else 0.0
+            own = Cost(kernel.macs, kernel.nbytes - kernel.slot_bytes, ms - slots_ms)
+            costs[kernel.kind] += own * count
+            costs["slots"] += Cost(0, kernel.slot_bytes, slots_ms) * count
+        around_s = work.calls * self.call_s + work.inputs * self.input_s
+        costs["overhead"] += Cost(ms=1e3 * around_s)
+        if self.knows_regions(work):
+            total_s = sum(n * self.region_s[key] for key, n in work.regions.items())
+            costs = scale_times(costs, 1e3 * total_s)
+        costs["overhead"] += Cost(ms=1e3 * work.steps * self.step_s)
+        return costs
+
     def predict(self, kernel: Kernel) -> float:
-        """Seconds of a kernel."""
-        if kernel.is_fused or not self.knows(kernel):
-            return self._predict_by_roofline(kernel)
-        return sum(self.operation_s[each] for each in kernel.timed)
+        """Predict the seconds of a kernel.
 
-    def knows(self, kernel: Kernel) -> bool:
-        """Whether all that stands for a kernel was measured."""
-        return all(each in self.operation_s for each in kernel.timed)
-
-    def _predict_by_roofline(self, kernel: Kernel) -> float:
-        """The longer one of arithmetic and traffic."""
-        arithmetic = kernel.macs / self._peak(kernel.dtype)
+        A kernel takes what its operators took where they were measured. Others, and fused
+        ones, take the longer one of their arithmetic and their traffic.
+        """
+        is_known = all(each in self.operation_s for each in kernel.timed)
+        if is_known and not kernel.is_fused:
+            return sum(self.operation_s[each] for each in kernel.timed)
+        arithmetic = kernel.macs / self._macs_per_s(kernel.dtype)
         arithmetic += sum(self.operation_s.get(each, 0.0) for each in kernel.timed)
         return max(arithmetic, self._traffic(kernel.nbytes)) + self.launch_s
 
-    def _peak(self, dtype: torch.dtype) -> float:
+    def _macs_per_s(self, dtype: torch.dtype) -> float:
         name = str(dtype).removeprefix("torch.")
         return self.macs_per_s.get(name) or min(self.macs_per_s.values())
 
@@ -103,7 +124,7 @@ class DeviceProfile:
         return exp(log(low_s) + share * log(high_s / low_s))
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can say of it."""
+        """Give the profile as JSON can hold it; operators are texts."""
         operation_s = {str(op): seconds for op, seconds in self.operation_s.items()}
         return {**asdict(replace(self, operation_s={})), "operation_s": operation_s}
 
@@ -114,13 +135,19 @@ class DeviceProfile:
 def from_datasheet(
     name: str, tflops: Mapping[str, float], gigabytes_per_s: float
 ) -> DeviceProfile:
-    """The profile of a device by the numbers that its maker states."""
+    """Make the profile of a device by the numbers that its maker states.
+
+    Args:
+        name: Name of the device.
+        tflops: Floating-point operations per second by dtype, in units of 1e12.
+        gigabytes_per_s: Bandwidth of the memory, in units of 1e9 bytes per second.
+    """
     rates = {dtype: 1e12 * rate / FLOPS_PER_MAC for dtype, rate in tflops.items()}
     return DeviceProfile(name, "datasheet", rates, 1e9 * gigabytes_per_s, LAUNCH_S)
 
 
 DATASHEETS = {
-    # float32 is that of TF32 nowhere: PyTorch's products use it only where asked to
+    # no float32 rate is that of TF32, which PyTorch's products use only where asked to
     "A100": from_datasheet(
         "A100", {"float16": 312, "bfloat16": 312, "float32": 19.5}, 2039
     ),  # SXM, 80 GB
@@ -129,14 +156,14 @@ DATASHEETS = {
     ),  # SXM, dense
     "T4": from_datasheet("T4", {"float16": 65, "float32": 8.1}, 320),
 }
-"""Profiles by name: public numbers of tensor cores (float32: without TF32) and of memory."""
+"""Profiles by name, of the makers' public numbers; float32 is without TF32."""
 
 
 def find_datasheet(name: str) -> DeviceProfile:
-    """The profile with a name.
+    """Find the profile with a name.
 
     Raises:
-        DqarError: There is none.
+        DqarError: No datasheet has the name.
     """
     if name not in DATASHEETS:
         raise DqarError(

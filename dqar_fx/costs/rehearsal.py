@@ -1,8 +1,8 @@
 """Steps of any rows, run as the denoiser runs them, with the time of each call of a region.
 
-A rehearsal is a denoiser like the one that is measured: same graphs, lowered regions and
-parameters, so that what it compiles is compiled for both. Only which row a step runs is said
-by the rehearsal instead of by a branch table.
+A rehearsal is a denoiser beside the one that is measured, over the same graphs, lowered
+regions and parameters, so that what it compiles is compiled for both. Its program runs the
+row that it is given instead of the branch table's, with a clock around each call.
 """
 
 from __future__ import annotations
@@ -10,46 +10,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from dqar_fx.capture.inputs import signature_of
-from dqar_fx.conditioning.memo import Memo
 from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.plan.slots import slots_of
-from dqar_fx.program.program import PreparedStep, Program
-from dqar_fx.schedule.action import Action
+from dqar_fx.program.compile_options import CompileOptions
+from dqar_fx.program.program import Program
 from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.steps.steps import Position
 from dqar_fx.steps.timesteps import Timesteps
 
-from .clocks import StepTimes, TimedLowering
+from .clocks import CallClock, StepTimes
 from .operation import Operand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from torch import nn
+
+    from dqar_fx.plan.plan import CallObserver
     from dqar_fx.plan.slot_state import ForecastWeights
-    from dqar_fx.plan.slots import Slots
-    from dqar_fx.program.lowering import Lowering
-    from dqar_fx.program.program import Stream
 
-    Row = tuple[Action, ...]
+    from .rows import Row
 
-LATEST = 999
+LATEST_TIMESTEP = 999
 """Timestep of a trajectory's first step."""
-NAME = "rehearsal"
-"""Of its stream."""
+STREAM_NAME = "rehearsal"
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TrajectoryInputs:
     """What is passed in a trajectory.
 
     Attributes:
         leaves: The flat inputs, made up; new latents are drawn like theirs.
-        timesteps: Of each step, as schedulers have them; None where no such tells the step.
+        timesteps: ``[steps]``, as schedulers have them; None where no such tells the step.
     """
 
     leaves: list[Any]
@@ -57,137 +53,142 @@ class Inputs:
 
 
 class RowProgram(Program):
-    """A program that runs the rows that it is told.
+    """A program that runs the row that it is given, whatever its table says.
 
     Attributes:
-        next_row: What the next step runs.
+        next_row: The row of the next step.
     """
 
     next_row: Row = ()
 
     @classmethod
-    def like(cls, program: Program, lowering: Lowering) -> RowProgram:
-        """Over the same graphs, with slots for every site."""
+    def like(cls, program: Program, observe: CallObserver) -> RowProgram:
+        """Make one over a program's graphs and lowered regions, with slots for every site."""
         computed = Schedule.compute_all(program.table.num_steps)
         made = cls(
             captured=program.captured,
             guarded=program.guarded,
             table=computed.resolve(program.table.sites, around=program.table.around),
             plan=program.plan,
-            lowering=lowering,
+            lowering=program.lowering,
             explanation=program.explanation,
             conditioning=program.ahead.way,
+            observe=observe,
         )
         made.slot_specs = slots_of(program.guarded)
         made.slot_owners = {key: key for key in made.slot_specs}
         return made
 
-    def _begin(self, slots: Slots, trajectory: object) -> None:
-        """As any program, but for what is done once per trajectory: rows are timed."""
-        slots.enter(trajectory)
-
-    def _prepare(
-        self, stream: Stream, step: int, weights: ForecastWeights | None = None
-    ) -> PreparedStep:
-        """The step of the row, whatever is kept."""
-        del weights
-        row, slot_state = self.next_row, stream.slots.slot_state
-        if row not in stream.rows:
-            latest = (1.0, *[0.0] * (self.history - 1))  # a forecast reads all of them
-            weights = (latest,) * len(row)
-            stream.rows[row] = self._bind_row(stream, np.array(row, np.int8), weights)
-        is_last = step == self.table.num_steps - 1
-        is_checked = is_last or (self._is_on_host and Action.STORE in row)
-        return PreparedStep(
-            calls=stream.rows[row],
-            after=slot_state,
-            needs=self.liveness.needs(row),
-            num_cold=0,
-            is_checked=is_checked,
-        )
-
-    def evaluate_conditioning(self, inputs: Inputs) -> None:
-        """All conditioning of a prompt that was never seen, at a trajectory's first step."""
-        values: list[Any] = [None] * self.plan.size
-        for number, leaf in zip(self.plan.inputs, inputs.leaves, strict=True):
-            values[number] = leaf
-        timesteps = None if inputs.timesteps is None else Timesteps.of(inputs.timesteps)
-        position = Position(object(), (NAME, 0), 0, timesteps=timesteps)
-        needs = self.liveness.needs(self.table.row(0))  # which computes: it reads everything
-        self._conditioning.evaluate(Memo(), inputs.leaves, values, position, needs)
+    def run(
+        self, leaves: Sequence[Any], position: Position, weights: ForecastWeights | None = None
+    ) -> list[torch.Tensor]:
+        """Run the next row; the flat outputs of the denoiser."""
+        assert weights is None, "a row is measured with weights of its own"
+        return self.run_row(leaves, position, self.next_row)
 
 
-class Rehearsal(Denoiser):
-    """A denoiser that runs rows as it is told, and tells what they took.
+@dataclass(frozen=True)
+class RowProgramBuilder:
+    """Gives a denoiser one program, whatever it is called with.
+
+    Attributes:
+        program: The program.
+    """
+
+    program: RowProgram
+
+    def __call__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CompileOptions,
+    ) -> Program:
+        """Give the program."""
+        del model, args, kwargs, options
+        return self.program
+
+    def with_schedule(self, schedule: Schedule) -> RowProgramBuilder:
+        """Give the builder itself: rows are given, whatever the schedule."""
+        del schedule
+        return self
+
+
+class Rehearsal:
+    """Runs rows on a denoiser of its own, and tells what they took.
 
     Args:
-        denoiser: The one to be like; captured already.
-        device: Where it runs.
+        denoiser: The denoiser to be like; captured already.
+        device: The device that it is on.
     """
 
     def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
-        builder, options = denoiser._programs.builder, denoiser._programs.options
-        super().__init__(denoiser.model, builder, options, denoiser.residence)
-        self._clocks = TimedLowering(denoiser.program.lowering, device)
-        self._rows = RowProgram.like(denoiser.program, self._clocks)
-        if denoiser.residence.place is not None:
-            self._rows.attach(denoiser.residence)
-        self._on = device
-
-    def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
-        signature_of(leaves, spec)  # takes what a look-up takes
-        return self._rows
+        self._clock, self._device = CallClock(device), device
+        self._program = RowProgram.like(denoiser.program, self._clock.around)
+        builder, residence = RowProgramBuilder(self._program), denoiser.residence
+        self._denoiser = Denoiser(denoiser.model, builder, CompileOptions.of(None), residence)
+        if residence.place is not None:
+            self._program.attach(residence)
+        self._num_steps = self._program.table.num_steps
+        self._denoiser.attach_timesteps(self._draw(self._num_steps).timesteps)
 
     @torch.no_grad()
     def run(self, rows: Sequence[Row]) -> list[StepTimes]:
-        """Steps of these rows, in as many trajectories of one prompt as they fill."""
-        size = self._rows.table.num_steps
+        """Run steps of these rows, in as many trajectories of one prompt as they fill."""
+        size = self._num_steps
         parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
         return [step for part in parts for step in self._run_trajectory(part)]
 
     @torch.no_grad()
     def evaluate_conditioning(self, num_steps: int) -> StepTimes:
-        """All conditioning of a new prompt, for trajectories of so many timesteps."""
+        """Evaluate all conditioning of a new prompt, for so many timesteps."""
         inputs = self._draw(num_steps)
-        return self._clocks.time(lambda: self._rows.evaluate_conditioning(inputs))
+
+        def run() -> None:
+            drawn = inputs.timesteps
+            timesteps = None if drawn is None else Timesteps.of(drawn)
+            position = Position(object(), (STREAM_NAME, 0), 0, timesteps=timesteps)
+            self._program.evaluate_conditioning(inputs.leaves, position)
+
+        return self._clock.time(run)
 
     def _run_trajectory(self, rows: Sequence[Row]) -> Iterator[StepTimes]:
-        inputs, roles = self._draw(self._rows.table.num_steps), self._rows.roles
+        inputs, roles = self._draw(self._num_steps), self._program.roles
         leaves = inputs.leaves
-        self._call_tracker.tracker.timestep_sources.attached = inputs.timesteps
         for step, row in enumerate(rows):
             leaves[roles.latent] = leaves[roles.latent].clone()
             if roles.timestep is not None and inputs.timesteps is not None:
                 leaves[roles.timestep] = spread(inputs.timesteps[step], leaves[roles.timestep])
-            args, kwargs = pytree.tree_unflatten(leaves, self._rows.captured.in_spec)
-            self._rows.next_row = row
-            with self.cache_context(NAME, None if inputs.timesteps is not None else step):
-                yield self._clocks.time(lambda: self(*args, **kwargs))  # noqa: B023  # at once
+            args, kwargs = pytree.tree_unflatten(leaves, self._program.captured.in_spec)
+            self._program.next_row = row
+            index = None if inputs.timesteps is not None else step
+            with self._denoiser.cache_context(STREAM_NAME, index):
+                yield self._clock.time(lambda: self._denoiser(*args, **kwargs))  # noqa: B023  # at once
 
-    def _draw(self, num_steps: int) -> Inputs:
+    def _draw(self, num_steps: int) -> TrajectoryInputs:
         """New inputs for a trajectory of so many timesteps."""
-        placeholders = self._rows.captured.gm.graph.find_nodes(op="placeholder")
-        leaves = [draw_like(node.meta.get("val"), self._on) for node in placeholders]
-        timestep = self._rows.roles.timestep
+        placeholders = self._program.captured.gm.graph.find_nodes(op="placeholder")
+        leaves = [draw_like(node.meta.get("val"), self._device) for node in placeholders]
+        timestep = self._program.roles.timestep
         if timestep is None:
-            return Inputs(leaves, None)
+            return TrajectoryInputs(leaves, None)
         dtype = leaves[timestep].dtype
-        latest = max(LATEST, num_steps)
-        drawn = torch.linspace(latest, 0, num_steps, device=self._on).round().to(dtype)
+        latest = max(LATEST_TIMESTEP, num_steps)
+        drawn = torch.linspace(latest, 0, num_steps, device=self._device).round().to(dtype)
         if len(set(drawn.tolist())) < num_steps:
-            return Inputs(leaves, None)
+            return TrajectoryInputs(leaves, None)
         leaves[timestep] = spread(drawn[0], leaves[timestep])
-        return Inputs(leaves, drawn)
+        return TrajectoryInputs(leaves, drawn)
 
 
 def spread(timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A timestep for each sample: a view of it if the captured one was such."""
+    """Give a timestep to each sample: a view of it if the captured one was such."""
     expanded = timestep.expand(like.shape)
     return expanded.clone() if any(like.stride()) else expanded
 
 
 def draw_like(value: Any, device: torch.device) -> Any:
-    """A tensor like a captured input; what is no tensor is itself."""
+    """Draw a tensor like a captured input; what is no tensor is itself."""
     if not isinstance(value, torch.Tensor):
         return value
     return Operand.of(value).allocate(device)

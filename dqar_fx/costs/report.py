@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import reduce
 from itertools import groupby
-from operator import add
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,24 +13,23 @@ from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.errors import DqarError
 from dqar_fx.json_value import JsonValue
 
-from .kernels import KINDS
+from .cost import Cost, add_costs
+from .kernels import COST_KINDS
 from .measure_profile import measure_profile
 from .memory import MemoryPlan, plan_memory
 from .profile import DATASHEETS, DeviceProfile, find_datasheet
-from .workload import (
-    Cost,
-    Counting,
-    Stream,
-    Workload,
+from .rows import (
+    StreamTable,
     all_computed,
     all_computed_table,
     all_reused,
     streams_of,
     with_schedule,
 )
+from .workload_counter import WorkloadCounter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from dqar_fx.schedule.schedule import Schedule
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
 
 MEASURED_TYPES = ("cpu", "cuda", "mps", "xpu")
 MAX_LINES = 24
-"""Distinct rows that are printed; JSON has all of them."""
+"""Most distinct rows that are printed; JSON has all of them."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,9 @@ class RowReport:
 
     Attributes:
         stream: 0, or 1 for guidance's unconditional stream.
-        actions: Its letters, one per site.
-        steps: Where it stands in the table.
-        costs: Of one such step by kind, conditioning left out.
+        actions: Letters of its actions, one per site.
+        steps: The steps at which it stands in the table.
+        costs: What one such step costs by kind, conditioning left out.
     """
 
     stream: int
@@ -62,8 +59,8 @@ class RowReport:
 
     @property
     def cost(self) -> Cost:
-        """Of one such step."""
-        return sum_up(self.costs.values())
+        """What one such step costs."""
+        return add_costs(self.costs.values())
 
 
 @dataclass(frozen=True)
@@ -76,22 +73,23 @@ class Report(JsonValue):
     Attributes:
         device: Name of the device that the times are predicted for.
         source: ``"measured"`` or ``"datasheet"``: what the prediction is made from.
-        how: The same in words; what was measured is ``"measured by regions"`` or ``"by
-            operators"``.
+        how: What ``source`` says, in words; what was measured is ``"measured by regions"`` or
+            ``"measured by operators"``.
         lowering: ``"regional"``, ``"whole"`` or ``"eager"``.
         num_steps: Steps of the trajectory.
         rows: The distinct rows.
-        conditioning: Of the whole trajectory, for a new prompt. It is taken to be evaluated
-            for all timesteps at once where the denoiser does so if they are known, and once
-            where it does not read the timestep.
-        cache_bytes: Of the slots.
-        untransformed_macs: Of the model's own trajectory.
-        computed_ms: Of the trajectory that computes every site, lowered in the same way.
-        reused: Of one step in which every site reads what is kept.
-        computed: Of one step in which every site computes.
+        conditioning: What the conditioning of the whole trajectory costs, for a new prompt.
+            It is taken to be evaluated for all timesteps at once where the denoiser does so
+            if they are known, and once where it does not read the timestep.
+        cache_bytes: Bytes of the slots.
+        untransformed_macs: Multiply-accumulates of the model's own trajectory.
+        computed_ms: Milliseconds of the trajectory that computes every site, lowered in the
+            same way.
+        reused: What one step costs in which every site reads what is kept.
+        computed: What one step costs in which every site computes.
         memory: What the denoiser holds.
-        denoiser: What it is the report of, for `to_html`; None if it was read from JSON.
-            Equality and JSON leave it out.
+        denoiser: The denoiser that it is the report of, for `to_html`; None if it was read
+            from JSON. Equality and JSON leave it out.
     """
 
     device: str
@@ -111,53 +109,53 @@ class Report(JsonValue):
 
     @property
     def costs(self) -> dict[str, Cost]:
-        """Of the trajectory, by kind: where the time goes."""
+        """What the trajectory costs by kind: where the time goes."""
         total = {
-            kind: sum_up(row.costs[kind] * len(row.steps) for row in self.rows)
-            for kind in KINDS
+            kind: add_costs(row.costs[kind] * len(row.steps) for row in self.rows)
+            for kind in COST_KINDS
         }
         total["conditioning"] += self.conditioning
         return total
 
     @property
     def cost(self) -> Cost:
-        """Of the trajectory."""
-        return sum_up(self.costs.values())
+        """What the trajectory costs."""
+        return add_costs(self.costs.values())
 
     @property
     def macs(self) -> int:
-        """Of the trajectory."""
+        """Multiply-accumulates of the trajectory."""
         return self.cost.macs
 
     @property
     def ms(self) -> float:
-        """Predicted, of the trajectory."""
+        """Predicted milliseconds of the trajectory."""
         return self.cost.ms
 
     @property
     def ceiling(self) -> float:
-        """How many times as fast as the untransformed model this is if time were MACs."""
+        """Speed against the untransformed model if MACs alone took time."""
         return self.untransformed_macs / self.macs
 
     @property
     def full_reuse_ceiling(self) -> float:
-        """Amdahl's: the same if every site were reused at every step, at no cost at all."""
+        """Amdahl's limit: the ceiling if every site were reused at every step, at no cost."""
         streams = 1 + max(row.stream for row in self.rows)
         least = self.reused.macs * self.num_steps * streams + self.conditioning.macs
         return self.untransformed_macs / least
 
     @property
     def speed(self) -> float:
-        """Predicted, against computing every site, lowered in the same way."""
+        """Predicted speed against computing every site, lowered in the same way."""
         return self.computed_ms / self.ms
 
     def to_html(self, path: str | Path) -> None:
         """Write a page with all of it, the branch table, its reasons and the graphs of rows.
 
-        One file that loads nothing else.
+        The page is one file that loads nothing else.
 
         Args:
-            path: Where to write it.
+            path: The file to write.
 
         Raises:
             DqarError: The report was read from JSON, which has no graphs.
@@ -182,18 +180,13 @@ class Report(JsonValue):
         return "\n".join([*parts, str(self.memory)])
 
 
-def sum_up(costs: Iterable[Cost]) -> Cost:
-    """The sum of costs."""
-    return reduce(add, costs, Cost())
-
-
 def format_table(rows: list[dict[str, str]]) -> str:
-    """A table of texts."""
+    """Format a table of texts."""
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def format_row(row: RowReport) -> dict[str, str]:
-    """One line of the table of rows."""
+    """Format one line of the table of rows."""
     cost = row.cost
     return {
         "sites": run_lengths(row.actions) + (" (unconditional)" if row.stream else ""),
@@ -205,7 +198,7 @@ def format_row(row: RowReport) -> dict[str, str]:
 
 
 def format_kind(kind: str, cost: Cost, whole_ms: float) -> dict[str, str]:
-    """One line of where the time goes."""
+    """Format one line of where the time goes."""
     return {
         "where": kind,
         "GMACs": f"{cost.macs / 1e9:.3f}",
@@ -216,46 +209,47 @@ def format_kind(kind: str, cost: Cost, whole_ms: float) -> dict[str, str]:
 
 
 def run_lengths(letters: str) -> str:
-    """``"SSSRR"`` as ``"3S 2R"``."""
+    """Shorten ``"SSSRR"`` to ``"3S 2R"``."""
     return " ".join(f"{len(list(run))}{letter}" for letter, run in groupby(letters))
 
 
 def compare(
     denoiser: Denoiser, schedules: Mapping[str, Schedule], *, device: Device = None
 ) -> dict[str, Report]:
-    """A report for each of several schedules.
+    """Make a report for each of several schedules.
 
     With a datasheet, a device's name or a profile nothing is compiled.
 
     Args:
-        denoiser: Captured already; how it lowers, and what it keeps, is taken over.
-        schedules: By name.
-        device: As for `Denoiser.report`; measured once for all.
+        denoiser: The denoiser, captured already; how it lowers, and what it keeps, is taken
+            over.
+        schedules: The schedules by name.
+        device: The device, as for `Denoiser.report`; it is measured once for all.
 
     Raises:
         DqarError: Nothing has been captured yet, or the device is unknown.
         ScheduleError: A schedule does not fit the sites.
     """
-    twins = {name: with_schedule(denoiser, each) for name, each in schedules.items()}
+    others = {name: with_schedule(denoiser, each) for name, each in schedules.items()}
     profile = profile_of(denoiser, tuple(schedules.values()), device)
-    counting = Counting(denoiser.program)
-    return {name: make_report(twin, counting, profile) for name, twin in twins.items()}
+    counter = WorkloadCounter(denoiser.program)
+    return {name: make_report(other, counter, profile) for name, other in others.items()}
 
 
 def report_of(denoiser: Denoiser, schedule: Schedule | None, device: Device) -> Report:
-    """What `Denoiser.report` gives."""
-    twin = denoiser if schedule is None else with_schedule(denoiser, schedule)
-    profile = profile_of(twin, (), device)
-    return make_report(twin, Counting(denoiser.program), profile)
+    """Make what `Denoiser.report` gives."""
+    own = denoiser if schedule is None else with_schedule(denoiser, schedule)
+    profile = profile_of(own, (), device)
+    return make_report(own, WorkloadCounter(denoiser.program), profile)
 
 
 def profile_of(
     denoiser: Denoiser, schedules: tuple[Schedule, ...], device: Device
 ) -> DeviceProfile:
-    """The profile that stands for a device.
+    """Find or measure the profile that stands for a device.
 
     Raises:
-        DqarError: It is unknown, or cannot be used.
+        DqarError: The device is unknown, or cannot be used.
     """
     if isinstance(device, DeviceProfile):
         return device
@@ -277,19 +271,27 @@ def has_regions(denoiser: Denoiser) -> bool:
     return denoiser.device.type != "meta" and not is_whole and program.fixed is None
 
 
-def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) -> Report:
-    """Count and predict with the denoiser's own tables."""
+def make_report(
+    denoiser: Denoiser, counter: WorkloadCounter, profile: DeviceProfile
+) -> Report:
+    """Count and predict with the denoiser's own tables.
+
+    Args:
+        denoiser: The denoiser, captured already.
+        counter: Counts on the denoiser's plan.
+        profile: The device that times are predicted for.
+    """
     program, streams = denoiser.program, streams_of(denoiser)
     steps = program.table.num_steps
-    ends = [counting.count_row(find(program)) for find in (all_computed, all_reused)]
-    everything = Stream(all_computed_table(program, steps), (True,) * steps)
-    aheads = [counting.count_conditioning(each) for each in (everything, *streams)]
+    ends = [counter.count_row(find(program)) for find in (all_computed, all_reused)]
+    everything = StreamTable(all_computed_table(program, steps), (True,) * steps)
+    aheads = [counter.count_conditioning(each) for each in (everything, *streams)]
     rows = [(number, *each) for number, one in enumerate(streams) for each in one.rows()]
-    counted = (counting.count_row(row) for _, row, _ in rows)
+    counted = (counter.count_row(row) for _, row, _ in rows)
     profile = profile.for_all([*aheads, *ends, *counted])
-    computed, reused = (cost_of(work, profile) for work in ends)
-    computed_ahead, *costs = (cost_of(work, profile) for work in aheads)
-    conditioning = sum_up(costs)
+    computed, reused = (add_costs(profile.costs_of(work).values()) for work in ends)
+    computed_ahead, *costs = (add_costs(profile.costs_of(w).values()) for w in aheads)
+    conditioning = add_costs(costs)
     return Report(
         device=profile.name,
         source=profile.source,
@@ -301,21 +303,16 @@ def make_report(denoiser: Denoiser, counting: Counting, profile: DeviceProfile) 
                 number,
                 "".join(action.letter for action in row),
                 mine,
-                counting.count_row(row).costs(profile),
+                profile.costs_of(counter.count_row(row)),
             )
             for number, row, mine in rows
         ),
         conditioning=conditioning,
         cache_bytes=denoiser.cache_bytes,
-        untransformed_macs=counting.count_untransformed() * steps * len(streams),
+        untransformed_macs=counter.count_untransformed() * steps * len(streams),
         computed_ms=(computed.ms * steps + computed_ahead.ms) * len(streams),
         reused=reused,
         computed=computed,
-        memory=plan_memory(denoiser, counting.activations),
+        memory=plan_memory(denoiser, counter.activations),
         denoiser=denoiser,
     )
-
-
-def cost_of(work: Workload, profile: DeviceProfile) -> Cost:
-    """Of all kinds together."""
-    return sum_up(work.costs(profile).values())

@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from dqar_fx.capture.inputs import refuse_gradients
 from dqar_fx.capture.shared_tensors import SharedTensors
 from dqar_fx.conditioning.drop import drop
-from dqar_fx.errors import StepError
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.programs import Programs
-from dqar_fx.steps.call_tracker import CallTracker, warn_restarts
 
-from .parameters import ParameterWrapper
+from .step_denoiser import StepDenoiser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
     from torch import fx, nn
 
@@ -34,10 +30,9 @@ if TYPE_CHECKING:
     from dqar_fx.program.programs import ProgramBuilder
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
-    from dqar_fx.steps.steps import Position
 
 
-class Denoiser(ParameterWrapper):
+class Denoiser(StepDenoiser):
     """A denoiser that reuses attention; put it where the original model was.
 
     Made by `dqar_fx.transform`. It has the original's forward signature, ``config``,
@@ -63,14 +58,12 @@ class Denoiser(ParameterWrapper):
         self._programs = Programs(
             self.model, builder, options, self._residence, shared_tensors
         )
-        self._call_tracker = CallTracker()
 
     # ---- parameters ----------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave graphs and kept outputs out: a copy captures anew."""
-        fresh = {"_programs": copy(self._programs), "_loop": copy(self._call_tracker)}
-        return {**super().__getstate__(), **fresh}
+        return {**super().__getstate__(), "_programs": copy(self._programs)}
 
     @property
     def parameter_bytes(self) -> ParameterBytes:
@@ -107,55 +100,10 @@ class Denoiser(ParameterWrapper):
         """The program of each captured signature and kind of stream."""
         return list(self._programs)
 
-    # ---- where the loop is ---------------------------------------------------------------
-
-    def cache_context(
-        self, name: str, step_index: int | None = None, **_: Any
-    ) -> AbstractContextManager[None]:
-        """Name the stream of the calls inside, and their step where it is known.
-
-        Other keywords that diffusers pipelines give (``num_inference_steps``, ``timestep``,
-        ``sigma``) are accepted; the branch table does not need them.
-        """
-        return self._call_tracker.name_stream(name, step_index)
-
-    def attach_scheduler(self, scheduler: Any) -> Denoiser:
-        """Take the step from a diffusers scheduler's ``step_index``; None detaches.
-
-        Raises:
-            StepError: The scheduler does not count its steps.
-        """
-        self._call_tracker.attach_scheduler(scheduler)
-        self.reset()
-        return self
-
-    def attach_timesteps(self, timesteps: torch.Tensor | None) -> Denoiser:
-        """Say which timesteps trajectories will have, so that conditioning is evaluated ahead.
-
-        Needed only where the call's timestep is neither an element of a 1-D tensor nor, as it
-        is or divided by ``num_train_timesteps``, one of an attached scheduler's. Which step a
-        call is does not follow from them, and a call whose timestep has another value than
-        theirs at its step is evaluated by itself.
-
-        Args:
-            timesteps: One value per step, 1-D, as the calls will have them; None detaches.
-
-        Raises:
-            StepError: They are no 1-D tensor.
-        """
-        self._call_tracker.attach_timesteps(timesteps)
-        self.reset()
-        return self
-
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
         self._programs.reset()
-        self._call_tracker.reset()
-
-    def _reset_stateful_cache(self, recurse: bool = True) -> None:
-        """Reset, under the name that diffusers calls at the end of a pipeline."""
-        del recurse
-        self.reset()
+        super().reset()
 
     # ---- lowering ------------------------------------------------------------------------
 
@@ -220,50 +168,8 @@ class Denoiser(ParameterWrapper):
         args, kwargs, _ = self._bind_call(args, kwargs)
         return self._find_program(*pytree.tree_flatten((args, kwargs)))
 
-    # ---- a call --------------------------------------------------------------------------
-
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs, as_tuple = self._bind_call(args, kwargs)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        refuse_gradients(leaves)
-        with torch.inference_mode(mode=False), torch.no_grad():
-            program, outputs = self._run(leaves, spec)
-        result = pytree.tree_unflatten(outputs, program.captured.out_spec)
-        return result.to_tuple() if as_tuple else result
-
-    def _run(
-        self, leaves: Sequence[Any], spec: pytree.TreeSpec
-    ) -> tuple[Program, list[torch.Tensor]]:
-        """One call: the program for its inputs, and the flat outputs."""
-        program = self._find_program(leaves, spec)
-        return program, program.run(leaves, self._locate(program, leaves))
-
     def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
-        """The program for these inputs; built if there is none."""
         return self._programs.find(leaves, spec)
-
-    def _locate(self, program: Program, leaves: Sequence[Any]) -> Position:
-        """Find the step of this call.
-
-        Raises:
-            StepError: It is unknown, or the table has no such step.
-        """
-        ahead = program.ahead
-        position = self._call_tracker.locate(
-            program.roles, leaves, wants_timesteps=ahead.is_wanted, reads=ahead.is_asked
-        )
-        if self._call_tracker.restarts(position) and self._reuses(program.table):
-            warn_restarts()
-        try:
-            self._call_tracker.check_length(position, program.table.num_steps)
-        except StepError:
-            self.reset()
-            raise
-        return position
-
-    def _reuses(self, table: BranchTable) -> bool:
-        """Whether a table ever reuses anything."""
-        return table.reuse_ratio > 0
 
     def _forget_programs(self) -> None:
         self._programs.forget()

@@ -21,7 +21,7 @@ from dqar_fx.schedule.table import READING
 
 from .batch_halves import BatchHalves
 from .streams import Streams
-from .unconditional import Unconditional
+from .unconditional import UnconditionalStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +93,7 @@ class GuidedDenoiser(Denoiser):
         self.guidance = guidance
         self._schedule = schedule
         self._output_table = guidance.output_table()
-        self._others: dict[Program, Unconditional] = {}
+        self._others: dict[Program, UnconditionalStream] = {}
         self._streams = Streams()
         self._once = Once()
 
@@ -160,12 +160,14 @@ class GuidedDenoiser(Denoiser):
         self._beside(program)
         return program
 
-    def _beside(self, program: Program) -> Unconditional:
+    def _beside(self, program: Program) -> UnconditionalStream:
         """What the unconditional stream has for the signature of a conditional program."""
         if program not in self._others:
             known = self._others.items()
             self._others = {p: other for p, other in known if p in self._programs}
-            self._others[program] = Unconditional.of(program, self._schedule, self.guidance)
+            self._others[program] = UnconditionalStream.of(
+                program, self._schedule, self.guidance
+            )
         return self._others[program]
 
     def captured_programs(self) -> list[Program]:
@@ -221,7 +223,11 @@ class GuidedDenoiser(Denoiser):
         return table is not None and table.actions[position.step, 0] != Action.COMPUTE
 
     def _run_unconditional(
-        self, other: Unconditional, leaves: Sequence[Any], position: Position, base: Tensors
+        self,
+        other: UnconditionalStream,
+        leaves: Sequence[Any],
+        position: Position,
+        base: Tensors,
     ) -> list[torch.Tensor]:
         """The unconditional stream's outputs: computed, or from what is kept.
 

@@ -40,10 +40,10 @@ def resolve_inside(
     if isinstance(schedule.rule, WrittenActions):
         table = schedule.resolve(sites, around)
         actions = without_calls(table, skipped, is_strict=schedule.rule.strict)
-        reason = Reason(table, tuple(skipped))
+        reason = CellReason(table, tuple(skipped))
         left = replace(table, actions=actions, reason=reason, weights=no_weights())
         return replace(left, weights=weights_of_same(table, left))
-    rule = Within(schedule.aged_rule(), tuple(skipped))
+    rule = WholeModelRule(schedule.aged_rule(), tuple(skipped))
     whole = replace(schedule, rule=rule, max_age=None)
     outer = tuple((*each, len(sites)) for each in around or ((),) * len(sites))
     table = whole.resolve((*sites, OUTPUT), (*outer, ()))
@@ -54,7 +54,7 @@ def resolve_inside(
         actions=actions,
         sites=sites,
         max_age=schedule.max_age,
-        reason=Reason(table, tuple(skipped)),
+        reason=CellReason(table, tuple(skipped)),
         orders=table.orders[:, :-1],
         around=around,
     )
@@ -88,7 +88,7 @@ def weights_of_same(table: BranchTable, other: BranchTable) -> NDArray[np.float6
 
 
 @dataclass(frozen=True)
-class Within:
+class WholeModelRule:
     """A rule for the sites of a model, and, as the last one, for the model as a whole.
 
     Attributes:
@@ -118,7 +118,7 @@ def inside(moment: Moment) -> Moment:
 
 
 @dataclass(frozen=True)
-class Reason:
+class CellReason:
     """Why a cell is what it is, where some steps are not called.
 
     Attributes:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Unconditional:
+class UnconditionalStream:
     """A program over the conditional one's graph and regions, and what is kept around it.
 
     Attributes:
@@ -45,7 +45,9 @@ class Unconditional:
     held: list[torch.Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, program: Program, schedule: Schedule, guidance: Guidance) -> Unconditional:
+    def of(
+        cls, program: Program, schedule: Schedule, guidance: Guidance
+    ) -> UnconditionalStream:
         """Beside a conditional program, which has that schedule."""
         sites, around = program.table.sites, program.table.around
         given = graph_outputs(program.captured.gm.graph)

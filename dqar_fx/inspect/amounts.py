@@ -14,12 +14,14 @@ from dqar_fx.costs.operation import Operation, count_macs
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .flatten import Entry, Flat
+    from .flatten import FlatGraph, GraphEntry
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """Of a graph, or a part of it.
+    """What a graph, or a part of it, takes.
+
+    Amounts are added, subtracted and multiplied by counts; they are falsy if all are zero.
 
     Attributes:
         macs: Multiply-accumulates.
@@ -39,27 +41,32 @@ class Amounts:
         )
 
     def __sub__(self, other: Amounts) -> Amounts:
-        return self + Amounts(-other.macs, -other.parameter_bytes, -other.activation_bytes)
+        return self + other * -1
+
+    def __mul__(self, times: int) -> Amounts:
+        return Amounts(
+            self.macs * times, self.parameter_bytes * times, self.activation_bytes * times
+        )
 
     def __bool__(self) -> bool:
         return self != Amounts()
 
 
-def sum_up(amounts: Iterable[Amounts]) -> Amounts:
-    """The sum of amounts."""
+def add_amounts(amounts: Iterable[Amounts]) -> Amounts:
+    """Add amounts up."""
     return reduce(add, amounts, Amounts())
 
 
-def amounts_of(entry: Entry) -> Amounts:
-    """Of one entry, parameters left out."""
+def amounts_of(entry: GraphEntry) -> Amounts:
+    """Count what one entry takes, its parameters left out."""
     if entry.kind not in ("operator", "write") or not computes(entry.node):
         return Amounts()
     macs = count_macs(Operation.of(entry.node, source_of))
     return Amounts(macs, 0, bytes_of(entry.node) if entry.kind == "operator" else 0)
 
 
-def amounts_by_module(flat: Flat) -> dict[str, Amounts]:
-    """Of a graph, by the module path that computes or owns."""
+def amounts_by_module(flat: FlatGraph) -> dict[str, Amounts]:
+    """Count what a graph takes, by the path of the module that computes or owns it."""
     found = defaultdict[str, Amounts](Amounts)
     for entry in flat.entries:
         found[entry.path] += amounts_of(entry)

@@ -30,7 +30,7 @@ from dqar_fx.passes.support.graphs import (
     tensor_value,
     written_inputs,
 )
-from dqar_fx.passes.support.module_paths import module_stack
+from dqar_fx.passes.support.module_paths import module_stack, rename_path
 from dqar_fx.passes.support.operators import inner_graph, name_of, submodule
 
 if TYPE_CHECKING:
@@ -38,20 +38,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Entry:
+class GraphEntry:
     """A node, wherever it lies.
 
     Attributes:
-        node: The node; that of the first reader where a slot is read.
+        node: The node; where a slot is read, the node of its first reader.
         kind: ``operator``, ``guard``, ``stage``, ``region``, ``read`` or ``write`` (of a
             slot), ``input`` or ``output``.
-        operator: The operator's name, such as ``aten.linear.default``; the kind of others.
-        path: Module path; of what no module made, that of the site or value it belongs to.
-        place: The same, two calls of one module told apart.
-        within: The stage, guard or region around it, outermost first.
-        args: Its operands: `Ref`, `Given` and constants, nested as in the node.
+        operator: The operator's name, such as ``aten.linear.default``; for others their kind.
+        path: Path of the module that made it; of what no module made, the path of the site or
+            value that it belongs to.
+        place: The path again, but with two calls of one module told apart.
+        within: The stages, guards and regions around it, outermost first.
+        args: Its operands: `EntryValue`, `StaticOperand` and constants, nested as in the node.
         site: Path of the site whose guard or slot this is; empty for others.
-        type: Dtype and shape of its value.
+        type: Dtype and shape of its value, such as ``float32[2, 36, 60]``.
     """
 
     node: fx.Node
@@ -66,28 +67,28 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Ref:
+class EntryValue:
     """The value of an entry, or one of its several values.
 
     Attributes:
         entry: The entry.
-        index: Which of them.
+        index: Which of its values, and which part of that; empty for the one value.
     """
 
-    entry: Entry
+    entry: GraphEntry
     index: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
-class Given:
-    """What is there before the graph runs: a parameter, a slot, an action, weights.
+class StaticOperand:
+    """An operand that is there before the graph runs.
 
     Attributes:
-        kind: One of these, in the singular.
-        text: Tells which, alike in all graphs of a model.
+        kind: ``parameter``, ``slot``, ``action`` or ``weights``.
+        text: A name for it, the same in all graphs of a model.
         site: Path of the site of a slot; empty for others.
-        type: Dtype and shape.
-        nbytes: Of a tensor.
+        type: Dtype and shape, such as ``float32[2, 36, 60]``.
+        nbytes: Bytes of a tensor; 0 for others.
     """
 
     kind: str
@@ -98,13 +99,14 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Where:
-    """What a graph lies in.
+class Nesting:
+    """What a graph is nested in.
 
     Attributes:
         within: The stages, guards and regions around it, outermost first.
-        first: Of a region that blocks share, the block that it was cut out of.
-        block: The block that it is called for.
+        first: Path of the block that a region which blocks share was cut out of; empty where
+            no region is around it.
+        block: Path of the block that the region is called for.
     """
 
     within: tuple[str, ...] = ()
@@ -112,13 +114,12 @@ class Where:
     block: str = ""
 
     def translate(self, path: str) -> str:
-        """The path in the block that is called for; any other as it is."""
-        inside = path == self.first or path.startswith(f"{self.first}.")
-        return self.block + path[len(self.first) :] if self.first and inside else path
+        """Rename a path in the first block as it is in the block that is called for."""
+        return rename_path(path, self.first, self.block) if self.first else path
 
 
 @dataclass
-class Flat:
+class FlatGraph:
     """A graph, flattened.
 
     Attributes:
@@ -126,49 +127,60 @@ class Flat:
         parameters: Bytes of each parameter that an entry reads, by path.
     """
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[GraphEntry] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
 
 
-def flatten(gm: fx.GraphModule) -> Flat:
-    """The entries of a graph, those of the graphs inside of it included."""
-    return Flattening(Flat()).run(gm)
+def flatten_graph(gm: fx.GraphModule) -> FlatGraph:
+    """List the entries of a graph, those of the graphs inside of it included."""
+    return GraphFlattener(FlatGraph()).run(gm)
 
 
-class Flattening:
+class GraphFlattener:
     """One walk through a graph and what it calls.
 
     Args:
-        flat: Is filled.
+        flat: What the walk fills.
     """
 
-    def __init__(self, flat: Flat) -> None:
+    def __init__(self, flat: FlatGraph) -> None:
         self.flat = flat
-        self._reads: dict[Given, Ref] = {}
+        self._reads: dict[StaticOperand, EntryValue] = {}
         self._first: dict[fx.GraphModule, str] = {}
 
-    def run(self, gm: fx.GraphModule) -> Flat:
+    def run(self, gm: fx.GraphModule) -> FlatGraph:
         """Flatten a whole graph."""
-        node, outputs = gm.graph.output_node(), self._walk(gm, {}, Where())
-        args = tuple(self._read(value, node, Where()) for value in outputs)
-        self.flat.entries.append(Entry(node, "output", "return", "", "", (), args))
+        node, outputs = gm.graph.output_node(), self._walk(gm, {}, Nesting())
+        args = tuple(self._read(value, node, Nesting()) for value in outputs)
+        self.flat.entries.append(GraphEntry(node, "output", "return", "", "", (), args))
         return self.flat
 
-    def _walk(self, gm: fx.GraphModule, known: dict[fx.Node, Any], where: Where) -> list[Any]:
-        """The values of a graph's outputs; ``known`` has those of its inputs."""
+    def _walk(
+        self, gm: fx.GraphModule, known: dict[fx.Node, Any], where: Nesting
+    ) -> list[Any]:
+        """Walk through a graph.
+
+        Args:
+            gm: The graph.
+            known: The values of its inputs; those of its other nodes are added.
+            where: What it is nested in.
+
+        Returns:
+            The values of its outputs.
+        """
         for node in gm.graph.nodes:
             if node.op != "output" and node not in known and not node.meta.get("is_graph"):
                 known[node] = self._value(gm, node, known, where)
         return [known[node] if isinstance(node, fx.Node) else node for node in outputs_of(gm)]
 
     def _value(
-        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Where
+        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Nesting
     ) -> Any:
-        given = given_by(node)
+        given = static_operand_of(node)
         if given is not None:
             return given
         if node.op == "placeholder":
-            return Ref(self._add(node, "input", "input", where))
+            return EntryValue(self._add(node, "input", "input", where))
         if node.target is operator.getitem:
             return pick(fx.map_arg(node.args, lambda each: known[each]))
         if node.target is compute_or_reuse:
@@ -176,51 +188,53 @@ class Flattening:
         inner = inner_graph(gm, node)
         if inner is not None:
             return self._call(inner, node, known, where)
-        return Ref(self._operator(node, known, where))
+        return EntryValue(self._operator(node, known, where))
 
-    def _add(self, node: fx.Node, kind: str, name: str, where: Where) -> Entry:
+    def _add(self, node: fx.Node, kind: str, name: str, where: Nesting) -> GraphEntry:
         stack = module_stack(node)
         place, path = stack[-1] if stack else ("", "")
         if where.first:
             path, place = where.translate(path), place.replace(where.first, where.block)
-        entry = Entry(node, kind, name, path, place, where.within)
+        entry = GraphEntry(node, kind, name, path, place, where.within)
         entry.type = type_of(node.meta.get("val"))
         self.flat.entries.append(entry)
         return entry
 
-    def _operator(self, node: fx.Node, known: dict[fx.Node, Any], where: Where) -> Entry:
-        """A call of an operator; before it, the reads of slots that it does."""
+    def _operator(
+        self, node: fx.Node, known: dict[fx.Node, Any], where: Nesting
+    ) -> GraphEntry:
+        """Add a call of an operator and, before it, the reads of slots that it does."""
         written = [known[target] for target in written_inputs(node)]
         operands = fx.map_arg((node.args, dict(node.kwargs)), lambda each: known[each])
         args, kwargs = map_values(
             operands, lambda each: each if each in written else self._read(each, node, where)
         )
-        slots = [each.site for each in written if isinstance(each, Given)]
+        slots = [each.site for each in written if isinstance(each, StaticOperand)]
         entry = self._add(node, "write" if slots else "operator", name_of(node), where)
         entry.args = (args, kwargs) if kwargs else (args,)
         entry.site = slots[0] if slots else ""
         settle(entry)
         return entry
 
-    def _read(self, value: Any, reader: fx.Node, where: Where) -> Any:
-        """The value; of a slot, an entry that reads it. Parameters are noted."""
-        if not isinstance(value, Given):
+    def _read(self, value: Any, reader: fx.Node, where: Nesting) -> Any:
+        """Give an operand's value: for a slot, an entry that reads it. Note parameters."""
+        if not isinstance(value, StaticOperand):
             return value
         if value.kind == "parameter":
             self.flat.parameters[value.text] = value.nbytes
         if value.kind != "slot":
             return value
         if value not in self._reads:
-            entry = Entry(reader, "read", "read", value.site, value.site, where.within)
+            entry = GraphEntry(reader, "read", "read", value.site, value.site, where.within)
             entry.args, entry.site, entry.type = (value,), value.site, value.type
             self.flat.entries.append(entry)
-            self._reads[value] = Ref(entry)
+            self._reads[value] = EntryValue(entry)
         return self._reads[value]
 
     def _call(
-        self, inner: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Where
+        self, inner: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Nesting
     ) -> list[Any]:
-        """A stage or a region: itself, then what is inside; the values of its outputs."""
+        """Add a stage or a region, then what is inside; the values of its outputs."""
         kind = "stage" if "stage" in node.meta else "region"
         label = str(node.target if kind == "stage" else node.meta.get("block", ""))
         entry = self._add(node, kind, name_of(node), where)
@@ -228,26 +242,26 @@ class Flattening:
         entry.args, entry.type = (label,), ""
         given = [known[each] for each in cast("Sequence[fx.Node]", node.args)]
         first = self._first.setdefault(inner, label) if kind == "region" else ""
-        return self._enter(inner, given, entry, Where(where.within, first, label))
+        return self._enter(inner, given, entry, Nesting(where.within, first, label))
 
     def _guard(
-        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Where
+        self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Nesting
     ) -> list[Any]:
-        """A guard: itself, then the site; the values of what the site gives."""
+        """Add a guard, then what the site computes; the values of what the site gives."""
         _, _, slots, body, resume, cache_format, _, inputs, _ = cast("Any", node.args)
         site = where.translate(node.meta["site"].path)
         entry = self._add(node, "guard", "compute_or_reuse", where)
         entry.path = entry.place = entry.site = site
         kept = fx.map_arg(slots, lambda each: known[each])
         others = "" if resume is None else structure_of(submodule(gm, resume))
-        entry.args, entry.type = (site, kept, cache_format, Hidden(others)), ""
+        entry.args, entry.type = (site, kept, cache_format, UnprintedText(others)), ""
         given = [known[each] for each in inputs]
         return self._enter(submodule(gm, body), given, entry, where)
 
     def _enter(
-        self, inner: fx.GraphModule, given: Sequence[Any], entry: Entry, where: Where
+        self, inner: fx.GraphModule, given: Sequence[Any], entry: GraphEntry, where: Nesting
     ) -> list[Any]:
-        """What is inside of a stage, region or guard; the values of its outputs."""
+        """Add what is inside of a stage, region or guard; the values of its outputs."""
         inputs = inner.graph.find_nodes(op="placeholder")
         label = f"{entry.kind} {entry.args[0]}".strip()
         inside = replace(where, within=(*where.within, label))
@@ -255,42 +269,45 @@ class Flattening:
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """A part of an entry that tells it from others and is not printed."""
+class UnprintedText:
+    """A text that tells an entry from others and is not printed."""
 
     text: str
 
 
-def settle(entry: Entry) -> None:
+def settle(entry: GraphEntry) -> None:
     """Give what no module made the path of the site or value that it belongs to."""
     if entry.node.meta.get("nn_module_stack"):
         return
     found: list[tuple[str, str]] = [(entry.site, entry.site)]
-    map_values(entry.args, lambda each: found.append(place_of(each)))
+    map_values(entry.args, lambda each: found.append(origin_of(each)))
     entry.path, entry.place = next((pair for pair in found if pair[0]), ("", ""))
 
 
-def place_of(value: Any) -> tuple[str, str]:
-    """Path and place of what gives a value."""
-    return (value.entry.path, value.entry.place) if isinstance(value, Ref) else ("", "")
+def origin_of(value: Any) -> tuple[str, str]:
+    """Give the path and the place of the entry that a value is of; both empty for others."""
+    return (value.entry.path, value.entry.place) if isinstance(value, EntryValue) else ("", "")
 
 
-def given_by(node: fx.Node) -> Given | None:
-    """What a node stands for that is there before the graph runs; else None."""
+def static_operand_of(node: fx.Node) -> StaticOperand | None:
+    """Give the operand that a node stands for, if it is there before the graph runs."""
     path, value = parameter_path(node), tensor_value(node)
     site = str(node.meta.get("site_path", ""))
     type_, nbytes = type_of(value), 0 if value is None else value.nbytes
     if path is not None:
-        return Given("parameter", path, "", type_, nbytes)
+        return StaticOperand("parameter", path, "", type_, nbytes)
     if "slot" in node.meta:
-        return Given("slot", name_slot(site, node.meta["slot"]), site, type_, nbytes)
+        return StaticOperand("slot", spell_slot(site, node.meta["slot"]), site, type_, nbytes)
     if "weights" in node.meta:
-        return Given("weights", f"weights[{site}]", type=type_)
-    return Given("action", "action") if "action" in node.meta else None
+        return StaticOperand("weights", f"weights[{site}]", type=type_)
+    return StaticOperand("action", "action") if "action" in node.meta else None
 
 
-def name_slot(site: str, key: tuple[int, int, int, int]) -> str:
-    """Which buffer of a site: kept value, place in the history, part; zeros are left out."""
+def spell_slot(site: str, key: tuple[int, int, int, int]) -> str:
+    """Name a slot by its site, kept value, place in the history and part of the format.
+
+    Zeros at the end are left out: ``slot[blocks.0.attn, 1]``.
+    """
     _, *numbers = key
     while numbers and not numbers[-1]:
         numbers.pop()
@@ -298,22 +315,22 @@ def name_slot(site: str, key: tuple[int, int, int, int]) -> str:
 
 
 def outputs_of(gm: fx.GraphModule) -> list[Any]:
-    """What a graph returns, flat, or the one thing that it returns."""
+    """List what a graph returns; a graph that returns one thing has a list of one."""
     returned = gm.graph.output_node().args[0]
     return graph_outputs(gm.graph) if isinstance(returned, list | tuple) else [returned]
 
 
 def pick(args: Any) -> Any:
-    """One of several values."""
+    """Pick one of several values, as ``getitem`` does."""
     values, index = args
-    if isinstance(values, Ref):
-        return Ref(values.entry, (*values.index, index))
+    if isinstance(values, EntryValue):
+        return EntryValue(values.entry, (*values.index, index))
     return values[index]
 
 
 def map_values(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to each `Ref` and `Given` in nested operands."""
-    if isinstance(value, Ref | Given):
+    """Apply a function to each `EntryValue` and `StaticOperand` in nested operands."""
+    if isinstance(value, EntryValue | StaticOperand):
         return function(value)
     if isinstance(value, list | tuple):
         return tuple(map_values(each, function) for each in value)
@@ -323,7 +340,7 @@ def map_values(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def type_of(value: Any) -> str:
-    """``float32[2, 36, 60]`` of a tensor; of several, one after the other."""
+    """Describe a tensor as ``float32[2, 36, 60]``; several, one after the other."""
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, list | tuple):

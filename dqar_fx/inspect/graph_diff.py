@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dqar_fx.json_value import JsonValue
 
 from .amounts import Amounts
-from .summary import describe_saved, list_modules
+from .summary import describe_saved, tabulate_modules
 
 CHANGES = ("removed", "added", "rewired", "moved")
 
@@ -18,18 +18,18 @@ class NodeChange:
     """A node that only one graph has, or that both have and that is not the same in both.
 
     Attributes:
-        name: Its name in the text of the diff.
+        name: The node's name in the text of the diff.
         kind: ``operator``, ``guard``, ``stage``, ``region``, ``read`` or ``write`` (of a
             slot), ``input`` or ``output``.
         operator: The operator, such as ``aten.linear.default``.
-        path: The module that made it; of a guard or slot, the site.
-        site: The site whose guard it is, or whose slot it reads or writes; else empty.
+        path: Path of the module that made it; for a guard or a slot, the path of its site.
+        site: Path of the site whose guard it is, or whose slot it reads or writes; else empty.
         within: The stages, guards and regions around it, outermost first.
-        text: Its line; in the graph after, if both have it.
-        before: Of a node that is rewired, its line in the graph before; of one that moved,
+        text: The node's line, in the graph after if both graphs have it.
+        before: For a node that is rewired, its line in the graph before; for one that moved,
             what it was within; else empty.
         source: ``file:line`` of the call that made it.
-        macs: Multiply-accumulates.
+        macs: Multiply-accumulates of the node.
         activation_bytes: Bytes that it computes.
     """
 
@@ -54,15 +54,16 @@ class GraphDiff(JsonValue):
         delta: Operators gained or, negative, lost, by name. Guards count as
             ``compute_or_reuse``, reads of slots as ``read slot``, calls of outlined graphs as
             ``stage`` and ``region``; what is inside of them counts as if it were outside.
-        removed: Nodes of the graph before alone, by module path.
-        added: Nodes of the graph after alone, by module path.
-        rewired: Nodes of both that read something else or do it in another way.
-        moved: Nodes of both that lie within another stage, guard or region.
+        removed: Nodes that only the graph before has, by module path.
+        added: Nodes that only the graph after has, by module path.
+        rewired: Nodes of both that read something else, or read it in another way, by module
+            path.
+        moved: Nodes of both that lie within another stage, guard or region, by module path.
         lines: Unified diff of the two texts.
         before: What the graph before takes.
         after: What the graph after takes.
-        by_module: What is saved, by the module that computes or owns it; negative where the
-            graph after takes more. Modules where nothing is are left out.
+        by_module: What is saved, by path of the module that computes or owns it; negative
+            where the graph after takes more. Modules that save nothing are left out.
     """
 
     delta: Mapping[str, int]
@@ -77,7 +78,7 @@ class GraphDiff(JsonValue):
 
     @property
     def saved(self) -> Amounts:
-        """What the graph before takes and the graph after does not."""
+        """What the graph before takes beyond what the graph after does."""
         return self.before - self.after
 
     @property
@@ -87,12 +88,12 @@ class GraphDiff(JsonValue):
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of parameters that only the graph before reads, less those of the other."""
+        """Bytes of parameters saved: those that the graph after does not read any more."""
         return self.saved.parameter_bytes
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of intermediate results that are not computed any more."""
+        """Bytes of intermediate results saved: those that are not computed any more."""
         return self.saved.activation_bytes
 
     def __bool__(self) -> bool:
@@ -104,9 +105,9 @@ class GraphDiff(JsonValue):
         parts = [f"{name}: {count:+d}" for name, count in self.delta.items()]
         parts.append(describe_saved(self.before, self.after))
         counts = {name: count_by_path(getattr(self, name)) for name in CHANGES}
-        return "\n".join((*parts, list_modules(counts, self.by_module), *self.lines))
+        return "\n".join((*parts, tabulate_modules(counts, self.by_module), *self.lines))
 
 
 def count_by_path(changes: Mapping[str, tuple[NodeChange, ...]]) -> dict[str, int]:
-    """How many changes there are, by module path."""
+    """Count changes by module path."""
     return {path: len(each) for path, each in changes.items()}

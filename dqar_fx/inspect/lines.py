@@ -10,22 +10,30 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from .flatten import Given, Hidden, Ref
+from .flatten import EntryValue, StaticOperand, UnprintedText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .flatten import Entry
+    from .flatten import GraphEntry
 
 CONTEXT = 2
-"""Lines that are shown around each change."""
+"""Lines around each change that are shown."""
 INDENT = "    "
 
 
 def name_entries(
-    entries: Sequence[Entry], pairs: Mapping[Entry, Entry], taken: Mapping[Entry, str]
-) -> dict[Entry, str]:
-    """A name for each entry: its counterpart's, else its node's with a number if need be."""
+    entries: Sequence[GraphEntry],
+    pairs: Mapping[GraphEntry, GraphEntry],
+    taken: Mapping[GraphEntry, str],
+) -> dict[GraphEntry, str]:
+    """Name each entry as its counterpart, else as its node, with a number if need be.
+
+    Args:
+        entries: The entries of a graph.
+        pairs: The counterpart in the other graph of each entry that has one.
+        taken: The names of the other graph's entries.
+    """
     names = {entry: taken[pairs[entry]] for entry in entries if entry in pairs}
     used = {*taken.values(), *names.values()}
     for entry in entries:
@@ -41,8 +49,8 @@ def name_entries(
     return names
 
 
-def write_line(entry: Entry, names: Mapping[Entry, str]) -> str:
-    """One entry: ``linear_3: float32[2, 36, 60] = aten.linear.default(x, weight)``."""
+def write_line(entry: GraphEntry, names: Mapping[GraphEntry, str]) -> str:
+    """Write one entry: ``linear_3: float32[2, 36, 60] = aten.linear.default(x, weight)``."""
     operands = write_operands(entry, names)
     if entry.kind == "output":
         return f"return ({', '.join(operands)})"
@@ -51,36 +59,40 @@ def write_line(entry: Entry, names: Mapping[Entry, str]) -> str:
     return f"{names[entry]}{type_} = {call}"
 
 
-def indented(entry: Entry, line: str) -> str:
-    """The line as it stands within stages, regions and guards."""
+def indented(entry: GraphEntry, line: str) -> str:
+    """Indent a line by the stages, regions and guards around it."""
     return INDENT * len(entry.within) + line
 
 
 def diff_lines(before: Sequence[str], after: Sequence[str]) -> tuple[str, ...]:
-    """Unified diff of two texts; empty where they are equal."""
+    """Make the unified diff of two texts; it is empty where they are equal."""
     return tuple(
         difflib.unified_diff(before, after, "before", "after", lineterm="", n=CONTEXT)
     )
 
 
-def write_operands(entry: Entry, names: Mapping[Entry, str]) -> list[str]:
-    """Positional operands, then those by name."""
+def write_operands(entry: GraphEntry, names: Mapping[GraphEntry, str]) -> list[str]:
+    """Write positional operands, then those by name."""
     if entry.kind not in ("operator", "write"):
-        return [write(each, names) for each in entry.args if not isinstance(each, Hidden)]
+        return [
+            write_operand(each, names)
+            for each in entry.args
+            if not isinstance(each, UnprintedText)
+        ]
     positional, *rest = entry.args
     named = rest[0].items() if rest else ()
     return [
-        *(write(each, names) for each in positional),
-        *(f"{name}={write(each, names)}" for name, each in named),
+        *(write_operand(each, names) for each in positional),
+        *(f"{name}={write_operand(each, names)}" for name, each in named),
     ]
 
 
-def write(value: Any, names: Mapping[Entry, str]) -> str:
-    """An operand in words."""
-    if isinstance(value, Ref):
+def write_operand(value: Any, names: Mapping[GraphEntry, str]) -> str:
+    """Write an operand: the name of its entry, or its own."""
+    if isinstance(value, EntryValue):
         return names[value.entry] + "".join(f"[{index}]" for index in value.index)
-    if isinstance(value, Given):
+    if isinstance(value, StaticOperand):
         return value.text
     if isinstance(value, list | tuple):
-        return f"[{', '.join(write(each, names) for each in value)}]"
+        return f"[{', '.join(write_operand(each, names) for each in value)}]"
     return repr(value)

@@ -14,30 +14,30 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from .flatten import Given, Hidden, Ref, map_values
+from .flatten import EntryValue, StaticOperand, UnprintedText, map_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
-    from .flatten import Entry
+    from .flatten import GraphEntry
 
     Numbers = dict[Hashable, int]
-    Key = Callable[[Entry], Hashable]
-
+    MatchKey = Callable[[GraphEntry], Hashable]
+    Pairs = dict[GraphEntry, GraphEntry]
 
 LEAST_AGREEMENT = (1.0, 0.5, 0.0)
-"""Of operands, in the rounds of pairing: what is sure first, at last whatever is left."""
+"""Least share of operands that agree, by round of pairing: what is sure comes first."""
 
 
-def match_entries(before: Sequence[Entry], after: Sequence[Entry]) -> dict[Entry, Entry]:
-    """The entry of ``before`` for each of ``after`` that has one."""
+def match_entries(before: Sequence[GraphEntry], after: Sequence[GraphEntry]) -> Pairs:
+    """Find, for each entry of ``after`` that has one, its counterpart in ``before``."""
     known: Numbers = {}
     number = {**number_values(before, known), **number_values(after, known)}
-    keys: list[Key] = [
+    keys: list[MatchKey] = [
         lambda entry: (number[entry], entry.place),
         lambda entry: number[entry],
     ]
-    pairs: dict[Entry, Entry] = {}
+    pairs: Pairs = {}
     for key in keys:
         pairs |= pair_up(left_over(before, pairs.values()), left_over(after, pairs), key)
     for least in LEAST_AGREEMENT:
@@ -45,14 +45,14 @@ def match_entries(before: Sequence[Entry], after: Sequence[Entry]) -> dict[Entry
     return pairs
 
 
-def left_over(entries: Sequence[Entry], paired: Iterable[Entry]) -> list[Entry]:
-    """Those that have no counterpart yet."""
+def left_over(entries: Sequence[GraphEntry], paired: Iterable[GraphEntry]) -> list[GraphEntry]:
+    """List the entries that have no counterpart yet."""
     done = set(paired)
     return [entry for entry in entries if entry not in done]
 
 
-def pair_up(before: list[Entry], after: list[Entry], key: Key) -> dict[Entry, Entry]:
-    """Pairs of equal keys, in order."""
+def pair_up(before: list[GraphEntry], after: list[GraphEntry], key: MatchKey) -> Pairs:
+    """Pair entries of equal keys, in order."""
     waiting = defaultdict[Any, list[Any]](list)
     for entry in reversed(before):
         waiting[key(entry)].append(entry)
@@ -65,9 +65,16 @@ def pair_up(before: list[Entry], after: list[Entry], key: Key) -> dict[Entry, En
 
 
 def pair_alike(
-    before: Sequence[Entry], after: Sequence[Entry], pairs: dict[Entry, Entry], least: float
+    before: Sequence[GraphEntry], after: Sequence[GraphEntry], pairs: Pairs, least: float
 ) -> None:
-    """Pair each entry, in order, with the one that agrees with it best; at least so much."""
+    """Pair each entry, in order, with the one that agrees with it best.
+
+    Args:
+        before: Entries of the first graph that have no counterpart yet.
+        after: Entries of the second graph that have none yet.
+        pairs: All pairs so far; more are added.
+        least: The least share of operands that must agree.
+    """
     candidates = defaultdict[Any, list[Any]](list)
     for entry in before:
         candidates[plain_key(entry)].append(entry)
@@ -75,23 +82,23 @@ def pair_alike(
         group = candidates[plain_key(entry)]
         if not group:
             continue
-        best = max(group, key=lambda other: rate(other, entry, pairs))
-        if rate(best, entry, pairs)[0] >= least:
+        best = max(group, key=lambda other: rate_pair(other, entry, pairs))
+        if rate_pair(best, entry, pairs)[0] >= least:
             pairs[entry] = best
             group.remove(best)
 
 
-def rate(before: Entry, after: Entry, pairs: dict[Entry, Entry]) -> tuple[float, bool]:
-    """The share of operands that agree, from 0 to 1, and whether the values look alike."""
+def rate_pair(before: GraphEntry, after: GraphEntry, pairs: Pairs) -> tuple[float, bool]:
+    """Rate a pair: the share of operands that agree, and whether dtype and shape are equal."""
     operands = list_operands(before), list_operands(after)
     most = max(map(len, operands))
-    agreeing = sum(agree(*each, pairs) for each in zip(*operands, strict=False))
+    agreeing = sum(rate_operands(*each, pairs) for each in zip(*operands, strict=False))
     return agreeing / most if most else 1.0, before.type == after.type
 
 
-def agree(before: Any, after: Any, pairs: dict[Entry, Entry]) -> float:
-    """How much two operands are the same: 1 if they are, less if they come from one place."""
-    if isinstance(before, Ref) and isinstance(after, Ref):
+def rate_operands(before: Any, after: Any, pairs: Pairs) -> float:
+    """Rate two operands: 1 if they are the same, 0.5 if one place gives both, else 0."""
+    if isinstance(before, EntryValue) and isinstance(after, EntryValue):
         if pairs.get(after.entry) is before.entry:
             return float(before.index == after.index)
         is_near = place_token(before) == place_token(after) and after.entry not in pairs
@@ -99,26 +106,31 @@ def agree(before: Any, after: Any, pairs: dict[Entry, Entry]) -> float:
     return float(before == after)
 
 
-def place_token(value: Ref) -> Hashable:
-    """Where an operand comes from, whatever its value."""
+def place_token(value: EntryValue) -> Hashable:
+    """Say where an operand comes from, whatever its value."""
     return value.entry.operator, value.entry.place, value.index
 
 
-def list_operands(entry: Entry) -> list[Any]:
-    """What an entry reads, constants left out."""
+def list_operands(entry: GraphEntry) -> list[Any]:
+    """List what an entry reads, constants left out."""
     found: list[Any] = []
     map_values(entry.args, found.append)
     return found
 
 
-def number_values(entries: Sequence[Entry], known: Numbers) -> dict[Entry, int]:
-    """A number for each entry; equal ones for equal values. ``known`` has all so far."""
-    numbers: dict[Entry, int] = {}
+def number_values(entries: Sequence[GraphEntry], known: Numbers) -> dict[GraphEntry, int]:
+    """Give each entry a number; equal values have equal ones.
+
+    Args:
+        entries: The entries of a graph, in order.
+        known: The numbers so far, by what an entry computes; more are added.
+    """
+    numbers: dict[GraphEntry, int] = {}
 
     def token(value: Any) -> Hashable:
-        if isinstance(value, Ref):
+        if isinstance(value, EntryValue):
             return numbers[value.entry], value.index
-        return given_token(value)
+        return static_token(value)
 
     for entry in entries:
         own = str(entry.node.target) if entry.kind == "input" else ""
@@ -128,23 +140,23 @@ def number_values(entries: Sequence[Entry], known: Numbers) -> dict[Entry, int]:
     return numbers
 
 
-def plain_key(entry: Entry) -> tuple[Hashable, ...]:
-    """What an entry does and for whom."""
-    hidden = tuple(each.text for each in entry.args if isinstance(each, Hidden))
+def plain_key(entry: GraphEntry) -> tuple[Hashable, ...]:
+    """Say what an entry does and for whom, whatever it reads."""
+    hidden = tuple(each.text for each in entry.args if isinstance(each, UnprintedText))
     return entry.kind, entry.operator, entry.place, entry.site, hidden
 
 
-def given_token(value: Given) -> Hashable:
-    """What is given, and of which shape."""
+def static_token(value: StaticOperand) -> Hashable:
+    """Say what a static operand is, and of which dtype and shape."""
     return value.kind, value.text, value.type
 
 
 def fold(value: Any, token: Callable[[Any], Hashable]) -> Hashable:
-    """Nested operands as something hashable."""
-    if isinstance(value, Ref | Given):
+    """Make nested operands hashable, with a token for each value and static operand."""
+    if isinstance(value, EntryValue | StaticOperand):
         return token(value)
     if isinstance(value, list | tuple):
         return tuple(fold(each, token) for each in value)
     if isinstance(value, dict):
         return tuple((name, fold(each, token)) for name, each in sorted(value.items()))
-    return value.text if isinstance(value, Hidden) else repr(value)
+    return value.text if isinstance(value, UnprintedText) else repr(value)

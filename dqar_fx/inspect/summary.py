@@ -12,15 +12,15 @@ from tabulate import tabulate
 from .amounts import Amounts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-Row = tuple[int, ...]
-OWNER = re.compile(r"(.*?\.)(\d+)(\.[^.]+)?(?=\.|$)|([^.]*)")
+ModuleCounts = tuple[int, ...]
+SUMMARY_MODULE = re.compile(r"(.*?\.)(\d+)(\.[^.]+)?(?=\.|$)|([^.]*)")
 """A member of a module list and what is right inside of it; else the outermost module."""
 
 
 def describe_saved(before: Amounts, after: Amounts) -> str:
-    """What is saved, of how much, in one line."""
+    """Say in one line what is saved, and of how much."""
     saved = before - after
     return (
         f"saved: {saved.macs / 1e6:.3f} of {before.macs / 1e6:.3f} MMACs, "
@@ -30,21 +30,23 @@ def describe_saved(before: Amounts, after: Amounts) -> str:
     )
 
 
-def list_modules(counts: Mapping[str, Mapping[str, int]], saved: Mapping[str, Amounts]) -> str:
-    """A table of changes and savings by module; what blocks have alike is added up.
+def tabulate_modules(
+    counts: Mapping[str, Mapping[str, int]], saved: Mapping[str, Amounts]
+) -> str:
+    """Make a table of changes and savings by module; equal blocks are added up.
 
     Args:
-        counts: By kind of change and module path.
-        saved: By module path.
+        counts: How many changes there are, by kind of change and module path.
+        saved: What is saved, by module path.
     """
     changes = defaultdict[str, Counter[str]](Counter)
     for name, by_path in counts.items():
         for path, count in by_path.items():
-            changes[owner_of(path)][name] += count
+            changes[find_summary_module(path)][name] += count
     amounts = defaultdict[str, Amounts](Amounts)
     for path, each in saved.items():
-        amounts[owner_of(path)] += each
-    rows: dict[str, Row] = {
+        amounts[find_summary_module(path)] += each
+    rows: dict[str, ModuleCounts] = {
         owner: (*(changes[owner][name] for name in counts), *astuple(amounts[owner]))
         for owner in dict.fromkeys((*changes, *amounts))
     }
@@ -54,17 +56,17 @@ def list_modules(counts: Mapping[str, Mapping[str, int]], saved: Mapping[str, Am
     return tabulate(lines, headers, disable_numparse=True, colalign=align)
 
 
-def owner_of(path: str) -> str:
-    """The module that a path is counted under."""
-    match = OWNER.match(path)
+def find_summary_module(path: str) -> str:
+    """Find the module that a path is counted under."""
+    match = SUMMARY_MODULE.match(path)
     return match[0] if match else path
 
 
-def group_blocks(rows: Mapping[str, Row]) -> dict[str, Row]:
-    """The same rows, with one for all blocks whose numbers are equal: their sums."""
-    groups = defaultdict[tuple[str, str, Row], list[int]](list)
+def group_blocks(rows: Mapping[str, ModuleCounts]) -> dict[str, ModuleCounts]:
+    """Make one row of the rows of all blocks whose numbers are equal: their sums."""
+    groups = defaultdict[tuple[str, str, ModuleCounts], list[int]](list)
     for owner, row in rows.items():
-        head, number, tail, _ = OWNER.fullmatch(owner).groups()  # type: ignore[union-attr]
+        head, number, tail, _ = SUMMARY_MODULE.fullmatch(owner).groups()  # type: ignore[union-attr]
         if number is None:
             groups[owner, "", row] = []
         else:
@@ -75,19 +77,19 @@ def group_blocks(rows: Mapping[str, Row]) -> dict[str, Row]:
     }
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """``[0, 1, 2, 5]`` as ``0-2,5``."""
+def ranges(numbers: Iterable[int], separator: str = ",") -> str:
+    """Write ``[0, 1, 2, 5]`` as ``0-2,5``."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if run[1:] else str(run[0]) for run in runs)
+    return separator.join(f"{run[0]}-{run[-1]}" if run[1:] else str(run[0]) for run in runs)
 
 
-def write_row(row: Row) -> list[str]:
-    """Counts, then amounts in thousands; nothing for zero."""
+def write_row(row: ModuleCounts) -> list[str]:
+    """Write counts, then amounts in thousands; nothing for zero."""
     *counts, macs, parameters, activations = row
     amounts = (macs, parameters, activations)
     return [str(n or "") for n in counts] + [f"{n / 1e3:.1f}" if n else "" for n in amounts]

@@ -1,14 +1,13 @@
-"""What a search can be asked for."""
+"""Checks of what a search is asked for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from dqar_fx.denoiser.denoiser import Denoiser
-from dqar_fx.errors import DqarError, ScheduleError, check_known
+from dqar_fx.calibration.pipeline_run import check_pipeline
+from dqar_fx.errors import ScheduleError, check_known
 from dqar_fx.guidance.guidance import Guidance
 from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
 
@@ -25,8 +24,22 @@ def check_arguments(
     ms: float | None,
     quality: float | None,
 ) -> None:
-    """Raise for what cannot be optimised."""
-    check_pipeline(pipeline, inputs)
+    """Refuse what cannot be optimised.
+
+    Args:
+        pipeline: As for `optimise`; so are the others.
+        inputs: Prompts or class labels.
+        orders: Orders that a forecast may have.
+        method: How to forecast.
+        ms: Most time of a trajectory in milliseconds, or None.
+        quality: Least PSNR in decibels, or None.
+
+    Raises:
+        ScheduleError: An argument is out of range.
+        DqarError: The pipeline has no transformer or no scheduler.
+    """
+    check_pipeline(pipeline)
+    check_inputs(inputs)
     if not orders or not all(isinstance(o, int) and 0 <= o <= MAX_ORDER for o in orders):
         raise ScheduleError(f"orders must be among 0 to {MAX_ORDER}, found {orders!r}")
     if 0 not in orders:
@@ -39,22 +52,23 @@ def check_arguments(
             raise ScheduleError(f"{name} must be a positive number, found {value!r}")
 
 
-def check_pipeline(pipeline: Any, inputs: Sequence[Any]) -> None:
-    """Raise for what is no pipeline, or nothing to generate."""
-    model = getattr(pipeline, "transformer", None)
-    if not isinstance(model, torch.nn.Module) or isinstance(model, Denoiser):
-        raise DqarError(
-            "expected a diffusers pipeline with its own transformer; found "
-            f"{type(pipeline).__name__} with a transformer of type {type(model).__name__}"
-        )
-    if getattr(pipeline, "scheduler", None) is None:
-        raise DqarError(f"expected a scheduler, but {type(pipeline).__name__} has none")
+def check_inputs(inputs: Sequence[Any]) -> None:
+    """Refuse a single prompt, and no inputs at all.
+
+    Raises:
+        ScheduleError: The inputs are not several prompts or labels.
+    """
     if isinstance(inputs, str) or not len(inputs):
         raise ScheduleError(f"inputs must be several prompts or labels, found {inputs!r}")
 
 
 def check_guidances(guidances: Sequence[Guidance]) -> None:
-    """Raise for guidance that cannot stand side by side in one search."""
+    """Refuse guidance that cannot be compared in one search.
+
+    Raises:
+        ScheduleError: The guidances disagree in how streams are told apart, or bring schedules
+            of the unconditional stream's sites.
+    """
     if not all(isinstance(each, Guidance) for each in guidances):
         raise ScheduleError(f"guidances must be dqar_fx.Guidance, found {guidances!r}")
     if len({(each.batched, each.stream) for each in guidances}) > 1:

@@ -1,4 +1,4 @@
-"""A candidate: for each group of sites the steps that compute; the rest follows from it."""
+"""A candidate of the search: the steps at which each group of sites computes."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dqar_fx.calibration.calibration import Floats, Integers
     from dqar_fx.guidance.guidance import Guidance
 
-    from .measured import Measured
-    from .segments import Segments
+    from .measurements import Measurements
+    from .segments import SegmentErrors
 
-Groups = tuple[tuple[int, ...], ...]
-"""Columns of sites that compute at the same steps, per group."""
+SiteGroups = tuple[tuple[int, ...], ...]
+"""Per group the columns of its sites, which compute at the same steps."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Which sites compute when.
+    """Says which sites compute at which steps; the rest of a schedule follows from it.
 
     Attributes:
         groups: The groups of sites.
         computed: Per group, the steps that compute, ascending from 0.
-        guidance: What the unconditional stream does; None where it is as the other.
-        order: Of all forecasts, as far as enough is kept; None for the best at each step.
+        guidance: What the unconditional stream does; None if it does what the other does.
+        order: Order of all forecasts, as far as enough is kept; None for the best at each
+            step.
     """
 
-    groups: Groups
+    groups: SiteGroups
     computed: tuple[tuple[int, ...], ...]
     guidance: Guidance | None = None
     order: int | None = None
 
     def is_computed(self, num_steps: int) -> NDArray[np.bool_]:
-        """Bool ``[steps, sites]``."""
+        """Whether each site computes at each step: bool ``[steps, sites]``."""
         mask = np.zeros((num_steps, sum(map(len, self.groups))), bool)
         for group, steps in zip(self.groups, self.computed, strict=True):
             mask[np.ix_(steps, group)] = True
         return mask
 
-    def ms(self, measured: Measured) -> float:
-        """Predicted time of a trajectory in the denoiser, in milliseconds."""
+    def ms(self, measured: Measurements) -> float:
+        """Predict the time of a trajectory in the denoiser, in milliseconds."""
         skipped = ~self.is_computed(measured.num_steps)
         table = None if self.guidance is None else self.guidance.output_table()
         if table is None:
@@ -60,13 +62,13 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A candidate worked out.
+class ScheduledCandidate:
+    """The schedule that a candidate makes, and what is predicted of it.
 
     Attributes:
-        schedule: It, as a schedule.
-        error: Predicted relative error of the pictures.
-        cache_bytes: Of one stream; less where sites turn out to share buffers.
+        schedule: The schedule.
+        error: Predicted error of the pictures (root mean square, values in [0, 1]).
+        cache_bytes: Slot bytes of one stream, without sharing of buffers between sites.
     """
 
     schedule: Schedule
@@ -74,14 +76,17 @@ class Plan:
     cache_bytes: int
 
 
-def work_out(
-    candidate: Candidate, measured: Measured, segments: Segments, sites: str | tuple[str, ...]
-) -> Plan:
-    """Choose the best order for each forecast, predict its error, and say why.
+def schedule_candidate(
+    candidate: Candidate,
+    measured: Measurements,
+    segments: SegmentErrors,
+    sites: str | tuple[str, ...],
+) -> ScheduledCandidate:
+    """Make a candidate's schedule: choose the order of each forecast, and predict its error.
 
     Args:
-        candidate: Which sites compute when.
-        measured: What is known of the model.
+        candidate: Which sites compute at which steps.
+        measured: What was measured of the model.
         segments: Gives errors by order.
         sites: The sites that the schedule is meant for, as for ``transform``.
     """
@@ -93,7 +98,7 @@ def work_out(
         columns = np.array(group)
         for step in range(1, num_steps):
             kept = [s for s in reversed(computed) if s < step][: segments.most_kept]
-            by_order = segments.least(step, kept)[:, columns]
+            by_order = segments.by_order(step, kept)[:, columns]
             best = choose_order(by_order.sum(axis=1), segments.orders, candidate.order)
             errors[step, columns] = by_order[best]
             if step not in computed:
@@ -106,17 +111,24 @@ def work_out(
         reasons=reasons_of(letters, orders, errors, measured),
     )
     schedule = Schedule(num_steps, rule, method=segments.method, sites=sites)
-    return Plan(
+    return ScheduledCandidate(
         schedule,
         float(errors[letters != "C"].sum()),
-        cache_bytes(letters, orders, measured, segments.method),
+        count_cache_bytes(letters, orders, measured, segments.method),
     )
 
 
-def choose_order(
-    errors: NDArray[np.float64], orders: Sequence[int], wanted: int | None
-) -> int:
-    """The place of the order that errs least; or of the highest up to the wanted one."""
+def choose_order(errors: Floats, orders: Sequence[int], wanted: int | None) -> int:
+    """Choose the order with the least error, or the highest up to a wanted one.
+
+    Args:
+        errors: float64 ``[orders]``; infinite where too few values are kept.
+        orders: The orders to choose from.
+        wanted: The wanted order, or None.
+
+    Returns:
+        The position of the order.
+    """
     if wanted is None:
         return int(errors.argmin())
     known = [place for place, order in enumerate(orders) if order <= wanted]
@@ -124,10 +136,17 @@ def choose_order(
     return max(enough, key=lambda place: orders[place], default=int(errors.argmin()))
 
 
-def cache_bytes(
-    letters: NDArray[np.str_], orders: NDArray[np.int64], measured: Measured, method: str
+def count_cache_bytes(
+    letters: NDArray[np.str_], orders: Integers, measured: Measurements, method: str
 ) -> int:
-    """Bytes of the slots: of each site that is read, as many steps as a forecast reads."""
+    """Count slot bytes: for each site that is read, as many values as a forecast reads.
+
+    Args:
+        letters: Actions, ``[steps, sites]``.
+        orders: Orders of the forecasts, ``[steps, sites]``.
+        measured: What was measured of the model.
+        method: How to forecast.
+    """
     is_read = letters != "C"
     if not is_read.any():
         return 0
@@ -138,11 +157,21 @@ def cache_bytes(
 
 def reasons_of(
     letters: NDArray[np.str_],
-    orders: NDArray[np.int64],
-    errors: NDArray[np.float64],
-    measured: Measured,
+    orders: Integers,
+    errors: Floats,
+    measured: Measurements,
 ) -> tuple[tuple[str, ...], ...]:
-    """Why each cell is what it is, with the numbers that decided."""
+    """Say why each site does what it does at each step, with the numbers that decided.
+
+    Args:
+        letters: Actions, ``[steps, sites]``.
+        orders: Orders of the forecasts, ``[steps, sites]``.
+        errors: Predicted errors of the pictures, ``[steps, sites]``.
+        measured: What was measured of the model.
+
+    Returns:
+        The reasons, ``[steps, sites]``.
+    """
 
     def reason(step: int, site: int) -> str:
         error, ms = errors[step, site], measured.saved_ms[site]
@@ -157,18 +186,18 @@ def reasons_of(
     return tuple(tuple(reason(t, s) for s in range(sites)) for t in range(steps))
 
 
-def group_sites(measured: Measured) -> dict[str, Groups]:
-    """Ways to group sites, from one group to many: all, by kind, by kind and depth."""
+def group_sites(measured: Measurements) -> dict[str, SiteGroups]:
+    """List ways to group sites, from one group to many: all, by kind, by kind and depth."""
     everything = tuple(range(len(measured.sites)))
     kinds = tuple(
         tuple(i for i in everything if measured.kinds[i] == kind)
         for kind in dict.fromkeys(measured.kinds)
     )
-    halves = tuple(half for kind in kinds for half in split(kind) if half)
+    halves = tuple(
+        half
+        for kind in kinds
+        for middle in [(len(kind) + 1) // 2]
+        for half in (kind[:middle], kind[middle:])
+        if half
+    )
     return {"together": (everything,), "by kind": kinds, "by kind and depth": halves}
-
-
-def split(group: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shallow and the deep half of a group."""
-    middle = (len(group) + 1) // 2
-    return tuple(group[:middle]), tuple(group[middle:])

@@ -1,4 +1,4 @@
-"""The last stage of a search: the tables of a front, with weights fitted to the model."""
+"""The last stage of a search: fitting the weights of a front's tables to the model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.schedule.forecast import MAX_ORDER, points_of
 from dqar_fx.schedule.written_out import WrittenActions
 
-from .fit import RIDGES, fit, with_weights
-from .trials import identity, together
+from .fit import fit, with_weights
+from .fit_weights import RIDGE
+from .trials import digest_of, pooled_psnr
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,66 +23,79 @@ if TYPE_CHECKING:
     from dqar_fx.schedule.table import BranchTable
 
     from .front import Front
-    from .trials import Job, Trials
+    from .trials import PipelineJob, ScheduleTrials
 
-MOST_FITTED = 2
-"""Points that are fitted where the time is given."""
+MAX_FITTED = 2
+"""How many points are fitted where the time is given."""
+RIDGES = (RIDGE, 1.0)
+"""The ridges that are tried. The error of one step on other pictures does not tell which is
+better: where pictures are fitted, the steps before are fitted to them, too."""
 
 
 def fit_front(
     front: Front,
-    job: Job,
-    trials: tuple[Trials, Trials],
+    job: PipelineJob,
+    trials: tuple[ScheduleTrials, ScheduleTrials],
     folder: Path | None,
     ms: float | None,
 ) -> Front:
-    """The front with fitted points, which take the time of those they come from.
+    """Add fitted points to a front, which take the time of those that they come from.
 
     Args:
-        front: Its points that forecast, without guidance of their own, are fitted.
-        job: What weights are fitted on; other seeds than those of the trials.
-        trials: Two sets of seeds, which judge together.
-        folder: Where weights are kept, so that a search goes on; or None.
-        ms: The time: only the last points within it are fitted; None for all.
+        front: The front, whose points that forecast and have no guidance of their own are
+            fitted.
+        job: What weights are fitted on; its seeds are not those of the trials.
+        trials: Trials on two sets of seeds, which are judged together.
+        folder: The folder that weights are kept in, so that a search that was stopped can go
+            on; or None.
+        ms: Most milliseconds, of which only the last points within are fitted; None for all.
     """
     within = [p for p in front.points if ms is None or p.ms <= ms]
-    chosen = within if ms is None else within[-MOST_FITTED:]
+    chosen = within if ms is None else within[-MAX_FITTED:]
     fitted = []
     for point in chosen:
         table = front.table(point)
         if point.guidance is None and table.history > 1:
             for ridge in RIDGES:
                 schedule = fit_point(point.schedule, table, job, folder, ridge)
-                one, other = (each.psnr(schedule, front.sites) for each in trials)
-                fitted.append(replace(point, schedule=schedule, psnr_db=together(one, other)))
+                psnr_db = pooled_psnr(*(each.psnr(schedule, front.sites) for each in trials))
+                fitted.append(replace(point, schedule=schedule, psnr_db=psnr_db))
     return front.of((*front.points, *fitted), front.sites, front.full_ms)
 
 
 def fit_point(
-    schedule: Schedule, table: BranchTable, job: Job, folder: Path | None, ridge: float
+    schedule: Schedule, table: BranchTable, job: PipelineJob, folder: Path | None, ridge: float
 ) -> Schedule:
-    """One schedule fitted, or read where that was done before."""
+    """Fit the weights of a schedule, or read them where that was done before.
+
+    Args:
+        schedule: The schedule of a point.
+        table: Its table.
+        job: What weights are fitted on.
+        folder: The folder that weights are kept in, or None.
+        ridge: As for `fit_forecasts`.
+    """
     wide = widen(schedule, table.history)
     assert wide.sites is not None, "a search says which sites its schedules are for"
     resolved = wide.resolve(table.sites, around=table.around)
-    name = f"{identity(resolved, None)}-{ridge:g}.json"
+    name = f"{digest_of(resolved, None)}-{ridge:g}.json"
     path = None if folder is None else folder / "fitted" / name
     if path is not None and path.exists():
         weights = np.array(json.loads(path.read_text()))
         model = Fingerprint.of(job.pipeline.transformer)
         return with_weights(resolved, weights, wide.sites, model)
-    found = fit(job, wide, wide.sites, ridge)
+    fitted = fit(job, wide, wide.sites, ridge)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights = found.resolve(table.sites, around=table.around).weights
+        weights = fitted.resolve(table.sites, around=table.around).weights
         path.write_text(json.dumps(weights.tolist()) + "\n")
-    return found
+    return fitted
 
 
 def widen(schedule: Schedule, history: int) -> Schedule:
-    """The same computed steps; all that is kept is read, and weights decide."""
+    """Let all forecasts of a schedule read all that is kept, so that weights decide."""
     rule, method = schedule.rule, schedule.method
-    assert isinstance(rule, WrittenActions), "tables of a search are written out with reasons"
+    assert isinstance(rule, WrittenActions), "tables of a search are written out"
     order = next(o for o in range(MAX_ORDER + 1) if points_of(method, o) == history)
     letters = [["C" if c == "C" else "F" for c in row] for row in rule.letters]
     orders = [[order if c == "F" else 0 for c in row] for row in letters]

@@ -1,4 +1,4 @@
-"""What an optimiser found: the tables that no other beats in both time and quality."""
+"""The result of a search: the tables that no other beats in both time and quality."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from tabulate import tabulate
 
 from dqar_fx.errors import DqarError, ScheduleError
 from dqar_fx.guidance.guidance import Guidance
+from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.schedule.table import BranchTable
 from dqar_fx.schedule.written_out import WrittenActions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from dqar_fx.schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,16 @@ class Point:
     """One table that was tried.
 
     Attributes:
-        ms: Predicted time of a trajectory in the denoiser, from measured costs.
-        psnr_db: Measured, against the untransformed model, on the inputs it was found with:
-            of two sets of seeds, or of one alone where that was not better than others.
-        predicted_error: What the additive model predicts, relative.
-        cache_bytes: Of one stream.
+        ms: Milliseconds of a trajectory in the denoiser, predicted from measured costs.
+        psnr_db: PSNR in decibels against the untransformed model, measured on the inputs that
+            the table was found with: of two sets of seeds, or of one alone where that was not
+            better than others.
+        predicted_error: Error of the pictures (root mean square) by the additive model.
+        cache_bytes: Slot bytes of one stream.
         schedule: The table, as a schedule.
-        guidance: What the unconditional stream does, for ``transform``; None for the same.
-        held_out_db: The same as ``psnr_db`` on other seeds; None if not measured.
+        guidance: What the unconditional stream does, for ``transform``; None if it does what
+            the other does.
+        held_out_db: PSNR in decibels on other seeds; None if it was not measured.
     """
 
     ms: float
@@ -52,7 +53,7 @@ class Front:
     Attributes:
         points: The tables.
         sites: Module path per site.
-        full_ms: Time of a trajectory that computes all.
+        full_ms: Milliseconds of a trajectory that computes everything.
     """
 
     points: tuple[Point, ...]
@@ -61,7 +62,7 @@ class Front:
 
     @classmethod
     def of(cls, tried: Iterable[Point], sites: tuple[str, ...], full_ms: float) -> Front:
-        """Those that no other beats."""
+        """Select the tables that no other beats, from those that were tried."""
         best: list[Point] = []
         for point in sorted(tried, key=lambda p: (p.ms, -p.psnr_db)):
             if not best or point.psnr_db > best[-1].psnr_db:
@@ -75,19 +76,20 @@ class Front:
         quality: float | None = None,
         cache_bytes: int | None = None,
     ) -> Point:
-        """The best point within a budget.
+        """Find the best point within a budget.
 
         Args:
-            ms: Most time of a trajectory in the denoiser: the best pictures within it.
-            quality: Least PSNR in decibels: the fastest that has it.
-            cache_bytes: Most bytes of one stream.
+            ms: Most milliseconds of a trajectory in the denoiser.
+            quality: Least PSNR in decibels.
+            cache_bytes: Most slot bytes of one stream.
 
         Returns:
-            Without ``ms`` and ``quality``, the knee: the point that lies farthest above the
+            With ``quality``, the fastest point that has it; else with ``ms``, the point with
+            the best pictures; with neither, the knee: the point that lies farthest above the
             line from the fastest to the best.
 
         Raises:
-            ScheduleError: No point is within it.
+            ScheduleError: No point is within the budget.
         """
         fits = [
             point
@@ -106,11 +108,11 @@ class Front:
         return fits[-1] if ms is not None else knee(fits)
 
     def table(self, point: Point) -> BranchTable:
-        """The branch table of a point; `BranchTable.why` tells of each cell."""
+        """The branch table of a point, whose `BranchTable.why` explains each cell."""
         return point.schedule.resolve(self.sites)
 
     def with_held_out(self, decibels: Sequence[float]) -> Front:
-        """The same with what other seeds gave, one number per point."""
+        """Add the PSNR in decibels that other seeds gave, one per point."""
         pairs = zip(self.points, decibels, strict=True)
         return replace(self, points=tuple(replace(p, held_out_db=db) for p, db in pairs))
 
@@ -123,14 +125,14 @@ class Front:
                 "held-out": "-" if point.held_out_db is None else f"{point.held_out_db:.1f}",
                 "computed": f"{1 - self.table(point).reuse_ratio:.3f}",
                 "cache KB": f"{point.cache_bytes / 1e3:.0f}",
-                "unconditional": describe(point.guidance),
+                "unconditional": describe_guidance(point.guidance),
             }
             for point in self.points
         ]
         return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``front.json``, and a branch table ``table_<number>.json`` for each point."""
+        """Write ``front.json``, and for each point a branch table ``table_<number>.json``."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
@@ -151,7 +153,7 @@ class Front:
         """Read what `save` wrote.
 
         Raises:
-            ScheduleError: The files are missing, damaged, or something else.
+            ScheduleError: The files are missing or damaged, or hold something else.
         """
         path = Path(folder)
         try:
@@ -165,7 +167,7 @@ class Front:
             ) from error
 
     def plot(self, path: str | Path) -> None:
-        """Draw PSNR over time, as a picture of the kind that the path's ending names.
+        """Draw PSNR over speed to a picture file, whose format the path's suffix names.
 
         Raises:
             DqarError: matplotlib is not installed.
@@ -180,9 +182,9 @@ class Front:
         axes = figure.subplots()
         speeds = [self.full_ms / point.ms for point in self.points]
         axes.plot(speeds, [p.psnr_db for p in self.points], "o-", label="where it was found")
-        held = [p.held_out_db for p in self.points]
-        if all(value is not None for value in held):
-            axes.plot(speeds, held, "s--", label="on held-out seeds")  # type: ignore[arg-type]  # all are known here
+        held_out = [p.held_out_db for p in self.points]
+        if all(value is not None for value in held_out):
+            axes.plot(speeds, held_out, "s--", label="on held-out seeds")  # type: ignore[arg-type]  # all are known here
         axes.set_xlabel("speed against computing everything (predicted from measured costs)")
         axes.set_ylabel("PSNR in dB, against the untransformed model")
         axes.grid(alpha=0.3)
@@ -190,16 +192,14 @@ class Front:
         figure.savefig(path)
 
 
-def describe(guidance: Guidance | None) -> str:
-    """How many calls of the unconditional stream are made."""
+def describe_guidance(guidance: Guidance | None) -> str:
+    """Tell how many calls of the unconditional stream are made."""
     table = None if guidance is None else guidance.output_table()
     return "all" if table is None else f"{int((~table.is_read).sum())} of {table.num_steps}"
 
 
 def read_point(folder: Path, row: dict[str, Any]) -> Point:
-    """A point from its line and its table's file."""
-    from dqar_fx.schedule.schedule import Schedule
-
+    """Read a point, given its row of ``front.json``."""
     table = BranchTable.load(folder / row["table"])
     weights = table.weights if table.weights.size else None
     plain = Schedule.from_actions(
@@ -224,7 +224,7 @@ def read_point(folder: Path, row: dict[str, Any]) -> Point:
 
 
 def write_guidance(guidance: Guidance | None) -> dict[str, Any] | None:
-    """What JSON keeps of guidance: its output's actions written out."""
+    """Turn guidance into what JSON can hold, with the actions of its output written out."""
     table = None if guidance is None else guidance.output_table()
     if guidance is None or table is None:
         return None
@@ -239,9 +239,7 @@ def write_guidance(guidance: Guidance | None) -> dict[str, Any] | None:
 
 
 def read_guidance(row: dict[str, Any] | None) -> Guidance | None:
-    """What `write_guidance` wrote."""
-    from dqar_fx.schedule.schedule import Schedule
-
+    """Make guidance of what `write_guidance` gave."""
     if row is None:
         return None
     actions, orders = (np.array(row[name])[:, None] for name in ("actions", "orders"))
@@ -252,7 +250,7 @@ def read_guidance(row: dict[str, Any] | None) -> Guidance | None:
 
 
 def knee(points: Sequence[Point]) -> Point:
-    """The point farthest above the line from the first to the last."""
+    """Find the point farthest above the line from the first to the last."""
     ms = np.array([point.ms for point in points])
     db = np.array([point.psnr_db for point in points])
     x = (ms - ms[0]) / max(np.ptp(ms), 1e-12)

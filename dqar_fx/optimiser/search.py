@@ -1,10 +1,10 @@
-"""The search for tables: exact under the additive model, then tried and improved in pictures.
+"""The search for tables: exact under an additive model, then tried on pictures and improved.
 
-The model of errors (see `Measured`) adds what each reuse does alone, while errors of one
-trajectory cancel and compound: it tells good tables from bad ones, not the best from the good.
-So its best ones are tried on pictures, beside regular ones, and improved step by step:
-computed steps are moved, added and removed within the time that is allowed. Whatever seems
-better than all before is tried on other seeds, too: the best of many is partly luck.
+The model of errors (see `Measurements`) adds up what each reuse does alone, while the errors
+of a trajectory cancel and compound: it tells good tables from bad ones, but not the best from
+the good. So its best tables are tried on pictures, beside regular ones, and improved bit by
+bit: computed steps are moved, added and removed within the time that is allowed. Whatever
+seems better than all before is tried on other seeds as well: the best of many is partly luck.
 """
 
 from __future__ import annotations
@@ -15,62 +15,62 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .candidate import Candidate, group_sites, work_out
+from .candidate import Candidate, group_sites, schedule_candidate
 from .front import Point
-from .trials import together
+from .trials import pooled_psnr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dqar_fx.guidance.guidance import Guidance
 
-    from .candidate import Groups, Plan
-    from .measured import Measured
-    from .segments import Segments
-    from .trials import Trials
+    from .candidate import ScheduledCandidate, SiteGroups
+    from .measurements import Measurements
+    from .segments import SegmentErrors
+    from .trials import ScheduleTrials
 
 NEIGHBOURS = 24
-"""Moves that are weighed by the model before one is tried."""
+"""How many moves are compared before one of them is tried."""
 GREEDY = 0.3
-"""Share of moves that the model chooses; chance chooses the others."""
-TURN = 0.1
-"""Share of moves that may change guidance, too; likewise the order of forecasts."""
-SPENT = 0.75
+"""Share of moves that the model chooses; the others are drawn at random."""
+CHANGE = 0.1
+"""Share of moves that may also change guidance, and of those that may change the order."""
+MIN_SPENT = 0.75
 """Share of the time that a regular table must spend to be tried."""
-MOST_FIRST = 6
-"""First steps that a regular table may compute."""
+MAX_FIRST = 6
+"""How many steps at the beginning a regular table may compute."""
 
 
 @dataclass
 class Search:
-    """Tries candidates, and keeps what was found.
+    """Tries candidates, and keeps the results.
 
     Attributes:
-        measured: What is known of the model.
+        measured: What was measured of the model.
         segments: Errors of its segments.
-        trials: Tries tables on pictures.
-        others: Tries again, on other seeds, what seems better than all before.
-        sites: The sites that schedules are meant for.
-        cache_bytes: Most bytes that a stream may keep; None for any number.
+        trials: Tries schedules on pictures.
+        others: Tries on other seeds what seems better than all before.
+        sites: The sites that schedules are meant for, as for ``transform``.
+        cache_bytes: Most slot bytes of one stream; None for any number.
         guidances: What the unconditional stream may do.
-        rng: Chooses moves.
-        tell: Called after each trial.
-        points: What was tried.
+        rng: Draws moves.
+        report: Called with each point that was tried.
+        points: Per candidate its point; None if it keeps too many bytes.
     """
 
-    measured: Measured
-    segments: Segments
-    trials: Trials
-    others: Trials
+    measured: Measurements
+    segments: SegmentErrors
+    trials: ScheduleTrials
+    others: ScheduleTrials
     sites: str | tuple[str, ...]
     cache_bytes: int | None
     guidances: tuple[Guidance | None, ...]
     rng: np.random.Generator
-    tell: Callable[[Point], None]
+    report: Callable[[Point], None]
     points: dict[Candidate, Point | None] = field(default_factory=dict)
 
     def improve(self, ms: float, num_trials: int) -> Point | None:
-        """The best point within a time, by so many trials."""
+        """Find the best point within a time in milliseconds, by some trials; or None."""
         left = num_trials
         for candidate in self.proposals(ms):
             left -= self.is_new(candidate)
@@ -88,9 +88,10 @@ class Search:
         return None if best is None else self.points[best]
 
     def proposals(self, ms: float) -> Iterator[Candidate]:
-        """Those that a search begins with: the model's best, and regular ones, within a time.
+        """List the candidates that a search begins with, within a time in milliseconds.
 
-        Regular ones compute at first and then at equal intervals, as FORA and TaylorSeer do.
+        They are the model's best, and regular ones, which compute the first steps and then
+        steps at equal intervals, as FORA and TaylorSeer do.
         """
         plain, *guided = self.guidances
         groupings = group_sites(self.measured)
@@ -108,24 +109,36 @@ class Search:
         ]
         # a plain one, a guided one, and so on: neither kind crowds out the other
         mixed = (each for pair in zip_longest(*regular) for each in pair if each is not None)
-        yield from (each for each in mixed if SPENT * ms <= each.ms(self.measured) <= ms)
+        yield from (each for each in mixed if MIN_SPENT * ms <= each.ms(self.measured) <= ms)
 
     def list_regular(self) -> list[tuple[tuple[int, ...], int]]:
-        """The first steps, and then one of so many; with the order of forecasts.
+        """List regular sets of computed steps, each with an order of forecasts.
 
-        As one would write them by hand: few first steps and the highest order come first.
+        They come in the order in which one would write them by hand: few first steps and the
+        highest order come first.
         """
         steps = self.measured.num_steps
         found = dict.fromkeys(
             ((*range(first), *range(first - 1 + every, steps, every)), order)
-            for first in range(1, min(MOST_FIRST, steps - 1) + 1)
+            for first in range(1, min(MAX_FIRST, steps - 1) + 1)
             for order in sorted(self.segments.orders, reverse=True)
             for every in range(1, self.segments.max_age + 2)
         )
         return list(found)
 
-    def solve(self, groups: Groups, ms: float, guidance: Guidance | None) -> Candidate | None:
-        """The candidate whose price of errors just uses a time up; None if none is as fast."""
+    def solve(
+        self, groups: SiteGroups, ms: float, guidance: Guidance | None
+    ) -> Candidate | None:
+        """Find the model's best candidate within a time, by bisection of the price of errors.
+
+        Args:
+            groups: The groups of sites.
+            ms: The time in milliseconds.
+            guidance: What the unconditional stream does.
+
+        Returns:
+            The candidate; None if none is as fast.
+        """
         low, high, best = -12.0, 18.0, None
         for _ in range(26):
             middle = (low + high) / 2
@@ -139,40 +152,39 @@ class Search:
         return best
 
     def is_new(self, candidate: Candidate) -> bool:
-        """Whether a candidate was not tried yet."""
+        """Whether a candidate has not been tried yet."""
         return candidate not in self.points
 
     def try_out(self, candidate: Candidate) -> Point | None:
-        """What a candidate gives; None where it takes too many bytes."""
+        """Try a candidate, unless it was tried; None if it keeps too many bytes."""
         if candidate not in self.points:
-            plan = work_out(candidate, self.measured, self.segments, self.sites)
-            allowed = self.cache_bytes is None or plan.cache_bytes <= self.cache_bytes
-            self.points[candidate] = self._point(candidate, plan) if allowed else None
+            scheduled = schedule_candidate(candidate, self.measured, self.segments, self.sites)
+            allowed = self.cache_bytes is None or scheduled.cache_bytes <= self.cache_bytes
+            self.points[candidate] = self._point(candidate, scheduled) if allowed else None
         return self.points[candidate]
 
-    def _point(self, candidate: Candidate, plan: Plan) -> Point:
-        ms, given = (
-            candidate.ms(self.measured),
-            (plan.schedule, self.measured.sites, candidate.guidance),
-        )
-        psnr_db = self.trials.psnr(*given)
+    def _point(self, candidate: Candidate, scheduled: ScheduledCandidate) -> Point:
+        """Try a candidate on pictures, and on other seeds if it is better than all before."""
+        ms = candidate.ms(self.measured)
+        tried = scheduled.schedule, self.measured.sites, candidate.guidance
+        psnr_db = self.trials.psnr(*tried)
         best = self.best_within(ms)
         known = None if best is None else self.points[best]
         if known is None or psnr_db > known.psnr_db:
-            psnr_db = together(psnr_db, self.others.psnr(*given))
+            psnr_db = pooled_psnr(psnr_db, self.others.psnr(*tried))
         point = Point(
             ms=ms,
             psnr_db=psnr_db,
-            predicted_error=plan.error,
-            cache_bytes=plan.cache_bytes,
-            schedule=plan.schedule,
+            predicted_error=scheduled.error,
+            cache_bytes=scheduled.cache_bytes,
+            schedule=scheduled.schedule,
             guidance=candidate.guidance,
         )
-        self.tell(point)
+        self.report(point)
         return point
 
     def best_within(self, ms: float) -> Candidate | None:
-        """The tried candidate with the best pictures within a time."""
+        """The tried candidate with the best pictures within a time; None if there is none."""
         within = [
             (point.psnr_db, -point.ms, candidate)
             for candidate, point in self.points.items()
@@ -181,7 +193,7 @@ class Search:
         return max(within, key=lambda row: row[:2])[2] if within else None
 
     def next_move(self, candidate: Candidate, ms: float) -> Candidate | None:
-        """A neighbour that was not tried; None if none is found."""
+        """Choose a neighbour that has not been tried, within a time; None if none is found."""
         found = dict.fromkeys(
             move
             for _ in range(4 * NEIGHBOURS)
@@ -196,12 +208,12 @@ class Search:
         return moves[int(self.rng.integers(len(moves)))]
 
     def predict(self, candidate: Candidate) -> float:
-        """The model's error of a candidate."""
+        """Predict the error of a candidate by the model."""
         pairs = zip(candidate.groups, candidate.computed, strict=True)
         return sum(self.segments.error(group, steps) for group, steps in pairs)
 
     def move(self, candidate: Candidate) -> Candidate | None:
-        """A random neighbour; None where the move breaks a rule."""
+        """Draw a neighbour; None where the move lets values grow too old."""
         rng, steps = self.rng, [set(each) for each in candidate.computed]
         one = steps[int(rng.integers(len(steps)))]
         kind = rng.choice(["shift", "jump", "swap"], p=[0.6, 0.2, 0.2])
@@ -219,9 +231,9 @@ class Search:
         moved = tuple(tuple(sorted(each)) for each in steps)
         is_legal = all(self.segments.is_legal(each) for each in moved)
         guidance, order = candidate.guidance, candidate.order
-        if rng.random() < TURN:
+        if rng.random() < CHANGE:
             guidance = self.guidances[int(rng.integers(len(self.guidances)))]
-        if rng.random() < TURN:
+        if rng.random() < CHANGE:
             choices = (None, *self.segments.orders)
             order = choices[int(rng.integers(len(choices)))]
         return Candidate(candidate.groups, moved, guidance, order) if is_legal else None

@@ -1,9 +1,9 @@
-"""The cheapest set of computed steps of a group of sites, at a price of errors in time.
+"""The cheapest set of computed steps of a group of sites, where errors have a price in time.
 
-A trajectory is cut at the steps that compute. What lies between costs the errors of its
+A trajectory is cut into segments at the steps that compute. A segment costs the errors of its
 forecasts, which depend on the last computed steps alone; so the best set is a shortest path
-over pairs of successive computed steps, found exactly by dynamic programming. Only the third
-step that a parabola reads is taken to lie as far back as the second.
+over pairs of successive computed steps, found exactly by dynamic programming. It is exact but
+for the third step that a parabola reads, which is taken to lie as far back as the second.
 
 Source: Bellman 1957 (shortest paths by stages).
 """
@@ -20,25 +20,28 @@ from dqar_fx.schedule.forecast import points_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+    from dqar_fx.calibration.calibration import Floats
 
-    from .measured import Measured
-
-    Floats = NDArray[np.float64]
+    from .measurements import Measurements
 
 
-class Segments:
-    """Errors of all segments of a model's sites.
+class SegmentErrors:
+    """The errors of all segments of a model's sites.
 
     Args:
-        measured: What is known of the model.
+        measured: What was measured of the model.
         max_age: Steps that a kept value may live.
         orders: Orders that a forecast may have; the best is taken at each step.
         method: How to forecast.
+
+    Attributes:
+        max_age: The same.
+        orders: The same.
+        method: The same.
     """
 
     def __init__(
-        self, measured: Measured, max_age: int, orders: Sequence[int], method: str
+        self, measured: Measurements, max_age: int, orders: Sequence[int], method: str
     ) -> None:
         self.max_age, self._measured = max_age, measured
         self.orders, self.method = tuple(orders), method
@@ -57,19 +60,26 @@ class Segments:
         return max(points_of(self.method, order) for order in self.orders)
 
     def _fill(self, computed: int, gap: int) -> None:
-        """Sum errors of the steps after a computed one."""
+        """Sum the errors after a computed step, given the gap to the one before (0: none)."""
         kept = [computed] if gap == 0 else [computed, computed - gap]
         if gap and computed >= 2 * gap:
             kept.append(computed - 2 * gap)
         for age in range(1, self.max_age + 1):
             if computed + age < self._measured.num_steps:
-                least = self.least(computed + age, kept).min(axis=0)
+                least = self.by_order(computed + age, kept).min(axis=0)
                 self._errors[computed, gap, age] = self._errors[computed, gap, age - 1] + least
             else:
                 self._errors[computed, gap, age] = self._errors[computed, gap, age - 1]
 
-    def least(self, step: int, kept: Sequence[int]) -> Floats:
-        """``[orders, sites]``: errors of a forecast by its order; infinite where too few."""
+    def by_order(self, step: int, kept: Sequence[int]) -> Floats:
+        """Errors of the pictures by a forecast's order: float64 ``[orders, sites]``.
+
+        They are infinite where too few values are kept.
+
+        Args:
+            step: The step to forecast.
+            kept: Steps whose values are kept, newest first.
+        """
         return np.stack(
             [
                 self._measured.errors(step, kept, order, self.method)
@@ -80,13 +90,18 @@ class Segments:
         )
 
     def is_legal(self, computed: Sequence[int]) -> bool:
-        """Whether steps lie in the trajectory, begin at 0, and let nothing grow too old."""
+        """Whether computed steps ascend from 0 and let no kept value grow too old."""
         ends = [*computed, self._measured.num_steps]
         gaps = (after - before for before, after in pairwise(ends))
         return ends[0] == 0 and all(0 < gap <= self.max_age + 1 for gap in gaps)
 
     def error(self, group: Sequence[int], computed: Sequence[int]) -> float:
-        """The sum of a group's errors for its computed steps."""
+        """Sum the errors of a group.
+
+        Args:
+            group: Columns of its sites.
+            computed: The steps that compute, ascending from 0.
+        """
         total, columns = 0.0, list(group)
         ends = [*computed, self._measured.num_steps]
         for place, step in enumerate(computed):
@@ -96,11 +111,11 @@ class Segments:
         return total
 
     def cheapest(self, group: Sequence[int], price: float) -> tuple[int, ...]:
-        """The computed steps of a group that cost least.
+        """Find the computed steps of a group that cost least, in time and errors together.
 
         Args:
             group: Columns of its sites.
-            price: Milliseconds that an error of one is worth.
+            price: Milliseconds that an error of one costs.
         """
         steps = self._measured.num_steps
         errors = price * self._errors[..., list(group)].sum(axis=-1)
@@ -127,7 +142,7 @@ class Segments:
 def path_to(
     state: tuple[int, int], before: dict[tuple[int, int], tuple[int, int]]
 ) -> tuple[int, ...]:
-    """The computed steps on the way to a state."""
+    """List the computed steps on the way to a state."""
     steps = [state[0]]
     while state in before:
         state = before[state]

@@ -1,8 +1,7 @@
-"""Trying tables: pictures of a pipeline with one, against those of the untransformed model."""
+"""Trying schedules: a pipeline's pictures against those of the untransformed model."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.calibration.calibrate import quiet, replaced, seeded_apart
+from dqar_fx.calibration.pipeline_run import substitute
 from dqar_fx.errors import DqarError
 from dqar_fx.guidance.guided import GuidedDenoiser
 
@@ -26,18 +25,18 @@ if TYPE_CHECKING:
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
 
-    Around = Callable[[Callable[..., Any], torch.device], Callable[..., Any]]
+    ForwardWrapper = Callable[[Callable[..., Any], torch.device], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
-class Job:
+class PipelineJob:
     """What a pipeline generates.
 
     Attributes:
-        pipeline: A diffusers pipeline; as before after each run.
-        inputs: Prompts or labels.
-        seed: Of the noise: each picture has a generator of its own.
-        num_steps: Denoising steps, ``num_inference_steps``.
+        pipeline: A diffusers pipeline, which is as before after each run.
+        inputs: Prompts or class labels.
+        seed: Seed of the noise; each picture has a generator of its own.
+        num_steps: Denoising steps (``num_inference_steps``).
         batch_size: Pictures per run.
         call: More arguments of the pipeline.
     """
@@ -50,58 +49,57 @@ class Job:
     call: dict[str, Any]
 
     def run(self, transformer: nn.Module, scheduler: Any = None) -> torch.Tensor:
-        """All pictures ``[pictures, ...]``, float32, in the range that the pipeline gives.
+        """Generate all pictures.
 
         Args:
-            transformer: Takes the place of the pipeline's own.
-            scheduler: Likewise; a copy of the pipeline's by default.
+            transformer: Takes the place of the pipeline's transformer. A denoiser follows the
+                scheduler where that counts its steps.
+            scheduler: Takes the place of its scheduler; a copy of it by default.
+
+        Returns:
+            float32 ``[pictures, ...]``, in the range that the pipeline gives.
 
         Raises:
             DqarError: The pipeline gives no arrays of pictures.
         """
-        own = copy.deepcopy(self.pipeline.scheduler) if scheduler is None else scheduler
         pictures = []
-        with (
-            quiet(self.pipeline),
-            replaced(self.pipeline, transformer=transformer, scheduler=own),
-            seeded_apart(),
-        ):
+        with substitute(self.pipeline, transformer, scheduler):
             for start in range(0, len(self.inputs), self.batch_size):
                 batch = list(self.inputs[start : start + self.batch_size])
                 pictures.append(self._run_batch(batch, self.seed + start))
         return torch.cat(pictures)
 
     def _run_batch(self, batch: list[Any], seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)  # of schedulers that are given no generator
+        torch.manual_seed(seed)  # for schedulers that are given no generator
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(batch))]
-        given = {"num_inference_steps": self.num_steps, "output_type": "np", **self.call}
-        found = self.pipeline(batch, generator=generators, **given)
-        images = getattr(found, "images", getattr(found, "frames", None))
+        call = {"num_inference_steps": self.num_steps, "output_type": "np", **self.call}
+        result = self.pipeline(batch, generator=generators, **call)
+        images = getattr(result, "images", getattr(result, "frames", None))
         if images is None or not hasattr(images, "shape"):
             raise DqarError(
-                f"{type(self.pipeline).__name__} gave {type(found).__name__} without images "
+                f"{type(self.pipeline).__name__} gave {type(result).__name__} without images "
                 'or frames as arrays. Expected a pipeline that knows output_type="np"'
             )
         return torch.as_tensor(images).float().cpu()
 
 
 @dataclass
-class Trials:
-    """Qualities of schedules on a job; each is tried once, also over restarts.
+class ScheduleTrials:
+    """Measures how good the pictures of schedules are; each is tried once, also over restarts.
 
     Attributes:
         job: What is generated.
-        denoiser: Transformed with as many kept steps as any schedule reads.
+        denoiser: A denoiser whose graphs keep as many steps as any schedule reads.
         salt: Tells this job and model from others in the same file.
-        file: Where qualities are kept, or None.
+        file: The file that PSNRs are kept in, or None.
+        known: PSNR in decibels of the schedules that were tried, by a digest.
     """
 
-    job: Job
+    job: PipelineJob
     denoiser: Denoiser
     salt: str = ""
     file: Path | None = None
     known: dict[str, float] = field(default_factory=dict)
-    pictures_run: int = 0
     _right: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -113,67 +111,57 @@ class Trials:
     def psnr(
         self, schedule: Schedule, paths: Sequence[str], guidance: Guidance | None = None
     ) -> float:
-        """Peak signal-to-noise ratio of all pictures together, in decibels."""
-        key = self.salt + identity(schedule.resolve(paths), guidance)
+        """The peak signal-to-noise ratio of all pictures together, in decibels.
+
+        Args:
+            schedule: The schedule to try.
+            paths: Module path per site.
+            guidance: What the unconditional stream does; None for what it does already.
+        """
+        key = self.salt + digest_of(schedule.resolve(paths), guidance)
         if key not in self.known:
             self.known[key] = psnr(self.right, self.pictures(schedule, guidance))
-            self._write(key)
+            if self.file is not None:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with self.file.open("a") as lines:
+                    lines.write(json.dumps({"table": key, "psnr_db": self.known[key]}) + "\n")
         return self.known[key]
 
     @property
     def right(self) -> torch.Tensor:
-        """The pictures of the untransformed model."""
+        """The pictures of the untransformed model: float32 ``[pictures, ...]``."""
         if self._right is None:
             self._right = self.job.run(self.job.pipeline.transformer)
         return self._right
 
     def capture(self) -> None:
-        """Run the denoiser as it is, so that every signature of the job is captured once."""
-        self._run(self.denoiser)
+        """Run the denoiser as it is, which captures every input signature of the job."""
+        self.job.run(self.denoiser)
 
     def pictures(
         self,
         schedule: Schedule,
         guidance: Guidance | None = None,
-        around: Around | None = None,
+        around: ForwardWrapper | None = None,
     ) -> torch.Tensor:
-        """The pictures with a schedule.
+        """Generate the pictures of a schedule: float32 ``[pictures, ...]``.
 
         Args:
-            schedule: The schedule.
+            schedule: The schedule to try.
             guidance: What the unconditional stream does; None for what it does already.
-            around: Wraps the forward of the denoiser, given its device.
+            around: Wraps the denoiser's forward; it is given this and the device.
         """
         if isinstance(self.denoiser, GuidedDenoiser):
-            tried: Denoiser = self.denoiser.with_schedule(schedule, guidance=guidance)
+            denoiser: Denoiser = self.denoiser.with_schedule(schedule, guidance=guidance)
         else:
-            tried = self.denoiser.with_schedule(schedule)
+            denoiser = self.denoiser.with_schedule(schedule)
         if around is not None:
-            tried.forward = around(tried.forward, tried.device)
-        return self._run(tried)
-
-    def _run(self, denoiser: Denoiser) -> torch.Tensor:
-        self.pictures_run += len(self.job.inputs)
-        return run_attached(self.job, denoiser)
-
-    def _write(self, key: str) -> None:
-        if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a") as lines:
-                row = {"table": key, "psnr_db": self.known[key]}
-                lines.write(json.dumps(row) + "\n")
+            denoiser.forward = around(denoiser.forward, denoiser.device)
+        return self.job.run(denoiser)
 
 
-def run_attached(job: Job, denoiser: Denoiser, scheduler: Any = None) -> torch.Tensor:
-    """All pictures of a denoiser, which follows the scheduler where that counts its steps."""
-    own = copy.deepcopy(job.pipeline.scheduler) if scheduler is None else scheduler
-    if hasattr(own, "step_index"):
-        denoiser.attach_scheduler(own)
-    return job.run(denoiser, own)
-
-
-def identity(table: BranchTable, guidance: Guidance | None) -> str:
-    """A text that is equal for equal tables and guidance."""
+def digest_of(table: BranchTable, guidance: Guidance | None) -> str:
+    """Digest a table and guidance: equal text for equal ones."""
     arrays = (table.actions, table.orders, table.weights)
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays))
     digest.update(repr((table.sites, table.method, table.actions.shape)).encode())
@@ -183,15 +171,16 @@ def identity(table: BranchTable, guidance: Guidance | None) -> str:
 
 
 def psnr(right: torch.Tensor, other: torch.Tensor) -> float:
-    """``10 log10(1 / mean squared difference)`` of all values, which lie in [0, 1].
+    """Compute ``10 log10(1 / mean squared difference)`` of all values, which lie in [0, 1].
 
-    Of all pictures together, so that one that is ruined is not made up for by the others.
+    It is taken of all pictures together, so that the others do not make up for one that is
+    ruined.
     """
     square = (right - other).double().square().mean()
     return float(-10 * torch.log10(square.clamp(min=1e-12)))
 
 
-def together(one_db: float, other_db: float) -> float:
-    """The PSNR of two equally large sets of pictures, from those of each."""
+def pooled_psnr(one_db: float, other_db: float) -> float:
+    """The PSNR in decibels of two equally large sets of pictures, from that of each."""
     squares = (10 ** (-db / 10) for db in (one_db, other_db))
     return -10 * math.log10(sum(squares) / 2)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .plan import bind
+from .plan import select_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .plan import BoundCall, Plan, Stage, Variants
+    from .plan import Plan, Stage, Variants
 
 Live = tuple[bool, ...]
 """Per output of a stage, whether it is read."""
@@ -41,13 +41,13 @@ def find_live(
     variants: Variants,
     wholes: Sequence[Live] | None = None,
 ) -> tuple[Live, ...]:
-    """Per stage, which of its outputs a row reads, itself or through another stage.
+    """Find, per stage, which of its outputs a row reads, itself or through another stage.
 
     Args:
-        plan: Of the step.
-        actions: The row.
-        variants: As for `bind`, by the plan.
-        wholes: Per stage, what it gives if any of it is read; None for what is read.
+        plan: The plan of the step.
+        actions: The row, one action per column of the branch table.
+        variants: Gives, for a plan, what `select_calls` takes as ``specialised``.
+        wholes: Per stage, what it gives if any of it is read; None for what is read alone.
     """
     read, found = read_numbers(plan, actions, variants), list[Live]()
     for k, stage in reversed(list(enumerate(plan.stages))):
@@ -62,19 +62,19 @@ def find_live(
 
 
 def read_numbers(plan: Plan, actions: Sequence[int], variants: Variants) -> set[int]:
-    """Numbers that the calls of a row read, and those that it gives."""
-    calls: list[BoundCall] = bind(plan, actions, variants(plan), lambda _: None)
+    """Collect the numbers of what the calls of a row read, and of what the plan gives."""
+    calls = select_calls(plan, actions, variants(plan))
     return set(plan.outputs).union(*(call.inputs for call in calls))
 
 
 def restrict(stage: Stage, live: Live) -> Plan:
-    """A stage's plan, giving live outputs only."""
+    """Make the plan of a stage that gives its live outputs only."""
     pairs = zip(stage.plan.outputs, live, strict=True)
     return replace(stage.plan, outputs=tuple(number for number, is_live in pairs if is_live))
 
 
 def unite(rows: Iterable[tuple[Live, ...]]) -> tuple[Live, ...]:
-    """Per stage, what any of several rows reads."""
+    """Find, per stage, what any of several rows reads."""
     return tuple(
         tuple(any(each) for each in zip(*lives, strict=True))
         for lives in zip(*rows, strict=True)
@@ -82,12 +82,12 @@ def unite(rows: Iterable[tuple[Live, ...]]) -> tuple[Live, ...]:
 
 
 class Liveness:
-    """What rows read, each looked at once.
+    """Finds what rows read of the conditioning, each row once.
 
     Args:
-        plan: Of the step.
+        plan: The plan of the step.
         rows: The distinct rows of the table.
-        variants: As for `bind`, by the plan.
+        variants: Gives, for a plan, what `select_calls` takes as ``specialised``.
         is_compiled: Whether a stage is given whole, or not at all.
     """
 
@@ -106,13 +106,13 @@ class Liveness:
         self._of_table: tuple[Live, ...] | None = None
 
     def for_rows(self, rows: Sequence[Sequence[int]]) -> Liveness:
-        """The same for a table of other rows; what a row reads is looked at once for both."""
+        """Do the same for a table of other rows; what a row reads is found once for both."""
         twin = Liveness(self._plan, rows, self._variants, is_compiled=self._is_compiled)
         twin._known = self._known
         return twin
 
     def of_row(self, actions: Sequence[int]) -> tuple[Live, ...]:
-        """Per stage, what a row reads."""
+        """Find, per stage, what a row reads."""
         key = tuple(map(int, actions))
         if not self._plan.stages:
             return ()
@@ -121,13 +121,13 @@ class Liveness:
         return self._known[key]
 
     def of_table(self) -> tuple[Live, ...]:
-        """Per stage, what any row of the table reads."""
+        """Find, per stage, what any row of the table reads."""
         if self._of_table is None:
             self._of_table = unite(self.of_row(row) for row in self._rows)
         return self._of_table
 
     def needs(self, actions: Sequence[int]) -> Needs:
-        """What a row reads, which need not be one of the table: sites may start cold."""
+        """Find what a row needs, which may be none of the table's: sites may start cold."""
         key = tuple(map(int, actions))
         if key not in self._needs:
             step = self.of_row(key)

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from .slots import SlotKey
 
     Static = str | SlotKey | int | None
-    Pack = Callable[[Sequence[Any]], Sequence[Any]]
+    PackWeights = Callable[[Sequence[Any]], Sequence[Any]]
     Specialised = Callable[[str, tuple[Action, ...], tuple[bool, ...]], "Variant"]
     Variants = Callable[["Plan"], Specialised]
+    CallObserver = Callable[["Variant"], Callable[..., Sequence[Any]]]
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class PlannedCall:
 
     Attributes:
         region: Name of the region's graph.
-        inputs: Numbers of the flowing tensors it reads, its first arguments.
+        inputs: Numbers of the flowing tensors that it reads, its first arguments.
         static: Its other arguments: a parameter's path, a slot's key, the column of a
             forecast's weights, or None for an action.
-        outputs: Numbers of the tensors it writes; None where nothing reads one.
-        columns: Columns of the branch table of its sites, in graph order.
+        outputs: Numbers of the tensors that it writes; None where nothing reads one.
+        columns: Columns of its sites in the branch table, in graph order.
     """
 
     region: str
@@ -60,8 +61,8 @@ class Stage:
     """A part of the conditioning that depends on one set of the denoiser's inputs.
 
     Attributes:
-        gm: Its graph, before it was cut into regions.
-        plan: Its regions.
+        gm: Graph of the stage, before it was cut into regions.
+        plan: The same graph as calls of regions.
         inputs: Numbers, in the step's plan, of what it reads: the first inputs of ``gm``.
         static: The other inputs of ``gm``: parameters' paths.
         outputs: Numbers, in the step's plan, of what it gives; None where nothing reads it.
@@ -76,7 +77,7 @@ class Stage:
     leaves: frozenset[int]
 
     def count_bytes(self, live: Sequence[bool]) -> int:
-        """Bytes, for one step, of those of its outputs that are live."""
+        """Count the bytes, for one step, of those of its outputs that are live."""
         values = map(tensor_value, compress(graph_outputs(self.gm.graph), live))
         return sum(value.numel() * value.itemsize for value in values if value is not None)
 
@@ -101,9 +102,16 @@ class Plan:
     outputs: tuple[int, ...]
     size: int
 
+    def place_inputs(self, leaves: Sequence[Any]) -> list[Any]:
+        """Make room for all numbered tensors, with the graph's flat inputs in their places."""
+        values: list[Any] = [None] * self.size
+        for number, leaf in zip(self.inputs, leaves, strict=True):
+            values[number] = leaf
+        return values
+
 
 def make_plan(gm: fx.GraphModule) -> Plan:
-    """Read a plan off an outlined graph."""
+    """Read the plan of a step off an outlined graph."""
     numbers = number_tensors(gm.graph)
     inputs = [n for n in gm.graph.find_nodes(op="placeholder") if n in numbers]
     nodes = gm.graph.find_nodes(op="call_module", sort=True)
@@ -120,7 +128,7 @@ def make_plan(gm: fx.GraphModule) -> Plan:
 
 
 def number_tensors(graph: fx.Graph) -> dict[fx.Node, int]:
-    """A number for each flowing input and each output of a call."""
+    """Give a number to each flowing input and to each output of a call."""
     numbers: dict[fx.Node, int] = {}
     for node in graph.nodes:
         flows = node.op == "placeholder" and not is_static_input(node)
@@ -130,7 +138,7 @@ def number_tensors(graph: fx.Graph) -> dict[fx.Node, int]:
 
 
 def plan_call(node: fx.Node, numbers: dict[fx.Node, int]) -> PlannedCall:
-    """The call that a node stands for."""
+    """Read off the call that a node stands for."""
     static = [a for a in node.all_input_nodes if is_static_input(a)]
     return PlannedCall(
         region=str(node.target),
@@ -147,7 +155,14 @@ def plan_stages(
     numbers: dict[fx.Node, int],
     inputs: Sequence[fx.Node],
 ) -> tuple[Stage, ...]:
-    """The conditioning's stages, each with the denoiser's inputs that it depends on."""
+    """Read off the conditioning's stages, each with the inputs that it depends on.
+
+    Args:
+        gm: The outlined graph.
+        nodes: The calls of stages, in order.
+        numbers: The numbers of tensors that flow.
+        inputs: The flowing inputs of the graph.
+    """
     depends = {numbers[node]: frozenset({leaf}) for leaf, node in enumerate(inputs)}
     stages = []
     for node in nodes:
@@ -169,13 +184,13 @@ def flowing_inputs(call: fx.Node, numbers: dict[fx.Node, int]) -> tuple[int, ...
 
 
 def call_outputs(call: fx.Node, numbers: dict[fx.Node, int]) -> tuple[int | None, ...]:
-    """Per output of a call its number; None where nothing reads it."""
+    """List the number of each output of a call; None where nothing reads it."""
     items = {item.args[1]: numbers[item] for item in call.users}
     return tuple(items.get(position) for position in range(len(call.meta["val"])))
 
 
 def static_argument(node: fx.Node) -> Static:
-    """What stands for a static input until tensors are bound."""
+    """Give what stands for a static input until tensors are bound."""
     given: SlotKey | int | None = node.meta.get("slot", node.meta.get("weights"))
     return parameter_path(node) or given
 
@@ -193,13 +208,13 @@ class BoundCall(NamedTuple):
 
 @dataclass(frozen=True)
 class Variant:
-    """A region specialised for given actions and live outputs, and lowered.
+    """A region specialised for given actions and live outputs.
 
     Attributes:
         gm: Its graph.
-        function: What runs it.
+        function: What runs it: the graph as it is lowered.
         kept: Positions of the region's inputs that it still takes.
-        structure: Text that equal variants share.
+        structure: Text that equal lowered variants share.
         packed: Positions of those inputs that it takes as packed weights.
     """
 
@@ -210,25 +225,37 @@ class Variant:
     packed: frozenset[int] = frozenset()
 
 
-def bind(
-    plan: Plan,
-    actions: Sequence[int],
-    specialised: Specialised,
-    fill: Callable[[Static], Any],
-    pack: Pack | None = None,
-) -> list[BoundCall]:
-    """The calls of a plan for one row.
+class LiveCall(NamedTuple):
+    """A call that a row runs, before its tensors are bound."""
+
+    number: int
+    """Its place among the calls of the plan."""
+    variant: Variant
+    inputs: tuple[int, ...]
+    """Numbers of the flowing tensors that the variant reads."""
+    static: dict[int, Static]
+    """What the variant takes besides, by position among the region's inputs."""
+    outputs: tuple[int, ...]
+    """Numbers of the tensors that something reads."""
+    dead: tuple[int, ...]
+    """Numbers that nothing reads after this call."""
+
+
+def select_calls(
+    plan: Plan, actions: Sequence[int], specialised: Specialised
+) -> list[LiveCall]:
+    """Select the calls that a row runs, in order, and the variants that they run.
+
+    A call is run if something after it reads what it gives, or if one of its sites stores.
 
     Args:
         plan: The plan.
         actions: One action per column of the branch table.
         specialised: Gives the variant of a region for actions and live outputs.
-        fill: Gives the tensor for a static argument.
-        pack: Packs those of a call that are weights; None where no variant has any.
     """
     needed = set(plan.outputs)
-    bound: list[BoundCall] = []
-    for call in reversed(plan.calls):
+    selected: list[LiveCall] = []
+    for place, call in reversed(list(enumerate(plan.calls))):
         mine = tuple(Action(int(actions[c])) for c in call.columns)
         live = tuple(number in needed for number in call.outputs)
         if not any(live) and Action.STORE not in mine:
@@ -236,16 +263,42 @@ def bind(
         variant = specialised(call.region, mine, live)
         flowing = len(call.inputs)
         inputs = tuple(call.inputs[k] for k in variant.kept if k < flowing)
-        filled = {k: fill(call.static[k - flowing]) for k in variant.kept if k >= flowing}
-        if pack is not None:
-            weights = sorted(variant.packed & filled.keys())
-            filled |= zip(weights, pack([filled[k] for k in weights]), strict=True)
+        static = {k: call.static[k - flowing] for k in variant.kept if k >= flowing}
         outputs = tuple(n for n in call.outputs if n in needed and n is not None)
         dead = tuple(number for number in dict.fromkeys(inputs) if number not in needed)
         needed.update(inputs)
+        selected.append(LiveCall(place, variant, inputs, static, outputs, dead))
+    return selected[::-1]
+
+
+def bind(
+    calls: Sequence[LiveCall],
+    fill: Callable[[Static], Any],
+    pack: PackWeights | None = None,
+    observe: CallObserver | None = None,
+) -> list[BoundCall]:
+    """Fill in what does not flow between the calls of a row.
+
+    Args:
+        calls: The calls, as `select_calls` gives them.
+        fill: Gives the tensor for a static argument.
+        pack: Packs those of a call that are weights; None where no variant has any.
+        observe: Gives what is called in the place of a variant's function, such as a clock
+            around it; None to call the function itself.
+
+    Returns:
+        The calls, each with all that it takes beside the tensors that flow.
+    """
+    bound: list[BoundCall] = []
+    for call in calls:
+        filled = {k: fill(static) for k, static in call.static.items()}
+        if pack is not None:
+            weights = sorted(call.variant.packed & filled.keys())
+            filled |= zip(weights, pack([filled[k] for k in weights]), strict=True)
+        function = call.variant.function if observe is None else observe(call.variant)
         static = tuple(filled.values())
-        bound.append(BoundCall(variant.function, inputs, static, outputs, dead))
-    return bound[::-1]
+        bound.append(BoundCall(function, call.inputs, static, call.outputs, call.dead))
+    return bound
 
 
 def execute(calls: Sequence[BoundCall], values: list[Any]) -> None:

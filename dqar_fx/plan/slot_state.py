@@ -1,7 +1,7 @@
 """What a stream's slots hold after some steps of a trajectory, as a value that never changes.
 
-The same steps lead to the same ledgers, trajectory after trajectory: what was worked out for a
-ledger and a step is worked out once.
+The same steps lead to the same states, trajectory after trajectory: what was worked out for a
+state and a step is worked out once.
 """
 
 from __future__ import annotations
@@ -34,26 +34,30 @@ class SlotState:
         kept: Per site, the steps whose outputs its buffers hold, newest first.
         newest: Per site, which of its buffers is the newest.
         history: How many outputs of a site are kept at a time.
-        rivals: Per site, those that overwrite what it keeps; empty where none does.
+        overwriters: Per site, the columns of those that overwrite what it keeps; empty where
+            no site does.
     """
 
     kept: tuple[tuple[int, ...], ...]
     newest: tuple[int, ...]
     history: int
-    rivals: tuple[tuple[int, ...], ...] = ()
+    overwriters: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def empty(
-        cls, num_sites: int, history: int, rivals: tuple[tuple[int, ...], ...] = ()
+        cls, num_sites: int, history: int, overwriters: tuple[tuple[int, ...], ...] = ()
     ) -> SlotState:
-        """That of a trajectory's beginning."""
-        return cls(((),) * num_sites, (0,) * num_sites, history, rivals)
+        """Make the state at a trajectory's beginning, where nothing is kept."""
+        return cls(((),) * num_sites, (0,) * num_sites, history, overwriters)
 
     def actions_for(self, table: BranchTable, step: int) -> tuple[Actions, int]:
-        """The table's row with each REUSE of what is not there made a STORE.
+        """Take the table's row, with each REUSE of what is not there made a STORE.
 
         A kept output is there if it is of this trajectory and at least as new as the table
-        says. Returns the row and the number of sites that start cold.
+        says.
+
+        Returns:
+            The row, ``int8[sites]``, and the number of sites that start cold.
         """
         stored_at = np.array([steps[0] if steps else NEVER for steps in self.kept], np.int64)
         cold = stored_at < table.sources[step]
@@ -63,33 +67,33 @@ class SlotState:
         return actions, int(cold.sum())
 
     def after(self, actions: Actions, step: int) -> SlotState:
-        """What is held after a step."""
+        """Give the state after a step with these actions, ``int8[sites]``."""
         stores = (actions == Action.STORE).tolist()
         kept = tuple(
             (step, *steps)[: self.history] if is_store else steps
             for steps, is_store in zip(self.kept, stores, strict=True)
         )
         lost = {
-            rival
-            for rivals, is_store in zip(self.rivals, stores, strict=False)
+            overwriter
+            for overwriters, is_store in zip(self.overwriters, stores, strict=False)
             if is_store
-            for rival in rivals
+            for overwriter in overwriters
         }
         if lost:
             kept = tuple(() if site in lost else steps for site, steps in enumerate(kept))
-        return SlotState(kept, self._move(stores), self.history, self.rivals)
+        return SlotState(kept, self._move(stores), self.history, self.overwriters)
 
     def places(self, actions: Actions) -> tuple[int, ...]:
-        """Per site, which of its buffers is the newest at a step; empty if each has one."""
+        """Say, per site, which of its buffers is the newest; empty if each has but one."""
         return () if self.history == 1 else self._move((actions == Action.STORE).tolist())
 
     def _move(self, stores: list[bool]) -> tuple[int, ...]:
-        """Stores move on by one."""
+        """Say, per site, which of its buffers is the newest once it has stored."""
         pairs = zip(self.newest, stores, strict=True)
         return tuple((newest - is_store) % self.history for newest, is_store in pairs)
 
     def weigh(self, table: BranchTable, actions: Actions, step: int) -> ForecastWeights:
-        """The weights of a step's forecasts; empty if there is no history."""
+        """Compute the weights of a step's forecasts; empty if there is no history."""
         if self.history == 1:
             return ()
         orders = np.where(actions == Action.FORECAST, table.orders[step], 0).tolist()

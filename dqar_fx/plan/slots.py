@@ -1,8 +1,8 @@
 """Slots: the preallocated buffers of one stream, and what each of them holds.
 
 A site's slots live from its first STORE to its last read in a trajectory. Sites whose lives
-do not overlap share buffers of equal shape, strides, dtype and device; the ledger forgets what
-one of them kept as soon as another stores, whatever the order of steps turns out to be.
+do not overlap share buffers of equal shape, strides, dtype and device; the slot state forgets
+what one of them kept as soon as another stores, whatever the order of steps turns out to be.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Slots:
     """The buffers of one stream: allocated once, written in place, never handed out.
 
     Args:
-        specs: Of each slot.
-        num_sites: Columns of the branch table.
+        specs: Shape, strides, dtype and device of each slot.
+        num_sites: Number of columns of the branch table.
         history: How many outputs of a site are kept at a time.
         owners: Per slot, the one whose buffer it uses, as `share_slots` gives them; each its
             own where left out.
 
     Attributes:
         buffers: One tensor per slot, at an address that does not change.
-        ledger: What they hold of this trajectory.
+        slot_state: What the buffers hold of this trajectory.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Slots:
         own = {key: specs[key].allocate() for key in sorted(set(owners.values()))}
         self.buffers: dict[SlotKey, torch.Tensor] = {key: own[owners[key]] for key in specs}
         self.history = history
-        rivals = find_rivals(owners, num_sites)
-        self._nothing = self.slot_state = SlotState.empty(num_sites, history, rivals)
+        overwriters = find_overwriters(owners, num_sites)
+        self._nothing = self.slot_state = SlotState.empty(num_sites, history, overwriters)
         self._trajectory: object = None
         self._flags = [
             (key[0], self.buffers[key]) for key, spec in specs.items() if is_flag(spec)
@@ -89,9 +89,9 @@ class Slots:
         self._trajectory = None
 
     def take_flags(self) -> list[int]:
-        """Columns that kept what is not finite, since the flags were taken last.
+        """List the columns that kept what is not finite since the flags were taken last.
 
-        Waits for the device.
+        This waits for the device.
         """
         if not self._flags or self._flags[0][1].is_meta:
             return []
@@ -108,7 +108,12 @@ class Slots:
         self.slot_state = self.slot_state.after(actions, step)
 
     def buffer(self, key: SlotKey, places: tuple[int, ...]) -> torch.Tensor:
-        """The buffer that stands at a place of a history."""
+        """Find the buffer that stands at a place of a history.
+
+        Args:
+            key: The slot, whose place is counted from the newest buffer.
+            places: Per site, which of its buffers is the newest; empty if each has but one.
+        """
         column, value, place, part = key
         if places:
             place = (place + places[column]) % self.history
@@ -116,7 +121,7 @@ class Slots:
 
 
 def slots_of(guarded: fx.GraphModule) -> dict[SlotKey, TensorSpec]:
-    """The slots that a guarded graph has inputs for."""
+    """Find the slots that a guarded graph has inputs for."""
     return {
         node.meta["slot"]: TensorSpec.of(node.meta["val"])
         for node in guarded.graph.find_nodes(op="placeholder")
@@ -127,7 +132,7 @@ def slots_of(guarded: fx.GraphModule) -> dict[SlotKey, TensorSpec]:
 def plan_slots(
     specs: Mapping[SlotKey, TensorSpec], table: BranchTable
 ) -> dict[SlotKey, TensorSpec]:
-    """Slots of those sites that the table ever stores; the others need none."""
+    """Keep the slots of those sites that the table ever stores; the others need none."""
     stored = set(np.nonzero((table.actions == Action.STORE).any(axis=0))[0].tolist())
     return {key: spec for key, spec in specs.items() if key[0] in stored}
 
@@ -137,7 +142,7 @@ Life = tuple[int, int]
 
 
 def find_lives(table: BranchTable) -> dict[int, Life]:
-    """Per column that the table stores, from its first STORE to its last read."""
+    """Find the life of each column that the table stores: first STORE to last read."""
     is_stored = table.actions == Action.STORE
     lives = {}
     for column in np.nonzero(is_stored.any(axis=0))[0].tolist():
@@ -149,7 +154,7 @@ def find_lives(table: BranchTable) -> dict[int, Life]:
 def share_slots(
     specs: Mapping[SlotKey, TensorSpec], table: BranchTable
 ) -> dict[SlotKey, SlotKey]:
-    """Per slot, the one whose buffer it uses; itself where nothing is shared.
+    """Find, per slot, the one whose buffer it uses; itself where nothing is shared.
 
     Lives are intervals of steps: those that share a step, even where one ends and the other
     begins, have buffers of their own. Taken by their beginning, each in a buffer whose last
@@ -174,15 +179,15 @@ def share_slots(
     return owners
 
 
-def find_rivals(
+def find_overwriters(
     owners: Mapping[SlotKey, SlotKey], num_sites: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Per column, the others that use one of its buffers; empty where nothing is shared."""
+    """Find, per column, the others that use one of its buffers; empty if none is shared."""
     users = defaultdict[SlotKey, set[int]](set)
     for key, owner in owners.items():
         users[owner].add(key[0])
-    rivals: list[set[int]] = [set() for _ in range(num_sites)]
+    overwriters: list[set[int]] = [set() for _ in range(num_sites)]
     for columns in users.values():
         for column in columns:
-            rivals[column] |= columns - {column}
-    return tuple(tuple(sorted(each)) for each in rivals) if any(rivals) else ()
+            overwriters[column] |= columns - {column}
+    return tuple(tuple(sorted(each)) for each in overwriters) if any(overwriters) else ()

@@ -44,19 +44,19 @@ class BatchSignature:
     def of(
         cls, program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec
     ) -> BatchSignature:
-        """The family of a program and the flat inputs that it was built for."""
+        """The batch signature of a program and the flat inputs that it was built for."""
         latent = program.roles.latent
-        batch = count_rows(leaves[latent])
-        inputs = tuple(map(describe, leaves))
+        batch = count_samples(leaves[latent])
+        inputs = tuple(map(describe_input, leaves))
         context = context_of(program, leaves, spec)
         return cls(batch, latent, inputs, context, {batch: program.plan})
 
     def has(self, program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
-        """Whether a program and its flat inputs are of this family."""
+        """Whether a program and its flat inputs have this batch signature."""
         if context_of(program, leaves, spec) != self.context:
             return False
         batch = self.batch_of(leaves)
-        pairs = zip(self.inputs, map(describe, leaves), strict=True)
+        pairs = zip(self.inputs, map(describe_input, leaves), strict=True)
         return all(self._is_alike(known, given, batch) for known, given in pairs)
 
     def _is_alike(self, known: object, given: object, batch: int) -> bool:
@@ -74,7 +74,7 @@ class BatchSignature:
 
     def batch_of(self, leaves: Sequence[Any]) -> int:
         """The batch size of flat inputs."""
-        return count_rows(leaves[self.latent])
+        return count_samples(leaves[self.latent])
 
     def double(self, leaves: Sequence[Any]) -> list[Any]:
         """The same flat inputs with twice the samples."""
@@ -93,12 +93,12 @@ def context_of(
     return spec, casts_of(leaves), program.history
 
 
-def count_rows(value: torch.Tensor) -> int:
+def count_samples(value: torch.Tensor) -> int:
     """Rows of a tensor; none of what has no dimension."""
     return value.shape[0] if value.dim() else 0
 
 
-def describe(leaf: object) -> object:
+def describe_input(leaf: object) -> object:
     """Describe an input without its values."""
     return TensorSpec.of(leaf) if isinstance(leaf, torch.Tensor) else (type(leaf), repr(leaf))
 

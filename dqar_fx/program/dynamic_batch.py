@@ -57,7 +57,7 @@ class Batches:
     ) -> None:
         """Let a program share its regions.
 
-        The first program of a family is built a second time, for twice the samples.
+        The first program of a kind is built a second time, for twice the samples.
 
         Args:
             program: The program.

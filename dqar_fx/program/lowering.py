@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dqar_fx.passes import specialise
 from dqar_fx.passes.pipeline import (
     COMPILED,
     COMPILED_ANY_BATCH,
@@ -20,9 +19,10 @@ from dqar_fx.passes.pipeline import (
     select_passes,
 )
 from dqar_fx.passes.support.editing import generate_code
-from dqar_fx.passes.support.graphs import graph_outputs, structure_of
-from dqar_fx.passes.support.runner import fork, ignore, run_pass, run_passes
+from dqar_fx.passes.support.graphs import structure_of
+from dqar_fx.passes.support.runner import ignore, run_passes
 from dqar_fx.plan.plan import Variant
+from dqar_fx.plan.unlowered import UnloweredRegions, specialise_region
 
 from .packed_weights import PackedWeights
 
@@ -77,7 +77,10 @@ class Lowering:
         self.variants: dict[str, Variant] = {}
         self.reports: list[PassReport] = []
         self._known: dict[tuple[fx.GraphModule, object, object, bool], Variant] = {}
-        self._unlowered: dict[tuple[fx.GraphModule, object, object, bool], Variant] = {}
+        self._unlowered = {
+            False: UnloweredRegions(),
+            True: UnloweredRegions(lambda gm: prepack_region(gm, options.disable)[0]),
+        }
         self._narrowed: dict[
             tuple[fx.GraphModule, tuple[bool, ...]], tuple[fx.GraphModule, tuple[int, ...]]
         ] = {}
@@ -134,21 +137,14 @@ class Lowering:
             packs: As for `variant`.
         """
         packs = packs and self.options.prepack
+        unlowered = self._unlowered[packs]
 
         def specialised(
             region: str, actions: tuple[Action, ...], live: tuple[bool, ...]
         ) -> Variant:
             own = plan.regions[region]
-            key = (own, actions, live, packs)
-            if key in self._known:
-                return self._known[key]
-            if key not in self._unlowered:
-                gm, kept, _ = specialise_region(own, actions, live)
-                packed = prepack_region(gm, self.options.disable)[0] if packs else ()
-                self._unlowered[key] = Variant(
-                    own, own.forward, kept, "", frozenset(kept[i] for i in packed)
-                )
-            return self._unlowered[key]
+            known = self._known.get((own, actions, live, packs))
+            return known or unlowered.variant(own, actions, live)
 
         return specialised
 
@@ -181,26 +177,6 @@ class Lowering:
             self.reports += run_passes(gm, passes, "region", self._observe)
         generate_code(gm)
         return self.backend.compile(gm, **shapes)
-
-
-def specialise_region(
-    region: fx.GraphModule,
-    actions: Sequence[Action],
-    live: Sequence[bool],
-    observe: Observer | None = None,
-) -> tuple[fx.GraphModule, tuple[int, ...], PassReport]:
-    """A region's graph for actions, giving live outputs only.
-
-    Returns:
-        The graph, the positions of the region's inputs that it still takes, and the report.
-    """
-    gm = fork(region)
-    outputs = zip(graph_outputs(gm.graph), live, strict=True)
-    gm.graph.output_node().args = (tuple(node for node, alive in outputs if alive),)
-    before = [node.name for node in gm.graph.find_nodes(op="placeholder")]
-    report = run_pass(gm, partial(specialise, actions=actions), "region", observe)
-    after = {node.name for node in gm.graph.find_nodes(op="placeholder")}
-    return gm, tuple(i for i, name in enumerate(before) if name in after), report
 
 
 def prepack_region(

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from dqar_fx.capture.inputs import Roles
-from dqar_fx.conditioning.conditioning import Ahead, Conditioning
+from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
 from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import StepError
@@ -21,13 +22,13 @@ from dqar_fx.notices import Once, warn
 from dqar_fx.passes import specialise
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.plan.liveness import Liveness
-from dqar_fx.plan.plan import BoundCall, Plan, Variant, bind, execute
+from dqar_fx.plan.plan import BoundCall, Plan, Variant, bind, execute, select_calls
 from dqar_fx.plan.slots import Slots, plan_slots, share_slots, slots_of
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from torch import fx
 
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from dqar_fx.conditioning.fixed import ConditioningTable
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.passes import TensorSpec
-    from dqar_fx.plan.liveness import Needs
-    from dqar_fx.plan.plan import Pack, Static
+    from dqar_fx.plan.liveness import Live, Needs
+    from dqar_fx.plan.plan import CallObserver, PackWeights, Stage, Static
     from dqar_fx.plan.slot_state import Actions, ForecastWeights, SlotState
     from dqar_fx.plan.slots import SlotKey
     from dqar_fx.schedule.table import BranchTable
@@ -90,6 +91,11 @@ class Stream:
 class Program:
     """One input signature of a denoiser, compiled to a plan.
 
+    Args:
+        conditioning: When to evaluate it: ``"auto"``, ``"step"`` or ``"trajectory"``.
+        observe: Gives, for each variant that is bound, what is called in the place of its
+            function, such as a clock around it; None to call the function itself.
+
     Attributes:
         captured: The model as a graph, untouched.
         guarded: The same with conditioning hoisted and every site guarded.
@@ -115,6 +121,7 @@ class Program:
         lowering: Lowering,
         explanation: Explanation,
         conditioning: str = "auto",
+        observe: CallObserver | None = None,
     ) -> None:
         self.captured = captured
         self.guarded = guarded
@@ -126,12 +133,16 @@ class Program:
         self.history = 1 + max((place for _, _, place, _ in slots), default=0)
         self.lowering = lowering
         self.explanation = explanation
+        self._observe = observe
         self.streams: dict[tuple[str | None, int], Stream] = {}
         self.roles = Roles.of(captured.gm)
-        self.ahead = Ahead(conditioning, is_compiled=lowering.backend.is_compiled)
+        self.ahead = AheadPolicy(
+            conditioning,
+            is_compiled=lowering.backend.is_compiled,
+            timestep=self.roles.timestep,
+        )
         self._conditioning = Conditioning(
             plan.stages,
-            self.roles.timestep,
             ahead=self.ahead,
             copy=lowering.backend.replays,
             bind=self._bind_stage,
@@ -143,7 +154,7 @@ class Program:
         )
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
         self._once = Once()
-        devices = {spec.device.type for spec in self.slot_specs.values()}
+        devices = {spec.device.type for spec in slots.values()}
         self._is_on_host = devices <= {"cpu"}
 
     def with_table(self, table: BranchTable) -> Program:
@@ -220,30 +231,34 @@ class Program:
         0 where it is evaluated step by step; else what is kept once timesteps are known, of
         what any step of the table reads.
         """
-        sizes = (self.table.num_steps * size for size in self._stage_bytes(every_step=True))
-        return sum(size for size in sizes if self.ahead.is_wanted and self.ahead.allows(size))
+        num_steps = self.table.num_steps
+        return sum(
+            num_steps * stage.count_bytes(live)
+            for stage, live in self._stages_read()
+            if self.ahead.tabulates(stage, live, num_steps)
+        )
 
     @property
     def constant_bytes(self) -> int:
         """Bytes of one stream's conditioning that does not read the timestep."""
-        return sum(self._stage_bytes(every_step=False))
-
-    def _stage_bytes(self, *, every_step: bool) -> list[int]:
-        """Bytes per step of the stages that read the timestep, or of the others."""
-        pairs = zip(self.plan.stages, self.liveness.of_table(), strict=True)
-        return [
+        return sum(
             stage.count_bytes(live)
-            for stage, live in pairs
-            if (self.roles.timestep in stage.leaves) == every_step
-        ]
+            for stage, live in self._stages_read()
+            if not self.ahead.is_timed(stage)
+        )
 
-    def bind_unlowered(self, row: Sequence[int], pack: Pack) -> None:
+    def _stages_read(self) -> Iterator[tuple[Stage, Live]]:
+        """Each stage of the conditioning, and which of its outputs any step reads."""
+        return zip(self.plan.stages, self.liveness.of_table(), strict=True)
+
+    def bind_unlowered(self, row: Sequence[int], pack: PackWeights) -> None:
         """Bind a row with nothing lowered; ``pack`` is shown the weights of each call."""
 
         def fill(static: Static) -> Any:
             return self._tensor_of(static) if isinstance(static, str) else None
 
-        bind(self.plan, row, self.lowering.unlowered_of(self.plan, packs=True), fill, pack)
+        unlowered = self.lowering.unlowered_of(self.plan, packs=True)
+        bind(select_calls(self.plan, row, unlowered), fill, pack)
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -291,9 +306,58 @@ class Program:
         step = self._prepare(stream, position.step, weights)
         if step.num_cold:
             self._warn_cold(step.num_cold, position)
-        values: list[Any] = [None] * self.plan.size
-        for number, leaf in zip(self.plan.inputs, leaves, strict=True):
-            values[number] = leaf
+        return self._execute(stream, step, leaves, position)
+
+    def run_row(
+        self, leaves: Sequence[Any], position: Position, row: tuple[Action, ...]
+    ) -> list[torch.Tensor]:
+        """Run a given row in the place of the table's, whatever is kept: to measure it.
+
+        The program needs slots for all that the row stores and reads. What they hold counts
+        as kept, and a forecast reads all of its history.
+
+        Args:
+            leaves: The denoiser's flat inputs.
+            position: Which step of which stream.
+            row: One action per site.
+
+        Returns:
+            The flat outputs.
+        """
+        stream = self._stream(position.stream)
+        if not stream.slots.holds(position.trajectory):
+            stream.slots.enter(position.trajectory)
+        if row not in stream.rows:
+            newest = (1.0, *[0.0] * (self.history - 1))
+            weights = (newest,) * len(row)
+            stream.rows[row] = self._bind_row(stream, np.array(row, np.int8), weights)
+        step = PreparedStep(
+            calls=stream.rows[row],
+            after=stream.slots.slot_state,
+            needs=self.liveness.needs(row),
+            num_cold=0,
+            is_checked=self._is_checked(row, position.step),
+        )
+        return self._execute(stream, step, leaves, position)
+
+    def evaluate_conditioning(self, leaves: Sequence[Any], position: Position) -> None:
+        """Evaluate all that the table's first row reads, as for a prompt never seen before.
+
+        What is found is not kept: this is to measure it.
+
+        Args:
+            leaves: The denoiser's flat inputs.
+            position: Which step of which stream.
+        """
+        needs = self.liveness.needs(self.table.row(0))
+        values = self.plan.place_inputs(leaves)
+        self._conditioning.evaluate(Memo(), leaves, values, position, needs)
+
+    def _execute(
+        self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position
+    ) -> list[torch.Tensor]:
+        """Run a step that is worked out; its flat outputs."""
+        slots, values = stream.slots, self.plan.place_inputs(leaves)
         if self.lowering.backend.replays:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it so
         try:
@@ -374,20 +438,23 @@ class Program:
             if row not in stream.rows:
                 stream.rows[row] = self._bind_row(stream, actions, weighed)
             calls = stream.rows[row]
-        is_last = step == self.table.num_steps - 1
         made = PreparedStep(
             calls=calls,
             after=state.after(actions, step),
             needs=self.liveness.needs(actions.tolist()),
             num_cold=num_cold,
-            # on other devices at the end alone: asking them waits
-            is_checked=is_last or (self._is_on_host and Action.STORE in actions),
+            is_checked=self._is_checked(actions, step),
         )
         if weights is None:
             if len(stream.prepared) >= MAX_PREPARED:
                 stream.prepared.clear()
             stream.prepared[state, step] = made
         return made
+
+    def _is_checked(self, actions: Sequence[int] | Actions, step: int) -> bool:
+        """Whether to look for NaN and infinity after a step: elsewhere, to ask is to wait."""
+        is_last = step == self.table.num_steps - 1
+        return is_last or (self._is_on_host and Action.STORE in actions)
 
     def _bind_row(
         self, stream: Stream, actions: Actions, weights: ForecastWeights
@@ -398,14 +465,16 @@ class Program:
         fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)
         variant = partial(self.lowering.variant, self.plan, packs=True)
         pack = self.lowering.packed_weights.pack
-        return bind(self.plan, actions.tolist(), variant, fill, pack)
+        calls = select_calls(self.plan, actions.tolist(), variant)
+        return bind(calls, fill, pack, self._observe)
 
     def _bind_stage(self, plan: Plan) -> list[BoundCall]:
         """The calls of a conditioning stage.
 
         Its weights are not packed: they may be released, or are read once.
         """
-        return bind(plan, (), partial(self.lowering.variant, plan), self._tensor_of)
+        calls = select_calls(plan, (), partial(self.lowering.variant, plan))
+        return bind(calls, self._tensor_of, observe=self._observe)
 
     def _tensor_of(
         self,

@@ -11,7 +11,7 @@ import torch
 from dqar_fx.errors import StepError
 from dqar_fx.notices import Once, warn
 
-from .steps import Context, StepTracker
+from .steps import NamedStream, StepTracker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,7 +47,7 @@ class CallTracker:
         if step_index is not None and step_index < 0:
             raise StepError(f"step_index must not be negative, found {step_index}")
         outer = self.tracker.context
-        self.tracker.context = Context(name, step_index)
+        self.tracker.context = NamedStream(name, step_index)
         try:
             yield
         finally:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Context:
+class NamedStream:
     """The stream and step that ``cache_context`` named."""
 
     name: str
@@ -43,7 +43,7 @@ class Position:
         stream: Name given by ``cache_context`` (or None), and number of the call in its step.
         step: Index of the step in the trajectory.
         length: Steps of the trajectory, where known.
-        ruler: The timesteps of the trajectory, where the call's timestep is the element
+        timesteps: The timesteps of the trajectory, where the call's timestep is the element
             ``step`` of them; else None.
     """
 
@@ -125,7 +125,7 @@ class StepTracker:
     """Follows the calls of one denoiser."""
 
     def __init__(self) -> None:
-        self.context: Context | None = None
+        self.context: NamedStream | None = None
         self.timestep_sources = TimestepSources()
         self._trajectories: dict[str | None, Trajectory] = {}
 

@@ -59,6 +59,7 @@ def test_run_lockstep_starts_trajectories_anew():
     assert denoiser.program.table.num_steps == 4
 
 
+@pytest.mark.slow
 def test_main_writes_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     transform = dqar_fx.transform

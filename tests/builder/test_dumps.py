@@ -92,6 +92,7 @@ def test_dump_has_each_lowered_region_with_its_actions(dumped):
     assert sum("specialise" in name for name in names(regions)) == 2 * len(specialised)
 
 
+@pytest.mark.slow
 def test_dump_of_another_signature_has_a_folder_of_its_own(dumped):
     folder, denoiser = dumped
     denoiser.prepare(**make_dit(batch=3, layers=2).inputs(0))

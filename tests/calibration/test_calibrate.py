@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dqar_fx import DqarError
-from dqar_fx.calibration import calibrate
+from dqar_fx import DqarError, calibrate
 from tests.helpers.calibration_oracle import (
     change_by_hand,
     check_cells,

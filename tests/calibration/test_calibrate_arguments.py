@@ -7,8 +7,7 @@ import warnings
 import pytest
 
 import dqar_fx
-from dqar_fx import DqarError, Schedule, ScheduleError, SiteError
-from dqar_fx.calibration import calibrate
+from dqar_fx import DqarError, Schedule, ScheduleError, SiteError, calibrate
 from tests.helpers.toy_pipeline import QUIET, Pipeline
 
 

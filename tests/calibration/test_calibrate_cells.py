@@ -16,8 +16,7 @@ from diffusers import (
 from torch import nn
 
 import dqar_fx
-from dqar_fx import DqarError, Policy, ScheduleError, signal_to_noise
-from dqar_fx.calibration import calibrate
+from dqar_fx import DqarError, Policy, ScheduleError, calibrate, signal_to_noise
 from dqar_fx.calibration.calibration import Cells
 from tests.helpers.calibration_oracle import (
     change_by_hand,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, PNDMScheduler
 
-from dqar_fx.calibration import calibrate
+from dqar_fx import calibrate
 from tests.helpers.calibration_oracle import change_by_hand, entropy_by_hand, of_stream, record
 from tests.helpers.random_calibrations import assert_same
 from tests.helpers.toy_pipeline import QUIET, Pipeline, make_toy

@@ -11,8 +11,7 @@ from diffusers import DDIMScheduler, DiTPipeline
 from torch import nn
 
 import dqar_fx
-from dqar_fx import Calibration, Schedule, signal_to_noise
-from dqar_fx.calibration import calibrate
+from dqar_fx import Calibration, Schedule, calibrate, signal_to_noise
 from tests.helpers.calibration_oracle import (
     attentions_of,
     change_by_hand,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import dqar_fx
 from dqar_fx import Calibration, Policy, ScheduleError
+from dqar_fx.calibration.fingerprint import Fingerprint
 from tests.helpers.random_calibrations import ARRAYS, assert_same, random_calibration
 from tests.helpers.toy_pipeline import make_toy
 
@@ -40,7 +40,7 @@ def test_calibration_of_arrays_that_are_not_contiguous_is_saved_and_loaded(turn,
 
 def test_calibration_of_a_meta_model_is_saved_and_loaded(tmp_path):
     meta = copy.deepcopy(make_toy()).to("meta")
-    fingerprint = dqar_fx.calibration.fingerprint.Fingerprint.of(meta)
+    fingerprint = Fingerprint.of(meta)
     calibration = replace(random_calibration(), fingerprint=fingerprint)
     calibration.save(tmp_path)
     assert_same(Calibration.load(tmp_path), calibration)

@@ -107,7 +107,9 @@ def test_plan_equals_what_is_held(name, schedule, conditioning, captured):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"dynamic": True}, {"unit": "whole"}], ids=["regional", "dynamic", "whole"]
+    "options",
+    slow_but({}, of=[{}, {"dynamic": True}, {"unit": "whole"}]),
+    ids=["regional", "dynamic", "whole"],
 )
 @pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_plan_of_compiled_denoisers_equals_what_is_held(name, options):

@@ -11,7 +11,7 @@ import dqar_fx
 from benchmarks.harness.macs import count_macs, to_meta
 from dqar_fx import DqarError, Guidance, Report, Schedule, ScheduleError
 from dqar_fx.costs import DATASHEETS
-from dqar_fx.costs.kernels import KINDS
+from dqar_fx.costs.kernels import COST_KINDS
 from dqar_fx.plan.slots import Slots
 from tests.helpers.models import make_dit, make_sd3
 from tests.helpers.slow_cases import slow_but
@@ -97,7 +97,7 @@ def test_report_rows_add_up_to_the_trajectory(report):
     assert rows + report.conditioning.macs == report.macs
     assert sorted(step for row in report.rows for step in row.steps) == list(range(STEPS))
     assert sum(cost.ms for cost in report.costs.values()) == pytest.approx(report.ms)
-    assert set(report.costs) == set(KINDS)
+    assert set(report.costs) == set(COST_KINDS)
 
 
 def test_report_kinds_are_those_on_paper(cases, report):
@@ -232,7 +232,7 @@ def test_report_says_where_the_time_goes(report):
     text = str(report)
     assert f"{LAYERS}S" in text
     assert f"{LAYERS}R" in text
-    assert all(kind in text for kind in KINDS)
+    assert all(kind in text for kind in COST_KINDS)
     assert "ceiling by MACs" in text
 
 

@@ -21,18 +21,13 @@ from dqar_fx.costs.measure_regions import (
     stagger_rows,
     take_turn,
 )
-from dqar_fx.costs.rehearsal import Rehearsal
-from dqar_fx.costs.workload import (
-    Counting,
-    Stream,
-    ahead_key,
-    all_computed_table,
-    list_rows,
-    region_key,
-    streams_of,
-)
+from dqar_fx.costs.rehearsal import Rehearsal, RowProgram
+from dqar_fx.costs.rows import StreamTable, all_computed_table, list_rows, streams_of
+from dqar_fx.costs.workload import ahead_key, region_key
+from dqar_fx.costs.workload_counter import WorkloadCounter
 from dqar_fx.passes.support.graphs import structure_of
 from dqar_fx.program.lowering import Lowering
+from dqar_fx.steps.steps import Position
 from tests.helpers.models import make_dit, make_flux, make_sd3
 from tests.helpers.slow_cases import slow_but
 
@@ -91,17 +86,17 @@ def count_calls(case, schedule, **options):
 
 
 def count_predicted(denoiser):
-    counting, table = Counting(denoiser.program), denoiser.table
-    total = counting.count_conditioning(streams_of(denoiser)[0]).regions
+    counter, table = WorkloadCounter(denoiser.program), denoiser.table
+    total = counter.count_conditioning(streams_of(denoiser)[0]).regions
     for step in range(table.num_steps):
-        total += counting.count_row(table.row(step)).regions
+        total += counter.count_row(table.row(step)).regions
     return total
 
 
 # ---- what is counted ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sites", slow_but("attention", ["block", "all"], of=SITES))
+@pytest.mark.parametrize("sites", slow_but(["block", "all"], of=SITES))
 @pytest.mark.parametrize(
     "schedule", [LINEAR, EVERY, FORECAST], ids=["linear", "2nd", "taylor"]
 )
@@ -114,11 +109,11 @@ def test_regions_counted_where_compiled_are_those_that_run(case):
     called, denoiser = count_calls(case, MIXED, compile="regional")
     predicted = count_predicted(denoiser)
     assert predicted.pop(ahead_key(STEPS)) == 1
-    counting, stages = Counting(denoiser.program), denoiser.program.plan.stages
-    (stream,), liveness = streams_of(denoiser), denoiser.program.liveness
-    for k, stage in enumerate(stages):  # what is evaluated ahead calls no region
-        if counting._is_ahead(k, stream, liveness):
-            assert not predicted.keys() & counting._count_plan(stage.plan, ()).regions.keys()
+    counter, stages = WorkloadCounter(denoiser.program), denoiser.program.plan.stages
+    lives, ahead = denoiser.program.liveness.of_table(), denoiser.program.ahead
+    for stage, live in zip(stages, lives, strict=True):
+        if ahead.tabulates(stage, live, STEPS):  # what is evaluated ahead calls no region
+            assert not predicted.keys() & counter.count_plan(stage.plan, ()).regions.keys()
     assert predicted == called
 
 
@@ -142,10 +137,10 @@ def test_rows_that_are_run_call_every_region(sites, case):
     denoiser = prepared(case, FORECAST, sites=sites)
     drawn = torch.rand(STEPS, len(denoiser.table.sites)) < 0.5
     schedules = (EVERY, Schedule.from_actions(drawn.numpy() & (EVERY_STEP > 0)))
-    counting = Counting(denoiser.program)
+    counter = WorkloadCounter(denoiser.program)
 
     def regions(rows):
-        return set().union(*(counting.count_row(row).regions for row in rows))
+        return set().union(*(counter.count_row(row).regions for row in rows))
 
     chosen, rows = choose_rows(denoiser, schedules), list_rows(denoiser, schedules)
     assert regions(chosen) >= regions(rows)
@@ -161,10 +156,10 @@ def test_staggered_rows_have_each_action_at_each_site(denoiser):
 @pytest.mark.parametrize("sites", slow_but(["block", "all"], of=INSIDE_BLOCKS))
 def test_staggered_rows_call_no_other_regions(sites, case):
     denoiser = prepared(case, FORECAST, sites=sites)
-    counting, chosen = Counting(denoiser.program), choose_rows(denoiser, (EVERY,))
-    known = set().union(*(counting.count_row(row).regions for row in chosen))
+    counter, chosen = WorkloadCounter(denoiser.program), choose_rows(denoiser, (EVERY,))
+    known = set().union(*(counter.count_row(row).regions for row in chosen))
     staggered = stagger_rows(denoiser, chosen)
-    assert all(counting.count_row(row).regions.keys() <= known for row in staggered)
+    assert all(counter.count_row(row).regions.keys() <= known for row in staggered)
 
 
 EVERY_STEP = torch.arange(STEPS)[:, None].numpy()
@@ -172,19 +167,41 @@ EVERY_STEP = torch.arange(STEPS)[:, None].numpy()
 
 def test_rehearsal_times_each_call_of_a_row(denoiser):
     rows = choose_rows(denoiser, ())
-    counting = Counting(denoiser.program)
+    counter = WorkloadCounter(denoiser.program)
     rehearsal = Rehearsal(denoiser, CPU)
     rehearsal.run(rows)
     for row, step in zip(3 * rows, rehearsal.run(3 * rows), strict=True):
         called = Counter(name for name, _ in step.calls)
-        assert counting.count_row(row).regions.items() <= called.items()
+        assert counter.count_row(row).regions.items() <= called.items()
         assert all(seconds > 0 for _, seconds in step.calls)
+
+
+def test_given_rows_are_computed_as_a_table_has_them(denoiser, case):
+    observed = []
+
+    def observe(variant):
+        return lambda *args: observed.append(variant) or variant.function(*args)
+
+    program, stream = RowProgram.like(denoiser.program, observe), ("given", 0)
+    trajectory = object()
+    for step in range(STEPS):
+        leaves = torch.utils._pytree.tree_leaves(case.inputs(step))
+        position = Position(trajectory, stream, step)
+        expected = denoiser.program.run(leaves, position)
+        program.next_row = denoiser.table.row(step)
+        found = program.run(leaves, position)
+        assert all(map(torch.equal, found, expected))
+        assert {id(v.function) for v in observed} <= {
+            id(v.function) for v in denoiser.program.variants.values()
+        }
+        assert len(observed) > 0
+    assert not any(program.streams[stream].slots.slot_state.kept)  # nothing counts as kept
 
 
 def test_rehearsal_evaluates_all_conditioning_of_each_prompt(denoiser):
     rehearsal = Rehearsal(denoiser, CPU)
-    once = Stream(all_computed_table(denoiser.program, 1), (True,))
-    expected = Counting(denoiser.program).count_conditioning(once).regions
+    once = StreamTable(all_computed_table(denoiser.program, 1), (True,))
+    expected = WorkloadCounter(denoiser.program).count_conditioning(once).regions
     for num_steps in (STEPS, STEPS, 3):
         called = Counter(name for name, _ in rehearsal.evaluate_conditioning(num_steps).own)
         assert called == expected
@@ -248,6 +265,7 @@ def test_regions_of_a_turn_do_not_depend_on_its_number(denoiser):
     assert turns[0] == turns[1] == turns[2]
 
 
+@pytest.mark.slow
 def test_regions_with_guidance_are_known(case):
     output = Schedule.interval(STEPS, 2)
     denoiser = prepared(case, LINEAR, guidance=Guidance(unconditional=EVERY, output=output))
@@ -278,6 +296,7 @@ def test_measuring_compiles_what_trajectories_need_and_they_no_more(case):
     assert set(denoiser.program.variants) == variants
 
 
+@pytest.mark.slow
 def test_measuring_where_conditioning_is_released_brings_it_back(case):
     denoiser = prepared(case, LINEAR, conditioning="trajectory", release="disk")
     before = run_trajectory(denoiser, case)
@@ -293,10 +312,10 @@ def test_measuring_where_conditioning_is_released_brings_it_back(case):
 def with_regions(denoiser, schedules, *, region_s, step_s):
     """A profile in which each call of a region takes as long."""
     profile = dqar_fx.measure_profile(denoiser, schedules, budget_s=0.01)
-    counting = Counting(denoiser.program)
-    works = [counting.count_row(row) for row in list_rows(denoiser, schedules)]
-    everything = Stream(all_computed_table(denoiser.program, STEPS), (True,) * STEPS)
-    works += map(counting.count_conditioning, [everything, *streams_of(denoiser)])
+    counter = WorkloadCounter(denoiser.program)
+    works = [counter.count_row(row) for row in list_rows(denoiser, schedules)]
+    everything = StreamTable(all_computed_table(denoiser.program, STEPS), (True,) * STEPS)
+    works += map(counter.count_conditioning, [everything, *streams_of(denoiser)])
     keys = set().union(*(work.regions for work in works))
     return replace(profile, region_s=dict.fromkeys(keys, region_s), step_s=step_s)
 
@@ -320,7 +339,6 @@ def test_report_with_an_unknown_region_is_by_operators_alone(denoiser):
 @pytest.mark.parametrize(
     ("device", "compiled", "how"),
     slow_but(
-        (None, None, "regions"),
         ("cpu", None, "operators"),
         of=[
             (None, {"backend": "eager"}, "regions"),

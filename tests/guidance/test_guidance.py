@@ -120,7 +120,7 @@ def test_batched_halves_equal_the_oracle(case, plain, cond, uncond, output, keep
 
 
 @pytest.mark.parametrize("make", slow_but(make_pixart, of=[make_pixart, make_sd3, make_flux]))
-@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("keep", slow_but("difference", of=KEPT))
 def test_batched_unconditional_first_in_text_models(make, keep):
     case = make(batch=4)
     actions, order = ("CRCR", "CCRR", "CRCR"), "unconditional_first"
@@ -132,7 +132,7 @@ def test_batched_unconditional_first_in_text_models(make, keep):
         assert torch.equal(denoiser(**inputs).sample, expected)
 
 
-@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("keep", slow_but("difference", of=KEPT))
 def test_batched_forecast_continues_the_line(case, plain, keep):
     schedule = Schedule.from_actions("CCRRCR").forecast(1)
     guidance = Guidance(output=schedule, keep=keep, batched=FIRST)
@@ -204,7 +204,7 @@ def test_batched_other_batch_reads_nothing_that_was_kept(case):
         assert torch.equal(denoiser(**inputs).sample, computed(case, inputs))
 
 
-@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("keep", slow_but("difference", of=KEPT))
 def test_batched_cold_start_computes_stores_and_says_so_once(case, keep):
     denoiser = guided(case, "CCCC", None, "CRRR", keep=keep, batched=FIRST)
     oracle = Guided(case.model, "CCCC", "CCCC", "CCCR", keep=keep)
@@ -259,7 +259,7 @@ def test_batched_restarts_at_each_call_are_told_of_though_no_site_reuses(case):
         call(3)
 
 
-@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("keep", slow_but("difference", of=KEPT))
 def test_steps_read_no_tensor(case, plain, alone, keep):
     schedule = Schedule.from_actions("CCRRCR").forecast(1)
     own = Schedule.from_actions("CRCRCR")
@@ -402,7 +402,7 @@ def test_sequential_stream_that_joins_late_computes_first(case):
     assert torch.equal(then, first)
 
 
-@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("keep", slow_but("difference", of=KEPT))
 def test_sequential_addresses_stay_and_are_never_handed_out(case, keep):
     denoiser = guided(case, "CRCR", None, "CRRR", keep=keep)
     seen = []

@@ -7,7 +7,7 @@ from diffusers import DiTPipeline
 
 from benchmarks.reference import PIPELINE
 from dqar_fx.calibration.fingerprint import Fingerprint
-from dqar_fx.optimiser.measured import Measured
+from dqar_fx.optimiser.measurements import Measurements
 from tests.helpers.models import make_dit
 
 
@@ -33,4 +33,4 @@ def made_up(num_steps=7, num_sites=4, seed=0, **changes):
         "saved_ms": rng.uniform(0.5, 2, num_sites),
         "fingerprint": Fingerprint.of(make_dit(layers=1).model),
     }
-    return Measured(**(facts | changes)), paths
+    return Measurements(**(facts | changes)), paths

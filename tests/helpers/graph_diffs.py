@@ -10,8 +10,9 @@ from dqar_fx.passes import outline_regions, unify_layouts
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork, run_pass
 from tests.helpers.inspected_denoisers import MODELS
+from tests.helpers.slow_cases import slow_but
 
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MODELS))
 
 
 def nodes(changes):

@@ -168,7 +168,7 @@ def test_diff_tells_what_reads_something_else():
     (first, _) = nodes(found.rewired)
     assert first.before == "add: float32[2, 3, 8] = aten.add.Tensor(sin, linear_3)"
     assert first.text == "add: float32[2, 3, 8] = aten.add.Tensor(sin, slot)"
-    assert first.source.startswith("checks.py:")
+    assert first.source.startswith("rewrite_checks.py:")
 
 
 def test_diff_of_other_constants_is_rewired():

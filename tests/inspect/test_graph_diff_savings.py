@@ -9,15 +9,15 @@ from dqar_fx import Schedule, graph_diff
 from dqar_fx.builder.outline import outline
 from dqar_fx.costs.operation import UNKNOWN_TO_TORCH
 from dqar_fx.inspect import Amounts
-from dqar_fx.inspect.flatten import flatten
-from dqar_fx.inspect.summary import group_blocks, owner_of, ranges
+from dqar_fx.inspect.flatten import flatten_graph
+from dqar_fx.inspect.summary import find_summary_module, group_blocks, ranges
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork
 from tests.helpers.inspected_denoisers import MODELS, STEPS, prepared, row, run_row
 from tests.helpers.rewrite_checks import captured, tokens
 from tests.helpers.slow_cases import slow_but
 
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", slow_but("dit", "pixart", of=MODELS))
 FORECAST = Schedule.interval(STEPS, every=3, warmup=3).forecast(1)
 OPTIONS = {
     "kv": {"keep": "kv"},
@@ -97,7 +97,7 @@ def test_savings_by_module_are_its_own():
 
 def test_savings_of_shared_regions_belong_to_the_block_that_is_called():
     program = prepared("dit").program
-    whole, cut = flatten(program.guarded), flatten(outlined(program))
+    whole, cut = flatten_graph(program.guarded), flatten_graph(outlined(program))
     assert sum(e.kind == "region" and not e.within for e in cut.entries) == 7
     paths = [[e.path for e in flat.entries if e.kind == "operator"] for flat in (whole, cut)]
     assert paths[0] == paths[1]
@@ -136,7 +136,7 @@ def test_counter_of_pytorch_misses_the_attention_of_cpus_alone():
     ],
 )
 def test_owner_is_what_is_right_inside_of_a_block(path, owner):
-    assert owner_of(path) == owner
+    assert find_summary_module(path) == owner
 
 
 def test_blocks_that_are_alike_are_one_row_of_sums():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import dqar_fx
 from dqar_fx import DqarError, Schedule, ScheduleError, fit_forecasts
-from dqar_fx.optimiser.fit import solve
-from dqar_fx.optimiser.trials import Job, Trials, psnr
+from dqar_fx.optimiser.fit_weights import solve
+from dqar_fx.optimiser.trials import PipelineJob, ScheduleTrials, psnr
 from tests.helpers.error_models import reference_pipeline
 from tests.helpers.hook_oracle import ForecastOracle, GivenWeights
 from tests.helpers.models import make_dit
@@ -69,9 +69,9 @@ def test_solve_changes_less_with_a_stronger_ridge(seed, size):
 
 
 def test_fit_keeps_the_actions_and_brings_pictures_nearer(pipe, fitted):
-    job = Job(pipe, tuple(INPUTS), 7, STEPS, len(INPUTS), {"guidance_scale": 1.5})
+    job = PipelineJob(pipe, tuple(INPUTS), 7, STEPS, len(INPUTS), {"guidance_scale": 1.5})
     denoiser = dqar_fx.transform(pipe.transformer, PLAIN, sites="all")
-    trials = Trials(job, denoiser)
+    trials = ScheduleTrials(job, denoiser)
     trials.capture()
     plain_db, fitted_db = (
         psnr(trials.right, trials.pictures(each)) for each in (PLAIN, fitted)
@@ -123,8 +123,8 @@ class Watched(torch.nn.Module):
 @pytest.mark.slow
 def test_fit_comes_nearer_at_each_step_than_the_method(pipe, fitted):
     paths = dqar_fx.transform(pipe.transformer, PLAIN, sites="all")
-    pipe_job = Job(pipe, tuple(INPUTS), 7, STEPS, len(INPUTS), {"guidance_scale": 1.5})
-    Trials(pipe_job, paths).capture()
+    pipe_job = PipelineJob(pipe, tuple(INPUTS), 7, STEPS, len(INPUTS), {"guidance_scale": 1.5})
+    ScheduleTrials(pipe_job, paths).capture()
     sites = paths.table.sites
     watched = Watched(pipe.transformer, fitted.resolve(sites), PLAIN.resolve(sites))
     pipe_job.run(watched)

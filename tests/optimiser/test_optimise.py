@@ -11,9 +11,9 @@ import torch
 
 import dqar_fx
 from dqar_fx import DqarError, Guidance, Schedule, ScheduleError
-from dqar_fx.optimiser import Front, measuring, optimise
-from dqar_fx.optimiser.costs import share_out
-from dqar_fx.optimiser.trials import Job, Trials, psnr
+from dqar_fx.optimiser import Front, measure_model, optimise
+from dqar_fx.optimiser.step_costs import share_savings
+from dqar_fx.optimiser.trials import PipelineJob, ScheduleTrials, psnr
 from tests.helpers.error_models import reference_pipeline
 from tests.helpers.slow_cases import slow_but
 
@@ -103,7 +103,7 @@ def test_optimise_errors_of_cells_are_those_of_hooks(pipe, optimum):
 
 
 def test_optimise_goes_on_where_it_was_and_gives_the_same(pipe, call, optimum, monkeypatch):
-    monkeypatch.setattr(Trials, "psnr", known_only(Trials.psnr))
+    monkeypatch.setattr(ScheduleTrials, "psnr", known_only(ScheduleTrials.psnr))
     again = optimise(pipe, INPUTS, **call)
     assert str(again.front) == str(optimum.front)
     assert again.table == optimum.table
@@ -179,7 +179,7 @@ def test_optimise_with_guidance_as_an_axis(pipe, tmp_path, monkeypatch):
         step_ms = 10.0 if guidance is None else 5.0
         return step_ms, np.full(len(kinds), 0.9 * step_ms / len(kinds))
 
-    monkeypatch.setattr(measuring, "measure_costs", costs)
+    monkeypatch.setattr(measure_model, "measure_costs", costs)
     guidances = [
         Guidance(
             output=Schedule.interval(STEPS, every).forecast(1),
@@ -265,15 +265,15 @@ def test_psnr_is_of_all_pictures_together():
 
 
 def test_job_pictures_do_not_depend_on_batches(pipe):
-    jobs = [Job(pipe, (1, 8, 2), 5, 2, size, {}) for size in (1, 3)]
+    jobs = [PipelineJob(pipe, (1, 8, 2), 5, 2, size, {}) for size in (1, 3)]
     one, three = (job.run(pipe.transformer) for job in jobs)
     assert torch.allclose(one, three, atol=1e-4)
 
 
-def test_share_out_kinds_together_save_what_all_save():
+def test_share_savings_kinds_together_save_what_all_save():
     names, kinds = ["self", "feed_forward"], ["self", "feed_forward"] * 3
     saved = {frozenset(names): 9.0, frozenset({"self"}): 3.0}
-    assert share_out(saved, kinds, names).tolist() == [1.0, 2.0] * 3
+    assert share_savings(saved, kinds, names).tolist() == [1.0, 2.0] * 3
 
 
 @pytest.mark.slow

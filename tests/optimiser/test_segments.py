@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqar_fx import Guidance, Schedule, ScheduleError
-from dqar_fx.optimiser.candidate import Candidate, group_sites, work_out
-from dqar_fx.optimiser.measured import Measured, fit_sensitivity, spread_gain
-from dqar_fx.optimiser.segments import Segments
+from dqar_fx.optimiser.candidate import Candidate, group_sites, schedule_candidate
+from dqar_fx.optimiser.measurements import Measurements, fit_sensitivity, spread_gain
+from dqar_fx.optimiser.segments import SegmentErrors
 from dqar_fx.schedule.forecast import weigh
 from tests.helpers.error_models import made_up
 
@@ -42,7 +42,7 @@ def brute_force(measured, segments, group, price):
 @given(seed=st.integers(0, 99), age=st.integers(1, 4), price=st.floats(0.1, 50))
 def test_cheapest_is_the_best_of_all_sets(seed, age, price):
     measured, _ = made_up(seed=seed)
-    segments = Segments(measured, age, (0, 1), "taylor")
+    segments = SegmentErrors(measured, age, (0, 1), "taylor")
     group = (0, 2)
     steps = segments.cheapest(group, price)
     assert segments.is_legal(steps)
@@ -72,13 +72,13 @@ def test_site_errors_from_inner_products_are_those_of_the_values(seed, step, ord
 def test_segments_age_never_beyond_the_limit():
     measured, _ = made_up()
     for age in (1, 2, 3):
-        steps = Segments(measured, age, (0,), "taylor").cheapest((0, 1), price=1e-9)
+        steps = SegmentErrors(measured, age, (0,), "taylor").cheapest((0, 1), price=1e-9)
         assert np.diff([*steps, STEPS]).max() == age + 1
 
 
 def test_segments_a_high_price_computes_all_and_a_low_one_as_little_as_allowed():
     measured, _ = made_up()
-    segments = Segments(measured, STEPS, (0, 1), "taylor")
+    segments = SegmentErrors(measured, STEPS, (0, 1), "taylor")
     assert segments.cheapest((0,), 1e9) == tuple(range(STEPS))
     assert segments.cheapest((0,), 1e-9) == (0,)
 
@@ -89,14 +89,14 @@ def test_segments_a_high_price_computes_all_and_a_low_one_as_little_as_allowed()
 )
 def test_segments_tell_legal_steps(computed, is_legal):
     measured, _ = made_up()
-    assert Segments(measured, 2, (0,), "taylor").is_legal(computed) == is_legal
+    assert SegmentErrors(measured, 2, (0,), "taylor").is_legal(computed) == is_legal
 
 
-def test_work_out_takes_the_best_order_and_says_why():
+def test_schedule_candidate_takes_the_best_order_and_says_why():
     measured, _ = made_up()
-    segments = Segments(measured, 3, (0, 1, 2), "taylor")
+    segments = SegmentErrors(measured, 3, (0, 1, 2), "taylor")
     candidate = Candidate(group_sites(measured)["by kind"], ((0, 1, 4), (0, 3, 4)))
-    plan = work_out(candidate, measured, segments, "all")
+    plan = schedule_candidate(candidate, measured, segments, "all")
     table = plan.schedule.resolve(measured.sites)
     assert plan.schedule.sites == "all"
     text = "".join("C" if a < 2 else "R" for a in table.actions[:, 1])
@@ -147,7 +147,7 @@ def test_spread_gain_is_linear_between_logarithms():
 def test_measured_saves_loads_and_refuses_what_is_damaged(tmp_path):
     measured, _ = made_up()
     measured.save(tmp_path)
-    again = Measured.load(tmp_path)
+    again = Measurements.load(tmp_path)
     assert (again.sites, again.kinds, again.site_bytes) == (
         measured.sites,
         measured.kinds,
@@ -157,4 +157,4 @@ def test_measured_saves_loads_and_refuses_what_is_damaged(tmp_path):
         assert np.array_equal(getattr(again, name), getattr(measured, name))
     (tmp_path / "measured.json").write_text("{}")
     with pytest.raises(ScheduleError, match="no measured can be read"):
-        Measured.load(tmp_path)
+        Measurements.load(tmp_path)

@@ -206,7 +206,7 @@ def test_find_attention_self_site_described():
     assert [node.name for node in match.inputs] == ["sin"]
     assert [node.name for node in match.body] == ["neg", "scaled_dot_product_attention"]
     assert match.outputs == match.body[-1:]
-    assert match.site.source.startswith("checks.py:")
+    assert match.site.source.startswith("rewrite_checks.py:")
     assert_expected_inline(str(match.site), """  0  attn  self, fused, keeps [2, 3, 8]""")
     assert_expected_inline(
         printed(gm),

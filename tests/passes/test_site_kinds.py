@@ -11,7 +11,7 @@ from dqar_fx.passes.support.module_paths import call_key, group_by_call
 from dqar_fx.passes.support.module_sites import match_site, numbered
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.schedule.action import Action
-from tests.passes.checks import Stack, allocated_slots, captured, tokens
+from tests.helpers.rewrite_checks import Stack, allocated_slots, captured, tokens
 
 NORM = torch.ops.aten.layer_norm.default
 

@@ -150,9 +150,7 @@ def test_blocks_that_are_read_need_no_conditioning(case):
     assert cost < 0.1 * counted(lambda: case.model(**case.inputs(1)))
 
 
-@pytest.mark.parametrize(
-    "sites", slow_but("all", "block", of=["attention", "all", "block", "span"])
-)
+@pytest.mark.parametrize("sites", slow_but("block", of=["attention", "all", "block", "span"]))
 @pytest.mark.parametrize("way", ["step", "trajectory", "compiled"])
 def test_report_counts_what_is_read(way, sites, case):
     options = {"compile": {"backend": "eager"}} if way == "compiled" else {"conditioning": way}

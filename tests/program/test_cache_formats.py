@@ -22,7 +22,7 @@ BLOCKS = ("transformer_blocks.0.attn1", "transformer_blocks.1.attn1")
 ORACLES = {"output": Oracle, "kv": KeyValueOracle}
 
 each_lossy = pytest.mark.parametrize("cache", LOSSY)
-each_kept = pytest.mark.parametrize("keep", ORACLES)
+each_kept = pytest.mark.parametrize("keep", slow_but("output", of=ORACLES))
 
 
 def slot(name):

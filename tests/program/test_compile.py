@@ -79,7 +79,7 @@ def test_whole_compiles_one_graph_per_distinct_row():
         trajectory(denoiser, case, seed=1, steps=8)
 
 
-@pytest.mark.parametrize("unit", ["regional", "whole"])
+@pytest.mark.parametrize("unit", slow_but("regional", of=["regional", "whole"]))
 @pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_compiled_equals_eager_within_rounding(name, unit):
     case = MAKERS[name]()
@@ -161,7 +161,8 @@ def check_kept(found, expected):
             torch.testing.assert_close(buffer, expected[key], rtol=2.0**-7, atol=0)
 
 
-@pytest.mark.parametrize("keep", slow_but("output", of=["output", "kv"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["output", "kv"])
 def test_inductor_int8_equals_eager_within_a_step_of_the_format(keep):
     case = make_dit(layers=2)
     eager, compiled = (

@@ -153,7 +153,7 @@ class WithoutGuards(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("cache", slow_but("same", of=["same", "int8"]))
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", slow_but("forecast", of=SCHEDULES))
 def test_no_step_on_a_cuda_device_reads_from_it(name, cache, monkeypatch):
     """Fake tensors have no values: whatever reads one on the host raises."""
     # it writes to the device to see whether it can

@@ -71,6 +71,7 @@ def test_batches_share_the_graphs_of_one(name, order):
     assert len(denoiser._programs.batches.regions) == graphs
 
 
+@pytest.mark.slow
 def test_any_batch_takes_the_graphs_that_one_batch_takes():
     case = make_dit(2, layers=2)
     counts = []
@@ -85,14 +86,17 @@ def test_any_batch_takes_the_graphs_that_one_batch_takes():
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"cache": "int8"},
+    slow_but(
         {"keep": "kv"},
-        {"schedule": SCHEDULE.forecast(1)},
-        {"sites": "block"},
-        {"compile": {"unit": "whole"}},
-        {"guidance": Guidance(batched="conditional_first")},
-    ],
+        of=[
+            {"cache": "int8"},
+            {"keep": "kv"},
+            {"schedule": SCHEDULE.forecast(1)},
+            {"sites": "block"},
+            {"compile": {"unit": "whole"}},
+            {"guidance": Guidance(batched="conditional_first")},
+        ],
+    ),
     ids=str,
 )
 def test_batches_share_whatever_is_kept_and_however(options):
@@ -123,6 +127,7 @@ def test_batches_have_slots_of_their_own_and_nothing_stale():
     assert nbytes[2] == 2 * nbytes[1]
 
 
+@pytest.mark.slow
 def test_a_row_that_comes_later_is_freed_at_the_batch_size_it_comes_with():
     cases = [make_dit(batch, layers=2) for batch in (2, 3, 5)]
     backend = Counting()
@@ -136,6 +141,7 @@ def test_a_row_that_comes_later_is_freed_at_the_batch_size_it_comes_with():
     assert len(backend.graphs) == graphs
 
 
+@pytest.mark.slow
 def test_another_schedule_shares_the_batches():
     case, wide = make_dit(2, layers=2), make_dit(3, layers=2)
     backend = Counting()

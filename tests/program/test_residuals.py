@@ -72,6 +72,7 @@ def mixed():
     return case, denoiser
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_residuals_random_tables_mixing_kinds_and_orders_equal_hooks(mixed, data):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqar_fx import StepError
-from dqar_fx.steps.steps import Context, StepTracker
+from dqar_fx.steps.steps import NamedStream, StepTracker
 
 LABELS = (torch.tensor([1]), torch.tensor([2]))
 
@@ -77,7 +77,7 @@ def test_steps_context_gives_stream_and_index():
     tracker = StepTracker()
     for step in (0, 1):
         for name in ("cond", "uncond"):
-            tracker.context = Context(name, step)
+            tracker.context = NamedStream(name, step)
             position = tracker.locate(None, latent(), [])
             assert (position.stream, position.step) == ((name, 0), step)
 
@@ -86,7 +86,7 @@ def test_steps_context_without_index_counts_by_timestep():
     tracker = StepTracker()
     for step, t in enumerate((9, 8)):
         for name in ("cond", "uncond"):
-            tracker.context = Context(name)
+            tracker.context = NamedStream(name)
             position = tracker.locate(stamp(t), latent(), [])
             assert (position.stream, position.step) == ((name, 0), step)
 
@@ -96,7 +96,7 @@ def test_steps_index_that_does_not_follow_starts_anew(jump):
     tracker = StepTracker()
     positions = []
     for index in (0, 1, jump):
-        tracker.context = Context("cond", index)
+        tracker.context = NamedStream("cond", index)
         positions.append(tracker.locate(None, latent(), []))
     assert positions[0].trajectory is positions[1].trajectory
     assert positions[2].trajectory is not positions[1].trajectory

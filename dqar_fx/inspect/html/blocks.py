@@ -1,24 +1,25 @@
 """What each block of each row differs in from a row that computes everything.
 
-A row is bound to variants of regions as `Program` does it. Equal blocks under equal actions
-have one variant, so that a trajectory of many rows and blocks has few distinct differences.
+Equal blocks under equal actions have one variant, so that a trajectory of many rows and blocks
+has few distinct differences.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dqar_fx.builder.outline import outline
-from dqar_fx.costs.workload import all_computed, return_nothing
-from dqar_fx.inspect.amounts import Amounts, sum_up
+from dqar_fx.costs.rows import all_computed
+from dqar_fx.inspect.amounts import Amounts, add_amounts
 from dqar_fx.inspect.compare import Comparison
 from dqar_fx.passes.support.blocks import find_blocks
+from dqar_fx.passes.support.module_paths import rename_path
 from dqar_fx.passes.support.runner import fork
-from dqar_fx.plan.plan import Variant, bind, make_plan
-from dqar_fx.program.lowering import specialise_region
+from dqar_fx.plan.plan import make_plan
+from dqar_fx.plan.unlowered import UnloweredRegions
 from dqar_fx.schedule.action import Action
 
 if TYPE_CHECKING:
@@ -26,14 +27,12 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-    from dqar_fx.inspect import GraphDiff
+    from dqar_fx.inspect.graph_diff import GraphDiff
     from dqar_fx.program.program import Program
-
-    Key = tuple[str, tuple[Action, ...], tuple[bool, ...]]
 
 
 @dataclass(frozen=True)
-class Call:
+class RegionCall:
     """One call of a region.
 
     Attributes:
@@ -71,7 +70,7 @@ class BlockDiffs:
     """The differences of all rows of one program, each distinct one once.
 
     Args:
-        program: Captured; its table does not matter.
+        program: The program; its table does not matter.
 
     Attributes:
         calls: The calls of a step, in order.
@@ -81,34 +80,33 @@ class BlockDiffs:
     def __init__(self, program: Program) -> None:
         outlined = fork(program.guarded)
         outline(outlined, find_blocks(program.captured.gm.graph.nodes))
-        self._plan = make_plan(outlined)
+        self._plan, self._regions = make_plan(outlined), UnloweredRegions()
         self.calls = self._read_calls(outlined)
         self.found: list[BlockDiff] = []
-        self._graphs: dict[Key, tuple[fx.GraphModule, tuple[int, ...]]] = {}
-        self._known: dict[tuple[Key, Key], int] = {}
+        self._known: dict[tuple[fx.GraphModule, fx.GraphModule], int] = {}
         self._rows: dict[tuple[Action, ...], tuple[int, ...]] = {}
-        self._computed = self._bind(all_computed(program))
+        self._computed = self._graphs_of(all_computed(program))
 
     def row(self, actions: tuple[Action, ...]) -> tuple[int, ...]:
-        """For each call its difference, a position in ``found``."""
+        """Give, for each call of a row, the position of its difference in ``found``."""
         if actions not in self._rows:
-            pairs = zip(self._computed, self._bind(actions), self.calls, strict=True)
+            pairs = zip(self._computed, self._graphs_of(actions), self.calls, strict=True)
             self._rows[actions] = tuple(self._compare(*each) for each in pairs)
         return self._rows[actions]
 
     def delta(self, actions: tuple[Action, ...]) -> dict[str, int]:
-        """Operators that a row has more, or, negative, fewer; by name."""
+        """Count the operators that a row has more, or, negative, fewer; by name."""
         total = Counter[str]()
         for number in self.row(actions):
             total.update(self.found[number].result.delta)
         return {name: total[name] for name in sorted(total) if total[name]}
 
     def saved(self, actions: tuple[Action, ...]) -> Amounts:
-        """What a row does not take."""
-        return sum_up(self.found[number].result.saved for number in self.row(actions))
+        """Count what a row does not take."""
+        return add_amounts(self.found[number].result.saved for number in self.row(actions))
 
     def saved_by_module(self, rows: Iterable[tuple[Action, ...]]) -> dict[str, Amounts]:
-        """What rows do not take, by module path."""
+        """Count what rows do not take, by module path."""
         total: dict[str, Amounts] = {}
         times = Counter(
             (call.block, number)
@@ -118,11 +116,11 @@ class BlockDiffs:
         for (block, number), count in times.items():
             diff = self.found[number]
             for path, each in diff.result.by_module.items():
-                own = moved(path, diff.first, block)
-                total[own] = total.get(own, Amounts()) + scaled(each, count)
+                own = rename_path(path, diff.first, block) if diff.first else path
+                total[own] = total.get(own, Amounts()) + each * count
         return total
 
-    def _read_calls(self, outlined: fx.GraphModule) -> tuple[Call, ...]:
+    def _read_calls(self, outlined: fx.GraphModule) -> tuple[RegionCall, ...]:
         nodes = [
             n
             for n in outlined.graph.find_nodes(op="call_module", sort=True)
@@ -133,63 +131,24 @@ class BlockDiffs:
         for node, planned in zip(nodes, self._plan.calls, strict=True):
             block = str(node.meta["block"])
             first.setdefault(planned.region, block)
-            calls.append(Call(planned.region, block, first[planned.region], planned.columns))
+            own = first[planned.region]
+            calls.append(RegionCall(planned.region, block, own, planned.columns))
         return tuple(calls)
 
-    def _bind(self, actions: tuple[Action, ...]) -> list[Key]:
-        """The variant of each call."""
-        calls = self._plan.calls
-        # nothing of a call that is left out is live
-        keys: dict[int, Key] = {
-            number: (
-                call.region,
-                (Action.COMPUTE,) * len(call.columns),
-                (False,) * len(call.outputs),
-            )
-            for number, call in enumerate(calls)
-        }
-        numbered = [replace(call, region=str(number)) for number, call in enumerate(calls)]
+    def _graphs_of(self, actions: tuple[Action, ...]) -> list[fx.GraphModule]:
+        """The graph that each call of a row runs; of one that is left out, nothing is live."""
+        live = self._regions.calls(self._plan, actions)
+        graphs = {call.number: call.variant.gm for call in live}
+        for number, call in enumerate(self._plan.calls):
+            if number not in graphs:
+                computed = (Action.COMPUTE,) * len(call.columns)
+                nothing = (False,) * len(call.outputs)
+                region = self._plan.regions[call.region]
+                graphs[number] = self._regions.variant(region, computed, nothing).gm
+        return [graphs[number] for number in range(len(self.calls))]
 
-        def specialised(
-            number: str, mine: tuple[Action, ...], live: tuple[bool, ...]
-        ) -> Variant:
-            key = (calls[int(number)].region, mine, live)
-            keys[int(number)] = key
-            gm, kept = self._graph(key)
-            return Variant(gm, return_nothing, kept, "")
-
-        bind(replace(self._plan, calls=tuple(numbered)), actions, specialised, fill_nothing)
-        return [keys[number] for number in range(len(calls))]
-
-    def _graph(self, key: Key) -> tuple[fx.GraphModule, tuple[int, ...]]:
-        if key not in self._graphs:
-            region, actions, live = key
-            gm, kept, _ = specialise_region(self._plan.regions[region], actions, live)
-            self._graphs[key] = gm, kept
-        return self._graphs[key]
-
-    def _compare(self, before: Key, after: Key, call: Call) -> int:
+    def _compare(self, before: fx.GraphModule, after: fx.GraphModule, call: RegionCall) -> int:
         if (before, after) not in self._known:
-            graphs = (self._graph(before)[0], self._graph(after)[0])
             self._known[before, after] = len(self.found)
-            self.found.append(BlockDiff(Comparison(*graphs), call.first))
+            self.found.append(BlockDiff(Comparison(before, after), call.first))
         return self._known[before, after]
-
-
-def fill_nothing(_: Any) -> None:
-    """In the place of tensors, which nobody reads."""
-
-
-def moved(path: str, first: str, block: str) -> str:
-    """The path of a module of one block in another, equal one."""
-    inside = path == first or path.startswith(f"{first}.")
-    return block + path[len(first) :] if first and inside else path
-
-
-def scaled(amounts: Amounts, times: int) -> Amounts:
-    """So many times."""
-    return Amounts(
-        amounts.macs * times,
-        amounts.parameter_bytes * times,
-        amounts.activation_bytes * times,
-    )

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.costs.kernels import KINDS
+from dqar_fx.costs.kernels import COST_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dqar_fx.costs.workload import Cost
+    from dqar_fx.costs.cost import Cost
 
 WIDTH, HEIGHT = 12, 200
-"""Of a bar with its gap, and of the highest bar."""
+"""Width of a bar with its gap, and height of the highest bar, in units of the drawing."""
 NUM_TICKS = 4
 
 
 def draw_chart(steps: Sequence[Mapping[str, Cost] | None]) -> dict[str, Any]:
-    """Bars, ticks and kinds of a chart.
+    """Draw the bars, ticks and kinds of a chart.
 
     Args:
         steps: Costs by kind of each step; None where nothing is called.
+
+    Returns:
+        Values by name, as the page's template reads them.
     """
     known = [{} if costs is None else costs for costs in steps]
-    kinds = [kind for kind in KINDS if any(kind in c and c[kind].ms > 0 for c in known)]
+    kinds = [kind for kind in COST_KINDS if any(kind in c and c[kind].ms > 0 for c in known)]
     totals = [sum(costs[kind].ms for kind in kinds if kind in costs) for costs in known]
     top = max(totals, default=0.0) or 1.0
     return {
@@ -44,7 +47,15 @@ def draw_chart(steps: Sequence[Mapping[str, Cost] | None]) -> dict[str, Any]:
 def draw_bar(
     step: int, costs: Mapping[str, Cost], kinds: Sequence[str], top: float, total: float
 ) -> dict[str, Any]:
-    """One bar, its parts from the bottom up."""
+    """Draw one bar, its parts from the bottom up.
+
+    Args:
+        step: Number of the step.
+        costs: What the step costs by kind.
+        kinds: The kinds that any step has.
+        top: Milliseconds of the highest bar.
+        total: Milliseconds of this bar.
+    """
     parts, y = [], float(HEIGHT)
     for kind in kinds:
         high = HEIGHT * costs[kind].ms / top if kind in costs else 0.0

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.costs.workload import streams_of
+from dqar_fx.costs.rows import streams_of
 from dqar_fx.program.explanation import describe_miss
 
 from .blocks import BlockDiffs
 from .drawing import describe_diff
 from .facts import describe_model, describe_tensor, generalise, quantity
-from .stream import Texts, view_stream
+from .stream import TextTable, view_stream
 
 if TYPE_CHECKING:
     from dqar_fx.costs.report import Report
-    from dqar_fx.costs.workload import Stream
+    from dqar_fx.costs.rows import StreamTable
     from dqar_fx.denoiser.denoiser import Denoiser
     from dqar_fx.inspect.amounts import Amounts
     from dqar_fx.plan.slots import SlotKey
@@ -23,12 +23,12 @@ STREAMS = ("conditional", "unconditional")
 
 
 def make_content(report: Report, denoiser: Denoiser) -> dict[str, Any]:
-    """What the template is filled with.
+    """Make what the template is filled with.
 
     Returns:
         Values by name; ``data`` is what the script reads.
     """
-    diffs, texts = BlockDiffs(denoiser.program), Texts()
+    diffs, texts = BlockDiffs(denoiser.program), TextTable()
     streams = streams_of(denoiser)
     views = [
         view_stream(number, stream, report, diffs, texts)
@@ -40,7 +40,7 @@ def make_content(report: Report, denoiser: Denoiser) -> dict[str, Any]:
         "facts": describe_model(denoiser),
         "report": report,
         "streams": views,
-        "modules": list_modules(diffs, streams, report),
+        "modules": list_module_savings(diffs, streams, report),
         "slots": list_slots(denoiser),
         "memory": report.memory,
         "passes": denoiser.explain().reports,
@@ -56,10 +56,10 @@ def make_content(report: Report, denoiser: Denoiser) -> dict[str, Any]:
     }
 
 
-def list_modules(
-    diffs: BlockDiffs, streams: list[Stream], report: Report
+def list_module_savings(
+    diffs: BlockDiffs, streams: list[StreamTable], report: Report
 ) -> list[dict[str, str]]:
-    """What the trajectory saves, by kind of module."""
+    """List what the trajectory saves, by kind of module, most first."""
     rows = [
         stream.table.row(step)
         for stream in streams
@@ -84,7 +84,10 @@ def list_modules(
 
 
 def list_slots(denoiser: Denoiser) -> list[dict[str, Any]]:
-    """The slots of one stream, by site; bytes are of those that have buffers of their own."""
+    """List the slots of one stream by site.
+
+    Bytes are those of slots that have buffers of their own.
+    """
     program = denoiser.program
     sites, specs, owners = program.table.sites, program.slot_specs, program.slot_owners
     found: dict[int, list[SlotKey]] = {}

@@ -5,44 +5,44 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.inspect.flatten import Ref, map_values
+from dqar_fx.inspect.flatten import EntryValue, map_values
 
 from .facts import describe_amounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dqar_fx.inspect.flatten import Entry
+    from dqar_fx.inspect.flatten import GraphEntry
 
     from .blocks import BlockDiff
 
-    Line = dict[str, Any]
+    DrawnLine = dict[str, Any]
 
 SLOTS = ("read", "write")
 """Kinds of entries that touch slots."""
 USUAL = (("aten.", ""), (".default(", "("))
-"""What the names of operators have in common, and a page leaves out."""
+"""What a page leaves out, since the names of most operators have it, and its replacement."""
 
 
-def draw(diff: BlockDiff) -> list[Line]:
-    """The lines of a block: each an entry of one graph or of both.
+def draw(diff: BlockDiff) -> list[DrawnLine]:
+    """Draw the lines of a block: each is an entry of one graph or of both.
 
     Returns:
-        Per line ``s``: ``=`` in both, ``~`` in both and rewired, ``-`` or ``+`` in one; ``k``:
-        ``read`` or ``write`` of a slot; ``b`` and ``a``: its text before and after (``b``
-        alone where they are equal); ``i``: the numbers of the lines that it reads after, or
-        before where it is gone; ``m``: the module that made it.
+        For each line ``s``: ``=`` in both, ``~`` in both and rewired, ``-`` or ``+`` in one;
+        ``k``: ``read`` or ``write`` of a slot; ``b`` and ``a``: its text before and after
+        (``b`` alone where they are equal); ``i``: the numbers of the lines that it reads
+        after, or before where it is gone; ``m``: the module that made it.
     """
     compared = diff.comparison
-    pairs = list(align(compared.before.entries, compared.after.entries, compared.names))
+    pairs = list(pair_entries(compared.before.entries, compared.after.entries, compared.names))
     place = {entry: number for number, pair in enumerate(pairs) for entry in pair if entry}
     return [draw_line(diff, place, *pair) for pair in pairs]
 
 
-def align(
-    before: list[Entry], after: list[Entry], names: dict[Entry, str]
-) -> Iterator[tuple[Entry | None, Entry | None]]:
-    """Counterparts, which have one name, beside each other; others before them."""
+def pair_entries(
+    before: list[GraphEntry], after: list[GraphEntry], names: dict[GraphEntry, str]
+) -> Iterator[tuple[GraphEntry | None, GraphEntry | None]]:
+    """Put counterparts, which have one name, beside each other; others come before them."""
     old, new = ([f"{names[e]} {e.kind}" for e in each] for each in (before, after))
     matcher = SequenceMatcher(None, old, new, autojunk=False)
     for tag, i, i_end, j, j_end in matcher.get_opcodes():
@@ -54,9 +54,19 @@ def align(
 
 
 def draw_line(
-    diff: BlockDiff, place: dict[Entry, int], before: Entry | None, after: Entry | None
-) -> Line:
-    """One line; what is empty is left out."""
+    diff: BlockDiff,
+    place: dict[GraphEntry, int],
+    before: GraphEntry | None,
+    after: GraphEntry | None,
+) -> DrawnLine:
+    """Draw one line; what is empty is left out.
+
+    Args:
+        diff: The block.
+        place: The number of each entry's line.
+        before: The line's entry in the graph before, if it has one.
+        after: The line's entry in the graph after, if it has one.
+    """
     texts = [
         None if entry is None else shorten(diff.comparison.text[entry], diff.first)
         for entry in (before, after)
@@ -71,17 +81,17 @@ def draw_line(
         "m": shorten(own.path, diff.first) if own.path != diff.first else None,
         "b": texts[0],
         "a": None if is_same else texts[1],
-        "i": sorted({place[source] for source in sources(own) if source in place}),
+        "i": sorted({place[source] for source in list_sources(own) if source in place}),
     }
     return {name: value for name, value in line.items() if value}
 
 
-def sources(entry: Entry) -> list[Entry]:
-    """The entries that one reads."""
-    found: list[Entry] = []
+def list_sources(entry: GraphEntry) -> list[GraphEntry]:
+    """List the entries that one reads."""
+    found: list[GraphEntry] = []
 
     def note(value: Any) -> None:
-        if isinstance(value, Ref):
+        if isinstance(value, EntryValue):
             found.append(value.entry)
 
     map_values(entry.args, note)
@@ -89,14 +99,14 @@ def sources(entry: Entry) -> list[Entry]:
 
 
 def shorten(text: str, block: str) -> str:
-    """Module paths from the block on, names of operators without what all have."""
+    """Shorten module paths to what follows the block, and the names of operators."""
     for long, short in (*USUAL, *([(f"{block}.", "")] if block else [])):
         text = text.replace(long, short)
     return text
 
 
 def describe_diff(diff: BlockDiff) -> dict[str, Any]:
-    """A block's difference, for the script."""
+    """Describe a block's difference for the page's script."""
     lines = draw(diff)
     count = [line["s"] for line in lines].count
     slots = [line["k"] for line in lines if "k" in line]

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from dqar_fx.denoiser.denoiser import Denoiser
     from dqar_fx.inspect.amounts import Amounts
 
-UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+LIST_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def describe_model(denoiser: Denoiser) -> dict[str, str]:
-    """Names and values: the model, its inputs, its sites and how it is lowered."""
+    """Name the model, its inputs, its sites and how it is lowered."""
     program = denoiser.program
     parameters = list(denoiser.model.parameters())
     count = sum(parameter.numel() for parameter in parameters)
@@ -29,14 +29,14 @@ def describe_model(denoiser: Denoiser) -> dict[str, str]:
     return {
         "model": type(denoiser.model).__name__,
         "parameters": f"{quantity(count)} ({', '.join(dtypes)})",
-        "inputs": ", ".join(describe_inputs(denoiser)),
+        "inputs": ", ".join(list_inputs(denoiser)),
         "sites": f"{len(program.table.sites)} ({', '.join(kinds)})",
         "lowering": program.lowering.backend.name,
     }
 
 
-def describe_inputs(denoiser: Denoiser) -> Iterable[str]:
-    """Each input of the captured call with its dtype and shape."""
+def list_inputs(denoiser: Denoiser) -> Iterable[str]:
+    """List the inputs of the captured call with their dtypes and shapes."""
     for node in denoiser.program.captured.gm.graph.find_nodes(op="placeholder"):
         value = tensor_value(node)
         if value is not None:
@@ -44,36 +44,25 @@ def describe_inputs(denoiser: Denoiser) -> Iterable[str]:
 
 
 def describe_tensor(dtype: torch.dtype, shape: Iterable[int]) -> str:
-    """``float32[2, 4, 32, 32]``."""
+    """Describe a tensor as ``float32[2, 4, 32, 32]``."""
     return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
 
 
 def quantity(value: float) -> str:
-    """``118.4 G``: three or four digits and the prefix of a unit."""
-    for size, prefix in UNITS:
+    """Write a value as ``118.4 G``: four digits at most, and the prefix of a unit."""
+    for size, prefix in SI_PREFIXES:
         if abs(value) >= size:
             return f"{value / size:.4g} {prefix}"
     return f"{value:.4g} "
 
 
 def generalise(path: str) -> str:
-    """``transformer_blocks.3.attn1.to_q`` as ``transformer_blocks.*.attn1.to_q``."""
-    return NUMBER.sub("*", path)
-
-
-def step_ranges(steps: Iterable[int]) -> str:
-    """``0-4, 7, 9-11``."""
-    runs: list[list[int]] = []
-    for step in steps:
-        if runs and runs[-1][-1] == step - 1:
-            runs[-1].append(step)
-        else:
-            runs.append([step])
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+    """Write ``transformer_blocks.3.attn1.to_q`` as ``transformer_blocks.*.attn1.to_q``."""
+    return LIST_INDEX.sub("*", path)
 
 
 def describe_amounts(saved: Amounts) -> str:
-    """``12.3 GMACs, 4.5 MB of parameters, 6.7 MB of activations``."""
+    """Write ``12.3 GMACs, 4.5 MB of parameters, 6.7 MB of activations``."""
     return (
         f"{quantity(saved.macs)}MACs, {saved.parameter_bytes / 1e6:.1f} MB of parameters, "
         f"{saved.activation_bytes / 1e6:.1f} MB of activations"

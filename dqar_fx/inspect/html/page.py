@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dqar_fx.costs.report import Report
 
 MANY = 40
-"""Lines beyond which a list is closed when the page opens."""
+"""Most lines of a list that is open when the page opens."""
 
 
 def write_html(report: Report, path: str | Path) -> None:
@@ -30,7 +30,7 @@ def write_html(report: Report, path: str | Path) -> None:
 
 
 def render(report: Report) -> str:
-    """The page of a report.
+    """Make the page of a report.
 
     Raises:
         DqarError: The report was read from JSON, which has no graphs.
@@ -47,11 +47,11 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = {name: Markup(read(f"page.{name}")) for name in ("css", "js")}
+    own = {name: Markup(read_asset(f"page.{name}")) for name in ("css", "js")}
     content = make_content(report, report.denoiser)
     return environment.get_template("page.html").render(**content, **own, many=MANY)
 
 
-def read(name: str) -> str:
-    """A text that lies beside this module."""
+def read_asset(name: str) -> str:
+    """Read a text that lies beside this module."""
     return files("dqar_fx.inspect.html").joinpath(name).read_text(encoding="utf-8")

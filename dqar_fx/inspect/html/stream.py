@@ -6,43 +6,52 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.costs.report import run_lengths
+from dqar_fx.inspect.summary import ranges
 from dqar_fx.schedule.cells import read_rows
 
 from .chart import draw_chart
-from .facts import describe_amounts, quantity, step_ranges
+from .facts import describe_amounts, quantity
 
 if TYPE_CHECKING:
     from dqar_fx.costs.report import Report, RowReport
-    from dqar_fx.costs.workload import Stream
+    from dqar_fx.costs.rows import StreamTable
     from dqar_fx.schedule.action import Action
     from dqar_fx.schedule.cells import TableCell
 
     from .blocks import BlockDiffs
 
 SHADES = 8
-"""Shades of the age of what is read."""
+"""Number of shades for the age of what is read."""
 NOT_CALLED = "not called: the stream's whole output is read"
 
 
 @dataclass
-class Texts:
+class TextTable:
     """Texts that occur often, each kept once.
 
     Attributes:
-        found: In order of first use.
+        found: The position of each text, in order of first use.
     """
 
     found: dict[str, int] = field(default_factory=dict)
 
     def number(self, text: str) -> int:
-        """The position of a text."""
+        """Give the position of a text."""
         return self.found.setdefault(text, len(self.found))
 
 
 def view_stream(
-    number: int, stream: Stream, report: Report, diffs: BlockDiffs, texts: Texts
+    number: int, stream: StreamTable, report: Report, diffs: BlockDiffs, texts: TextTable
 ) -> dict[str, Any]:
-    """One stream: the cells of its table, its distinct rows, and its chart."""
+    """Show one stream: the cells of its table, its distinct rows, and its chart.
+
+    Args:
+        number: 0, or 1 for guidance's unconditional stream.
+        stream: The stream.
+        report: The report, which has the costs of its rows.
+        diffs: What rows differ in.
+        texts: The texts of cells; more are added.
+    """
     table = stream.table
     steps = range(table.num_steps)
     rows = dict(stream.rows())
@@ -78,8 +87,8 @@ def view_stream(
     }
 
 
-def view_cell(cell: TableCell, stream: Stream, oldest: int) -> tuple[str, str]:
-    """Classes and text of a cell of the heat map."""
+def view_cell(cell: TableCell, stream: StreamTable, oldest: int) -> tuple[str, str]:
+    """Give the classes and the text of a cell of the heat map."""
     if not stream.called[cell.step]:
         return "N", "-"
     letter = cell.letter if cell.letter != "." else "I"
@@ -90,9 +99,9 @@ def view_cell(cell: TableCell, stream: Stream, oldest: int) -> tuple[str, str]:
 
 
 def describe_cell(
-    cell: TableCell, site: str, stream: Stream, texts: Texts
+    cell: TableCell, site: str, stream: StreamTable, texts: TextTable
 ) -> list[int | None]:
-    """The text of a cell, without its place, and the step that it reads."""
+    """Give the text of a cell, without its place, and the step that it reads."""
     if not stream.called[cell.step]:
         return [texts.number(NOT_CALLED), None]
     _, _, said = cell.why.partition(f"({site}): ")
@@ -100,13 +109,13 @@ def describe_cell(
 
 
 def view_row(place: int, row: RowReport, report: Report) -> dict[str, Any]:
-    """A distinct row in the list of rows."""
+    """Show a distinct row in the list of rows."""
     cost, whole = row.cost, report.computed
     return {
         "place": place,
         "actions": run_lengths(row.actions),
         "steps": len(row.steps),
-        "where": step_ranges(row.steps),
+        "where": ranges(row.steps, ", "),
         "macs": quantity(cost.macs),
         "megabytes": f"{cost.nbytes / 1e6:.1f}",
         "ms": f"{cost.ms:.3f}",
@@ -117,10 +126,10 @@ def view_row(place: int, row: RowReport, report: Report) -> dict[str, Any]:
 def describe_row(
     actions: tuple[Action, ...], row: RowReport, report: Report, diffs: BlockDiffs
 ) -> dict[str, Any]:
-    """What a row differs in from one that computes everything, for the script."""
+    """Say for the page's script what a row differs in from one that computes everything."""
     saved = diffs.saved(actions)
     return {
-        "steps": step_ranges(row.steps),
+        "steps": ranges(row.steps, ", "),
         "delta": diffs.delta(actions),
         "saved": describe_amounts(saved),
         "ms": f"{row.cost.ms:.3f} ms predicted, {report.computed.ms:.3f} ms if all computed",

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from dqar_fx import Schedule, graph_diff
-from dqar_fx.costs.workload import all_computed
-from dqar_fx.inspect.amounts import sum_up
+from dqar_fx.costs.rows import all_computed
+from dqar_fx.inspect.amounts import add_amounts
 from dqar_fx.inspect.html.blocks import BlockDiffs
 from tests.helpers.models import MAKERS
 from tests.helpers.slow_cases import slow_but
@@ -23,7 +23,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", slow_but("linear", "all", of=SCHEDULES))
 @pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_blocks_add_up_to_rows(name, schedule):
     rule, sites = SCHEDULES[schedule]
@@ -46,7 +46,7 @@ def test_blocks_add_up_to_rows(name, schedule):
             change.activation_bytes for change in staged
         )
         by_module = diffs.saved_by_module([row])
-        assert sum_up(by_module.values()) == saved
+        assert add_amounts(by_module.values()) == saved
         if not staged:
             assert saved.parameter_bytes == expected.parameter_bytes
             assert counted_by(by_module) == counted_by(expected.by_module)

@@ -172,7 +172,7 @@ def test_graph_lines_light_what_they_read(browser):
     assert len(lit) == len(read) + len(after)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", slow_but("dark", of=["light", "dark"]))
 @pytest.mark.parametrize("width", [1280, 400])
 def test_page_fits_and_contrasts(page, tmp_path, width, scheme):
     with open_page(page, tmp_path, width=width, scheme=scheme) as browser:

@@ -10,8 +10,9 @@ import pytest
 from dqar_fx import DqarError, Report, Schedule
 from dqar_fx.inspect.html.chart import draw_chart
 from dqar_fx.inspect.html.content import make_content
-from dqar_fx.inspect.html.facts import generalise, quantity, step_ranges
+from dqar_fx.inspect.html.facts import generalise, quantity
 from dqar_fx.inspect.html.page import render
+from dqar_fx.inspect.summary import ranges
 from tests.helpers.small_reports import FORECAST, STEPS, make_guided_report, make_report
 
 
@@ -150,6 +151,6 @@ def test_quantity_has_a_prefix(value, text):
 
 
 def test_ranges_and_stars():
-    assert step_ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert ranges([0, 1, 2, 5, 7, 8], ", ") == "0-2, 5, 7-8"
     assert generalise("a.12.b.3") == "a.*.b.*"
     assert generalise("norm1.linear") == "norm1.linear"

@@ -1,4 +1,4 @@
-"""What a step costs, and what leaving out each kind of site saves: measured in a pipeline."""
+"""Measuring in a pipeline what a step costs, and what leaving out each kind of site saves."""
 
 from __future__ import annotations
 
@@ -14,32 +14,36 @@ from dqar_fx.schedule.schedule import Schedule
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
+    from dqar_fx.calibration.calibration import Floats
     from dqar_fx.guidance.guidance import Guidance
 
-    from .trials import Trials
+    from .trials import ScheduleTrials
 
 
 def measure_costs(
-    trials: Trials,
+    trials: ScheduleTrials,
     kinds: Sequence[str],
     num_steps: int,
     forecast: tuple[int, str],
     guidance: Guidance | None = None,
-) -> tuple[float, NDArray[np.float64]]:
-    """Milliseconds of a step that computes all, and what each site saves when it does not.
+) -> tuple[float, Floats]:
+    """Measure how long a step takes, and how much time each site saves by not computing.
 
-    Steps that compute all stand between steps that leave out one kind, or all, so that both
-    see the same machine. The first trajectory compiles; the second counts.
+    Steps that compute everything alternate with steps that leave out one kind or all kinds, so
+    that both see the machine in the same state. The first trajectory compiles; the second
+    counts.
 
     Args:
         trials: The pipeline, and the denoiser to time.
         kinds: Kind of each site.
         num_steps: Steps of the trajectory.
-        forecast: Order and method of what stands in for a site: reading several kept values
-            takes time, too.
+        forecast: Order and method of the forecast that replaces a site: reading several kept
+            values takes time, too.
         guidance: What the unconditional stream does; None for what it does already.
+
+    Returns:
+        Milliseconds of a step that computes everything, and float64 ``[sites]``, the
+        milliseconds that each site saves.
     """
     order, method = forecast
     names = list(dict.fromkeys(kinds))
@@ -58,13 +62,22 @@ def measure_costs(
         by_row.setdefault(row, []).append(ms)
     step_ms = median(by_row[None])
     saved = {row: max(step_ms - median(ms), 0.0) for row, ms in by_row.items() if row}
-    return step_ms, share_out(saved, kinds, names)
+    return step_ms, share_savings(saved, kinds, names)
 
 
-def share_out(
+def share_savings(
     saved: dict[frozenset[str], float], kinds: Sequence[str], names: Sequence[str]
-) -> NDArray[np.float64]:
-    """Per site its share of what its kind saves; all kinds together save what all save."""
+) -> Floats:
+    """Share out what each kind saves among its sites, which together save what all kinds do.
+
+    Args:
+        saved: Milliseconds that leaving out some kinds saves, by the kinds.
+        kinds: Kind of each site.
+        names: All kinds; that of the last follows from the others.
+
+    Returns:
+        float64 ``[sites]``: milliseconds that each site saves.
+    """
     whole = saved.get(frozenset(names), 0.0)
     each = {name: saved.get(frozenset({name}), 0.0) for name in names}
     if len(names) > 1:
@@ -75,9 +88,13 @@ def share_out(
 
 
 def time_steps(
-    trials: Trials, schedule: Schedule, num_steps: int, guidance: Guidance | None
+    trials: ScheduleTrials, schedule: Schedule, num_steps: int, guidance: Guidance | None
 ) -> list[float]:
-    """Milliseconds of each step in the denoiser, the streams of a step added up."""
+    """Measure the milliseconds of each step in the denoiser, added up over its streams.
+
+    Returns:
+        Per step the median over batches.
+    """
     times: list[float] = []
 
     def timed(call: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -101,7 +118,7 @@ def time_steps(
 
 
 def wait_for(device: torch.device) -> None:
-    """Let a device finish."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqar_fx.optimiser.view import View
+from dqar_fx.optimiser.scheduler_view import SchedulerView
 
 
 def look(outputs, given):
     """A view of outputs of which a scheduler was given that."""
-    view, seen = View(), []
+    view, seen = SchedulerView(), []
     view.note(outputs)
     view.watch(lambda *args: seen.append(args))(given, "more")
     assert len(seen) == 1

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .observe import flat
+from .site_products import flatten_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-RESIDUAL = 1e-4
-"""Relative: a larger one means that the scheduler is given something else."""
+MAX_RESIDUAL = 1e-4
+"""Relative residual of the solution beyond which the scheduler is given something else."""
 
 
-class View:
+class SchedulerView:
     """Maps a denoiser's flat outputs to what the scheduler sees of them.
 
     Attributes:
-        matrix: float64 ``[batch given, batch of the denoiser]``; None until it is known, or
-            where there is none.
-        channels: How many of the outputs' second dimension are used.
+        matrix: float64 ``[batch of the scheduler, batch of the denoiser]``; None as long as it
+            is unknown, and where there is none.
+        channels: How many entries of the outputs' second dimension are used.
     """
 
     def __init__(self) -> None:
@@ -41,39 +41,40 @@ class View:
         self._is_known = False
 
     def __call__(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """float64, one line."""
+        """Map outputs to what the scheduler sees of them: float64, one dimension."""
         if self.matrix is None:
-            return flat(outputs).double()
+            return flatten_values(outputs).double()
         return (self.matrix @ rows_of(outputs[0], self.channels)).flatten()
 
     def note(self, outputs: Sequence[torch.Tensor]) -> None:
-        """What the denoiser has just given."""
+        """Remember what the denoiser has just given, until the matrix is known."""
         if not self._is_known:
             self._outputs = tuple(output.clone() for output in outputs)
 
     def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """A scheduler's ``step`` whose first argument is looked at."""
+        """Wrap a scheduler's ``step``, so that its first argument is compared once."""
 
         def watched(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if not self._is_known and self._outputs:
-                self._look(self._outputs, model_output)
+                self._solve(self._outputs, model_output)
                 self._is_known, self._outputs = True, ()
             return step(model_output, *args, **kwargs)
 
         return watched
 
-    def _look(self, outputs: Sequence[torch.Tensor], given: torch.Tensor) -> None:
-        output, channels = outputs[0], given.shape[1] if given.dim() > 1 else 0
-        fits = output.dim() == given.dim() > 1 and channels <= output.shape[1]
-        if len(outputs) > 1 or not fits or output.shape[2:] != given.shape[2:]:
+    def _solve(self, outputs: Sequence[torch.Tensor], seen: torch.Tensor) -> None:
+        """Find the matrix that makes what the scheduler has seen of the outputs, if any."""
+        output, channels = outputs[0], seen.shape[1] if seen.dim() > 1 else 0
+        fits = output.dim() == seen.dim() > 1 and channels <= output.shape[1]
+        if len(outputs) > 1 or not fits or output.shape[2:] != seen.shape[2:]:
             return
-        rows, right = rows_of(output, channels), rows_of(given, channels)
+        rows, right = rows_of(output, channels), rows_of(seen, channels)
         matrix = torch.linalg.lstsq(rows.T, right.T).solution.T
-        if (matrix @ rows - right).norm() <= RESIDUAL * right.norm():
+        if (matrix @ rows - right).norm() <= MAX_RESIDUAL * right.norm():
             self.matrix, self.channels = matrix, channels
 
 
 def rows_of(tensor: torch.Tensor, channels: int) -> torch.Tensor:
-    """float64 ``[batch, values]`` of some channels, where float64 exists."""
+    """The first channels: float64 ``[batch, values]``, on a device that has float64."""
     device = "cpu" if tensor.device.type == "mps" else tensor.device
     return tensor[:, :channels].detach().to(device).double().flatten(1)

@@ -1,4 +1,4 @@
-"""What an optimiser knows of a model: errors of cells, their propagation, costs of rows."""
+"""What an optimiser knows of a model: errors of sites, their effects, and costs of steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dqar_fx.calibration.calibration import read, write
+from dqar_fx.calibration.calibration import read_measurement, write_measurement
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.forecast import weigh
 
@@ -15,34 +15,32 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
+    from dqar_fx.calibration.calibration import Floats
     from dqar_fx.calibration.fingerprint import Fingerprint
-
-    Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Measurements:
     """What was measured of one model in one pipeline.
 
     Attributes:
         sites: Module path per site.
         kinds: Kind per site.
         site_bytes: Bytes of one kept value per site, of one stream.
-        gram: ``[sites, steps, steps]``: inner products of a site's values at two steps.
-        sensitivity: ``[steps, sites]``: relative error of the denoiser's output by that of the
-            site.
-        gain: ``[steps]``: error of the pictures (root of the mean square, values in [0, 1]) by
-            the relative error of the denoiser's output at a step.
-        step_ms: Time of one step that computes all.
-        saved_ms: Per site, the time that not computing it saves.
-        guided_ms: ``[2]``: the same as ``step_ms`` where streams are told apart: of a step
-            that calls both, and of one that leaves the unconditional one out. Empty where
-            there is no guidance to search.
-        guided_saved_ms: ``[2, sites]``: what not computing a site saves there.
-        fingerprint: The model.
+        gram: float64 ``[sites, steps, steps]``: inner products of a site's values at two
+            steps.
+        sensitivity: float64 ``[steps, sites]``: relative error of the denoiser's output,
+            divided by the relative error of the site that causes it.
+        gain: float64 ``[steps]``: error of the pictures (root mean square, values in [0, 1]),
+            divided by the relative error of the denoiser's output at a step.
+        step_ms: Milliseconds of one step that computes everything.
+        saved_ms: float64 ``[sites]``: milliseconds that not computing a site saves.
+        fingerprint: Identifies the model.
         identity: Differs for another model, scheduler or job.
+        guided_ms: float64 ``[2]``: ``step_ms`` where streams are told apart: of a step that
+            calls both, and of one that leaves the unconditional one out. It is empty where
+            there is no guidance to search.
+        guided_saved_ms: float64 ``[2, sites]``: ``saved_ms`` of the same steps.
     """
 
     sites: tuple[str, ...]
@@ -60,16 +58,16 @@ class Measured:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the trajectory."""
+        """Number of steps of the trajectory."""
         return int(self.gram.shape[1])
 
     def site_errors(self, step: int, kept: Sequence[int], order: int, method: str) -> Floats:
-        """``[sites]``: relative error of each site's forecast.
+        """Relative error of each site's forecast: float64 ``[sites]``.
 
         Args:
             step: The step to forecast.
             kept: Steps whose values are kept, newest first.
-            order: Of the forecast; 0 is reuse.
+            order: Order of the forecast; 0 is reuse.
             method: How to forecast.
         """
         weights = np.array([1.0, *(-weigh(method, kept, step, order))])
@@ -80,12 +78,15 @@ class Measured:
         return np.asarray(np.sqrt(np.maximum(squares, 0.0) / right))
 
     def errors(self, step: int, kept: Sequence[int], order: int, method: str) -> Floats:
-        """``[sites]``: error of the pictures that each site's forecast would cause."""
+        """Error of the pictures that each site's forecast would cause: float64 ``[sites]``.
+
+        The arguments are those of `site_errors`.
+        """
         local = self.site_errors(step, kept, order, method)
         return np.asarray(self.gain[step] * self.sensitivity[step] * local)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``measured.safetensors`` and ``measured.json``."""
+        """Write ``measured.safetensors`` and ``measured.json`` to a folder."""
         names = ("gram", "sensitivity", "gain", "saved_ms", "guided_ms", "guided_saved_ms")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
         facts = {
@@ -95,18 +96,18 @@ class Measured:
             "step_ms": self.step_ms,
             "identity": self.identity,
         }
-        write(folder, "measured", arrays, facts, self.fingerprint)
+        write_measurement(folder, "measured", arrays, facts, self.fingerprint)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Measured:
+    def load(cls, folder: str | Path) -> Measurements:
         """Read what `save` wrote.
 
         Raises:
-            ScheduleError: The files are missing, damaged, or something else.
+            ScheduleError: The files are missing or damaged, or hold something else.
         """
-        arrays, facts, fingerprint = read(folder, "measured")
+        arrays, facts, fingerprint = read_measurement(folder, "measured")
         try:
-            found = cls(
+            loaded = cls(
                 sites=tuple(facts["sites"]),
                 kinds=tuple(facts["kinds"]),
                 site_bytes=tuple(facts["site_bytes"]),
@@ -117,28 +118,33 @@ class Measured:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ScheduleError(f"{folder}: what was measured lacks {error}") from None
-        steps, sites = found.num_steps, len(found.sites)
-        if found.sensitivity.shape != (steps, sites) or len(found.gain) != steps:
+        steps, sites = loaded.num_steps, len(loaded.sites)
+        if loaded.sensitivity.shape != (steps, sites) or len(loaded.gain) != steps:
             raise ScheduleError(
                 f"{folder}: what was measured is damaged: {sites} sites and {steps} steps, "
-                f"but sensitivities of shape {list(found.sensitivity.shape)}"
+                f"but sensitivities of shape {list(loaded.sensitivity.shape)}"
             )
-        return found
+        return loaded
 
 
 def fit_sensitivity(
-    tried: Sequence[tuple[int, int, float, float]], num_steps: int, num_sites: int
+    reuses: Sequence[tuple[int, int, float, float]], num_steps: int, num_sites: int
 ) -> Floats:
-    """``[steps, sites]``: a factor per step times a factor per site, fitted to what was tried.
+    """Fit a factor per step times a factor per site to the reuses that were tried.
 
-    Least squares of logarithms; factors that little speaks for are drawn to the mean.
+    The logarithms are fitted by least squares; factors that little is known of are drawn
+    towards the mean.
 
     Args:
-        tried: Step, site, relative error of the denoiser's output, and of the site.
+        reuses: Per reuse the step, the site, the relative error of the denoiser's output, and
+            that of the site.
         num_steps: Steps of the trajectory.
         num_sites: Sites of the model.
+
+    Returns:
+        float64 ``[steps, sites]``, see `Measurements.sensitivity`.
     """
-    cells = [(t, s, out / own) for t, s, out, own in tried if out > 0 and own > 0]
+    cells = [(t, s, out / own) for t, s, out, own in reuses if out > 0 and own > 0]
     if not cells:
         return np.ones((num_steps, num_sites))
     logs = np.log([ratio for *_, ratio in cells])
@@ -152,7 +158,12 @@ def fit_sensitivity(
 
 
 def spread_gain(known: dict[int, float], num_steps: int) -> Floats:
-    """``[steps]``: gains at all steps, from those at some, linear between their logarithms."""
+    """Interpolate gains, linearly between their logarithms: float64 ``[steps]``.
+
+    Args:
+        known: The gain at some steps.
+        num_steps: Steps of the trajectory.
+    """
     steps = sorted(step for step, gain in known.items() if gain > 0)
     if not steps:
         return np.ones(num_steps)
