@@ -32,7 +32,7 @@ from benchmarks.harness.macs import count_macs, count_schedules, to_meta, to_met
 from benchmarks.harness.options import Count, Patterns, at_least, run_command
 from benchmarks.harness.rows import write_rows
 from benchmarks.harness.timing import find_quartiles, run_lockstep, take_ratios
-from benchmarks.pareto.rows import turn_saving
+from benchmarks.contenders.rows import turn_saving
 from dqar_fx import Schedule, prior_art
 
 CPU = torch.device("cpu")

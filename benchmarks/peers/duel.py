@@ -1,4 +1,4 @@
-"""One contender against the unit, in a process of their own.
+"""Measure one contender against the unit: the process of one row of ``benchmarks.peers``.
 
 The contender comes first, while Inductor's cache is empty: its first trajectory is cold. A
 second one is watched (memory, what the cache holds, multiply-accumulates in eager mode). The
@@ -6,37 +6,52 @@ unit's kernels come from a folder that all processes share. Then both take turns
 """
 
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from tqdm import tqdm
 
-from benchmarks.harness.machine import set_up_compiler
-from benchmarks.harness.store import Piece
-from benchmarks.harness.timing import Compiled
-from benchmarks.pareto.contenders import (
+from benchmarks.contenders.bench import Bench, Counting
+from benchmarks.contenders.contenders import (
     BASE,
     BLOCKS,
     COMPILED,
     EAGER,
+    STOCK,
     Contender,
     Entrant,
 )
-from benchmarks.pareto.judged import Gallery
-from benchmarks.pareto.race import Race, quiet_compiler
-from benchmarks.pareto.recipes import Untransformed
-from benchmarks.pareto.records import WARMUP, Record
-from benchmarks.pareto.rivals.of_diffusers import measure_magnitudes
-from benchmarks.pareto.standin import Counting
+from benchmarks.contenders.gallery import Gallery
+from benchmarks.contenders.hooks import measure_magnitudes
+from benchmarks.contenders.race import Race, quiet_compiler
+from benchmarks.contenders.recipes import Untransformed
+from benchmarks.contenders.records import WARMUP, Plan, Record
+from benchmarks.harness.machine import set_up_compiler
+from benchmarks.harness.options import convert_with, run_command
+from benchmarks.harness.store import Piece
+from benchmarks.harness.timing import Compiled
+from benchmarks.peers.latents import set_up_bench
+from benchmarks.peers.launcher import CACHE
+from benchmarks.peers.lineup import LOWERINGS, REGIONAL, line_up
 from benchmarks.peers.memory import Memory, watched
 from benchmarks.peers.options import Options
-from benchmarks.peers.plan import Plan
-from benchmarks.peers.recipes import STOCK, Peer
-from benchmarks.peers.stage import Stage
 from dqar_fx import Denoiser
 
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+@dataclass(frozen=True)
+class RowOptions(Options):
+    """Options of the run, and whose row this is."""
+
+    COMMAND = "benchmarks.peers.duel"
+
+    contender: str = ""
+    """Name of the row that is measured."""
+    warm_cache: Annotated[Path | None, convert_with(Path, "FOLDER")] = None
+    """Where the unit's kernels are kept."""
 
 
 @dataclass(kw_only=True)
@@ -113,44 +128,57 @@ class Duel(Race):
         return max(held, default=None), None if counting is None else counting.macs
 
 
-def measure(options: Options, stage: Stage, plan: Plan, contender: Peer) -> None:
-    """What a process measures: times, and the pictures that are judged."""
+def measure(options: RowOptions) -> None:
+    """Measure times, and the pictures that are judged."""
+    lined_up = line_up(options, options.fewer or ())
+    contender = next(each for each in lined_up if each.name == options.contender)
+    bench = set_up_bench(options, LOWERINGS.get(contender.mode, REGIONAL))
+    plan = make_plan(bench, options)
     record = Record.load(plan.times(contender))
-    prepare(stage, contender, options)
+    prepare(bench, contender, options)
+    mode = EAGER if options.eager else COMPILED  # what the first row is, but for its name
+    unit = Contender("unit", BASE, bench.steps, Untransformed(), mode)
     with tempfile.TemporaryDirectory() as scratch:
-        unit = make_unit(options)
         records = {contender.name: record, unit.name: Record(Piece(Path(scratch) / "u", {}))}
         duel = Duel(
-            bench=stage,
+            bench=bench,
             base=unit,
             contenders=[unit, contender],
             records=records,
             guest=contender,
-            memory=Memory(options.device),
+            memory=Memory(bench.device),
             warm_cache=options.warm_cache,
         )
-        duel.meet(options.repeats)
+        duel.meet(options.repeats or 0)
     if options.images and contender.is_shown and record.error is None:
-        gallery = Gallery(stage, {contender.name: contender}, duel.entrants, options.images)
-        errors = gallery.fill({contender.name: [plan.pictures(contender)]})
+        gallery = Gallery(bench, {contender.name: contender}, duel.entrants, options.images)
+        errors = gallery.fill({contender.name: [plan.pictures(contender, options.images)]})
         if errors:
             record.note(error=errors[contender.name])
 
 
-def prepare(stage: Stage, contender: Peer, options: Options) -> None:
+def make_plan(bench: Bench, options: Options) -> Plan:
+    """Where the results of a run lie."""
+    return Plan.of(bench.pipe, options, unit="eager" if options.eager else "compiled")
+
+
+def prepare(bench: Bench, contender: Contender, options: RowOptions) -> None:
     """Do what is neither compile time nor memory of a contender."""
     if not options.eager:
-        set_up_compiler(options.device)
-    stage.run(Entrant(stage.original), 1, stage.task(WARMUP))
+        set_up_compiler(bench.device)
+    bench.run(Entrant(bench.original), 1, bench.task(WARMUP))
     if "MagCache" in contender.setting:
-        stage.once(measure_magnitudes)
+        bench.once(measure_magnitudes)
     if contender.tool is not None or contender.mode == BLOCKS:
-        stage.prepare_clone()
+        bench.prepare_clone()
     if contender.family.kind == "fewer" and options.warm_cache is not None:
         os.environ[CACHE] = str(options.warm_cache)  # the unit's graph: nothing of its own
 
 
-def make_unit(options: Options) -> Peer:
-    """The contender whose time is the unit: what the first row is, apart from its name."""
-    mode = EAGER if options.eager else COMPILED
-    return Peer("unit", BASE, options.steps, Untransformed(), mode)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line of a measuring process; the exit code."""
+    return run_command(RowOptions, measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

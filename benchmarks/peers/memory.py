@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.contenders.contenders import Entrant
 from benchmarks.harness.timing import hooked
-from benchmarks.pareto.contenders import Entrant
 from dqar_fx import Denoiser
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -100,8 +100,8 @@ def count_held(module: nn.Module) -> int | None:
     roots = list(find_caches(module))
     if not roots:
         return None
-    storages = {s.data_ptr(): s.nbytes() for s in map(storage_of, find_tensors(roots))}
-    return sum(storages.values())
+    storages = (tensor.untyped_storage() for tensor in find_tensors(roots))
+    return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
 
 
 def find_caches(module: nn.Module) -> Iterator[Any]:
@@ -131,8 +131,3 @@ def find_tensors(roots: list[Any]) -> Iterator[torch.Tensor]:
             left += value
         elif type(value).__module__.startswith(OWNERS) and hasattr(value, "__dict__"):
             left += vars(value).values()
-
-
-def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage:
-    """What the tensor is a view of."""
-    return tensor.untyped_storage()

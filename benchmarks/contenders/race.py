@@ -5,8 +5,6 @@ the same process. Each repeat has other pictures, the same for all, and another 
 """
 
 import logging
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,11 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.contenders.bench import Bench
+from benchmarks.contenders.contenders import Contender, Entrant
+from benchmarks.contenders.records import WARMUP, Record
 from benchmarks.harness.machine import describe_machine
-from benchmarks.harness.timing import Compiled
-from benchmarks.pareto.bench import Bench
-from benchmarks.pareto.contenders import Contender, Entrant
-from benchmarks.pareto.records import WARMUP, Record
+from benchmarks.harness.rows import noted_failure
+from benchmarks.harness.timing import Compiled, rotate
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Race:
             for number, listed in missing.items():
                 bar.set_description(f"repeat {number} of {repeats}")
                 first = number * len(listed) // repeats  # another for each repeat
-                self.repeat(number, [*listed[first:], *listed[:first]], pair, bar)
+                self.repeat(number, rotate(listed, first), pair, bar)
 
     def list_late(self, number: int) -> list[Contender]:
         """Who has not run a repeat yet."""
@@ -126,19 +125,18 @@ class Race:
 
     def attempt(self, action: Callable[..., None], contender: Contender, *args: Any) -> None:
         """Let a contender do something; a failure is noted, and the others go on."""
-        try:
+
+        def note(error: str) -> None:
+            record = self.records[contender.name]
+            record.note(error=error, machine=self.describe_machine())
+
+        with noted_failure(contender.name, note):
             action(contender, *args)
-        except Exception as error:
-            self.records[contender.name].note(
-                error=f"{type(error).__name__}: {error}", machine=self.describe_machine()
-            )
-            tqdm.write(f"{contender.name} failed:", file=sys.stderr)
-            traceback.print_exc()
 
 
 @contextmanager
 def quiet_compiler() -> Iterator[None]:
-    """Without a page of warnings for each rival that recompiles: rows count the graphs."""
+    """Without a page of warnings for each contender that recompiles: rows count the graphs."""
     logger = logging.getLogger("torch._dynamo")
     before = logger.level
     logger.setLevel(logging.ERROR)

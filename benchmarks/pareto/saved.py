@@ -43,6 +43,13 @@ class Saved:
             texts, orders=table.orders, method=table.method, weights=weights
         )
 
+    def with_guidance(self, guidance: Guidance | None) -> "Saved":
+        """The table with its guidance, which counts for its identity."""
+        if guidance is None:
+            return self
+        digest = hashlib.sha256(f"{self.digest} {guidance}".encode()).hexdigest()[:16]
+        return replace(self, guidance=guidance, digest=digest)
+
 
 def read_tables(
     folder: Path, model: torch.nn.Module, call: dict[str, torch.Tensor], num_steps: int
@@ -67,7 +74,7 @@ def read_tables(
     meta, inputs = to_meta(model), to_meta_call(call)
     guided = read_guidances(folder)
     saved = (read_table(file, meta, inputs, num_steps) for file in files)
-    return [add_guidance(each, guided.get(each.name)) for each in saved]
+    return [each.with_guidance(guided.get(each.name)) for each in saved]
 
 
 def read_guidances(folder: Path) -> dict[str, Guidance]:
@@ -85,14 +92,6 @@ def read_guidances(folder: Path) -> dict[str, Guidance]:
     names = (f"table_{number:02d}" for number in range(len(front.points)))
     pairs = zip(names, front.points, strict=True)
     return {name: point.guidance for name, point in pairs if point.guidance is not None}
-
-
-def add_guidance(saved: Saved, guidance: Guidance | None) -> Saved:
-    """The table with its guidance, which counts for its identity."""
-    if guidance is None:
-        return saved
-    digest = hashlib.sha256(f"{saved.digest} {guidance}".encode()).hexdigest()[:16]
-    return replace(saved, guidance=guidance, digest=digest)
 
 
 def is_other(file: Path) -> bool:

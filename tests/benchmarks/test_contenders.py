@@ -10,10 +10,10 @@ from diffusers import DDIMScheduler
 from torch._dynamo.utils import counters
 
 from benchmarks.ablation.protocol import Protocol
-from benchmarks.harness.errors import InputError
-from benchmarks.harness.geometry import Geometry
-from benchmarks.pareto.bench import Bench
-from benchmarks.pareto.contenders import (
+from benchmarks.contenders import cache_dit, settings
+from benchmarks.contenders.bench import Bench
+from benchmarks.contenders.cache_dit import CacheDit, make_mask
+from benchmarks.contenders.contenders import (
     BLOCKS,
     CACHE_DIT,
     COMPILED,
@@ -21,12 +21,18 @@ from benchmarks.pareto.contenders import (
     EAGER,
     Contender,
 )
-from benchmarks.pareto.recipes import Untransformed
-from benchmarks.pareto.rivals import of_cache_dit, settings
-from benchmarks.pareto.rivals.driven import Clock, Driven, mix_in_cache, swap_halves
-from benchmarks.pareto.rivals.of_cache_dit import CacheDit, make_mask
-from benchmarks.pareto.rivals.of_diffusers import count_hooked, measure_magnitudes
-from benchmarks.pareto.rivals.schedules import list_theirs
+from benchmarks.contenders.hooks import (
+    Clock,
+    Driven,
+    count_hooked,
+    measure_magnitudes,
+    mix_in_cache,
+    swap_halves,
+)
+from benchmarks.contenders.recipes import Untransformed
+from benchmarks.contenders.settings import list_theirs
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry
 from dqar_fx import prior_art
 
 STEPS = 12
@@ -272,14 +278,14 @@ def test_cache_dit_compiles_whole_or_block_by_block(bench, monkeypatch):
     recipe = CACHED["fast mask + TaylorSeer O=1"]
     recipe.build(bench, COMPILED)
     recipe.build(bench, BLOCKS)
-    limit = {"isolate_recompiles": True, "recompile_limit": of_cache_dit.RECOMPILES}
+    limit = {"isolate_recompiles": True, "recompile_limit": cache_dit.RECOMPILES}
     assert seen[0] == ("DiTTransformer2DModel", limit)
     assert seen[1:] == [("BasicTransformerBlock", {})] * GEOMETRY.layers
 
 
 def test_cache_dit_missing_says_which_extra(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "cache_dit", None)
-    with pytest.raises(InputError, match=r'pip install "dqar_fx\[rivals\]"'):
+    with pytest.raises(InputError, match=r'pip install "dqar_fx\[peers\]"'):
         CacheDit().build(bench, EAGER)
 
 
@@ -316,8 +322,8 @@ def test_their_masks_run_as_cache_dit_runs_them(bench):
 # ---- the list ----------------------------------------------------------------------------
 
 
-def test_list_rivals_has_all_modes():
-    listed = list(settings.list_rivals(STEPS, compiled=True))
+def test_list_peers_has_all_modes():
+    listed = list(settings.list_peers(STEPS, compiled=True))
     assert {each.family for each in listed} == {DIFFUSERS, CACHE_DIT}
     modes = {}
     for each in listed:
@@ -328,4 +334,4 @@ def test_list_rivals_has_all_modes():
         assert found == expected, setting
     tools = {"PAB", "FasterCache", "FirstBlockCache", "TaylorSeer", "MagCache", "SeaCache"}
     assert {each.tool for each in listed} == {*tools, "cache-dit"}
-    assert all(e.mode == EAGER for e in settings.list_rivals(STEPS, compiled=False))
+    assert all(e.mode == EAGER for e in settings.list_peers(STEPS, compiled=False))

@@ -1,16 +1,19 @@
 """A contender: how to make what a pipeline calls, and with how many steps it runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
 if TYPE_CHECKING:
-    from benchmarks.pareto.bench import Bench
+    from benchmarks.contenders.bench import Bench
 
 EAGER, COMPILED, BLOCKS = "eager", "compiled", "compiled by block"
+UNLIMITED, FROZEN = "compiled, no limit of recompiles", "compiled, freezing"
+STOCK = "as documented"
 """How a contender runs."""
 
 
@@ -21,8 +24,8 @@ class Family:
     Attributes:
         key: What the command line calls it.
         title: What tables and figures call it.
-        kind: ``"base"``, ``"fewer"``, ``"ours"``, ``"theirs"`` (a rival's schedule, run by
-            dqar_fx) or ``"rival"``.
+        kind: ``"base"``, ``"fewer"``, ``"ours"``, ``"theirs"`` (a peer's schedule, run by
+            dqar_fx) or ``"peer"``.
     """
 
     key: str
@@ -36,21 +39,22 @@ ATTENTION = Family("attention", "attention reused", "ours")
 BOTH = Family("all", "attention + feed-forward reused", "ours")
 GUIDED = Family("guidance", "forecast, unconditional half too", "ours")
 OPTIMISED = Family("tables", "optimised tables", "ours")
-THEIRS = Family("schedules", "rivals' schedules, run by dqar_fx", "theirs")
-DIFFUSERS = Family("diffusers", "diffusers hooks", "rival")
-CACHE_DIT = Family("cache-dit", "cache-dit", "rival")
-FORECAST = "forecast"
-KEYS = (
-    *(family.key for family in (FEWER, ATTENTION, BOTH)),
-    FORECAST,
-    *(family.key for family in (GUIDED, OPTIMISED, THEIRS, DIFFUSERS, CACHE_DIT)),
-)
-"""Families that the command line can choose; the base always takes part."""
+THEIRS = Family("schedules", "peers' schedules, run by dqar_fx", "theirs")
+DIFFUSERS = Family("diffusers", "diffusers hooks", "peer")
+CACHE_DIT = Family("cache-dit", "cache-dit", "peer")
+DOCUMENTED = Family("stock", "as documented", "peer")
 
 
 def forecast_of(order: int) -> Family:
     """The family of forecasts of an order, in the place of reuse of both kinds of sites."""
-    return Family(FORECAST, f"attention + feed-forward forecast, order {order}", "ours")
+    return Family("forecast", f"attention + feed-forward forecast, order {order}", "ours")
+
+
+CHOICES = (
+    *(FEWER, ATTENTION, BOTH, forecast_of(1), GUIDED, OPTIMISED, THEIRS, DIFFUSERS, CACHE_DIT),
+)
+KEYS = tuple(family.key for family in CHOICES)
+"""Families that the command line can choose; the base always takes part."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Entrant:
     Attributes:
         module: What the pipeline calls.
         fresh: Gives the context of one trajectory, in which nothing of an earlier one is left.
-        hooked: Modules that a rival's hooks are on; None where that is no question.
+        hooked: Modules that a peer's hooks are on; None where that is no question.
     """
 
     module: nn.Module
@@ -88,8 +92,10 @@ class Contender:
         family: Where it belongs.
         steps: Denoising steps.
         recipe: How to make it.
-        mode: `EAGER`, `COMPILED` or `BLOCKS`.
-        tool: Of a rival, the system's name.
+        mode: `EAGER`, `COMPILED` or another way to run.
+        tool: Of a peer, the system's name.
+        table: What is equal for those that follow one branch table; None for nobody else.
+        is_shown: Whether its pictures are judged against real ones.
     """
 
     setting: str
@@ -98,11 +104,13 @@ class Contender:
     recipe: Recipe
     mode: str = COMPILED
     tool: str | None = None
+    table: str | None = None
+    is_shown: bool = True
 
     @property
     def name(self) -> str:
         """What tables call it; no two are equal."""
-        is_plain = self.mode == COMPILED and self.family.kind not in ("base", "rival")
+        is_plain = self.mode == COMPILED and self.family.kind not in ("base", "peer")
         return self.setting if is_plain else f"{self.setting}, {self.mode}"
 
     @property
@@ -110,3 +118,8 @@ class Contender:
         """What its times and pictures follow from, beside what all contenders share."""
         own = {"contender": self.name, "trajectory": self.steps, "mode": self.mode}
         return {**own, **self.recipe.identity}
+
+
+def is_wanted(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a row's name fits one of the patterns; any name where there are none."""
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
