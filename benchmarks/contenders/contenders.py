@@ -121,5 +121,5 @@ class Contender:
 
 
 def is_wanted(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a row's name fits one of the patterns; any name where there are none."""
-    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Whether a row's name fits one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

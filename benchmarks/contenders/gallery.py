@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,51 +16,45 @@ from benchmarks.quality.images import to_bytes
 from benchmarks.quality.panel import Quality
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Generates pictures.
+def fill_gallery(
+    bench: Bench,
+    contenders: Mapping[str, Contender],
+    entrants: Mapping[str, Entrant],
+    pieces: Pieces,
+    group_size: int,
+) -> dict[str, str]:
+    """Generate what is not on disk, in batches as large as those that are timed.
 
-    Attributes:
+    Args:
         bench: Where contenders run.
         contenders: By name.
         entrants: What has been built already, by name.
+        pieces: Where pictures belong, uint8.
         group_size: Pictures in a seed group.
+
+    Returns:
+        What went wrong, by name.
+
+    Raises:
+        InputError: What is on disk is of another run.
     """
 
-    bench: Bench
-    contenders: Mapping[str, Contender]
-    entrants: Mapping[str, Entrant]
-    group_size: int
-
-    def fill(self, pieces: Pieces) -> dict[str, str]:
-        """Generate what is not on disk; what went wrong, by name.
-
-        Raises:
-            InputError: What is on disk is of another run.
-        """
-        return fill_groups(pieces, self.group_size, self.opened)
-
     @contextmanager
-    def opened(self, name: str) -> Iterator[Generate]:
-        """With what generates the pictures of a contender."""
-        contender = self.contenders[name]
-        entrant = self.entrants.get(name)
-        if entrant is None:
-            entrant = contender.recipe.build(self.bench, contender.mode)
-        yield partial(self.generate_group, contender, entrant)
+    def opened(name: str) -> Iterator[Generate]:
+        contender = contenders[name]
+        entrant = entrants.get(name) or contender.recipe.build(bench, contender.mode)
 
-    def generate_group(
-        self, contender: Contender, entrant: Entrant, group: int, bar: Any
-    ) -> torch.Tensor:
-        """Pictures of a group, uint8, in batches as large as those that are timed."""
-        done = []
-        for task, count in self.bench.protocol.batches(
-            group, self.group_size, self.bench.samples
-        ):
-            images, _ = self.bench.run(entrant, contender.steps, task)
-            done.append(to_bytes(images[:count]))
-            bar.update(count)
-        return torch.cat(done)
+        def generate(group: int, bar: Any) -> torch.Tensor:
+            done = []
+            for task, count in bench.protocol.batches(group, group_size, bench.samples):
+                images, _ = bench.run(entrant, contender.steps, task)
+                done.append(to_bytes(images[:count]))
+                bar.update(count)
+            return torch.cat(done)
+
+        yield generate
+
+    return fill_groups(pieces, group_size, opened)
 
 
 def add_quality(

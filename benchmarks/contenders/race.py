@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from benchmarks.contenders.bench import Bench
@@ -18,6 +19,7 @@ from benchmarks.contenders.records import WARMUP, Record
 from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.rows import noted_failure
 from benchmarks.harness.timing import Compiled, rotate
+from dqar_fx import Denoiser
 
 
 @dataclass
@@ -84,19 +86,30 @@ class Race:
         entrant = contender.recipe.build(self.bench, contender.mode)
         images, took_s = self.bench.run(entrant, contender.steps, self.bench.task(WARMUP))
         compiled = Compiled.so_far() - before
+        found = self.examine(contender, entrant, images)
         self.entrants[contender.name] = entrant
         if record.facts:
             return  # of an earlier process: only to compile again
         record.images[WARMUP] = images
+        is_built = compiled.graphs > 0 or isinstance(entrant.module, Denoiser)
         record.note(
             warmup_s=took_s,
+            is_built=is_built,
             graphs=compiled.graphs,
             breaks=compiled.breaks,
-            recompiles=0,
             hooked=entrant.hooked,
-            macs=self.bench.count_macs(contender),
             machine=self.describe_machine(),
+            **found,
         )
+
+    def examine(
+        self, contender: Contender, entrant: Entrant, images: torch.Tensor
+    ) -> dict[str, Any]:
+        """What else there is to know of a contender after its first trajectory."""
+        del entrant, images
+        if self.records[contender.name].facts:
+            return {}
+        return {"recompiles": 0, "macs": self.bench.count_macs(contender)}
 
     def time(self, contender: Contender, number: int, base_s: float) -> None:
         """One timed trajectory of a contender."""

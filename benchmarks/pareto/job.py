@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.contenders.bench import Bench
-from benchmarks.contenders.gallery import Gallery, add_quality
+from benchmarks.contenders.gallery import add_quality, fill_gallery
 from benchmarks.contenders.race import Race
 from benchmarks.contenders.records import Plan, Record
 from benchmarks.contenders.report import write_report
@@ -67,7 +67,7 @@ def judge_rows(
     }
     if not pieces:
         return add_quality(rows, {}, {})
-    errors = Gallery(race.bench, by_name, race.entrants, size).fill(pieces)
+    errors = fill_gallery(race.bench, by_name, race.entrants, pieces, size)
     labels = race.bench.protocol.task(0, 0, size).labels
     panel = Panel(judge, labels, rows[0].name, set(pieces))
     return add_quality(rows, panel.judge_pieces(pieces), errors)

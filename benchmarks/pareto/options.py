@@ -25,6 +25,7 @@ from benchmarks.harness.machine import can_compile
 from benchmarks.harness.options import (
     Count,
     Lowering,
+    Patterns,
     above,
     at_least,
     convert_with,
@@ -68,9 +69,7 @@ class Options(PipelineOptions):
     """Pictures in a batch."""
     only: Annotated[tuple[str, ...], several(one_of(KEYS)), default_is("all")] = KEYS
     """Families that take part."""
-    rows: Annotated[
-        tuple[str, ...], several(convert_with(str, "PATTERN")), default_is("all")
-    ] = ()
+    rows: Patterns = ("*",)
     """Rows of such names."""
     fewer: Annotated[
         tuple[int, ...] | None,

@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from tqdm import tqdm
 
 from benchmarks.contenders.bench import Bench, Counting
@@ -25,7 +26,7 @@ from benchmarks.contenders.contenders import (
     Contender,
     Entrant,
 )
-from benchmarks.contenders.gallery import Gallery
+from benchmarks.contenders.gallery import fill_gallery
 from benchmarks.contenders.hooks import measure_magnitudes
 from benchmarks.contenders.race import Race, quiet_compiler
 from benchmarks.contenders.recipes import Untransformed
@@ -39,7 +40,6 @@ from benchmarks.peers.launcher import CACHE
 from benchmarks.peers.lineup import LOWERINGS, REGIONAL, line_up
 from benchmarks.peers.memory import Memory, watched
 from benchmarks.peers.options import Options
-from dqar_fx import Denoiser
 
 
 @dataclass(frozen=True)
@@ -91,41 +91,31 @@ class Duel(Race):
         self.bench.run(entrant, unit.steps, self.bench.task(WARMUP))
 
     def warm_up(self, contender: Contender) -> None:
-        """Build a contender, run a first trajectory, and watch a second one."""
-        record, before = self.records[contender.name], Compiled.so_far()
+        """The same with an eye on the memory."""
         self.memory.start()
-        entrant = contender.recipe.build(self.bench, contender.mode)
-        images, took_s = self.bench.run(entrant, contender.steps, self.bench.task(WARMUP))
-        first, first_peak = Compiled.so_far() - before, self.memory.above()
+        super().warm_up(contender)
+
+    def examine(
+        self, contender: Contender, entrant: Entrant, images: torch.Tensor
+    ) -> dict[str, Any]:
+        """Watch a second trajectory: memory, what the cache holds, multiply-accumulates."""
+        first_peak, before = self.memory.above(), Compiled.so_far()
         if not images.isfinite().all():
             raise ValueError("its pictures hold NaN or infinity")
-        self.entrants[contender.name] = entrant
-        if record.facts:
-            return  # of an earlier process: only to compile again
+        if self.records[contender.name].facts:
+            return {}
         self.memory.reset()
-        held, macs = self.look(entrant, contender)
-        record.images[WARMUP] = images
-        record.note(
-            warmup_s=took_s,
-            is_built=first.graphs > 0 or isinstance(entrant.module, Denoiser),
-            graphs=first.graphs,
-            breaks=first.breaks,
-            recompiles=(Compiled.so_far() - before - first).graphs,
-            first_peak_bytes=first_peak,
-            later_peak_bytes=self.memory.above(),
-            cache_bytes=held,
-            hooked=entrant.hooked,
-            macs=macs,
-            machine=self.describe_machine(),
-        )
-
-    def look(self, entrant: Entrant, contender: Contender) -> tuple[int | None, int | None]:
-        """The second trajectory: bytes that the cache holds at most, multiply-accumulates."""
         counting = Counting(entrant.module) if contender.mode in (EAGER, STOCK) else None
         running = entrant if counting is None else replace(entrant, module=counting)
         with watched(entrant) as held:
             self.bench.run(running, contender.steps, self.bench.task(WARMUP))
-        return max(held, default=None), None if counting is None else counting.macs
+        return {
+            "recompiles": (Compiled.so_far() - before).graphs,
+            "first_peak_bytes": first_peak,
+            "later_peak_bytes": self.memory.above(),
+            "cache_bytes": max(held, default=None),
+            "macs": None if counting is None else counting.macs,
+        }
 
 
 def measure(options: RowOptions) -> None:
@@ -151,10 +141,11 @@ def measure(options: RowOptions) -> None:
         )
         duel.meet(options.repeats or 0)
     if options.images and contender.is_shown and record.error is None:
-        gallery = Gallery(bench, {contender.name: contender}, duel.entrants, options.images)
-        errors = gallery.fill({contender.name: [plan.pictures(contender, options.images)]})
+        name, size = contender.name, options.images
+        pieces = {name: [plan.pictures(contender, size)]}
+        errors = fill_gallery(bench, {name: contender}, duel.entrants, pieces, size)
         if errors:
-            record.note(error=errors[contender.name])
+            record.note(error=errors[name])
 
 
 def make_plan(bench: Bench, options: Options) -> Plan:

@@ -7,6 +7,7 @@ pipeline's own loop (guidance in one batch, DDIM), without a decoder.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,32 +34,19 @@ def set_up_bench(options: Options, lowering: str | Mapping[str, Any] = "regional
     if options.geometry is None:
         return Bench.of(options, lowering)
     dtype = DTYPES[options.dtype]
-    model: Any = GEOMETRIES[options.geometry].geometry.build(SEED).to(options.device, dtype)
+    model: Any = GEOMETRIES[options.geometry].build(SEED).to(options.device, dtype)
     scheduler = DDIMScheduler(clip_sample=False)  # type: ignore[no-untyped-call]
-    pipe = LatentPipe(model, scheduler, options.device, dtype, nn.Identity())
+    pipe = SimpleNamespace(  # what a geometry has of a pipeline
+        transformer=model,
+        scheduler=scheduler,
+        device=options.device,
+        dtype=dtype,
+        vae=nn.Identity(),
+    )
     classes = {n: f"class {n}" for n in range(0, NUM_CLASSES, NUM_CLASSES // 10)}
     protocol = LatentProtocol(classes, tuple(classes), options.guidance)
     sizes = options.samples, options.steps, options.device
     return Bench(pipe, model, protocol, *sizes, lowering)
-
-
-@dataclass
-class LatentPipe:
-    """What a geometry has of a pipeline.
-
-    Attributes:
-        transformer: What is called.
-        scheduler: DDIM with the betas that DiT was trained with.
-        device: Where it runs.
-        dtype: Of the latent.
-        vae: None of it: no parameters.
-    """
-
-    transformer: Any
-    scheduler: Any
-    device: torch.device
-    dtype: torch.dtype
-    vae: nn.Module
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ Examples::
 """
 
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -29,10 +29,11 @@ from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.machine import can_compile
 from benchmarks.harness.options import (
     Flag,
+    Patterns,
     above,
     at_least,
-    convert_with,
     default_is,
+    one_of,
     quick_flag,
     several,
 )
@@ -47,39 +48,14 @@ QUICK = {
     "eager": True,
     "only": ("*PAB range 2, timesteps all*", "* steps, eager"),
 }
-PIPELINE_DEFAULTS = {"steps": 50, "samples": 8, "repeats": 5, "images": 700}
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A geometry, and what is measured with it unless asked otherwise."""
-
-    geometry: Geometry
-    steps: int
-    repeats: int
-
-    @property
-    def defaults(self) -> dict[str, int]:
-        """Options that are not given."""
-        return {"steps": self.steps, "samples": 1, "repeats": self.repeats, "images": 0}
-
-
-GEOMETRIES = {
-    "DiT-S/2": Sized(Geometry(12, 384, 6), steps=20, repeats=5),
-    "DiT-XL/2": Sized(Geometry(28, 1152, 16), steps=12, repeats=3),
+GEOMETRIES = {"DiT-S/2": Geometry(12, 384, 6), "DiT-XL/2": Geometry(28, 1152, 16)}
+DEFAULTS = {
+    None: {"steps": 50, "samples": 8, "repeats": 5, "images": 700},
+    "DiT-S/2": {"steps": 20, "samples": 1, "repeats": 5, "images": 0},
+    "DiT-XL/2": {"steps": 12, "samples": 1, "repeats": 3, "images": 0},
 }
-"""Numbers of steps that let tables of every second, third and fourth step end as at 50."""
-
-
-def geometry_of(name: str) -> str:
-    """A geometry's name.
-
-    Raises:
-        ValueError: There is no such geometry.
-    """
-    if name not in GEOMETRIES:
-        raise ValueError(f"invalid choice {name!r}; choose from {', '.join(GEOMETRIES)}")
-    return name
+"""Options that are not given, by geometry: numbers of steps that let tables of every second,
+third and fourth step end as at 50."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +65,7 @@ class Options(PipelineOptions):
     COMMAND = "benchmarks.peers"
     QUICK = QUICK
 
-    geometry: Annotated[
-        str | None,
-        convert_with(geometry_of, f"{{{','.join(GEOMETRIES)}}}"),
-        default_is("a pipeline"),
-    ] = None
+    geometry: Annotated[str | None, one_of(GEOMETRIES), default_is("a pipeline")] = None
     """Random weights of this size, no pictures."""
     steps: Annotated[int | None, at_least(2), default_is("50; DiT-S/2: 20, DiT-XL/2: 12")] = (
         None
@@ -103,9 +75,7 @@ class Options(PipelineOptions):
     """Guidance scale, above 1."""
     samples: Annotated[int | None, at_least(1), default_is("8; of a geometry: 1")] = None
     """Pictures in a batch."""
-    only: Annotated[
-        tuple[str, ...], several(convert_with(str, "PATTERN")), default_is("all")
-    ] = ()
+    only: Patterns = ("*",)
     """Rows of such names."""
     fewer: Annotated[
         tuple[int, ...] | None,
@@ -150,10 +120,9 @@ class Options(PipelineOptions):
 
     def fill_in(self, settled: Self) -> Self:
         """The defaults of a pipeline or a geometry, which the model is named after."""
-        defaults, name = PIPELINE_DEFAULTS, self.geometry
+        name = self.geometry
         if name is not None:
-            known = {field.name: field.default for field in fields(self)}
-            if self.model != known["model"]:
+            if self.model != PipelineOptions.model:
                 raise InputError("--model and --geometry are two models: give one of them")
             if self.images:
                 raise InputError(
@@ -162,6 +131,7 @@ class Options(PipelineOptions):
                     "the final latent"
                 )
             settled = replace(settled, model=name)
-            defaults = GEOMETRIES[name].defaults
-        missing = {key: v for key, v in defaults.items() if getattr(self, key) is None}
-        return replace(settled, **missing)
+        defaults = DEFAULTS[name].items()
+        return replace(
+            settled, **{key: v for key, v in defaults if getattr(self, key) is None}
+        )

@@ -27,7 +27,7 @@ from benchmarks.peers.job import main
 from benchmarks.peers.latents import set_up_bench
 from benchmarks.peers.launcher import Launcher
 from benchmarks.peers.lineup import LOWERINGS, PAB, find_equal_cost, line_up, list_tables
-from benchmarks.peers.options import GEOMETRIES, Options, Sized
+from benchmarks.peers.options import Options
 from tests.benchmarks.command_errors import refuse
 from tests.benchmarks.cut_pipeline import cut_pipeline
 
@@ -37,8 +37,10 @@ EAGERLY = ["--geometry", "tiny", "--eager", "--steps", "6", "--repeats", "2"]
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """A geometry that costs nothing."""
-    sized = Sized(Geometry(layers=2, width=32, heads=2, tokens=16), steps=6, repeats=2)
-    monkeypatch.setitem(GEOMETRIES, "tiny", sized)
+    geometry = Geometry(layers=2, width=32, heads=2, tokens=16)
+    monkeypatch.setitem(options.GEOMETRIES, "tiny", geometry)
+    defaults = {"steps": 6, "samples": 1, "repeats": 2, "images": 0}
+    monkeypatch.setitem(options.DEFAULTS, "tiny", defaults)
 
 
 def parse(tmp_path, *arguments):
