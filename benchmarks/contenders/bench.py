@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from benchmarks.ablation.protocol import Protocol
-from benchmarks.contenders.contenders import EAGER, Contender, Entrant
+from benchmarks.contenders.contenders import Contender, Entrant
+from benchmarks.contenders.kinds import EAGER
 from benchmarks.harness.machine import synchronise
 from benchmarks.harness.macs import count_macs
 from benchmarks.harness.pipelines import Task, load_pipeline, name_classes

@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from benchmarks.contenders.bench import Bench
-from benchmarks.contenders.contenders import BLOCKS, COMPILED, Entrant
+from benchmarks.contenders.contenders import Entrant
+from benchmarks.contenders.kinds import BLOCKS, COMPILED
 from benchmarks.harness.errors import InputError
 
 RECOMPILES = 1024

@@ -20,7 +20,8 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import nn
 
 from benchmarks.contenders.bench import Bench, StandIn
-from benchmarks.contenders.contenders import BLOCKS, COMPILED, EAGER, UNLIMITED, Entrant
+from benchmarks.contenders.contenders import Entrant
+from benchmarks.contenders.kinds import BLOCKS, COMPILED, EAGER, UNLIMITED
 from benchmarks.contenders.recipes import REPEATED
 
 CONTEXT = "cond_uncond"

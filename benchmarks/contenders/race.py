@@ -16,9 +16,12 @@ from tqdm import tqdm
 from benchmarks.contenders.bench import Bench
 from benchmarks.contenders.contenders import Contender, Entrant
 from benchmarks.contenders.records import WARMUP, Record
+from benchmarks.harness.groups import Generate, fill_groups
 from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.rows import noted_failure
+from benchmarks.harness.store import Pieces
 from benchmarks.harness.timing import Compiled, rotate
+from benchmarks.quality.images import to_bytes
 from dqar_fx import Denoiser
 
 
@@ -48,7 +51,10 @@ class Race:
             pair: How many contenders run after each trajectory of the base.
         """
         numbers = range(WARMUP + 1, WARMUP + 1 + repeats)
-        missing = {number: self.list_late(number) for number in numbers}
+        missing = {
+            number: [e for e in self.contenders if self.records[e.name].lacks(number)]
+            for number in numbers
+        }
         late = {each.name: each for listed in missing.values() for each in listed}
         if not late:
             return
@@ -62,10 +68,6 @@ class Race:
                 bar.set_description(f"repeat {number} of {repeats}")
                 first = number * len(listed) // repeats  # another for each repeat
                 self.repeat(number, rotate(listed, first), pair, bar)
-
-    def list_late(self, number: int) -> list[Contender]:
-        """Who has not run a repeat yet."""
-        return [each for each in self.contenders if self.records[each.name].lacks(number)]
 
     def repeat(self, number: int, listed: Sequence[Contender], pair: int, bar: Any) -> None:
         """One repeat of some contenders, the base before each few of them."""
@@ -131,6 +133,39 @@ class Race:
         if number not in record.times:
             record.add(number, images, took_s, took_s)
         return took_s
+
+    def fill(self, pieces: Pieces, group_size: int) -> dict[str, str]:
+        """Generate pictures for a judge, in batches as large as those that are timed.
+
+        Args:
+            pieces: By name of a contender, where the pictures of each seed group belong,
+                uint8; those that are on disk stay.
+            group_size: Pictures in a group.
+
+        Returns:
+            What went wrong, by name.
+
+        Raises:
+            InputError: What is on disk is of another run.
+        """
+        bench, contenders = self.bench, {each.name: each for each in self.contenders}
+
+        @contextmanager
+        def opened(name: str) -> Iterator[Generate]:
+            own = contenders[name]
+            entrant = self.entrants.get(name) or own.recipe.build(bench, own.mode)
+
+            def generate(group: int, bar: Any) -> torch.Tensor:
+                done = []
+                for task, count in bench.protocol.batches(group, group_size, bench.samples):
+                    images, _ = bench.run(entrant, own.steps, task)
+                    done.append(to_bytes(images[:count]))
+                    bar.update(count)
+                return torch.cat(done)
+
+            yield generate
+
+        return fill_groups(pieces, group_size, opened)
 
     def describe_machine(self) -> dict[str, Any]:
         """Where this is, and of which sources."""

@@ -10,7 +10,8 @@ from torch._inductor import config
 
 import dqar_fx
 from benchmarks.contenders.bench import Bench
-from benchmarks.contenders.contenders import EAGER, STOCK, Entrant
+from benchmarks.contenders.contenders import Entrant
+from benchmarks.contenders.kinds import EAGER, STOCK
 from dqar_fx import Denoiser, Guidance, Schedule
 
 REPEATED = ("BasicTransformerBlock",)

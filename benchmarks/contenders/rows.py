@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -193,3 +193,23 @@ def describe_idle(contender: Contender, facts: Mapping[str, Any]) -> str | None:
     hooked = facts.get("hooked")
     where = "" if hooked is None else f" ({hooked} modules have a hook)"
     return f"is attached without an error, but reuses nothing{where}"
+
+
+def add_quality(
+    rows: Sequence[Row], qualities: Mapping[str, Quality], errors: Mapping[str, str]
+) -> list[Any]:
+    """The rows, with what became of those that were judged; the first is the base."""
+    base = qualities.get(rows[0].name, Quality()).frechet
+    judged = []
+    for row in rows:
+        own = qualities.get(row.name, Quality()).frechet
+        differences = tuple(each - full for each, full in zip(own, base, strict=False))
+        judged.append(
+            replace(
+                row,
+                judged=qualities.get(row.name),
+                error=row.error or errors.get(row.name),
+                frechet_differences=differences,
+            )
+        )
+    return judged

@@ -12,17 +12,10 @@ import torch
 from diffusers import hooks as diffusers
 
 import dqar_fx
+from benchmarks.contenders import kinds
 from benchmarks.contenders.bench import Bench
 from benchmarks.contenders.cache_dit import CacheDit, make_mask
-from benchmarks.contenders.contenders import (
-    BLOCKS,
-    CACHE_DIT,
-    COMPILED,
-    DIFFUSERS,
-    EAGER,
-    THEIRS,
-    Contender,
-)
+from benchmarks.contenders.contenders import Contender
 from benchmarks.contenders.hooks import (
     Hooks,
     hand_latents,
@@ -59,14 +52,14 @@ def list_peers(steps: int, *, compiled: bool) -> Iterator[Contender]:
         steps: Denoising steps.
         compiled: Whether there is a compiler.
     """
+    modes = (kinds.EAGER, kinds.COMPILED, kinds.BLOCKS) if compiled else (kinds.EAGER,)
     for tool, setting, recipe in list_hooks():
-        modes = (EAGER, COMPILED) if compiled and not recipe.stock else (EAGER,)
-        for mode in modes:
-            yield Contender(f"{tool} {setting}", DIFFUSERS, steps, recipe, mode, tool)
+        for mode in modes[:1] if recipe.stock else modes[:2]:
+            yield Contender(f"{tool} {setting}", kinds.DIFFUSERS, steps, recipe, mode, tool)
     for setting, cached in list_cache_dit():
-        for mode in (EAGER, COMPILED, BLOCKS) if compiled else (EAGER,):
+        for mode in modes:
             name = f"cache-dit {setting}"
-            yield Contender(name, CACHE_DIT, steps, cached, mode, "cache-dit")
+            yield Contender(name, kinds.CACHE_DIT, steps, cached, mode, "cache-dit")
 
 
 def list_hooks() -> Iterator[tuple[str, str, Hooks]]:
@@ -157,7 +150,7 @@ def name_order(order: int) -> str:
 def list_theirs(steps: int, mode: str) -> Iterator[Contender]:
     """What peers decide, as branch tables."""
     for setting, recipe in list_static(steps):
-        yield Contender(f"{setting}, by dqar_fx", THEIRS, steps, recipe, mode)
+        yield Contender(f"{setting}, by dqar_fx", kinds.THEIRS, steps, recipe, mode)
 
 
 def list_static(steps: int) -> Iterator[tuple[str, Transformed]]:

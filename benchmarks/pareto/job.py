@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from benchmarks.contenders.bench import Bench
-from benchmarks.contenders.gallery import add_quality, fill_gallery
 from benchmarks.contenders.race import Race
 from benchmarks.contenders.records import Plan, Record
 from benchmarks.contenders.report import write_report
-from benchmarks.contenders.rows import Row, make_rows
+from benchmarks.contenders.rows import Row, add_quality, make_rows
 from benchmarks.harness.options import run_command
 from benchmarks.harness.plots import styled, write_figure
 from benchmarks.pareto.front import draw
@@ -67,7 +66,7 @@ def judge_rows(
     }
     if not pieces:
         return add_quality(rows, {}, {})
-    errors = fill_gallery(race.bench, by_name, race.entrants, pieces, size)
+    errors = race.fill(pieces, size)
     labels = race.bench.protocol.task(0, 0, size).labels
     panel = Panel(judge, labels, rows[0].name, set(pieces))
     return add_quality(rows, panel.judge_pieces(pieces), errors)

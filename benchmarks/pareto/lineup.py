@@ -3,19 +3,8 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from benchmarks.contenders.contenders import (
-    ATTENTION,
-    BASE,
-    BOTH,
-    COMPILED,
-    EAGER,
-    FEWER,
-    GUIDED,
-    OPTIMISED,
-    Contender,
-    forecast_of,
-    is_wanted,
-)
+from benchmarks.contenders import kinds
+from benchmarks.contenders.contenders import Contender, is_wanted
 from benchmarks.contenders.recipes import Transformed, Untransformed, make_interval
 from benchmarks.contenders.settings import list_peers, list_theirs
 from benchmarks.harness.errors import InputError
@@ -35,10 +24,11 @@ def line_up(options: Options, tables: Sequence[Saved]) -> list[Contender]:
         InputError: A row that is to be judged does not take part.
     """
     steps, is_eager = options.steps, options.lowering == "eager"
-    modes = (EAGER,) if is_eager else (COMPILED, EAGER)
+    modes = (kinds.EAGER,) if is_eager else (kinds.COMPILED, kinds.EAGER)
     plain, mode = Untransformed(), modes[0]
-    base = [Contender("untransformed", BASE, steps, plain, each) for each in modes]
-    others = [Contender(f"{n} steps", FEWER, n, plain, mode) for n in options.fewer or ()]
+    base = [Contender("untransformed", kinds.BASE, steps, plain, each) for each in modes]
+    fewer = options.fewer or ()
+    others = [Contender(f"{n} steps", kinds.FEWER, n, plain, mode) for n in fewer]
     others += [*list_ours(options, mode), *list_guided(options, mode)]
     others += [make_optimised(saved, steps, mode) for saved in tables]
     others += [*list_theirs(steps, mode), *list_peers(steps, compiled=not is_eager)]
@@ -58,9 +48,9 @@ def line_up(options: Options, tables: Sequence[Saved]) -> list[Contender]:
 def list_ours(options: Options, mode: str) -> Iterator[Contender]:
     """Reuse of attention, of attention and feed-forward, and forecasts of both."""
     fronts = [
-        ("attention", ATTENTION, "attention", 0),
-        ("attention + ff", BOTH, "all", 0),
-        *((f"forecast order {n}", forecast_of(n), "all", n) for n in options.orders),
+        ("attention", kinds.ATTENTION, "attention", 0),
+        ("attention + ff", kinds.BOTH, "all", 0),
+        *((f"forecast order {n}", kinds.forecast_of(n), "all", n) for n in options.orders),
     ]
     for name, family, sites, order in fronts:
         for every in options.every:
@@ -84,7 +74,7 @@ def list_guided(options: Options, mode: str) -> Iterator[Contender]:
             Guidance(output=output, keep="difference", batched="conditional_first"),
         )
         setting = f"forecast order 1, every {every}, unconditional every {called}"
-        yield Contender(setting, GUIDED, options.steps, recipe, mode)
+        yield Contender(setting, kinds.GUIDED, options.steps, recipe, mode)
 
 
 def make_optimised(saved: Saved, steps: int, mode: str) -> Contender:
@@ -92,4 +82,4 @@ def make_optimised(saved: Saved, steps: int, mode: str) -> Contender:
     identity = {"table": saved.digest}
     sites, guidance = saved.table.sites, saved.guidance
     recipe = Transformed(lambda bench: saved.schedule, identity, sites, guidance)
-    return Contender(f"table {saved.name}", OPTIMISED, steps, recipe, mode)
+    return Contender(f"table {saved.name}", kinds.OPTIMISED, steps, recipe, mode)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
-from benchmarks.contenders.contenders import KEYS
+from benchmarks.contenders.kinds import KEYS
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.machine import can_compile
 from benchmarks.harness.options import (

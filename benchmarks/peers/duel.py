@@ -16,30 +16,22 @@ from typing import Annotated, Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.contenders import kinds
 from benchmarks.contenders.bench import Bench, Counting
-from benchmarks.contenders.contenders import (
-    BASE,
-    BLOCKS,
-    COMPILED,
-    EAGER,
-    STOCK,
-    Contender,
-    Entrant,
-)
-from benchmarks.contenders.gallery import fill_gallery
+from benchmarks.contenders.contenders import Contender, Entrant
 from benchmarks.contenders.hooks import measure_magnitudes
 from benchmarks.contenders.race import Race, quiet_compiler
-from benchmarks.contenders.recipes import Untransformed
 from benchmarks.contenders.records import WARMUP, Plan, Record
 from benchmarks.harness.machine import set_up_compiler
 from benchmarks.harness.options import convert_with, run_command
 from benchmarks.harness.store import Piece
 from benchmarks.harness.timing import Compiled
 from benchmarks.peers.latents import set_up_bench
-from benchmarks.peers.launcher import CACHE
 from benchmarks.peers.lineup import LOWERINGS, REGIONAL, line_up
 from benchmarks.peers.memory import Memory, watched
 from benchmarks.peers.options import Options
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True)
@@ -105,7 +97,8 @@ class Duel(Race):
         if self.records[contender.name].facts:
             return {}
         self.memory.reset()
-        counting = Counting(entrant.module) if contender.mode in (EAGER, STOCK) else None
+        is_eager = contender.mode in (kinds.EAGER, kinds.STOCK)
+        counting = Counting(entrant.module) if is_eager else None
         running = entrant if counting is None else replace(entrant, module=counting)
         with watched(entrant) as held:
             self.bench.run(running, contender.steps, self.bench.task(WARMUP))
@@ -126,8 +119,7 @@ def measure(options: RowOptions) -> None:
     plan = make_plan(bench, options)
     record = Record.load(plan.times(contender))
     prepare(bench, contender, options)
-    mode = EAGER if options.eager else COMPILED  # what the first row is, but for its name
-    unit = Contender("unit", BASE, bench.steps, Untransformed(), mode)
+    unit = replace(lined_up[0], setting="unit")  # what the first row is, but for its name
     with tempfile.TemporaryDirectory() as scratch:
         records = {contender.name: record, unit.name: Record(Piece(Path(scratch) / "u", {}))}
         duel = Duel(
@@ -143,7 +135,7 @@ def measure(options: RowOptions) -> None:
     if options.images and contender.is_shown and record.error is None:
         name, size = contender.name, options.images
         pieces = {name: [plan.pictures(contender, size)]}
-        errors = fill_gallery(bench, {name: contender}, duel.entrants, pieces, size)
+        errors = duel.fill(pieces, size)
         if errors:
             record.note(error=errors[name])
 
@@ -160,7 +152,7 @@ def prepare(bench: Bench, contender: Contender, options: RowOptions) -> None:
     bench.run(Entrant(bench.original), 1, bench.task(WARMUP))
     if "MagCache" in contender.setting:
         bench.once(measure_magnitudes)
-    if contender.tool is not None or contender.mode == BLOCKS:
+    if contender.tool is not None or contender.mode == kinds.BLOCKS:
         bench.prepare_clone()
     if contender.family.kind == "fewer" and options.warm_cache is not None:
         os.environ[CACHE] = str(options.warm_cache)  # the unit's graph: nothing of its own

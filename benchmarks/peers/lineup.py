@@ -8,28 +8,10 @@ from typing import Any
 import torch
 
 import dqar_fx
-from benchmarks.contenders import settings
+from benchmarks.contenders import kinds, settings
 from benchmarks.contenders.bench import Bench
 from benchmarks.contenders.cache_dit import make_mask
-from benchmarks.contenders.contenders import (
-    BASE,
-    BLOCKS,
-    CACHE_DIT,
-    COMPILED,
-    DIFFUSERS,
-    DOCUMENTED,
-    EAGER,
-    FEWER,
-    FROZEN,
-    STOCK,
-    THEIRS,
-    UNLIMITED,
-    Contender,
-    Family,
-    Recipe,
-    forecast_of,
-    is_wanted,
-)
+from benchmarks.contenders.contenders import Contender, Recipe, is_wanted
 from benchmarks.contenders.recipes import (
     Frozen,
     Repeated,
@@ -52,8 +34,8 @@ LOWERINGS: dict[str, str | Mapping[str, Any]] = {
     WHOLE_PACKED: {"unit": WHOLE, "prepack": True},
 }
 """How dqar_fx compiles, by mode."""
-THREE = (EAGER, COMPILED, BLOCKS)
-SHOWN = (COMPILED, REGIONAL, STOCK)
+THREE = (kinds.EAGER, kinds.COMPILED, kinds.BLOCKS)
+SHOWN = (kinds.COMPILED, REGIONAL, kinds.STOCK)
 """Modes whose pictures are judged against real ones; no setting has two of them, and those of
 the others differ by how they round, which their PSNR tells."""
 PAB = "PAB range 2, timesteps all"
@@ -82,11 +64,13 @@ def line_up(options: Options, fewer: Sequence[int]) -> list[Contender]:
         InputError: A pattern fits no row.
     """
     steps = options.steps or 0
-    modes = (EAGER,) if options.eager else (COMPILED, EAGER)
-    base = [Contender("untransformed", BASE, steps, Untransformed(), mode) for mode in modes]
+    modes = (kinds.EAGER,) if options.eager else (kinds.COMPILED, kinds.EAGER)
+    base = [
+        Contender("untransformed", kinds.BASE, steps, Untransformed(), mode) for mode in modes
+    ]
     others = list(list_others(steps, fewer, modes[0]))
     if options.eager:
-        others = [each for each in others if each.mode in (EAGER, STOCK)]
+        others = [each for each in others if each.mode in (kinds.EAGER, kinds.STOCK)]
     known = [each.name for each in (*base, *others)]
     for pattern in options.only:
         if not any(is_wanted(name, [pattern]) for name in known):
@@ -101,31 +85,31 @@ def line_up(options: Options, fewer: Sequence[int]) -> list[Contender]:
 
 def list_others(steps: int, fewer: Sequence[int], plain: str) -> Iterator[Contender]:
     """All rows but the base's."""
-    yield Contender("untransformed", BASE, steps, Repeated(), BLOCKS)
-    yield Contender("untransformed", BASE, steps, Frozen(), FROZEN)
-    stock = "compile_repeated_blocks", DOCUMENTED, steps, Repeated(), STOCK, "diffusers"
-    yield Contender(*stock)
+    yield Contender("untransformed", kinds.BASE, steps, Repeated(), kinds.BLOCKS)
+    yield Contender("untransformed", kinds.BASE, steps, Frozen(), kinds.FROZEN)
+    name = "compile_repeated_blocks"
+    yield Contender(name, kinds.DOCUMENTED, steps, Repeated(), kinds.STOCK, "diffusers")
     for number in fewer:
-        yield Contender(f"{number} steps", FEWER, number, Untransformed(), plain)
+        yield Contender(f"{number} steps", kinds.FEWER, number, Untransformed(), plain)
     for same in list_tables(steps):
         tool, setting = same.tool, same.setting
-        family = CACHE_DIT if tool == "cache-dit" else DIFFUSERS
+        family = kinds.CACHE_DIT if tool == "cache-dit" else kinds.DIFFUSERS
         for mode in same.modes:
             yield Contender(setting, family, steps, same.recipe, mode, tool, setting)
-        yield from list_modes(f"dqar_fx as {setting}", THEIRS, steps, same.ours, setting)
+        yield from list_modes(f"dqar_fx as {setting}", kinds.THEIRS, steps, same.ours, setting)
     yield from list_alone(steps)
     own = Transformed(
         lambda bench: make_interval(bench.steps, **OWN), {"sites": "all", **OWN}, "all"
     )
     name = f"dqar_fx forecast order {OWN['order']}, every {OWN['every']}"
-    yield from list_modes(name, forecast_of(OWN["order"]), steps, own, None)
+    yield from list_modes(name, kinds.forecast_of(OWN["order"]), steps, own, None)
 
 
 def list_modes(
-    setting: str, family: Family, steps: int, recipe: Recipe, table: str | None
+    setting: str, family: kinds.Family, steps: int, recipe: Recipe, table: str | None
 ) -> Iterator[Contender]:
     """A setting of dqar_fx in each of its modes."""
-    for mode in (EAGER, *LOWERINGS):
+    for mode in (kinds.EAGER, *LOWERINGS):
         yield Contender(setting, family, steps, recipe, mode, None, table)
 
 
@@ -135,15 +119,15 @@ def list_alone(steps: int) -> Iterator[Contender]:
     for setting in ALONE:
         tool, recipe = made[setting]
         for mode in THREE:
-            yield Contender(setting, DIFFUSERS, steps, recipe, mode, tool)
+            yield Contender(setting, kinds.DIFFUSERS, steps, recipe, mode, tool)
     for setting in STOCK_HOOKS:
         tool, recipe = made[setting]
-        yield Contender(setting, DOCUMENTED, steps, recipe, STOCK, tool)
+        yield Contender(setting, kinds.DOCUMENTED, steps, recipe, kinds.STOCK, tool)
     for name, cached in settings.list_cache_dit():
         if name in ("defaults", "F1B0 0.08"):
             for mode in THREE:
                 setting = f"cache-dit {name}"
-                yield Contender(setting, CACHE_DIT, steps, cached, mode, "cache-dit")
+                yield Contender(setting, kinds.CACHE_DIT, steps, cached, mode, "cache-dit")
 
 
 # ---- one branch table, theirs and ours ----------------------------------------------------
@@ -182,7 +166,7 @@ def list_tables(steps: int) -> list[SameTable]:
     taylorseer, magcache = "TaylorSeer N=3 O=1", "MagCache 0.06, at most 3"
     cache_dit = "cache-dit mask of every 3 + TaylorSeer O=1"
     always = settings.broadcast(2, settings.EVERYWHERE)
-    ours = fixed(every, interval=2), "attention", every, (*THREE, UNLIMITED)
+    ours = fixed(every, interval=2), "attention", every, (*THREE, kinds.UNLIMITED)
     as_seer = fixed(seer, every=3, order=1, first=3), "all", seer
     as_mask = masked(3, 1), "transformer_blocks.1:{last}", mask
     return [

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.contenders import rows as shared
-from benchmarks.contenders.contenders import EAGER, STOCK, Contender
+from benchmarks.contenders.contenders import Contender
+from benchmarks.contenders.kinds import EAGER, STOCK
 from benchmarks.contenders.records import Record
 from benchmarks.contenders.rows import describe_contender, describe_idle, pair_images
 from benchmarks.quality.judge import Judge

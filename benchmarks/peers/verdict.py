@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.contenders.contenders import EAGER
+from benchmarks.contenders.kinds import EAGER
 from benchmarks.harness.timing import Spread
 from benchmarks.peers.lineup import PAB, PACKED
 from benchmarks.peers.rows import Row

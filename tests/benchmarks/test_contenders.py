@@ -13,14 +13,7 @@ from benchmarks.ablation.protocol import Protocol
 from benchmarks.contenders import cache_dit, settings
 from benchmarks.contenders.bench import Bench
 from benchmarks.contenders.cache_dit import CacheDit, make_mask
-from benchmarks.contenders.contenders import (
-    BLOCKS,
-    CACHE_DIT,
-    COMPILED,
-    DIFFUSERS,
-    EAGER,
-    Contender,
-)
+from benchmarks.contenders.contenders import Contender
 from benchmarks.contenders.hooks import (
     Clock,
     Driven,
@@ -29,6 +22,7 @@ from benchmarks.contenders.hooks import (
     mix_in_cache,
     swap_halves,
 )
+from benchmarks.contenders.kinds import BLOCKS, CACHE_DIT, COMPILED, DIFFUSERS, EAGER
 from benchmarks.contenders.recipes import Untransformed
 from benchmarks.contenders.settings import list_theirs
 from benchmarks.harness.errors import InputError

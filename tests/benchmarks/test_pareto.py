@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks.contenders import settings
 from benchmarks.contenders.bench import Bench
-from benchmarks.contenders.contenders import KEYS
+from benchmarks.contenders.kinds import KEYS
 from benchmarks.contenders.race import Race
 from benchmarks.contenders.recipes import Transformed
 from benchmarks.pareto import options

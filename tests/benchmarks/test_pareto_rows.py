@@ -13,7 +13,8 @@ import dqar_fx
 from benchmarks.ablation.protocol import Protocol
 from benchmarks.contenders import bench as bench_module
 from benchmarks.contenders.bench import Bench, Counting, StandIn, timed
-from benchmarks.contenders.contenders import (
+from benchmarks.contenders.contenders import Contender, Entrant
+from benchmarks.contenders.kinds import (
     ATTENTION,
     BASE,
     BOTH,
@@ -23,15 +24,12 @@ from benchmarks.contenders.contenders import (
     FEWER,
     OPTIMISED,
     THEIRS,
-    Contender,
-    Entrant,
     forecast_of,
 )
-from benchmarks.contenders.gallery import add_quality
 from benchmarks.contenders.race import Race
 from benchmarks.contenders.recipes import Transformed, Untransformed, make_interval
 from benchmarks.contenders.records import Record
-from benchmarks.contenders.rows import Row, make_rows, turn_saving
+from benchmarks.contenders.rows import Row, add_quality, make_rows, turn_saving
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.plots import styled, write_figure

@@ -8,24 +8,15 @@ import pytest
 import torch
 from torch._inductor import config
 
-from benchmarks.contenders.contenders import (
-    BASE,
-    BLOCKS,
-    COMPILED,
-    EAGER,
-    FROZEN,
-    STOCK,
-    UNLIMITED,
-    Contender,
-)
+from benchmarks.contenders.contenders import Contender
+from benchmarks.contenders.kinds import BASE, BLOCKS, COMPILED, EAGER, FROZEN, STOCK, UNLIMITED
 from benchmarks.contenders.recipes import Frozen, Repeated
 from benchmarks.contenders.records import Plan, Record
 from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.store import file_name
 from benchmarks.peers import duel, lineup, options
-from benchmarks.peers.job import main
+from benchmarks.peers.job import Launcher, main
 from benchmarks.peers.latents import set_up_bench
-from benchmarks.peers.launcher import Launcher
 from benchmarks.peers.lineup import LOWERINGS, PAB, find_equal_cost, line_up, list_tables
 from benchmarks.peers.options import Options
 from tests.benchmarks.command_errors import refuse

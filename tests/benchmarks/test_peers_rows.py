@@ -8,7 +8,8 @@ import torch
 from diffusers.hooks import ModelHook
 from torch import nn
 
-from benchmarks.contenders.contenders import (
+from benchmarks.contenders.contenders import Contender, Entrant
+from benchmarks.contenders.kinds import (
     BASE,
     COMPILED,
     DIFFUSERS,
@@ -16,8 +17,6 @@ from benchmarks.contenders.contenders import (
     FEWER,
     THEIRS,
     UNLIMITED,
-    Contender,
-    Entrant,
 )
 from benchmarks.contenders.recipes import Untransformed
 from benchmarks.contenders.records import Record
