@@ -168,21 +168,12 @@ def timed(module: nn.Module, steps: int, device: torch.device) -> Iterator[list[
     The device is waited for at these two points only.
     """
     marks: list[float] = []
-    left = steps
+    calls = iter(range(2 * steps))
 
-    def mark() -> None:
-        synchronise(device)
-        marks.append(time.perf_counter())
+    def mark(*_: Any) -> None:
+        if next(calls) in (0, 2 * steps - 1):
+            synchronise(device)
+            marks.append(time.perf_counter())
 
-    def begin(*_: Any) -> None:
-        if left == steps:
-            mark()
-
-    def end(*_: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            mark()
-
-    with hooked(module.register_forward_pre_hook(begin), module.register_forward_hook(end)):
+    with hooked(module.register_forward_pre_hook(mark), module.register_forward_hook(mark)):
         yield marks

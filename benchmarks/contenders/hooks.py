@@ -138,12 +138,6 @@ def mix_in_cache(model: nn.Module) -> Any:
     return model
 
 
-def know_nothing(bench: Bench, clock: Clock) -> dict[str, Any]:
-    """No keyword that follows from a pipeline."""
-    del bench, clock
-    return {}
-
-
 @dataclass(frozen=True)
 class Hooks:
     """A model with hooks of diffusers.
@@ -159,7 +153,7 @@ class Hooks:
 
     kind: Callable[..., Any]
     identity: Mapping[str, Any]
-    learn: Callable[[Bench, Clock], Mapping[str, Any]] = know_nothing
+    learn: Callable[[Bench, Clock], Mapping[str, Any]] = lambda bench, clock: {}
     swapped: bool = False
     stock: bool = False
 

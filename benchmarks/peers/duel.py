@@ -23,12 +23,13 @@ from benchmarks.contenders.hooks import measure_magnitudes
 from benchmarks.contenders.race import Race, quiet_compiler
 from benchmarks.contenders.records import WARMUP, Plan, Record
 from benchmarks.harness.machine import set_up_compiler
+from benchmarks.harness.memory import Memory
 from benchmarks.harness.options import convert_with, run_command
 from benchmarks.harness.store import Piece
 from benchmarks.harness.timing import Compiled
+from benchmarks.peers.caches import watched
 from benchmarks.peers.latents import set_up_bench
 from benchmarks.peers.lineup import LOWERINGS, REGIONAL, line_up
-from benchmarks.peers.memory import Memory, watched
 from benchmarks.peers.options import Options
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"

@@ -20,10 +20,11 @@ from benchmarks.contenders.kinds import (
 )
 from benchmarks.contenders.recipes import Untransformed
 from benchmarks.contenders.records import Record
+from benchmarks.harness.memory import Memory
 from benchmarks.harness.rows import to_values
 from benchmarks.harness.store import Piece, file_name
+from benchmarks.peers.caches import count_held, watched
 from benchmarks.peers.lineup import PAB, REGIONAL, WHOLE, WHOLE_PACKED
-from benchmarks.peers.memory import Memory, count_held, watched
 from benchmarks.peers.rows import Row, make_rows
 from benchmarks.peers.table import format_notes, format_table
 from benchmarks.peers.verdict import format_verdict, take_share
