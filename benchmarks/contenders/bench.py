@@ -171,7 +171,7 @@ def timed(module: nn.Module, steps: int, device: torch.device) -> Iterator[list[
     calls = iter(range(2 * steps))
 
     def mark(*_: Any) -> None:
-        if next(calls) in (0, 2 * steps - 1):
+        if next(calls, None) in (0, 2 * steps - 1):
             synchronise(device)
             marks.append(time.perf_counter())
 

@@ -1,6 +1,6 @@
 """A contender: how to make what a pipeline calls, and with how many steps it runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -80,3 +80,16 @@ class Contender:
 def is_wanted(name: str, patterns: Sequence[str]) -> bool:
     """Whether a row's name fits one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def in_modes(
+    modes: Iterable[str],
+    setting: str,
+    family: Family,
+    steps: int,
+    recipe: Recipe,
+    tool: str | None = None,
+    table: str | None = None,
+) -> list[Contender]:
+    """A contender for each way to run."""
+    return [Contender(setting, family, steps, recipe, mode, tool, table) for mode in modes]

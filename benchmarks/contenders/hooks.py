@@ -77,13 +77,7 @@ class Driven(StandIn):
     """
 
     def __init__(
-        self,
-        inner: nn.Module,
-        model: Any,
-        clock: Clock,
-        *,
-        swapped: bool = False,
-        stock: bool = False,
+        self, inner: nn.Module, model: Any, clock: Clock, swapped: bool, stock: bool
     ) -> None:
         super().__init__(inner)
         self.__dict__["model"] = model  # once in the tree of modules is enough
@@ -108,15 +102,13 @@ class Driven(StandIn):
         """The cache context of a call."""
         if self.stock:
             return nullcontext()
-        clock = self.clock
-        context: AbstractContextManager[object] = self.model.cache_context(
+        return self.model.cache_context(  # type: ignore[no-any-return]
             CONTEXT,
-            step_index=clock.step,
-            num_inference_steps=clock.num_steps,
-            timestep=clock.timestep,
-            sigma=clock.sigma,
+            step_index=self.clock.step,
+            num_inference_steps=self.clock.num_steps,
+            timestep=self.clock.timestep,
+            sigma=self.clock.sigma,
         )
-        return context
 
     @contextmanager
     def fresh(self) -> Iterator[None]:
@@ -170,7 +162,7 @@ class Hooks:
         elif mode == BLOCKS:
             model._repeated_blocks = list(REPEATED)
             model.compile_repeated_blocks()
-        driven = Driven(inner, model, clock, swapped=self.swapped, stock=self.stock)
+        driven = Driven(inner, model, clock, self.swapped, self.stock)
         return Entrant(driven, driven.fresh, count_hooked(model))
 
 
@@ -192,10 +184,8 @@ def tell_timestep(bench: Bench, clock: Clock) -> dict[str, Any]:
 def tell_magnitudes(bench: Bench, clock: Clock) -> dict[str, Any]:
     """For MagCache: ratios from one run of its own calibration."""
     del clock
-    return {
-        "mag_ratios": bench.once(measure_magnitudes),
-        "num_inference_steps": bench.steps,
-    }
+    ratios = bench.once(measure_magnitudes)
+    return {"mag_ratios": ratios, "num_inference_steps": bench.steps}
 
 
 def measure_magnitudes(bench: Bench) -> list[float]:

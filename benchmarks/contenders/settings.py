@@ -15,7 +15,7 @@ import dqar_fx
 from benchmarks.contenders import kinds
 from benchmarks.contenders.bench import Bench
 from benchmarks.contenders.cache_dit import CacheDit, make_mask
-from benchmarks.contenders.contenders import Contender
+from benchmarks.contenders.contenders import Contender, in_modes
 from benchmarks.contenders.hooks import (
     Hooks,
     hand_latents,
@@ -54,12 +54,11 @@ def list_peers(steps: int, *, compiled: bool) -> Iterator[Contender]:
     """
     modes = (kinds.EAGER, kinds.COMPILED, kinds.BLOCKS) if compiled else (kinds.EAGER,)
     for tool, setting, recipe in list_hooks():
-        for mode in modes[:1] if recipe.stock else modes[:2]:
-            yield Contender(f"{tool} {setting}", kinds.DIFFUSERS, steps, recipe, mode, tool)
+        few = modes[:1] if recipe.stock else modes[:2]
+        yield from in_modes(few, f"{tool} {setting}", kinds.DIFFUSERS, steps, recipe, tool)
     for setting, cached in list_cache_dit():
-        for mode in modes:
-            name = f"cache-dit {setting}"
-            yield Contender(name, kinds.CACHE_DIT, steps, cached, mode, "cache-dit")
+        own = f"cache-dit {setting}", kinds.CACHE_DIT, steps, cached, "cache-dit"
+        yield from in_modes(modes, *own)
 
 
 def list_hooks() -> Iterator[tuple[str, str, Hooks]]:
@@ -176,11 +175,9 @@ def fixed(schedule: Schedule, **identity: Any) -> Transformed:
 
 def smooth(threshold: float) -> Transformed:
     """SmoothCache, calibrated on the pipeline."""
-
-    def make(bench: Bench) -> Schedule:
-        return prior_art.smoothcache(bench.once(calibrate), threshold, lookahead=MAX_AGE)
-
-    return Transformed(make, {"rule": "smoothcache", "threshold": threshold})
+    make = partial(prior_art.smoothcache, threshold=threshold, lookahead=MAX_AGE)
+    identity = {"rule": "smoothcache", "threshold": threshold}
+    return Transformed(lambda bench: make(bench.once(calibrate)), identity)
 
 
 def calibrate(bench: Bench) -> dqar_fx.Calibration:
@@ -213,9 +210,6 @@ def masked(policy: str | int, order: int) -> Transformed:
 
 def magnitudes(threshold: float, max_skip: int) -> Transformed:
     """MagCache with the ratios that diffusers' calibration measures."""
-
-    def make(bench: Bench) -> Schedule:
-        ratios = bench.once(measure_magnitudes)
-        return prior_art.magcache(ratios, threshold=threshold, max_skip=max_skip)
-
-    return Transformed(make, {"rule": "magcache", "numbers": [threshold, max_skip]})
+    make = partial(prior_art.magcache, threshold=threshold, max_skip=max_skip)
+    identity = {"rule": "magcache", "numbers": [threshold, max_skip]}
+    return Transformed(lambda bench: make(bench.once(measure_magnitudes)), identity)

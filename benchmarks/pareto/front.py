@@ -35,7 +35,6 @@ SHAPES = {
 """Markers of peers."""
 LOW_DB, SLOW = 20.0, 0.9
 """What is worse or slower is not drawn, but named below."""
-LINE: Any = {"ms": 7, "zorder": 3}
 READING = (
     "Each mark is one way to generate the same pictures in less time. To the right is faster, "
     "upwards nearer to the pictures of the full run. What lies below the thick line is "
@@ -84,17 +83,20 @@ def make_title(rows: Sequence[Row], targets: Sequence[float]) -> str:
 
 def draw_lines(axes: Axes, rows: Sequence[Row]) -> None:
     """The thick line that everything must beat, with its steps, and one per family of ours."""
-    fewer = [row for row in rows if row.kind == "fewer"]
-    if fewer:
-        label = "fewer steps, nothing reused"
-        axes.plot(*find_places(fewer), color=INK, marker="o", lw=4, label=label, **LINE)
-    for row in fewer:
-        place_text(axes, row, str(row.steps), (0, -15), INK)
+    looks = {"fewer steps, nothing reused": (INK, "o", 4.0)}
+    lines = {"fewer steps, nothing reused": [row for row in rows if row.kind == "fewer"]}
     families = dict.fromkeys(row.family for row in rows if row.kind == "ours")
     for (colour, marker), family in zip(LOOKS, families, strict=False):
-        places = find_places([row for row in rows if row.family == family])
-        label = f"dqar_fx: {family}"
-        axes.plot(*places, color=colour, marker=marker, lw=1.8, label=label, **LINE)
+        looks[f"dqar_fx: {family}"] = (colour, marker, 1.8)
+        lines[f"dqar_fx: {family}"] = [row for row in rows if row.family == family]
+    for label, members in lines.items():
+        if members:
+            colour, marker, width = looks[label]
+            style: Any = {"color": colour, "marker": marker, "lw": width, "ms": 7}
+            axes.plot(*find_places(members), label=label, zorder=3, **style)
+    for row in rows:
+        if row.kind == "fewer":
+            place_text(axes, row, str(row.steps), (0, -15), INK)
 
 
 def draw_marks(axes: Axes, rows: Sequence[Row]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from benchmarks.contenders import kinds
-from benchmarks.contenders.contenders import Contender, is_wanted
+from benchmarks.contenders.contenders import Contender, in_modes, is_wanted
 from benchmarks.contenders.recipes import Transformed, Untransformed, make_interval
 from benchmarks.contenders.settings import list_peers, list_theirs
 from benchmarks.harness.errors import InputError
@@ -26,7 +26,7 @@ def line_up(options: Options, tables: Sequence[Saved]) -> list[Contender]:
     steps, is_eager = options.steps, options.lowering == "eager"
     modes = (kinds.EAGER,) if is_eager else (kinds.COMPILED, kinds.EAGER)
     plain, mode = Untransformed(), modes[0]
-    base = [Contender("untransformed", kinds.BASE, steps, plain, each) for each in modes]
+    base = in_modes(modes, "untransformed", kinds.BASE, steps, plain)
     fewer = options.fewer or ()
     others = [Contender(f"{n} steps", kinds.FEWER, n, plain, mode) for n in fewer]
     others += [*list_ours(options, mode), *list_guided(options, mode)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import dqar_fx
 from benchmarks.contenders import kinds, settings
 from benchmarks.contenders.bench import Bench
 from benchmarks.contenders.cache_dit import make_mask
-from benchmarks.contenders.contenders import Contender, Recipe, is_wanted
+from benchmarks.contenders.contenders import Contender, Recipe, in_modes, is_wanted
 from benchmarks.contenders.recipes import (
     Frozen,
     Repeated,
@@ -34,6 +35,7 @@ LOWERINGS: dict[str, str | Mapping[str, Any]] = {
     WHOLE_PACKED: {"unit": WHOLE, "prepack": True},
 }
 """How dqar_fx compiles, by mode."""
+OURS = (kinds.EAGER, *LOWERINGS)
 THREE = (kinds.EAGER, kinds.COMPILED, kinds.BLOCKS)
 SHOWN = (kinds.COMPILED, REGIONAL, kinds.STOCK)
 """Modes whose pictures are judged against real ones; no setting has two of them, and those of
@@ -65,9 +67,7 @@ def line_up(options: Options, fewer: Sequence[int]) -> list[Contender]:
     """
     steps = options.steps or 0
     modes = (kinds.EAGER,) if options.eager else (kinds.COMPILED, kinds.EAGER)
-    base = [
-        Contender("untransformed", kinds.BASE, steps, Untransformed(), mode) for mode in modes
-    ]
+    base = in_modes(modes, "untransformed", kinds.BASE, steps, Untransformed())
     others = list(list_others(steps, fewer, modes[0]))
     if options.eager:
         others = [each for each in others if each.mode in (kinds.EAGER, kinds.STOCK)]
@@ -94,40 +94,24 @@ def list_others(steps: int, fewer: Sequence[int], plain: str) -> Iterator[Conten
     for same in list_tables(steps):
         tool, setting = same.tool, same.setting
         family = kinds.CACHE_DIT if tool == "cache-dit" else kinds.DIFFUSERS
-        for mode in same.modes:
-            yield Contender(setting, family, steps, same.recipe, mode, tool, setting)
-        yield from list_modes(f"dqar_fx as {setting}", kinds.THEIRS, steps, same.ours, setting)
-    yield from list_alone(steps)
-    own = Transformed(
-        lambda bench: make_interval(bench.steps, **OWN), {"sites": "all", **OWN}, "all"
-    )
-    name = f"dqar_fx forecast order {OWN['order']}, every {OWN['every']}"
-    yield from list_modes(name, kinds.forecast_of(OWN["order"]), steps, own, None)
-
-
-def list_modes(
-    setting: str, family: kinds.Family, steps: int, recipe: Recipe, table: str | None
-) -> Iterator[Contender]:
-    """A setting of dqar_fx in each of its modes."""
-    for mode in (kinds.EAGER, *LOWERINGS):
-        yield Contender(setting, family, steps, recipe, mode, None, table)
-
-
-def list_alone(steps: int) -> Iterator[Contender]:
-    """Peers that decide while they run, or as no table says; and what does not attach."""
-    made = {f"{tool} {name}": (tool, recipe) for tool, name, recipe in settings.list_hooks()}
-    for setting in ALONE:
-        tool, recipe = made[setting]
-        for mode in THREE:
-            yield Contender(setting, kinds.DIFFUSERS, steps, recipe, mode, tool)
-    for setting in STOCK_HOOKS:
-        tool, recipe = made[setting]
-        yield Contender(setting, kinds.DOCUMENTED, steps, recipe, kinds.STOCK, tool)
+        yield from in_modes(same.modes, setting, family, steps, same.recipe, tool, setting)
+        name = f"dqar_fx as {setting}"
+        yield from in_modes(OURS, name, kinds.THEIRS, steps, same.ours, None, setting)
+    # those that decide while they run, or as no table says; and what does not attach
+    found = {f"{tool} {name}": (tool, made) for tool, name, made in settings.list_hooks()}
+    for setting in (*ALONE, *STOCK_HOOKS):
+        tool, recipe = found[setting]
+        if setting in ALONE:
+            yield from in_modes(THREE, setting, kinds.DIFFUSERS, steps, recipe, tool)
+        else:
+            yield Contender(setting, kinds.DOCUMENTED, steps, recipe, kinds.STOCK, tool)
     for name, cached in settings.list_cache_dit():
         if name in ("defaults", "F1B0 0.08"):
-            for mode in THREE:
-                setting = f"cache-dit {name}"
-                yield Contender(setting, kinds.CACHE_DIT, steps, cached, mode, "cache-dit")
+            own = f"cache-dit {name}", kinds.CACHE_DIT, steps, cached, "cache-dit"
+            yield from in_modes(THREE, *own)
+    ours = Transformed(partial(make_interval, steps, **OWN), {"sites": "all", **OWN}, "all")
+    name = f"dqar_fx forecast order {OWN['order']}, every {OWN['every']}"
+    yield from in_modes(OURS, name, kinds.forecast_of(OWN["order"]), steps, ours)
 
 
 # ---- one branch table, theirs and ours ----------------------------------------------------
