@@ -11,7 +11,6 @@ import torch
 import dqar_fx
 from benchmarks.contenders import kinds, settings
 from benchmarks.contenders.bench import Bench
-from benchmarks.contenders.cache_dit import make_mask
 from benchmarks.contenders.contenders import Contender, Recipe, in_modes, is_wanted
 from benchmarks.contenders.recipes import (
     Frozen,
@@ -43,7 +42,7 @@ the others differ by how they round, which their PSNR tells."""
 PAB = "PAB range 2, timesteps all"
 """The setting that the bar is about."""
 OWN = {"every": 3, "warmup": 1, "order": 2}
-"""What dqar_fx would do of its own: forecasts of attention and feed-forward."""
+OWN_NAME = "dqar_fx forecast order {order}, every {every}".format(**OWN)
 ALONE = (
     "PAB range 2, timesteps 100-800",
     "FasterCache to timestep 641",
@@ -109,9 +108,15 @@ def list_others(steps: int, fewer: Sequence[int], plain: str) -> Iterator[Conten
         if name in ("defaults", "F1B0 0.08"):
             own = f"cache-dit {name}", kinds.CACHE_DIT, steps, cached, "cache-dit"
             yield from in_modes(THREE, *own)
-    ours = Transformed(partial(make_interval, steps, **OWN), {"sites": "all", **OWN}, "all")
     name = f"dqar_fx forecast order {OWN['order']}, every {OWN['every']}"
-    yield from in_modes(OURS, name, kinds.forecast_of(OWN["order"]), steps, ours)
+    yield from in_modes(
+        OURS, name, kinds.forecast_of(OWN["order"]), steps, forecast_all(steps)
+    )
+
+
+def forecast_all(steps: int) -> Transformed:
+    """What dqar_fx would do of its own: forecasts of attention and feed-forward."""
+    return Transformed(partial(make_interval, steps, **OWN), {"sites": "all", **OWN}, "all")
 
 
 # ---- one branch table, theirs and ours ----------------------------------------------------
@@ -126,8 +131,6 @@ class SameTable:
         tool: The system's name.
         recipe: Attaches the peer.
         ours: The same decisions as a schedule.
-        sites: Where it applies; ``{last}`` stands for the number of blocks.
-        schedule: The same, where it needs no calibration.
         modes: How the peer runs.
     """
 
@@ -135,8 +138,6 @@ class SameTable:
     tool: str
     recipe: Recipe
     ours: Transformed
-    sites: str = ""
-    schedule: Schedule | None = None
     modes: tuple[str, ...] = THREE
 
 
@@ -144,20 +145,16 @@ def list_tables(steps: int) -> list[SameTable]:
     """Peers whose decisions are a branch table, too."""
     hook = {f"{tool} {name}": made for tool, name, made in settings.list_hooks()}
     cached = {f"cache-dit {name}": made for name, made in settings.list_cache_dit()}
-    every = Schedule.interval(steps, 2)
-    seer = prior_art.taylorseer(steps, 3, 1, first=3, start=4)
-    mask = prior_art.step_mask(make_mask(3, steps)).forecast(1)
-    taylorseer, magcache = "TaylorSeer N=3 O=1", "MagCache 0.06, at most 3"
-    cache_dit = "cache-dit mask of every 3 + TaylorSeer O=1"
+    seer, magcache = "TaylorSeer N=3 O=1", "MagCache 0.06, at most 3"
+    mask = "cache-dit mask of every 3 + TaylorSeer O=1"
     always = settings.broadcast(2, settings.EVERYWHERE)
-    ours = fixed(every, interval=2), "attention", every, (*THREE, kinds.UNLIMITED)
-    as_seer = fixed(seer, every=3, order=1, first=3), "all", seer
-    as_mask = masked(3, 1), "transformer_blocks.1:{last}", mask
+    as_pab = fixed(Schedule.interval(steps, 2), interval=2)
+    as_seer = prior_art.taylorseer(steps, 3, 1, first=3, start=4)
     return [
-        SameTable(PAB, "PAB", always, *ours),
-        SameTable(taylorseer, "TaylorSeer", hook[taylorseer], *as_seer),
+        SameTable(PAB, "PAB", always, as_pab, (*THREE, kinds.UNLIMITED)),
+        SameTable(seer, "TaylorSeer", hook[seer], fixed(as_seer, every=3, order=1, first=3)),
         SameTable(magcache, "MagCache", hook[magcache], magnitudes(0.06, 3)),
-        SameTable(cache_dit, "cache-dit", cached[cache_dit], *as_mask),
+        SameTable(mask, "cache-dit", cached[mask], masked(3, 1)),
     ]
 
 
@@ -167,15 +164,14 @@ def find_equal_cost(bench: Bench) -> tuple[int, ...]:
     meta: Any = to_meta(bench.original)
     inputs = to_meta_call(bench.task(0).example_call(bench.original))
     step = count_macs(lambda: meta(**inputs))
-    tables = [(same.sites, same.schedule) for same in list_tables(bench.steps)]
-    grouped: dict[str, list[Schedule]] = {}
-    for sites, schedule in (*tables, ("all", make_interval(bench.steps, **OWN))):
-        if schedule is not None:  # those that need a calibration are left out
-            grouped.setdefault(sites, []).append(schedule)
+    recipes = [same.ours for same in list_tables(bench.steps)] + [forecast_all(bench.steps)]
     found: list[int] = []
-    for sites, schedules in grouped.items():
-        named = sites.format(last=len(meta.transformer_blocks))
-        probe = dqar_fx.transform(meta, Schedule.compute_all(1), sites=named)
+    for recipe in recipes:
+        if recipe.identity.get("rule") == "magcache":
+            continue  # it needs a calibration
+        schedule = recipe.make(bench)
+        sites = recipe.sites or schedule.sites or "attention"
+        probe = dqar_fx.transform(meta, Schedule.compute_all(1), sites=sites)
         probe.prepare(**inputs)
-        found += [round(m / step) for m in count_schedules(probe, inputs, schedules)]
+        found += [round(macs / step) for macs in count_schedules(probe, inputs, [schedule])]
     return tuple(sorted({n for n in found if 0 < n < bench.steps}, reverse=True))

@@ -33,8 +33,9 @@ def format_verdict(rows: Sequence[Row]) -> list[str]:
 def describe_table(rows: Sequence[Row], table: str) -> Iterator[str]:
     """What the rows say of one table."""
     members = [row for row in rows if row.table == table]
-    ours = find_fastest([row for row in members if row.kind != "peer"])
-    peer = find_fastest([row for row in members if row.kind == "peer"])
+    own = [row for row in members if row.kind != "peer"]
+    others = [row for row in members if row.kind == "peer"]
+    ours, peer = find_fastest(own), find_fastest(others)
     if ours is None or peer is None:
         missing = "dqar_fx" if ours is None else table
         yield f"Same table as {table}: no compiled row of {missing} was timed."
@@ -46,36 +47,31 @@ def describe_table(rows: Sequence[Row], table: str) -> Iterator[str]:
         f"Same table as {table}: dqar_fx ({ours.mode}) takes {share:.2f} of its best compiled "
         f"time ({peer.mode})."
     )
-    yield from describe_packing(members, ours, peer)
+    plain = find_fastest([row for row in own if row.mode not in PACKED])
+    if ours.mode in PACKED and plain is not None:
+        yield f"- Without packed weights ({plain.mode}): {take_share(plain, peer):.2f}."
     yield f"- {describe_graphs(ours)} here, {describe_graphs(peer)} there."
-    yield from describe_difference(ours, peer)
-    eager = find_fastest([r for r in members if r.kind == "peer"], compiled=False)
+    own_macs, other_macs = ours.macs_ratio, peer.macs_ratio
+    if own_macs is None or other_macs is None:
+        yield "- MACs of both were not counted, so that the tables may differ."
+    elif abs(own_macs - other_macs) > SAME_MACS:
+        yield f"- The work differs: MACs {own_macs:.3f} here, {other_macs:.3f} there."
+    eager = find_fastest(others, compiled=False)
     if eager is not None and (eager.speed_median or 0) > (peer.speed_median or 0):
         yield f"- It is faster in eager mode: {take_share(ours, eager):.2f} of that time."
     if table == PAB:
-        yield judge_bar(members, ours, share)
+        yield judge_bar(own, others, ours, share)
 
 
 def find_fastest(rows: Sequence[Row], *, compiled: bool = True) -> Row | None:
     """The fastest row of those that are compiled, or of those that are not."""
+    working = [row for row in rows if row.error is None and row.note is None]
     timed = [
         row
-        for row in rows
-        if row.error is None
-        and row.speed_median is not None
-        and row.note is None
-        and (row.mode != EAGER) == compiled
+        for row in working
+        if row.speed_median is not None and (row.mode != EAGER) == compiled
     ]
     return max(timed, key=lambda row: row.speed_median or 0, default=None)
-
-
-def describe_packing(members: Sequence[Row], ours: Row, peer: Row) -> Iterator[str]:
-    """What the share is without packed weights, where the fastest row of ours has them."""
-    plain = find_fastest(
-        [row for row in members if row.kind != "peer" and row.mode not in PACKED]
-    )
-    if ours.mode in PACKED and plain is not None:
-        yield f"- Without packed weights ({plain.mode}): {take_share(plain, peer):.2f}."
 
 
 def describe_graphs(row: Row) -> str:
@@ -86,26 +82,13 @@ def describe_graphs(row: Row) -> str:
     )
 
 
-def describe_difference(ours: Row, peer: Row) -> Iterator[str]:
-    """That the two do not save the same work."""
-    own, other = ours.macs_ratio, peer.macs_ratio
-    if own is None or other is None:
-        yield "- MACs of both were not counted, so that the tables may differ."
-    elif abs(own - other) > SAME_MACS:
-        yield f"- The work differs: MACs {own:.3f} here, {other:.3f} there."
-
-
-def judge_bar(members: Sequence[Row], ours: Row, share: Spread) -> str:
+def judge_bar(own: Sequence[Row], others: Sequence[Row], ours: Row, share: Spread) -> str:
     """The bar: the share of the time, and no compiled row of ours breaks or recompiles."""
-    compiled = [
-        row
-        for row in members
-        if row.kind != "peer" and row.mode != EAGER and row.error is None
-    ]
+    compiled = [row for row in own if row.mode != EAGER and row.error is None]
     breaks = sum(row.breaks or 0 for row in compiled)
     recompiles = sum(row.recompiles or 0 for row in compiled)
     is_met = share.median <= BAR and not breaks and not recompiles
-    most = max((row.graphs or 0 for row in members if row.kind == "peer"), default=0)
+    most = max((row.graphs or 0 for row in others), default=0)
     return (
         f"- bar (at most {BAR:g} of its best compiled time, 0 breaks, 0 recompiles): "
         f"{'met' if is_met else 'missed'} with {share.median:.2f}, {breaks} breaks and "

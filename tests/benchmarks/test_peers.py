@@ -95,7 +95,7 @@ def test_line_up_takes_wanted_rows_and_the_base(tmp_path):
 
 def test_pab_table_computes_at_every_second_step():
     same = next(each for each in list_tables(6) if each.setting == PAB)
-    table = same.schedule.resolve(["a", "b"])
+    table = same.ours.make(None).resolve(["a", "b"])
     assert table.is_read.tolist() == [[bool(step % 2)] * 2 for step in range(6)]
 
 
