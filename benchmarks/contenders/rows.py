@@ -116,8 +116,9 @@ def describe_contender(
 ) -> dict[str, Any]:
     """The fields of the row of one contender; without a judge, pictures are not compared."""
     facts, found = record.facts, describe_times(record, contender.steps)
-    if judge is not None:
-        found |= describe_pictures(record, reference, judge)
+    pairs = None if judge is None or record.error else pair_images(record, reference)
+    if judge is not None and pairs is not None:
+        found |= {"pictures": len(pairs[0]), **asdict(judge.compare(*pairs))}
     macs, full = facts.get("macs"), base.facts.get("macs")
     ratio = macs / full if macs is not None and full else None
     is_same = (found.get("psnr_db") or 0) >= SAME_DB
@@ -149,14 +150,6 @@ def describe_times(record: Record, steps: int) -> dict[str, Any]:
         "repeats": len(own_s),
         **describe_speed(take_ratios(base_s, own_s)),
     }
-
-
-def describe_pictures(record: Record, reference: Record, judge: Judge) -> dict[str, Any]:
-    """Distances from the full run's pictures, over all trajectories that both made."""
-    pairs = None if record.error is not None else pair_images(record, reference)
-    if pairs is None:
-        return {}
-    return {"pictures": len(pairs[0]), **asdict(judge.compare(*pairs))}
 
 
 def pair_images(record: Record, reference: Record) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -30,7 +30,10 @@ def line_up(options: Options, tables: Sequence[Saved]) -> list[Contender]:
     fewer = options.fewer or ()
     others = [Contender(f"{n} steps", kinds.FEWER, n, plain, mode) for n in fewer]
     others += [*list_ours(options, mode), *list_guided(options, mode)]
-    others += [make_optimised(saved, steps, mode) for saved in tables]
+    for saved in tables:
+        own = {"table": saved.digest}, saved.table.sites, saved.guidance
+        recipe = Transformed(saved.to_schedule, *own)
+        others.append(Contender(f"table {saved.name}", kinds.OPTIMISED, steps, recipe, mode))
     others += [*list_theirs(steps, mode), *list_peers(steps, compiled=not is_eager)]
     chosen = [each for each in others if each.family.key in options.only]
     listed = base + [each for each in chosen if is_wanted(each.name, options.rows)]
@@ -75,11 +78,3 @@ def list_guided(options: Options, mode: str) -> Iterator[Contender]:
         )
         setting = f"forecast order 1, every {every}, unconditional every {called}"
         yield Contender(setting, kinds.GUIDED, options.steps, recipe, mode)
-
-
-def make_optimised(saved: Saved, steps: int, mode: str) -> Contender:
-    """A branch table of a folder."""
-    identity = {"table": saved.digest}
-    sites, guidance = saved.table.sites, saved.guidance
-    recipe = Transformed(lambda bench: saved.schedule, identity, sites, guidance)
-    return Contender(f"table {saved.name}", kinds.OPTIMISED, steps, recipe, mode)

@@ -30,9 +30,9 @@ class Saved:
     digest: str
     guidance: Guidance | None = None
 
-    @property
-    def schedule(self) -> Schedule:
-        """As a schedule of the sites in the table."""
+    def to_schedule(self, bench: object = None) -> Schedule:
+        """As a schedule of the sites in the table, for any bench."""
+        del bench
         table = self.table
         texts = [
             # what is stored follows from what is read, also where a stream is left out
@@ -120,7 +120,7 @@ def check_table(
     if table.num_steps != num_steps:
         raise InputError(f"{what} is for {table.num_steps} steps, but --steps is {num_steps}")
     try:
-        found = dqar_fx.transform(meta, saved.schedule, sites=sites).prepare(**inputs)
+        found = dqar_fx.transform(meta, saved.to_schedule(), sites=sites).prepare(**inputs)
     except DqarError as error:
         raise InputError(f"{what} does not fit the model: {first_line(str(error))}") from None
     known = found.table.sites

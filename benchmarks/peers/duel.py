@@ -71,17 +71,13 @@ class Duel(Race):
             self.attempt(self.warm_up, self.guest)
             if record.error is not None:
                 return
-            self.warm_unit()
+            if self.warm_cache is not None:  # the folder that all processes share
+                os.environ[CACHE] = str(self.warm_cache)
+            unit = self.base
+            self.entrants[unit.name] = entrant = unit.recipe.build(self.bench, unit.mode)
+            self.bench.run(entrant, unit.steps, self.bench.task(WARMUP))
             for number in missing:
                 self.repeat(number, [self.guest], 1, bar)
-
-    def warm_unit(self) -> None:
-        """Compile the unit, with the folder that all processes share."""
-        if self.warm_cache is not None:
-            os.environ[CACHE] = str(self.warm_cache)
-        unit = self.base
-        entrant = self.entrants[unit.name] = unit.recipe.build(self.bench, unit.mode)
-        self.bench.run(entrant, unit.steps, self.bench.task(WARMUP))
 
     def warm_up(self, contender: Contender) -> None:
         """The same with an eye on the memory."""
