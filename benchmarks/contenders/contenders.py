@@ -4,14 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from benchmarks.contenders.kinds import COMPILED, Family
-
-if TYPE_CHECKING:
-    from benchmarks.contenders.bench import Bench
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,8 @@ class Recipe(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """What its pictures follow from, beside what all contenders share."""
 
-    def build(self, bench: "Bench", mode: str) -> Entrant:
-        """Make it."""
+    def build(self, bench: Any, mode: str) -> Entrant:
+        """Make it on a `Bench`, to run in a mode."""
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ THEIRS = Family("schedules", "peers' schedules, run by dqar_fx", "theirs")
 DIFFUSERS = Family("diffusers", "diffusers hooks", "peer")
 CACHE_DIT = Family("cache-dit", "cache-dit", "peer")
 DOCUMENTED = Family("stock", "as documented", "peer")
-CHOICES = (
-    *(FEWER, ATTENTION, BOTH, forecast_of(1), GUIDED, OPTIMISED, THEIRS, DIFFUSERS, CACHE_DIT),
-)
+OURS = FEWER, ATTENTION, BOTH, forecast_of(1), GUIDED, OPTIMISED
+CHOICES = (*OURS, THEIRS, DIFFUSERS, CACHE_DIT)
 KEYS = tuple(family.key for family in CHOICES)
 """Families that the command line can choose; the base always takes part."""

@@ -92,18 +92,8 @@ class Record:
     images: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, piece: Piece) -> "Record":
-        """What is on disk; nothing of a contender that failed, which is tried again.
-
-        Raises:
-            InputError: What is on disk is of another run, or damaged.
-        """
-        record = cls.read(piece)
-        return cls(piece) if record.error is not None else record
-
-    @classmethod
-    def read(cls, piece: Piece) -> "Record":
-        """All that is on disk, also of a contender that failed.
+    def read(cls, piece: Piece, *, retry: bool = False) -> "Record":
+        """What is on disk; to be tried again, nothing of a contender that failed.
 
         Raises:
             InputError: What is on disk is of another run, or damaged.
@@ -111,12 +101,10 @@ class Record:
         if not piece.is_finished():
             return cls(piece)
         notes = piece.read_notes()
-        return cls(
-            piece,
-            notes["facts"],
-            {number: (base_s, own_s) for number, base_s, own_s in notes["times"]},
-            {int(number): images for number, images in piece.read().items()},
-        )
+        times = {number: (base_s, own_s) for number, base_s, own_s in notes["times"]}
+        images = {int(number): images for number, images in piece.read().items()}
+        record = cls(piece, notes["facts"], times, images)
+        return cls(piece) if retry and record.error is not None else record
 
     def note(self, **facts: Any) -> None:
         """Add facts; they are on disk when this returns."""

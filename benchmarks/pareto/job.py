@@ -38,7 +38,7 @@ def run(options: Options) -> int:
     contenders = line_up(options, tables)
     plan = Plan.of(bench.pipe, options, lowering=options.lowering)
     judge = judge_for(bench.pipe)
-    records = {each.name: Record.load(plan.times(each)) for each in contenders}
+    records = {each.name: Record.read(plan.times(each), retry=True) for each in contenders}
     race = Race(bench, contenders[0], contenders, records)
     race.run(options.repeats, options.pair)
     shared = {

@@ -114,7 +114,7 @@ def measure(options: RowOptions) -> None:
     contender = next(each for each in lined_up if each.name == options.contender)
     bench = set_up_bench(options, LOWERINGS.get(contender.mode, REGIONAL))
     plan = make_plan(bench, options)
-    record = Record.load(plan.times(contender))
+    record = Record.read(plan.times(contender), retry=True)
     prepare(bench, contender, options)
     unit = replace(lined_up[0], setting="unit")  # what the first row is, but for its name
     with tempfile.TemporaryDirectory() as scratch:
