@@ -7,11 +7,11 @@
     python -m benchmarks.figures        # the report's five figures
     python -m benchmarks.gates          # every gate's table, from one calibration
     python -m benchmarks.optimise       # find schedules, and write their branch tables
-    python -m benchmarks.pareto         # quality against time: all of it, rivals, fewer steps
+    python -m benchmarks.pareto         # quality against time: all of it, peers, fewer steps
     python -m benchmarks.saving         # how much of the saved work is saved as time
     python -m benchmarks.formats        # steps that store and reuse, for every cache format
     python -m benchmarks.ceiling        # one all-reuse step against what its MACs allow
-    python -m benchmarks.peers          # every rival in a process of its own, all columns
+    python -m benchmarks.peers          # every peer in a process of its own, all columns
     python -m benchmarks.compile_cost   # cold and warm compilation, in processes of their own
     python -m benchmarks.overhead       # what a step takes outside of its regions
     python -m benchmarks.scale          # growth of a transformation with layers and steps

@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
+from benchmarks.contenders.rows import turn_saving
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry, GeometryOptions
 from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
@@ -32,7 +33,6 @@ from benchmarks.harness.macs import count_macs, count_schedules, to_meta, to_met
 from benchmarks.harness.options import Count, Patterns, at_least, run_command
 from benchmarks.harness.rows import write_rows
 from benchmarks.harness.timing import find_quartiles, run_lockstep, take_ratios
-from benchmarks.pareto.rows import turn_saving
 from dqar_fx import Schedule, prior_art
 
 CPU = torch.device("cpu")

@@ -1,10 +1,4 @@
-"""Quality against measured time: our fronts, rivals, and simply fewer steps, in one run.
+"""Quality against measured time: our fronts, peers, and simply fewer steps, in one run.
 
-::
-
-    python -m benchmarks.pareto            # reference pipeline: table, rows, the front drawn
-    python -m benchmarks.pareto --quick    # does it run at all?
-
-Reads top to bottom from `benchmarks.pareto.job`. What attaches to other people's hooks is in
-`benchmarks.pareto.rivals`.
+Reads top to bottom from `benchmarks.pareto.job`; what runs is made in `benchmarks.contenders`.
 """

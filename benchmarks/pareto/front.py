@@ -1,9 +1,11 @@
-"""The drawing: quality over measured speed, a line per family and a mark per rival."""
+"""The drawing: quality over measured speed, a line per family and a mark per peer."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
+from benchmarks.contenders.rows import Row
 from benchmarks.figures.head import new_figure
 from benchmarks.harness.plots import (
     BLUE,
@@ -16,7 +18,6 @@ from benchmarks.harness.plots import (
     SKY,
     Drawn,
 )
-from benchmarks.pareto.rows import Row
 from benchmarks.pareto.verdict import find_best, interpolate_fewer
 
 GREEN, PURPLE = "#009e73", "#cc79a7"
@@ -31,31 +32,33 @@ SHAPES = {
     "SeaCache": "h",
     "cache-dit": "d",
 }
-"""Markers of rivals."""
+"""Markers of peers."""
 LOW_DB, SLOW = 20.0, 0.9
 """What is worse or slower is not drawn, but named below."""
-
-
-def draw(rows: Sequence[Row], targets: Sequence[float]) -> Drawn:
-    """Draw the figure."""
-    drawn = [row for row in rows if row.family.kind != "base" and is_drawn(row)]
-    figure = new_figure(make_title(rows, targets), READING, 12, 6.6)
-    axes = figure.subplots()
-    draw_fewer(axes, [row for row in drawn if row.family.kind == "fewer"])
-    draw_ours(axes, [row for row in drawn if row.family.kind == "ours"])
-    draw_theirs(axes, [row for row in drawn if row.family.kind == "theirs"])
-    draw_rivals(axes, list(find_fastest(drawn)))
-    dress(axes, targets)
-    if drawn:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)
-    return Drawn(figure, make_caption(rows))
-
-
 READING = (
     "Each mark is one way to generate the same pictures in less time. To the right is faster, "
     "upwards nearer to the pictures of the full run. What lies below the thick line is "
     "beaten by simply taking fewer steps."
 )
+
+
+def draw(rows: Sequence[Row], targets: Sequence[float]) -> Drawn:
+    """Draw the figure."""
+    drawn = [row for row in rows if row.kind != "base" and is_drawn(row)]
+    drawn.sort(key=lambda row: row.speed_median or 0)
+    figure = new_figure(make_title(rows, targets), READING, 12, 6.6)
+    axes = figure.subplots()
+    draw_lines(axes, drawn)
+    draw_marks(axes, drawn)
+    for target in targets:
+        axes.axvline(target, color=FAINT, lw=1, ls=":", zorder=1)
+    axes.set_xlabel("measured speed of a whole trajectory (times the compiled full run)")
+    axes.set_ylabel("PSNR against the full run's pictures (dB)")
+    axes.grid(color=PALE, lw=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    if drawn:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)
+    return Drawn(figure, make_caption(rows))
 
 
 def is_drawn(row: Row) -> bool:
@@ -65,89 +68,64 @@ def is_drawn(row: Row) -> bool:
     return (row.psnr_db or 0) >= LOW_DB and (row.speed_median or 0) >= SLOW
 
 
-def find_fastest(rows: Sequence[Row]) -> Iterator[Row]:
-    """Of each rival's setting, the mode that is fastest here."""
-    rivals = [row for row in rows if row.family.kind == "rival"]
-    for setting in dict.fromkeys(row.setting for row in rivals):
-        modes = (row for row in rivals if row.setting == setting)
-        yield max(modes, key=lambda row: row.speed_median or 0)
-
-
 def make_title(rows: Sequence[Row], targets: Sequence[float]) -> str:
     """What is to be seen at the first target."""
     target = targets[0]
-    ours, rival = (find_best(rows, kind, target) for kind in ("ours", "rival"))
-    fewer_db = interpolate_fewer(rows, target)
+    ours, peer = (find_best(rows, kind, target) for kind in ("ours", "peer"))
     parts = [
         (ours and ours.psnr_db, "dqar_fx"),
-        (fewer_db, "fewer steps"),
-        (rival and rival.psnr_db, "the best rival"),
+        (interpolate_fewer(rows, target), "fewer steps"),
+        (peer and peer.psnr_db, "the best peer"),
     ]
     known = [f"{name} {value:.1f} dB" for value, name in parts if value]
     return f"At {target:g} times the speed: {', '.join(known) or 'nothing was measured'}"
 
 
-def draw_fewer(axes: Axes, rows: Sequence[Row]) -> None:
-    """The thick line that everything must beat, with the number of steps."""
-    line = sorted(rows, key=lambda row: row.speed_median or 0)
-    draw_line(axes, line, INK, "o", label="fewer steps, nothing reused", width=4)
-    for row in line:
-        place_text(axes, row, str(row.steps), (0, -15), INK)
-
-
-def draw_ours(axes: Axes, rows: Sequence[Row]) -> None:
-    """A line per family of ours."""
-    families = dict.fromkeys(row.family for row in rows)
+def draw_lines(axes: Axes, rows: Sequence[Row]) -> None:
+    """The thick line that everything must beat, with its steps, and one per family of ours."""
+    looks = {"fewer steps, nothing reused": (INK, "o", 4.0)}
+    lines = {"fewer steps, nothing reused": [row for row in rows if row.kind == "fewer"]}
+    families = dict.fromkeys(row.family for row in rows if row.kind == "ours")
     for (colour, marker), family in zip(LOOKS, families, strict=False):
-        members = [row for row in rows if row.family == family]
-        line = sorted(members, key=lambda row: row.speed_median or 0)
-        draw_line(axes, line, colour, marker, label=f"dqar_fx: {family.title}", width=1.8)
+        looks[f"dqar_fx: {family}"] = (colour, marker, 1.8)
+        lines[f"dqar_fx: {family}"] = [row for row in rows if row.family == family]
+    for label, members in lines.items():
+        if members:
+            colour, marker, width = looks[label]
+            style: Any = {"color": colour, "marker": marker, "lw": width, "ms": 7}
+            axes.plot(*find_places(members), label=label, zorder=3, **style)
+    for row in rows:
+        if row.kind == "fewer":
+            place_text(axes, row, str(row.steps), (0, -15), INK)
 
 
-def draw_line(
-    axes: Axes, rows: Sequence[Row], colour: str, marker: str, *, label: str, width: float
-) -> None:
-    """Rows of a family, joined."""
-    if not rows:
-        return
-    speeds = [row.speed_median for row in rows]
-    decibels = [row.psnr_db for row in rows]
-    axes.plot(
-        speeds, decibels, color=colour, marker=marker, lw=width, ms=7, label=label, zorder=3
-    )
-
-
-def draw_theirs(axes: Axes, rows: Sequence[Row]) -> None:
-    """Rivals' schedules that dqar_fx runs: hollow marks."""
-    if rows:
-        axes.scatter(
-            [row.speed_median for row in rows],
-            [row.psnr_db for row in rows],
-            s=44,
-            facecolors="none",
-            edgecolors=PURPLE,
-            label=rows[0].family.title,
-            zorder=4,
-        )
-
-
-def draw_rivals(axes: Axes, rows: Sequence[Row]) -> None:
-    """A shape per rival, with its name at the best of its marks."""
+def draw_marks(axes: Axes, rows: Sequence[Row]) -> None:
+    """Hollow marks for peers' schedules, a shape per peer with its name at the best."""
+    theirs = [row for row in rows if row.kind == "theirs"]
+    if theirs:
+        hollow: Any = {"s": 44, "facecolors": "none", "edgecolors": PURPLE}
+        axes.scatter(*find_places(theirs), label=theirs[0].family, zorder=4, **hollow)
+    fastest = list(find_fastest(rows))
     for tool, shape in SHAPES.items():
-        marks = [row for row in rows if row.tool == tool]
-        if not marks:
-            continue
-        axes.scatter(
-            [row.speed_median for row in marks],
-            [row.psnr_db for row in marks],
-            s=60,
-            color=FAINT,
-            marker=shape,
-            label=f"rival: {tool}",
-            zorder=4,
-        )
-        best = max(marks, key=lambda row: row.psnr_db or 0)
-        place_text(axes, best, tool, (7, 5), FAINT)
+        marks = [row for row in fastest if row.tool == tool]
+        if marks:
+            solid: Any = {"s": 60, "color": FAINT, "marker": shape}
+            axes.scatter(*find_places(marks), label=f"peer: {tool}", zorder=4, **solid)
+            best = max(marks, key=lambda row: row.psnr_db or 0)
+            place_text(axes, best, tool, (7, 5), FAINT)
+
+
+def find_fastest(rows: Sequence[Row]) -> Iterator[Row]:
+    """Of each peer's setting, the mode that is fastest here."""
+    peers = [row for row in rows if row.kind == "peer"]
+    for setting in dict.fromkeys(row.setting for row in peers):
+        modes = (row for row in peers if row.setting == setting)
+        yield max(modes, key=lambda row: row.speed_median or 0)
+
+
+def find_places(rows: Sequence[Row]) -> tuple[list[Any], list[Any]]:
+    """Speeds and decibels."""
+    return [row.speed_median for row in rows], [row.psnr_db for row in rows]
 
 
 def place_text(axes: Axes, row: Row, text: str, offset: tuple[int, int], colour: str) -> None:
@@ -165,25 +143,15 @@ def place_text(axes: Axes, row: Row, text: str, offset: tuple[int, int], colour:
     )
 
 
-def dress(axes: Axes, targets: Sequence[float]) -> None:
-    """Labels, a grid, and the speeds of the comparison."""
-    for target in targets:
-        axes.axvline(target, color=FAINT, lw=1, ls=":", zorder=1)
-    axes.set_xlabel("measured speed of a whole trajectory (times the compiled full run)")
-    axes.set_ylabel("PSNR against the full run's pictures (dB)")
-    axes.grid(color=PALE, lw=0.6, zorder=0)
-    axes.set_axisbelow(True)
-
-
 def make_caption(rows: Sequence[Row]) -> str:
     """What is not drawn, and why."""
     drawn = {row.setting for row in rows if is_drawn(row)}
-    working = (row for row in rows if row.family.kind != "base" and row.is_placed)
+    working = (row for row in rows if row.kind != "base" and row.is_placed)
     left_out = dict.fromkeys(
         row.setting for row in working if row.note is None and row.setting not in drawn
     )
     return (
-        "Of each rival's setting the fastest mode is drawn (eager, compiled as a whole, or by "
+        "Of each peer's setting the fastest mode is drawn (eager, compiled as a whole, or by "
         f"block). Not drawn, since they have less than {LOW_DB:g} dB or run at less than "
         f"{SLOW:g} times the speed in all modes: {', '.join(left_out) or 'none'}."
     )

@@ -1,29 +1,16 @@
 """Who takes part, in the order of the table."""
 
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 
-from benchmarks.pareto.bench import Bench
-from benchmarks.pareto.contenders import (
-    ATTENTION,
-    BASE,
-    BOTH,
-    COMPILED,
-    EAGER,
-    FEWER,
-    GUIDED,
-    OPTIMISED,
-    Contender,
-    Family,
-    forecast_of,
-)
+from benchmarks.contenders import kinds
+from benchmarks.contenders.contenders import Contender, in_modes, is_wanted
+from benchmarks.contenders.recipes import Transformed, Untransformed, make_interval
+from benchmarks.contenders.settings import list_peers, list_theirs
+from benchmarks.harness.errors import InputError
 from benchmarks.pareto.options import Options
-from benchmarks.pareto.recipes import Transformed, Untransformed
-from benchmarks.pareto.rivals.schedules import list_theirs
-from benchmarks.pareto.rivals.settings import list_rivals
-from benchmarks.pareto.tables import Saved
-from dqar_fx import Guidance, Schedule
+from benchmarks.pareto.saved import Saved
+from dqar_fx import Guidance
 
 GUIDED_INTERVALS = ((1, 3), (2, 4), (2, 6), (3, 6))
 """Of the sites, and of the calls of the unconditional half."""
@@ -31,48 +18,49 @@ WARMUP = 3
 
 
 def line_up(options: Options, tables: Sequence[Saved]) -> list[Contender]:
-    """All contenders; the first is the base, and the last of its family runs eagerly."""
-    is_eager = options.lowering == "eager"
-    modes = (EAGER,) if is_eager else (COMPILED, EAGER)
-    base = [Contender("untransformed", BASE, options.steps, Untransformed(), m) for m in modes]
-    others = [*list_fewer(options), *list_ours(options, modes[0])]
-    others += list_guided(options, modes[0])
-    others += [make_optimised(saved, options.steps, modes[0]) for saved in tables]
-    others += list_theirs(options.steps, modes[0])
-    others += list_rivals(options.steps, compiled=not is_eager)
+    """All contenders; the first is the base, and the last of its family runs eagerly.
+
+    Raises:
+        InputError: A row that is to be judged does not take part.
+    """
+    steps, is_eager = options.steps, options.lowering == "eager"
+    modes = (kinds.EAGER,) if is_eager else (kinds.COMPILED, kinds.EAGER)
+    plain, mode = Untransformed(), modes[0]
+    base = in_modes(modes, "untransformed", kinds.BASE, steps, plain)
+    fewer = options.fewer or ()
+    others = [Contender(f"{n} steps", kinds.FEWER, n, plain, mode) for n in fewer]
+    others += [*list_ours(options, mode), *list_guided(options, mode)]
+    for saved in tables:
+        own = {"table": saved.digest}, saved.table.sites, saved.guidance
+        recipe = Transformed(saved.to_schedule, *own)
+        others.append(Contender(f"table {saved.name}", kinds.OPTIMISED, steps, recipe, mode))
+    others += [*list_theirs(steps, mode), *list_peers(steps, compiled=not is_eager)]
     chosen = [each for each in others if each.family.key in options.only]
-    return base + [each for each in chosen if is_wanted(each.name, options.rows)]
-
-
-def is_wanted(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a row's name fits one of the patterns; any name where there are none."""
-    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def list_fewer(options: Options) -> Iterator[Contender]:
-    """The untransformed model with fewer steps."""
-    mode = EAGER if options.lowering == "eager" else COMPILED
-    for steps in options.fewer:
-        yield Contender(f"{steps} steps", FEWER, steps, Untransformed(), mode)
+    listed = base + [each for each in chosen if is_wanted(each.name, options.rows)]
+    names = [each.name for each in listed]
+    for name in options.judge or ():
+        if name not in names:
+            near = sorted(names, key=lambda known: (name not in known, known))[:3]
+            raise InputError(
+                f"--judge: there is no row {name!r} in this run; there are "
+                f"{', '.join(map(repr, near))} and {max(0, len(names) - 3)} more"
+            )
+    return listed
 
 
 def list_ours(options: Options, mode: str) -> Iterator[Contender]:
     """Reuse of attention, of attention and feed-forward, and forecasts of both."""
-    fronts: list[tuple[str, Family, str, int]] = [
-        ("attention", ATTENTION, "attention", 0),
-        ("attention + ff", BOTH, "all", 0),
-    ]
-    fronts += [
-        (f"forecast order {order}", forecast_of(order), "all", order)
-        for order in options.orders
+    fronts = [
+        ("attention", kinds.ATTENTION, "attention", 0),
+        ("attention + ff", kinds.BOTH, "all", 0),
+        *((f"forecast order {n}", kinds.forecast_of(n), "all", n) for n in options.orders),
     ]
     for name, family, sites, order in fronts:
         for every in options.every:
             numbers = {"every": every, "warmup": options.warmup, "order": order}
             make = partial(make_interval, options.steps, **numbers)
             recipe = Transformed(make, {"sites": sites, **numbers}, sites)
-            setting = f"{name}, every {every}"
-            yield Contender(setting, family, options.steps, recipe, mode)
+            yield Contender(f"{name}, every {every}", family, options.steps, recipe, mode)
 
 
 def list_guided(options: Options, mode: str) -> Iterator[Contender]:
@@ -82,35 +70,11 @@ def list_guided(options: Options, mode: str) -> Iterator[Contender]:
     for every, called in GUIDED_INTERVALS:
         numbers = {"every": every, "warmup": WARMUP, "order": 1}
         output = make_interval(options.steps, **{**numbers, "every": called})
-        yield Contender(
-            f"forecast order 1, every {every}, unconditional every {called}",
-            GUIDED,
-            options.steps,
-            Transformed(
-                partial(make_interval, options.steps, **numbers),
-                {"sites": "all", **numbers, "unconditional": called},
-                "all",
-                Guidance(output=output, keep="difference", batched="conditional_first"),
-            ),
-            mode,
+        recipe = Transformed(
+            partial(make_interval, options.steps, **numbers),
+            {"sites": "all", **numbers, "unconditional": called},
+            "all",
+            Guidance(output=output, keep="difference", batched="conditional_first"),
         )
-
-
-def make_interval(
-    steps: int, bench: Bench | None = None, *, every: int, warmup: int, order: int
-) -> Schedule:
-    """Compute at regular steps; reuse, or forecast, between."""
-    del bench
-    schedule = Schedule.interval(steps, every, warmup=warmup)
-    return schedule.forecast(order) if order else schedule
-
-
-def make_optimised(saved: Saved, steps: int, mode: str) -> Contender:
-    """A branch table of a folder."""
-    recipe = Transformed(
-        lambda bench: saved.schedule,
-        {"table": saved.digest},
-        saved.table.sites,
-        saved.guidance,
-    )
-    return Contender(f"table {saved.name}", OPTIMISED, steps, recipe, mode)
+        setting = f"forecast order 1, every {every}, unconditional every {called}"
+        yield Contender(setting, kinds.GUIDED, options.steps, recipe, mode)

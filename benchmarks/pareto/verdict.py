@@ -1,10 +1,31 @@
-"""What the rows say: at each target speed, ours against fewer steps and against rivals."""
+"""What the rows say: at each target speed, ours against fewer steps and against peers."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.pareto.rows import Row
+from benchmarks.contenders.rows import Row
+from benchmarks.pareto.options import Options
+
+
+def choose_judged(rows: Sequence[Row], options: Options) -> list[str]:
+    """Names of the rows to judge: the base, and those asked for or nearest to the targets."""
+    if not options.images or options.judge == ():
+        return []
+    if options.judge is not None:
+        return list(dict.fromkeys((rows[0].name, *options.judge)))
+    chosen = [rows[0].name]
+    for family in dict.fromkeys(row.family for row in rows if row.kind != "base"):
+        placed = [r for r in rows if r.family == family and r.is_placed and r.note is None]
+        chosen += [find_nearest(placed, target).name for target in options.targets if placed]
+    return list(dict.fromkeys(chosen))
+
+
+def find_nearest(rows: Sequence[Row], speed: float) -> Row:
+    """The row whose measured speed is nearest; of equally near ones the better."""
+    return min(
+        rows, key=lambda row: (abs((row.speed_median or 0) - speed), -(row.psnr_db or 0))
+    )
 
 
 def find_best(rows: Sequence[Row], kind: str, speed: float) -> Row | None:
@@ -12,7 +33,7 @@ def find_best(rows: Sequence[Row], kind: str, speed: float) -> Row | None:
     fast = [
         row
         for row in rows
-        if row.family.kind == kind and row.is_placed and (row.speed_median or 0) >= speed
+        if row.kind == kind and row.is_placed and (row.speed_median or 0) >= speed
     ]
     return max(fast, key=lambda row: row.psnr_db or 0, default=None)
 
@@ -25,7 +46,7 @@ def interpolate_fewer(rows: Sequence[Row], speed: float) -> float | None:
     points = sorted(
         (row.speed_median, row.psnr_db)
         for row in rows
-        if row.family.kind == "fewer" and row.is_placed and row.psnr_db != float("inf")
+        if row.kind == "fewer" and row.is_placed and row.psnr_db != float("inf")
     )
     if not points or not points[0][0] <= speed <= points[-1][0]:
         return None
@@ -48,14 +69,9 @@ def describe_target(rows: Sequence[Row], target: float) -> Iterator[str]:
     yield f"At {target:g}x or faster, ours: {own_db:.1f} dB ({ours.name}, {own_speed:.2f}x)."
     for where, speed in (("at that speed", own_speed), (f"at {target:g}x", target)):
         fewer_db = interpolate_fewer(rows, speed)
-        yield (
-            f"- fewer steps {where}: {compare(own_db, fewer_db)}"
-            f"{'' if fewer_db is None else ', between the measured numbers of steps'}."
-        )
-    for kind, what in (
-        ("rival", "the best rival"),
-        ("theirs", "a rival's schedule by us"),
-    ):
+        between = "" if fewer_db is None else ", between the measured numbers of steps"
+        yield f"- fewer steps {where}: {compare(own_db, fewer_db)}{between}."
+    for kind, what in (("peer", "the best peer"), ("theirs", "a peer's schedule by us")):
         best = find_best(rows, kind, target)
         named = "" if best is None else f" ({best.name}, {best.speed_median:.2f}x)"
         yield f"- {what}{named}: {compare(own_db, best.psnr_db if best else None)}."

@@ -1,4 +1,4 @@
-"""One contender against the unit, in a process of their own.
+"""Measure one contender against the unit: the process of one row of ``benchmarks.peers``.
 
 The contender comes first, while Inductor's cache is empty: its first trajectory is cold. A
 second one is watched (memory, what the cache holds, multiply-accumulates in eager mode). The
@@ -6,37 +6,45 @@ unit's kernels come from a folder that all processes share. Then both take turns
 """
 
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
+import torch
 from tqdm import tqdm
 
+from benchmarks.contenders import kinds
+from benchmarks.contenders.bench import Bench, Counting
+from benchmarks.contenders.contenders import Contender, Entrant
+from benchmarks.contenders.hooks import measure_magnitudes
+from benchmarks.contenders.race import Race, quiet_compiler
+from benchmarks.contenders.records import WARMUP, Plan, Record
 from benchmarks.harness.machine import set_up_compiler
+from benchmarks.harness.memory import Memory
+from benchmarks.harness.options import convert_with, run_command
 from benchmarks.harness.store import Piece
 from benchmarks.harness.timing import Compiled
-from benchmarks.pareto.contenders import (
-    BASE,
-    BLOCKS,
-    COMPILED,
-    EAGER,
-    Contender,
-    Entrant,
-)
-from benchmarks.pareto.judged import Gallery
-from benchmarks.pareto.race import Race, quiet_compiler
-from benchmarks.pareto.recipes import Untransformed
-from benchmarks.pareto.records import WARMUP, Record
-from benchmarks.pareto.rivals.of_diffusers import measure_magnitudes
-from benchmarks.pareto.standin import Counting
-from benchmarks.peers.memory import Memory, watched
+from benchmarks.peers.caches import watched
+from benchmarks.peers.latents import set_up_bench
+from benchmarks.peers.lineup import LOWERINGS, REGIONAL, line_up
 from benchmarks.peers.options import Options
-from benchmarks.peers.plan import Plan
-from benchmarks.peers.recipes import STOCK, Peer
-from benchmarks.peers.stage import Stage
-from dqar_fx import Denoiser
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+@dataclass(frozen=True)
+class RowOptions(Options):
+    """Options of the run, and whose row this is."""
+
+    COMMAND = "benchmarks.peers.duel"
+
+    contender: str = ""
+    """Name of the row that is measured."""
+    warm_cache: Annotated[Path | None, convert_with(Path, "FOLDER")] = None
+    """Where the unit's kernels are kept."""
 
 
 @dataclass(kw_only=True)
@@ -63,94 +71,94 @@ class Duel(Race):
             self.attempt(self.warm_up, self.guest)
             if record.error is not None:
                 return
-            self.warm_unit()
+            if self.warm_cache is not None:  # the folder that all processes share
+                os.environ[CACHE] = str(self.warm_cache)
+            unit = self.base
+            self.entrants[unit.name] = entrant = unit.recipe.build(self.bench, unit.mode)
+            self.bench.run(entrant, unit.steps, self.bench.task(WARMUP))
             for number in missing:
                 self.repeat(number, [self.guest], 1, bar)
 
-    def warm_unit(self) -> None:
-        """Compile the unit, with the folder that all processes share."""
-        if self.warm_cache is not None:
-            os.environ[CACHE] = str(self.warm_cache)
-        unit = self.base
-        entrant = self.entrants[unit.name] = unit.recipe.build(self.bench, unit.mode)
-        self.bench.run(entrant, unit.steps, self.bench.task(WARMUP))
-
     def warm_up(self, contender: Contender) -> None:
-        """Build a contender, run a first trajectory, and watch a second one."""
-        record, before = self.records[contender.name], Compiled.so_far()
+        """The same with an eye on the memory."""
         self.memory.start()
-        entrant = contender.recipe.build(self.bench, contender.mode)
-        images, took_s = self.bench.run(entrant, contender.steps, self.bench.task(WARMUP))
-        first, first_peak = Compiled.so_far() - before, self.memory.above()
+        super().warm_up(contender)
+
+    def examine(
+        self, contender: Contender, entrant: Entrant, images: torch.Tensor
+    ) -> dict[str, Any]:
+        """Watch a second trajectory: memory, what the cache holds, multiply-accumulates."""
+        first_peak, before = self.memory.above(), Compiled.so_far()
         if not images.isfinite().all():
             raise ValueError("its pictures hold NaN or infinity")
-        self.entrants[contender.name] = entrant
-        if record.facts:
-            return  # of an earlier process: only to compile again
+        if self.records[contender.name].facts:
+            return {}
         self.memory.reset()
-        held, macs = self.look(entrant, contender)
-        record.images[WARMUP] = images
-        record.note(
-            warmup_s=took_s,
-            is_built=first.graphs > 0 or isinstance(entrant.module, Denoiser),
-            graphs=first.graphs,
-            breaks=first.breaks,
-            recompiles=(Compiled.so_far() - before - first).graphs,
-            first_peak_bytes=first_peak,
-            later_peak_bytes=self.memory.above(),
-            cache_bytes=held,
-            hooked=entrant.hooked,
-            macs=macs,
-            machine=self.describe_machine(),
-        )
-
-    def look(self, entrant: Entrant, contender: Contender) -> tuple[int | None, int | None]:
-        """The second trajectory: bytes that the cache holds at most, multiply-accumulates."""
-        counting = Counting(entrant.module) if contender.mode in (EAGER, STOCK) else None
+        is_eager = contender.mode in (kinds.EAGER, kinds.STOCK)
+        counting = Counting(entrant.module) if is_eager else None
         running = entrant if counting is None else replace(entrant, module=counting)
         with watched(entrant) as held:
             self.bench.run(running, contender.steps, self.bench.task(WARMUP))
-        return max(held, default=None), None if counting is None else counting.macs
+        return {
+            "recompiles": (Compiled.so_far() - before).graphs,
+            "first_peak_bytes": first_peak,
+            "later_peak_bytes": self.memory.above(),
+            "cache_bytes": max(held, default=None),
+            "macs": None if counting is None else counting.macs,
+        }
 
 
-def measure(options: Options, stage: Stage, plan: Plan, contender: Peer) -> None:
-    """What a process measures: times, and the pictures that are judged."""
-    record = Record.load(plan.times(contender))
-    prepare(stage, contender, options)
+def measure(options: RowOptions) -> None:
+    """Measure times, and the pictures that are judged."""
+    lined_up = line_up(options, options.fewer or ())
+    contender = next(each for each in lined_up if each.name == options.contender)
+    bench = set_up_bench(options, LOWERINGS.get(contender.mode, REGIONAL))
+    plan = make_plan(bench, options)
+    record = Record.read(plan.times(contender), retry=True)
+    prepare(bench, contender, options)
+    unit = replace(lined_up[0], setting="unit")  # what the first row is, but for its name
     with tempfile.TemporaryDirectory() as scratch:
-        unit = make_unit(options)
         records = {contender.name: record, unit.name: Record(Piece(Path(scratch) / "u", {}))}
         duel = Duel(
-            bench=stage,
+            bench=bench,
             base=unit,
             contenders=[unit, contender],
             records=records,
             guest=contender,
-            memory=Memory(options.device),
+            memory=Memory(bench.device),
             warm_cache=options.warm_cache,
         )
-        duel.meet(options.repeats)
+        duel.meet(options.repeats or 0)
     if options.images and contender.is_shown and record.error is None:
-        gallery = Gallery(stage, {contender.name: contender}, duel.entrants, options.images)
-        errors = gallery.fill({contender.name: [plan.pictures(contender)]})
+        name, size = contender.name, options.images
+        pieces = {name: [plan.pictures(contender, size)]}
+        errors = duel.fill(pieces, size)
         if errors:
-            record.note(error=errors[contender.name])
+            record.note(error=errors[name])
 
 
-def prepare(stage: Stage, contender: Peer, options: Options) -> None:
+def make_plan(bench: Bench, options: Options) -> Plan:
+    """Where the results of a run lie."""
+    return Plan.of(bench.pipe, options, unit="eager" if options.eager else "compiled")
+
+
+def prepare(bench: Bench, contender: Contender, options: RowOptions) -> None:
     """Do what is neither compile time nor memory of a contender."""
     if not options.eager:
-        set_up_compiler(options.device)
-    stage.run(Entrant(stage.original), 1, stage.task(WARMUP))
+        set_up_compiler(bench.device)
+    bench.run(Entrant(bench.original), 1, bench.task(WARMUP))
     if "MagCache" in contender.setting:
-        stage.once(measure_magnitudes)
-    if contender.tool is not None or contender.mode == BLOCKS:
-        stage.prepare_clone()
+        bench.once(measure_magnitudes)
+    if contender.tool is not None or contender.mode == kinds.BLOCKS:
+        bench.prepare_clone()
     if contender.family.kind == "fewer" and options.warm_cache is not None:
         os.environ[CACHE] = str(options.warm_cache)  # the unit's graph: nothing of its own
 
 
-def make_unit(options: Options) -> Peer:
-    """The contender whose time is the unit: what the first row is, apart from its name."""
-    mode = EAGER if options.eager else COMPILED
-    return Peer("unit", BASE, options.steps, Untransformed(), mode)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line of a measuring process; the exit code."""
+    return run_command(RowOptions, measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,170 +1,137 @@
-"""The command line of the comparison with peers."""
+"""Compare dqar_fx with what else caches on a DiT, on one model and the same seeds.
 
-import argparse
+These take part: the model as it is, compiled, and with fewer steps of equal cost; the caches
+of diffusers and cache-dit, eager and compiled; dqar_fx with the same branch tables, eager, by
+regions and whole. Each row has a process of its own, where it takes turns with the compiled
+untransformed model.
+
+After an interruption the same command goes on where the run was. What failed is a row; it is
+tried again with --retry.
+
+Examples::
+
+    python -m benchmarks.peers                                   # the reference pipeline
+    python -m benchmarks.peers --only "*PAB range 2*" "*steps*"  # some rows
+    python -m benchmarks.peers --geometry DiT-XL/2               # random weights, 12 steps
+    python -m benchmarks.peers --report                          # what is on disk
+    python -m benchmarks.peers --quick --out results/quick       # does it run at all?
+"""
+
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Self
 
-import torch
+import tyro
 
-from benchmarks.command_line import (
-    Parser,
-    above,
-    add_out,
-    at_least,
-    new_parser,
-    read_values,
-)
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.machine import can_compile
-from benchmarks.peers.stage import GEOMETRIES
+from benchmarks.harness.options import (
+    Flag,
+    Patterns,
+    above,
+    at_least,
+    default_is,
+    one_of,
+    quick_flag,
+    several,
+)
+from benchmarks.harness.pipelines import PipelineOptions
 
-QUICK: dict[str, object] = {
+QUICK = {
     "steps": 6,
     "samples": 2,
     "repeats": 1,
     "images": 0,
-    "fewer": [5],
+    "fewer": (5,),
     "eager": True,
-    "only": ["*PAB range 2, timesteps all*", "* steps, eager"],
+    "only": ("*PAB range 2, timesteps all*", "* steps, eager"),
 }
-PIPELINE_DEFAULTS = {"steps": 50, "samples": 8, "repeats": 5, "images": 700}
-
-DESCRIPTION = """\
-Compare dqar_fx with what else caches on a DiT, on one model and the same seeds: the model as
-it is, compiled, and with fewer steps of equal cost; the caches of diffusers and cache-dit,
-eager and compiled; dqar_fx with the same branch tables, eager, by regions and whole. Each row
-has a process of its own, where it takes turns with the compiled untransformed model.
-
-After an interruption the same command goes on where the run was. What failed is a row; it is
-tried again with --retry.
-"""
-EXAMPLES = """\
-examples:
-  python -m benchmarks.peers                                   # the reference pipeline
-  python -m benchmarks.peers --only "*PAB range 2*" "*steps*"  # some rows
-  python -m benchmarks.peers --geometry DiT-XL/2               # random weights, 12 steps
-  python -m benchmarks.peers --report                          # what is on disk
-  python -m benchmarks.peers --quick --out results/quick       # does it run at all?
-"""
+GEOMETRIES = {"DiT-S/2": Geometry(12, 384, 6), "DiT-XL/2": Geometry(28, 1152, 16)}
+DEFAULTS = {
+    None: {"steps": 50, "samples": 8, "repeats": 5, "images": 700},
+    "DiT-S/2": {"steps": 20, "samples": 1, "repeats": 5, "images": 0},
+    "DiT-XL/2": {"steps": 12, "samples": 1, "repeats": 3, "images": 0},
+}
+"""Options that are not given, by geometry: numbers of steps that let tables of every second,
+third and fourth step end as at 50."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line decides.
+class Options(PipelineOptions):
+    """Options of this command."""
 
-    Attributes:
-        model: A pipeline folder, a name on the hub, or the name of the geometry.
-        geometry: A size with random weights in the place of a pipeline; None for none.
-        device: Where it runs.
-        dtype: Name of the dtype of its parameters.
-        steps: Denoising steps of the full run.
-        guidance: Guidance scale.
-        samples: Pictures in a batch.
-        only: Patterns of names, as of a shell, of the rows that take part; empty for all.
-        fewer: Numbers of steps of the untransformed model; None for those of equal cost.
-        eager: Whether nothing is compiled, the unit included.
-        repeats: Timed trajectories per row.
-        images: Pictures per row that are judged against real ones; 0 for none.
-        timeout_s: What a process may take.
-        retry: Whether rows that failed are tried again.
-        report: Whether only what is on disk is shown.
-        out: Folder to write to.
-        contender: Of a measuring process, whom it measures.
-        warm_cache: Of a measuring process, where the unit's kernels are kept.
-    """
+    COMMAND = "benchmarks.peers"
+    QUICK = QUICK
 
-    model: str
-    geometry: str | None
-    device: torch.device
-    dtype: str
-    steps: int
-    guidance: float
-    samples: int
-    only: tuple[str, ...]
-    fewer: tuple[int, ...] | None
-    eager: bool
-    repeats: int
-    images: int
-    timeout_s: float
-    retry: bool
-    report: bool
-    out: Path
-    contender: str | None = None
-    warm_cache: Path | None = None
-
-
-def build_parser() -> Parser:
-    """The parser of this command."""
-    parser = new_parser("python -m benchmarks.peers", DESCRIPTION, EXAMPLES)
-    add = parser.add_argument
-    add("--geometry", choices=GEOMETRIES, help="random weights of this size, no pictures")
-    add("--steps", type=at_least(2), help="denoising steps (50; DiT-S/2: 20, DiT-XL/2: 12)")
-    add("--guidance", type=above(1.0), default=1.5, help="guidance scale, above 1 (1.5)")
-    add("--samples", type=at_least(1), help="pictures in a batch (8; of a geometry: 1)")
-    add("--only", nargs="+", default=[], metavar="PATTERN", help="rows of such names (all)")
-    add(
-        "--fewer",
-        type=at_least(1),
-        nargs="+",
-        metavar="STEPS",
-        help="steps of the untransformed model (those of equal cost)",
+    geometry: Annotated[str | None, one_of(GEOMETRIES), default_is("a pipeline")] = None
+    """Random weights of this size, no pictures."""
+    steps: Annotated[int | None, at_least(2), default_is("50; DiT-S/2: 20, DiT-XL/2: 12")] = (
+        None
     )
-    add("--eager", action="store_true", help="compile nothing, not even the unit")
-    add("--repeats", type=at_least(1), help="timed trajectories per row (5; DiT-XL/2: 3)")
-    add("--images", type=at_least(0), help="per row, for FD (700); 0 for none")
-    add("--retry", action="store_true", help="try again what failed")
-    add("--report", action="store_true", help="show what is on disk, measure nothing")
-    add(
-        "--timeout",
-        type=above(0.0),
-        default=3600.0,
-        metavar="SECONDS",
-        dest="timeout_s",
-        help="what one row's process may take (3600)",
+    """Denoising steps."""
+    guidance: Annotated[float, above(1)] = 1.5
+    """Guidance scale, above 1."""
+    samples: Annotated[int | None, at_least(1), default_is("8; of a geometry: 1")] = None
+    """Pictures in a batch."""
+    only: Patterns = ("*",)
+    """Rows of such names."""
+    fewer: Annotated[
+        tuple[int, ...] | None,
+        several(at_least(1), "STEPS"),
+        default_is("those of equal cost"),
+    ] = None
+    """Steps of the untransformed model."""
+    eager: Flag = False
+    """Compile nothing, not even the unit."""
+    repeats: Annotated[int | None, at_least(1), default_is("5; DiT-XL/2: 3")] = None
+    """Timed trajectories per row."""
+    images: Annotated[int | None, at_least(0), default_is("700")] = None
+    """Per row, for FD; 0 for none."""
+    retry: Flag = False
+    """Try again what failed."""
+    report: Flag = False
+    """Show what is on disk, measure nothing."""
+    timeout_s: Annotated[float, above(0), tyro.conf.arg(name="timeout", metavar="SECONDS")] = (
+        3600.0
     )
-    add("--contender", help=argparse.SUPPRESS)
-    add("--warm-cache", type=Path, help=argparse.SUPPRESS)
-    add_out(parser, "results/peers", QUICK)
-    return parser
+    """What one row's process may take."""
+    out: Path = Path("results/peers")
+    """Folder to write to."""
+    quick: quick_flag(QUICK) = False
 
-
-def parse_options(argv: Sequence[str] | None) -> Options:
-    """Read the command line; None takes that of the process."""
-    parser = build_parser()
-    values = read_values(parser, argv, QUICK)
-    check_geometry(parser, values)
-    geometry = values["geometry"]
-    defaults = PIPELINE_DEFAULTS if geometry is None else GEOMETRIES[geometry].defaults
-    for name, value in defaults.items():
-        if values[name] is None:
-            values[name] = value
-    values["only"] = tuple(dict.fromkeys(values["only"]))
-    if values["fewer"] is not None:
-        if max(values["fewer"]) >= values["steps"]:
-            parser.error(
-                f"--fewer {max(values['fewer'])} is not fewer than --steps {values['steps']}"
+    def settle(self) -> Self:
+        """The same with what follows from the model, eager where there is no compiler."""
+        settled = self.fill_in(super().settle())
+        if self.fewer is not None and max(self.fewer) >= settled.steps:
+            raise InputError(
+                f"--fewer {max(self.fewer)} is not fewer than --steps {settled.steps}"
             )
-        values["fewer"] = tuple(dict.fromkeys(values["fewer"]))
-    if values["images"] == 1:
-        parser.error("--images 1 has no distribution: give 0, or 2 and more")
-    if not values["eager"] and not can_compile(values["device"]):
-        print("no C++ compiler was found: nothing is compiled", file=sys.stderr)
-        values["eager"] = True
-    return Options(**values)
+        if settled.images == 1:
+            raise InputError("--images 1 has no distribution: give 0, or 2 and more")
+        eager = self.eager
+        if not eager and not can_compile(settled.device):
+            print("no C++ compiler was found: nothing is compiled", file=sys.stderr)
+            eager = True
+        fewer = None if self.fewer is None else tuple(dict.fromkeys(self.fewer))
+        only = tuple(dict.fromkeys(self.only))
+        return replace(settled, eager=eager, fewer=fewer, only=only)
 
-
-def check_geometry(parser: Parser, values: dict[str, Any]) -> None:
-    """Refuse what a geometry has not; name the model after it."""
-    if values["geometry"] is None:
-        return
-    if values["model"] != parser.get_default("model"):
-        parser.error("--model and --geometry are two models: give one of them")
-    if values["images"]:
-        parser.error(
-            f"--images {values['images']}: --geometry {values['geometry']} has random weights "
-            "and no VAE, so that there are no pictures to judge; its rows show the error of "
-            "the final latent"
+    def fill_in(self, settled: Self) -> Self:
+        """The defaults of a pipeline or a geometry, which the model is named after."""
+        name = self.geometry
+        if name is not None:
+            if self.model != PipelineOptions.model:
+                raise InputError("--model and --geometry are two models: give one of them")
+            if self.images:
+                raise InputError(
+                    f"--images {self.images}: --geometry {name} has random weights and no "
+                    "VAE, so that there are no pictures to judge; its rows show the error of "
+                    "the final latent"
+                )
+            settled = replace(settled, model=name)
+        defaults = DEFAULTS[name].items()
+        return replace(
+            settled, **{key: v for key, v in defaults if getattr(self, key) is None}
         )
-    values["model"] = values["geometry"]

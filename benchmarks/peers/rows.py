@@ -2,15 +2,14 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from benchmarks.pareto import rows as pareto
-from benchmarks.pareto.contenders import EAGER
-from benchmarks.pareto.records import Record
-from benchmarks.peers.recipes import STOCK, Peer
+from benchmarks.contenders import rows as shared
+from benchmarks.contenders.contenders import Contender
+from benchmarks.contenders.kinds import EAGER, STOCK
+from benchmarks.contenders.records import Record
+from benchmarks.contenders.rows import describe_contender, describe_idle, pair_images
 from benchmarks.quality.judge import Judge
 
 SAME_ERROR = 1e-5
@@ -18,7 +17,7 @@ SAME_ERROR = 1e-5
 
 
 @dataclass(frozen=True)
-class Row(pareto.Row):
+class Row(shared.Row):
     """One contender, in a process of its own with the unit.
 
     Attributes:
@@ -42,7 +41,7 @@ class Row(pareto.Row):
 
 
 def make_rows(
-    peers: Sequence[Peer],
+    peers: Sequence[Contender],
     records: Mapping[str, Record],
     judge: Judge | None,
     run: Mapping[str, Any],
@@ -57,42 +56,26 @@ def make_rows(
     """
     base = with_macs(peers[0], peers, records)
     eager = next(e for e in peers if e.family == peers[0].family and e.mode == EAGER)
-    rows = []
+    reference, rows = records[eager.name], []
     for peer in peers:
         record = with_macs(peer, peers, records)
         if not record.facts:
             continue  # has not run yet
-        rows.append(make_row(peer, record, base, records[eager.name], judge, run))
+        found = describe_contender(peer, record, base, reference, judge)
+        error = measure_error(record, reference) if judge is None else None
+        if error is not None and error <= SAME_ERROR:
+            found["note"] = describe_idle(peer, record.facts)
+        for name in ("first_peak_bytes", "later_peak_bytes", "cache_bytes"):
+            found[name] = record.facts.get(name)
+        compile_s = find_compile_s(peer, record)
+        own = {"table": peer.table, "compile_s": compile_s, "relative_error": error}
+        rows.append(Row(**found, **own, run=run))
     return rows
 
 
-def make_row(
-    peer: Peer,
-    record: Record,
-    base: Record,
-    reference: Record,
-    judge: Judge | None,
-    run: Mapping[str, Any],
-) -> Row:
-    """The row of one contender."""
-    pictures = Record(reference.piece) if judge is None else reference
-    row = pareto.make_row(peer, record, base, pictures, judge or Judge(), run)
-    facts, error = record.facts, None
-    if judge is None and record.error is None:
-        error = measure_error(record, reference)
-    taken = [field.name for field in fields(row) if field.name != "note"]
-    names = ("first_peak_bytes", "later_peak_bytes", "cache_bytes")
-    return Row(
-        **{name: getattr(row, name) for name in taken},
-        note=row.note or find_oddity(peer, facts, error),
-        table=peer.table,
-        compile_s=find_compile_s(peer, record),
-        relative_error=error,
-        **{name: facts.get(name) for name in names},
-    )
-
-
-def with_macs(peer: Peer, peers: Sequence[Peer], records: Mapping[str, Record]) -> Record:
+def with_macs(
+    peer: Contender, peers: Sequence[Contender], records: Mapping[str, Record]
+) -> Record:
     """A record with its multiply-accumulates, which the eager mode of a setting has.
 
     Fewer steps of the untransformed model have as many less.
@@ -104,11 +87,10 @@ def with_macs(peer: Peer, peers: Sequence[Peer], records: Mapping[str, Record]) 
     macs = None if counted is None else records[counted.name].facts.get("macs")
     if not own.facts or macs is None or counted is None:
         return own
-    facts = {**own.facts, "macs": round(macs * peer.steps / counted.steps)}
-    return replace(own, facts=facts)
+    return replace(own, facts={**own.facts, "macs": round(macs * peer.steps / counted.steps)})
 
 
-def find_compile_s(peer: Peer, record: Record) -> float | None:
+def find_compile_s(peer: Contender, record: Record) -> float | None:
     """What building and compiling took; None if nothing was, or not from cold."""
     own_s = [own for _, own in record.times.values()]
     if not own_s or not record.facts.get("is_built") or peer.family.kind == "fewer":
@@ -117,20 +99,9 @@ def find_compile_s(peer: Peer, record: Record) -> float | None:
 
 
 def measure_error(record: Record, reference: Record) -> float | None:
-    """Relative error over all latents that both have; None without any."""
-    numbers = sorted({*record.images} & {*reference.images})
-    if not numbers:
+    """Relative error over all latents that both have; None without any, or after a failure."""
+    pairs = None if record.error is not None else pair_images(record, reference)
+    if pairs is None:
         return None
-    own, other = (
-        torch.cat([each.images[n] for n in numbers]).double() for each in (record, reference)
-    )
+    own, other = (images.double() for images in pairs)
     return float((own - other).norm() / other.norm())
-
-
-def find_oddity(peer: Peer, facts: Mapping[str, Any], error: float | None) -> str | None:
-    """That a cache was attached and does nothing: its latents are those of the full run."""
-    if peer.family.kind in ("base", "fewer") or error is None or error > SAME_ERROR:
-        return None
-    hooked = facts.get("hooked")
-    where = "" if hooked is None else f" ({hooked} modules have a hook)"
-    return f"is attached without an error, but reuses nothing{where}"

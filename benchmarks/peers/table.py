@@ -3,34 +3,37 @@
 from collections.abc import Sequence
 
 from benchmarks.ablation.table import show_mean
-from benchmarks.harness.tables import NOTHING, show
-from benchmarks.pareto.table import (
-    describe_machine,
-    list_oddities,
-    make_table,
-    show_psnr,
-    show_speed,
-)
+from benchmarks.contenders.report import describe_sources, list_oddities
+from benchmarks.harness import tables
+from benchmarks.harness.tables import NOTHING, Column, show_megabytes, show_speed
 from benchmarks.peers.rows import Row
 
 
 def format_table(rows: Sequence[Row]) -> str:
     """The table of all rows; a failed one says so in the place of its speed."""
-    headers = (
-        "row",
-        "MACs",
-        "graphs",
-        "breaks",
-        "recompiles",
-        "compile s",
-        "step ms",
-        "trajectory s",
-        "speed (range)",
-        "peak MB, first / later",
-        "cache MB",
-        *name_quality(rows),
+    if has_pictures(rows):
+        frechet = rows[0].run.get("frechet_name") or "FD"
+        quality = [
+            Column("PSNR dB", "psnr_db", ".1f"),
+            Column(frechet, "judged.pooled_frechet", ".1f"),
+        ]
+    else:
+        quality = [Column("error", "relative_error", ".1e")]
+    columns = (
+        Column("row", "name"),
+        Column("MACs", "macs_ratio", ".3f"),
+        Column("graphs", "graphs"),
+        Column("breaks", "breaks"),
+        Column("recompiles", "recompiles"),
+        Column("compile s", "compile_s", ".1f"),
+        Column("step ms", "step_ms", ".2f"),
+        Column("trajectory s", "trajectory_s", ".3f"),
+        Column("speed (range)", show_speed),
+        Column("peak MB, first / later", show_peaks),
+        Column("cache MB", "cache_bytes", show_megabytes()),
+        *quality,
     )
-    return make_table(headers, [format_row(row, has_pictures(rows)) for row in rows])
+    return tables.format_table(columns, rows)
 
 
 def has_pictures(rows: Sequence[Row]) -> bool:
@@ -38,37 +41,10 @@ def has_pictures(rows: Sequence[Row]) -> bool:
     return rows[0].run.get("geometry") is None
 
 
-def name_quality(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Headers of what was compared."""
-    if not has_pictures(rows):
-        return ("error",)
-    return "PSNR dB", rows[0].run.get("frechet_name") or "FD"
-
-
-def format_row(row: Row, has_pictures: bool) -> tuple[str, ...]:
-    """One line of the table."""
-    quality: tuple[str, ...] = (show(row.relative_error, ".1e"),)
-    if has_pictures:
-        frechet = row.quality.pooled_frechet if row.quality else None
-        quality = show_psnr(row), show(frechet, ".1f")
+def show_peaks(row: Row) -> str:
+    """Both peaks in megabytes."""
     peaks = (row.first_peak_bytes, row.later_peak_bytes)
-    return (
-        row.name,
-        show(row.macs_ratio, ".3f"),
-        *(show(n, "d") for n in (row.graphs, row.breaks, row.recompiles)),
-        show(row.compile_s, ".1f"),
-        show(row.step_ms, ".2f"),
-        show(row.trajectory_s, ".3f"),
-        show_speed(row),
-        " / ".join(show_mb(peak, ".0f") for peak in peaks) if any(peaks) else NOTHING,
-        show_mb(row.cache_bytes, ".2f"),
-        *quality,
-    )
-
-
-def show_mb(count: int | None, form: str) -> str:
-    """Bytes as megabytes, or a dash."""
-    return show(None if count is None else count / 1e6, form)
+    return " / ".join(map(show_megabytes(".0f"), peaks)) if any(peaks) else NOTHING
 
 
 def format_notes(rows: Sequence[Row]) -> list[str]:
@@ -96,10 +72,10 @@ def format_notes(rows: Sequence[Row]) -> list[str]:
         "MACs: multiply-accumulates by those of the full run, counted while the eager mode "
         "ran.",
         describe_quality(rows),
-        "dqar_fx as ...: the branch table of that rival's rule. FirstBlockCache and "
+        "dqar_fx as ...: the branch table of that system's rule. FirstBlockCache and "
         "cache-dit's thresholds decide on the device while they run, and FasterCache "
         "extrapolates in a way of its own: no table of ours has their decisions.",
-        describe_machine(rows),
+        describe_sources(rows),
     ]
     return notes + list_oddities(rows)
 
@@ -108,7 +84,7 @@ def describe_quality(rows: Sequence[Row]) -> str:
     """What is compared with what."""
     run = rows[0].run
     if has_pictures(rows):
-        judged = next((row.quality for row in rows if row.quality), None)
+        judged = next((row.judged for row in rows if row.judged), None)
         floors = judged.pooled_floors if judged else ()
         floor = f"; as many real ones have {show_mean(floors)}" if floors else ""
         compared = (

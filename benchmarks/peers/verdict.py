@@ -1,12 +1,11 @@
-"""What the rows say: dqar_fx against each rival whose branch table it runs, and a bar."""
+"""What the rows say: dqar_fx against each peer whose branch table it runs, and a bar."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from benchmarks.pareto.contenders import EAGER
-from benchmarks.peers.recipes import PACKED
+from benchmarks.contenders.kinds import EAGER
+from benchmarks.harness.timing import Spread
+from benchmarks.peers.lineup import PAB, PACKED
 from benchmarks.peers.rows import Row
-from benchmarks.peers.same_tables import PAB
 
 BAR = 0.9
 """Share of PAB's best compiled time that dqar_fx may take with the same table."""
@@ -14,35 +13,19 @@ SAME_MACS = 0.01
 """Difference of MACs, as shares of the full run's, up to which two tables count as equal."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """The time of one row by that of another, through the unit of each process.
+def take_share(ours: Row, peer: Row) -> Spread:
+    """The share of a peer's time that ours takes, through the unit of each process.
 
-    Attributes:
-        middle: Of the medians.
-        low: With both ranges in our favour.
-        high: With both against us.
+    Of the medians; with both ranges in our favour, and with both against us.
     """
-
-    middle: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, ours: Row, rival: Row) -> "Share":
-        """The share of a rival's time that ours takes."""
-        own, other = (
-            (row.speed_median or 0, row.speed_min or 0, row.speed_max or 0)
-            for row in (ours, rival)
-        )
-        return cls(other[0] / own[0], other[1] / own[2], other[2] / own[1])
-
-    def __str__(self) -> str:
-        return f"{self.middle:.2f} ({self.low:.2f}-{self.high:.2f})"
+    own, other = (
+        (row.speed_median or 0, row.speed_min or 0, row.speed_max or 0) for row in (ours, peer)
+    )
+    return Spread(other[0] / own[0], other[1] / own[2], other[2] / own[1])
 
 
 def format_verdict(rows: Sequence[Row]) -> list[str]:
-    """A few lines for each table that a rival and dqar_fx have in common."""
+    """A few lines for each table that a peer and dqar_fx have in common."""
     tables = dict.fromkeys(row.table for row in rows if row.table is not None)
     return [line for table in tables for line in describe_table(rows, table)]
 
@@ -50,49 +33,45 @@ def format_verdict(rows: Sequence[Row]) -> list[str]:
 def describe_table(rows: Sequence[Row], table: str) -> Iterator[str]:
     """What the rows say of one table."""
     members = [row for row in rows if row.table == table]
-    ours = find_fastest([row for row in members if row.family.kind != "rival"])
-    rival = find_fastest([row for row in members if row.family.kind == "rival"])
-    if ours is None or rival is None:
+    own = [row for row in members if row.kind != "peer"]
+    others = [row for row in members if row.kind == "peer"]
+    ours, peer = find_fastest(own), find_fastest(others)
+    if ours is None or peer is None:
         missing = "dqar_fx" if ours is None else table
         yield f"Same table as {table}: no compiled row of {missing} was timed."
         if table == PAB:
             yield f"- bar ({BAR:g} of its best compiled time): not measured."
         return
-    share = Share.of(ours, rival)
+    share = take_share(ours, peer)
     yield (
-        f"Same table as {table}: dqar_fx ({ours.mode}) takes {share} of its best compiled "
-        f"time ({rival.mode})."
+        f"Same table as {table}: dqar_fx ({ours.mode}) takes {share:.2f} of its best compiled "
+        f"time ({peer.mode})."
     )
-    yield from describe_packing(members, ours, rival)
-    yield f"- {describe_graphs(ours)} here, {describe_graphs(rival)} there."
-    yield from describe_difference(ours, rival)
-    eager = find_fastest([r for r in members if r.family.kind == "rival"], compiled=False)
-    if eager is not None and (eager.speed_median or 0) > (rival.speed_median or 0):
-        yield f"- It is faster in eager mode: {Share.of(ours, eager)} of that time."
+    plain = find_fastest([row for row in own if row.mode not in PACKED])
+    if ours.mode in PACKED and plain is not None:
+        yield f"- Without packed weights ({plain.mode}): {take_share(plain, peer):.2f}."
+    yield f"- {describe_graphs(ours)} here, {describe_graphs(peer)} there."
+    own_macs, other_macs = ours.macs_ratio, peer.macs_ratio
+    if own_macs is None or other_macs is None:
+        yield "- MACs of both were not counted, so that the tables may differ."
+    elif abs(own_macs - other_macs) > SAME_MACS:
+        yield f"- The work differs: MACs {own_macs:.3f} here, {other_macs:.3f} there."
+    eager = find_fastest(others, compiled=False)
+    if eager is not None and (eager.speed_median or 0) > (peer.speed_median or 0):
+        yield f"- It is faster in eager mode: {take_share(ours, eager):.2f} of that time."
     if table == PAB:
-        yield judge_bar(members, ours, share)
+        yield judge_bar(own, others, ours, share)
 
 
 def find_fastest(rows: Sequence[Row], *, compiled: bool = True) -> Row | None:
     """The fastest row of those that are compiled, or of those that are not."""
+    working = [row for row in rows if row.error is None and row.note is None]
     timed = [
         row
-        for row in rows
-        if row.error is None
-        and row.speed_median is not None
-        and row.note is None
-        and (row.mode != EAGER) == compiled
+        for row in working
+        if row.speed_median is not None and (row.mode != EAGER) == compiled
     ]
     return max(timed, key=lambda row: row.speed_median or 0, default=None)
-
-
-def describe_packing(members: Sequence[Row], ours: Row, rival: Row) -> Iterator[str]:
-    """What the share is without packed weights, where the fastest row of ours has them."""
-    plain = find_fastest(
-        [row for row in members if row.family.kind != "rival" and row.mode not in PACKED]
-    )
-    if ours.mode in PACKED and plain is not None:
-        yield f"- Without packed weights ({plain.mode}): {Share.of(plain, rival)}."
 
 
 def describe_graphs(row: Row) -> str:
@@ -103,29 +82,16 @@ def describe_graphs(row: Row) -> str:
     )
 
 
-def describe_difference(ours: Row, rival: Row) -> Iterator[str]:
-    """That the two do not save the same work."""
-    own, other = ours.macs_ratio, rival.macs_ratio
-    if own is None or other is None:
-        yield "- MACs of both were not counted, so that the tables may differ."
-    elif abs(own - other) > SAME_MACS:
-        yield f"- The work differs: MACs {own:.3f} here, {other:.3f} there."
-
-
-def judge_bar(members: Sequence[Row], ours: Row, share: Share) -> str:
+def judge_bar(own: Sequence[Row], others: Sequence[Row], ours: Row, share: Spread) -> str:
     """The bar: the share of the time, and no compiled row of ours breaks or recompiles."""
-    compiled = [
-        row
-        for row in members
-        if row.family.kind != "rival" and row.mode != EAGER and row.error is None
-    ]
+    compiled = [row for row in own if row.mode != EAGER and row.error is None]
     breaks = sum(row.breaks or 0 for row in compiled)
     recompiles = sum(row.recompiles or 0 for row in compiled)
-    is_met = share.middle <= BAR and not breaks and not recompiles
-    most = max((row.graphs or 0 for row in members if row.family.kind == "rival"), default=0)
+    is_met = share.median <= BAR and not breaks and not recompiles
+    most = max((row.graphs or 0 for row in others), default=0)
     return (
         f"- bar (at most {BAR:g} of its best compiled time, 0 breaks, 0 recompiles): "
-        f"{'met' if is_met else 'missed'} with {share.middle:.2f}, {breaks} breaks and "
+        f"{'met' if is_met else 'missed'} with {share.median:.2f}, {breaks} breaks and "
         f"{recompiles} recompiles in all compiled rows of ours; PAB compiles up to {most} "
         f"graphs for {ours.steps} steps."
     )

@@ -7,20 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.contenders import settings
+from benchmarks.contenders.bench import Bench
+from benchmarks.contenders.kinds import KEYS
+from benchmarks.contenders.race import Race
+from benchmarks.contenders.recipes import Transformed
 from benchmarks.pareto import options
-from benchmarks.pareto.bench import Bench
-from benchmarks.pareto.contenders import KEYS
 from benchmarks.pareto.job import main
-from benchmarks.pareto.options import SWEEP, parse_options
-from benchmarks.pareto.race import Race
-from benchmarks.pareto.recipes import Transformed
-from benchmarks.pareto.rivals import settings
+from benchmarks.pareto.options import SWEEP, Options
 from benchmarks.reference import PIPELINE
 from dqar_fx import Schedule
+from tests.benchmarks.command_errors import refuse
 
 OURS = ["fewer", "attention", "all", "forecast"]
 SMALL = ["--quick", "--only", *OURS, "diffusers"]
-RIVALS = {("TaylorSeer", "N=3 O=1"), ("FirstBlockCache", "in the stock pipeline")}
+PEERS = {("TaylorSeer", "N=3 O=1"), ("FirstBlockCache", "in the stock pipeline")}
 NAMES = [
     "untransformed, eager",
     "4 steps, eager",
@@ -41,17 +42,17 @@ def small_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def few_rivals():
+def few_peers():
     """Two settings of diffusers' hooks are enough: one that runs, and one that fails."""
     with pytest.MonkeyPatch.context() as patch:
         every = list(settings.list_hooks())
-        chosen = [(t, s, r) for t, s, r in every if (t, s) in RIVALS]
+        chosen = [(t, s, r) for t, s, r in every if (t, s) in PEERS]
         patch.setattr(settings, "list_hooks", lambda: iter(chosen))
         yield
 
 
 @pytest.fixture(scope="module")
-def finished(small_model, few_rivals, tmp_path_factory):
+def finished(small_model, few_peers, tmp_path_factory):
     """The whole job, small: its folder, and what it returned."""
     out = tmp_path_factory.mktemp("pareto")
     return out, main([*SMALL, "--model", small_model, "--out", str(out)])
@@ -64,11 +65,11 @@ def copied(finished, tmp_path):
 
 
 @pytest.fixture
-def again(small_model, few_rivals):
+def again(small_model, few_peers):
     """The same command for another folder, with more options."""
 
     def run(out, *more):
-        return run_main([*SMALL, "--model", small_model, "--out", str(out), *more])
+        return main([*SMALL, "--model", small_model, "--out", str(out), *more])
 
     return run
 
@@ -86,13 +87,6 @@ def runs(monkeypatch):
     return calls
 
 
-def run_main(arguments):
-    try:
-        return main(arguments)
-    except SystemExit as exit:
-        return exit.code
-
-
 def read_rows(folder):
     lines = (folder / "rows.jsonl").read_text().splitlines()
     return {row["name"]: row for row in map(json.loads, lines)}
@@ -103,7 +97,7 @@ def read_rows(folder):
 
 def test_main_writes_all_files(finished):
     out, code = finished
-    assert code == 0  # a rival that fails is a row, not a failure
+    assert code == 0  # a peer that fails is a row, not a failure
     assert {path.name for path in out.iterdir()} == {
         *("rows", "images", "rows.jsonl", "table.md", "front.png", "front.svg")
     }
@@ -128,7 +122,7 @@ def test_main_rows_are_records(finished):
     assert len(forecast["frechet_differences"]) == 3
 
 
-def test_main_failing_rival_is_a_row(finished):
+def test_main_failing_peer_is_a_row(finished):
     row = read_rows(finished[0])["FirstBlockCache in the stock pipeline, eager"]
     assert row["error"].startswith("ValueError: No cache context is set.")
     assert (row["speed_median"], row["psnr_db"], row["judged"]) == (None, None, None)
@@ -297,53 +291,52 @@ def test_main_damaged_table_is_one_line_and_code_2(again, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--repeats", "0"],
-            "argument --repeats: expected an integer of at least 1, found '0'",
-        ),
-        (["--pair", "0"], "argument --pair: expected an integer of at least 1"),
-        (["--steps", "1"], "argument --steps: expected an integer of at least 2"),
-        (["--samples", "0"], "argument --samples: expected an integer of at least 1"),
+        (["--repeats", "0"], "--repeats: expected an integer of at least 1, found '0'"),
+        (["--pair", "0"], "--pair: expected an integer of at least 1"),
+        (["--steps", "1"], "--steps: expected an integer of at least 2"),
+        (["--samples", "0"], "--samples: expected an integer of at least 1"),
         (["--fewer", "8"], "--fewer 8 is not fewer than --steps 8"),
-        (["--every", "1"], "argument --every: expected an integer of at least 2"),
-        (["--orders", "4"], "argument --orders: expected 1 to 3, found '4'"),
-        (["--warmup", "0"], "argument --warmup: expected an integer of at least 1"),
-        (["--targets", "1"], "argument --targets: expected a number above 1, found '1'"),
-        (["--targets", "fast"], "argument --targets: expected a number above 1, found 'fast'"),
+        (["--every", "1"], "--every: expected an integer of at least 2"),
+        (["--orders", "4"], "--orders: expected 1 to 3, found '4'"),
+        (["--warmup", "0"], "--warmup: expected an integer of at least 1"),
+        (["--targets", "1"], "--targets: expected a number above 1, found '1'"),
+        (["--targets", "fast"], "--targets: expected a number above 1, found 'fast'"),
         (["--images", "10"], "--images 10 is no multiple of --seed-groups 3"),
-        (["--only", "magic"], "argument --only: invalid choice: 'magic'"),
+        (["--only", "magic"], "--only: invalid choice 'magic'"),
         (["--judge", "12 steps"], "--judge: there is no row '12 steps' in this run"),
         (["--tables", "no/such"], "--tables no/such is no folder"),
         (["--tables", "{empty}"], "has no branch table (*.json) in it"),
-        (["--lowering", "magic"], "argument --lowering: invalid choice"),
-        (["--device", "abacus"], "argument --device: cannot use device 'abacus': "),
-        (["--dtype", "int3"], "argument --dtype: invalid choice"),
+        (["--lowering", "magic"], "--lowering"),
+        (["--device", "abacus"], "--device: cannot use device 'abacus': "),
+        (["--dtype", "int3"], "--dtype: invalid choice"),
         (["--model", "no/such/folder"], "--model no/such/folder is no pipeline: expected"),
-        (["--out", "{file}"], "argument --out: cannot write to "),
+        (["--out", "{file}"], "cannot write to "),
     ],
 )
-def test_main_bad_input_is_one_line_and_code_2(arguments, message, again, tmp_path, capsys):
+def test_main_bad_input_is_said_with_code_2(arguments, message, tmp_path, small_model, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     places = {"{file}": str(tmp_path / "file"), "{empty}": str(tmp_path / "empty")}
-    assert again(tmp_path, *(places.get(a, a) for a in arguments)) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("error: ")
-    assert message in err
+    given = [places.get(a, a) for a in arguments]
+    known = {"--model": small_model, "--out": str(tmp_path)}
+    others = [pair for pair in known.items() if pair[0] not in given]
+    command = [*SMALL, *sum(others, ()), *given]
+    code, error = refuse(main, command, capsys)
+    assert code == 2
+    assert message in error
 
 
 def test_main_without_compiler_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(options, "can_compile", lambda device: False)
-    assert options.parse_options(["--out", str(tmp_path)]).lowering == "eager"
+    assert Options.read(["--out", str(tmp_path)]).lowering == "eager"
     assert "no C++ compiler was found" in capsys.readouterr().err
 
 
 def test_options_defaults_are_those_of_the_full_comparison(tmp_path):
-    found = parse_options(["--out", str(tmp_path)])
+    found = Options.read(["--out", str(tmp_path)])
     assert (found.steps, found.guidance, found.samples, found.repeats) == (50, 1.5, 8, 5)
     assert (found.fewer, found.every, found.orders) == (SWEEP, (2, 3, 4, 5), (1, 2))
     assert (found.images, found.seed_groups, found.judge) == (2100, 3, None)
     assert found.only == KEYS
-    scaled = parse_options(["--out", str(tmp_path), "--steps", "20"])
+    scaled = Options.read(["--out", str(tmp_path), "--steps", "20"])
     assert scaled.fewer == (4, 5, 6, 7, 8, 9, 10, 12, 14, 16)

@@ -11,13 +11,10 @@ from torch import nn
 
 import dqar_fx
 from benchmarks.ablation.protocol import Protocol
-from benchmarks.harness.errors import InputError
-from benchmarks.harness.geometry import Geometry
-from benchmarks.harness.plots import styled, write_figure
-from benchmarks.harness.store import Piece, file_name
-from benchmarks.pareto import bench as bench_module
-from benchmarks.pareto.bench import Bench, timed
-from benchmarks.pareto.contenders import (
+from benchmarks.contenders import bench as bench_module
+from benchmarks.contenders.bench import Bench, Counting, StandIn, timed
+from benchmarks.contenders.contenders import Contender, Entrant
+from benchmarks.contenders.kinds import (
     ATTENTION,
     BASE,
     BOTH,
@@ -27,21 +24,28 @@ from benchmarks.pareto.contenders import (
     FEWER,
     OPTIMISED,
     THEIRS,
-    Contender,
-    Entrant,
     forecast_of,
 )
+from benchmarks.contenders.race import Race
+from benchmarks.contenders.recipes import Transformed, Untransformed, make_interval
+from benchmarks.contenders.records import Record
+from benchmarks.contenders.rows import Row, add_quality, make_rows, turn_saving
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.plots import styled, write_figure
+from benchmarks.harness.rows import to_values
+from benchmarks.harness.store import Piece, file_name
 from benchmarks.pareto.front import draw, make_caption, make_title
-from benchmarks.pareto.judged import add_quality, choose_judged, find_nearest
-from benchmarks.pareto.lineup import line_up, make_interval
-from benchmarks.pareto.options import parse_options
-from benchmarks.pareto.race import Race
-from benchmarks.pareto.recipes import Transformed, Untransformed
-from benchmarks.pareto.records import Record
-from benchmarks.pareto.rows import Row, make_rows, turn_saving
-from benchmarks.pareto.standin import Counting, StandIn
+from benchmarks.pareto.lineup import line_up
+from benchmarks.pareto.options import Options
 from benchmarks.pareto.table import format_judged, format_notes, format_table
-from benchmarks.pareto.verdict import find_best, format_verdict, interpolate_fewer
+from benchmarks.pareto.verdict import (
+    choose_judged,
+    find_best,
+    find_nearest,
+    format_verdict,
+    interpolate_fewer,
+)
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.panel import Quality
 from dqar_fx import Schedule, prior_art
@@ -71,7 +75,8 @@ def make_row(name, family, speed=None, psnr_db=None, **values):
     ranges = {} if speed is None else {"speed_min": speed - 0.1, "speed_max": speed + 0.1}
     plain = {"setting": name, "mode": COMPILED, "tool": None, "steps": 50, "repeats": 5}
     known = {"speed_median": speed, "psnr_db": psnr_db, "run": RUN, "machine": MACHINE}
-    return Row(name=name, family=family, **{**plain, **ranges, **known, **values})
+    known |= {"family": family.title, "kind": family.kind}
+    return Row(name=name, **{**plain, **ranges, **known, **values})
 
 
 ROWS = [
@@ -131,8 +136,8 @@ def test_interpolate_fewer_is_linear_between_neighbours():
 def test_find_best_is_at_that_speed_or_above():
     assert find_best(ROWS, "ours", 2.0).name == "forecast order 1, every 3"
     assert find_best(ROWS, "ours", 2.5).name == "forecast order 1, every 4"
-    assert find_best(ROWS, "rival", 2.0).name == "TaylorSeer, compiled"
-    assert find_best(ROWS, "rival", 2.5) is None
+    assert find_best(ROWS, "peer", 2.0).name == "TaylorSeer, compiled"
+    assert find_best(ROWS, "peer", 2.5) is None
 
 
 def test_verdict_compares_at_equal_speed():
@@ -141,14 +146,14 @@ def test_verdict_compares_at_equal_speed():
         "- fewer steps at that speed: 40.0 dB, ours +10.0 dB, between the measured numbers of "
         "steps.",
         "- fewer steps at 2x: 42.0 dB, ours +8.0 dB, between the measured numbers of steps.",
-        "- the best rival (TaylorSeer, compiled, 2.10x): 47.0 dB, ours +3.0 dB.",
-        "- a rival's schedule by us (TaylorSeer, by dqar_fx, 2.10x): 48.0 dB, ours +2.0 dB.",
+        "- the best peer (TaylorSeer, compiled, 2.10x): 47.0 dB, ours +3.0 dB.",
+        "- a peer's schedule by us (TaylorSeer, by dqar_fx, 2.10x): 48.0 dB, ours +2.0 dB.",
     ]
 
 
-def test_verdict_without_rivals_or_ours_says_so():
+def test_verdict_without_peers_or_ours_says_so():
     lines = format_verdict(ROWS, (2.5, 3.0))
-    assert "- the best rival: none as fast was measured." in lines
+    assert "- the best peer: none as fast was measured." in lines
     assert lines[-1] == "At 3x or faster: none of ours."
 
 
@@ -156,7 +161,7 @@ def test_verdict_without_rivals_or_ours_says_so():
 
 
 def choose(*arguments, rows=ROWS, tmp="results/pareto"):
-    return choose_judged(rows, parse_options(["--lowering", "eager", *arguments]))
+    return choose_judged(rows, Options.read(["--lowering", "eager", *arguments]))
 
 
 @pytest.fixture(autouse=True)
@@ -216,8 +221,8 @@ def test_table_shows_failures_and_notes_explain_them():
 
 
 def test_row_json_is_flat_and_strict():
-    row = make_row("a", BOTH, 2.0, math.inf, quality=Quality(6, psnr_db=math.inf))
-    values = json.loads(row.to_json())
+    row = make_row("a", BOTH, 2.0, math.inf, judged=Quality(6, psnr_db=math.inf))
+    values = to_values(row)
     assert (values["psnr_db"], values["judged"]["psnr_db"]) == ("inf", "inf")
     assert (values["family"], values["kind"]) == (BOTH.title, "ours")
     assert (values["processor"], values["commit"]) == ("abacus", MACHINE["commit"])
@@ -225,18 +230,18 @@ def test_row_json_is_flat_and_strict():
 
 def test_record_is_read_as_written_and_forgotten_after_an_error(tmp_path):
     piece = Piece(tmp_path / "a.safetensors", {"x": 1})
-    record = Record.load(piece)
+    record = Record.read(piece, retry=True)
     record.note(macs=3)
     record.add(2, torch.ones(1, 1, 2, 2), 4.0, 2.0)
-    found = Record.load(piece)
+    found = Record.read(piece, retry=True)
     assert (found.facts, found.times) == ({"macs": 3}, {2: (4.0, 2.0)})
     assert torch.equal(found.images[2], torch.ones(1, 1, 2, 2))
     assert (found.lacks(1), found.lacks(2)) == (True, False)
     found.note(error="ValueError: x")
     assert not found.lacks(1)
-    assert Record.load(piece).facts == {}
+    assert Record.read(piece, retry=True).facts == {}
     with pytest.raises(InputError, match="is of another run: x 1 there, 2 here"):
-        Record.load(Piece(piece.path, {"x": 2}))
+        Record.read(Piece(piece.path, {"x": 2}))
 
 
 def test_make_rows_pairs_times_and_compares_equal_pictures(tmp_path):
@@ -281,18 +286,18 @@ def texts(tmp_path_factory):
 
 def test_front_says_what_there_is_to_see(texts):
     assert (
-        "At 2 times the speed: dqar_fx 50.0 dB, fewer steps 42.0 dB, the best rival 47.0 dB"
+        "At 2 times the speed: dqar_fx 50.0 dB, fewer steps 42.0 dB, the best peer 47.0 dB"
         in (" ".join(texts))
     )
     assert "fewer steps, nothing reused" in texts
     assert "dqar_fx: attention + feed-forward forecast, order 1" in texts
-    assert "rival: TaylorSeer" in texts
+    assert "peer: TaylorSeer" in texts
     assert texts.count("TaylorSeer") == 1  # its fastest mode is marked, with its name
     assert "25" in texts
 
 
 def test_front_leaves_out_what_it_names_below(texts):
-    assert "rival: PAB" not in texts
+    assert "peer: PAB" not in texts
     caption = make_caption(ROWS)
     assert caption.endswith("in all modes: PAB, eager.")
 
@@ -307,20 +312,20 @@ def test_front_of_nothing_is_drawn():
 
 
 def test_line_up_names_are_names_of_files(tmp_path):
-    options = parse_options(["--out", str(tmp_path)])
+    options = Options.read(["--out", str(tmp_path)])
     contenders = line_up(options, [])
     names = [each.name for each in contenders]
     assert names[:2] == ["untransformed, compiled", "untransformed, eager"]
     assert len({*map(file_name, names)}) == len(names)
     json.dumps([each.identity for each in contenders])  # as pieces need it
     kinds = {each.family.kind for each in contenders}
-    assert kinds == {"base", "fewer", "ours", "theirs", "rival"}
+    assert kinds == {"base", "fewer", "ours", "theirs", "peer"}
     assert OPTIMISED.title not in {each.family.title for each in contenders}
 
 
 def test_line_up_takes_chosen_families_only(tmp_path):
     arguments = ["--out", str(tmp_path), "--only", "fewer", "--fewer", "20", "10"]
-    names = [each.name for each in line_up(parse_options(arguments), [])]
+    names = [each.name for each in line_up(Options.read(arguments), [])]
     assert names == ["untransformed, compiled", "untransformed, eager", "20 steps", "10 steps"]
 
 

@@ -8,27 +8,18 @@ import pytest
 import torch
 from torch._inductor import config
 
+from benchmarks.contenders.contenders import Contender
+from benchmarks.contenders.kinds import BASE, BLOCKS, COMPILED, EAGER, FROZEN, STOCK, UNLIMITED
+from benchmarks.contenders.recipes import Frozen, Repeated
+from benchmarks.contenders.records import Plan, Record
 from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.store import file_name
-from benchmarks.pareto.contenders import BASE, BLOCKS, COMPILED, EAGER, Contender
-from benchmarks.pareto.records import Record
-from benchmarks.peers import apart, equal_cost, options
-from benchmarks.peers.apart import Launcher, describe_end
-from benchmarks.peers.equal_cost import find_equal_cost
-from benchmarks.peers.job import main
-from benchmarks.peers.lineup import line_up
-from benchmarks.peers.options import parse_options
-from benchmarks.peers.plan import Plan
-from benchmarks.peers.recipes import (
-    FROZEN,
-    LOWERINGS,
-    STOCK,
-    UNLIMITED,
-    Frozen,
-    Repeated,
-)
-from benchmarks.peers.same_tables import PAB, list_tables
-from benchmarks.peers.stage import GEOMETRIES, Sized, set_stage
+from benchmarks.peers import duel, lineup, options
+from benchmarks.peers.job import Launcher, main
+from benchmarks.peers.latents import set_up_bench
+from benchmarks.peers.lineup import LOWERINGS, PAB, find_equal_cost, line_up, list_tables
+from benchmarks.peers.options import Options
+from tests.benchmarks.command_errors import refuse
 from tests.benchmarks.cut_pipeline import cut_pipeline
 
 EAGERLY = ["--geometry", "tiny", "--eager", "--steps", "6", "--repeats", "2"]
@@ -37,23 +28,18 @@ EAGERLY = ["--geometry", "tiny", "--eager", "--steps", "6", "--repeats", "2"]
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """A geometry that costs nothing."""
-    sized = Sized(Geometry(layers=2, width=32, heads=2, tokens=16), steps=6, repeats=2)
-    monkeypatch.setitem(GEOMETRIES, "tiny", sized)
+    geometry = Geometry(layers=2, width=32, heads=2, tokens=16)
+    monkeypatch.setitem(options.GEOMETRIES, "tiny", geometry)
+    defaults = {"steps": 6, "samples": 1, "repeats": 2, "images": 0}
+    monkeypatch.setitem(options.DEFAULTS, "tiny", defaults)
 
 
 def parse(tmp_path, *arguments):
-    return parse_options(["--out", str(tmp_path), *arguments])
+    return Options.read(["--out", str(tmp_path), *arguments])
 
 
 def names(options, fewer=(5,)):
     return [each.name for each in line_up(options, fewer)]
-
-
-def run_main(arguments):
-    try:
-        return main(arguments)
-    except SystemExit as exit:
-        return exit.code
 
 
 # ---- who takes part -----------------------------------------------------------------------
@@ -86,13 +72,13 @@ def test_line_up_judges_pictures_of_each_setting(tmp_path, mode):
     assert bool(mode) or len({*shown}) == len(shown)
 
 
-def test_line_up_same_tables_are_equal_in_one_rival_and_ours(tmp_path):
+def test_line_up_same_tables_are_equal_in_one_peer_and_ours(tmp_path):
     tables = {}
     for each in line_up(parse(tmp_path), ()):
         if each.table is not None:
             tables.setdefault(each.table, set()).add(each.family.kind)
     assert len(tables) == 4
-    assert all(kinds == {"rival", "theirs"} for kinds in tables.values())
+    assert all(kinds == {"peer", "theirs"} for kinds in tables.values())
 
 
 def test_line_up_eager_compiles_nothing(tmp_path):
@@ -109,52 +95,52 @@ def test_line_up_takes_wanted_rows_and_the_base(tmp_path):
 
 def test_pab_table_computes_at_every_second_step():
     same = next(each for each in list_tables(6) if each.setting == PAB)
-    table = same.schedule.resolve(["a", "b"])
+    table = same.ours.make(None).resolve(["a", "b"])
     assert table.is_read.tolist() == [[bool(step % 2)] * 2 for step in range(6)]
 
 
 def test_find_equal_cost_is_fewer_steps(tmp_path, monkeypatch):
     first = [same for same in list_tables(12) if same.setting == PAB]
-    monkeypatch.setattr(equal_cost, "list_tables", lambda steps: first)
-    stage = set_stage(parse(tmp_path, *EAGERLY, "--steps", "12"))
-    found = find_equal_cost(stage)
+    monkeypatch.setattr(lineup, "list_tables", lambda steps: first)
+    bench = set_up_bench(parse(tmp_path, *EAGERLY, "--steps", "12"))
+    found = find_equal_cost(bench)
     assert list(found) == sorted({*found}, reverse=True)
     assert all(0 < steps < 12 for steps in found)
 
 
 def test_compile_repeated_blocks_as_documented_fails_on_a_dit(tmp_path):
-    stage = set_stage(parse(tmp_path, *EAGERLY))
+    bench = set_up_bench(parse(tmp_path, *EAGERLY))
     with pytest.raises(ValueError, match="_repeated_blocks"):
-        Repeated().build(stage, STOCK)
-    model = Repeated().build(stage, BLOCKS).module
+        Repeated().build(bench, STOCK)
+    model = Repeated().build(bench, BLOCKS).module
     compiled = [each._compiled_call_impl is not None for each in model.transformer_blocks]
     assert compiled == [True] * 2
 
 
 def test_freezing_is_on_while_the_frozen_contender_runs(tmp_path):
     """It is read when something is compiled, which is in the first trajectory."""
-    entrant = Frozen().build(set_stage(parse(tmp_path, *EAGERLY)), FROZEN)
+    entrant = Frozen().build(set_up_bench(parse(tmp_path, *EAGERLY)), FROZEN)
     with entrant.fresh():
         assert config.freezing
     assert not config.freezing
 
 
-def test_stage_hands_out_the_clone_that_is_there(tmp_path):
-    stage = set_stage(parse(tmp_path, *EAGERLY))
-    stage.prepare_clone()
-    ready = stage.made["clone"]
-    assert stage.clone() is ready
-    assert stage.clone() is not ready
-    assert ready is not stage.original
+def test_bench_hands_out_the_clone_that_is_there(tmp_path):
+    bench = set_up_bench(parse(tmp_path, *EAGERLY))
+    bench.prepare_clone()
+    ready = bench.made["clone"]
+    assert bench.clone() is ready
+    assert bench.clone() is not ready
+    assert ready is not bench.original
 
 
 def test_latents_are_the_same_for_the_same_seeds(tmp_path):
-    stage = set_stage(parse(tmp_path, *EAGERLY))
-    first, second = (stage.task(1).generate(stage.pipe, 3) for _ in range(2))
+    bench = set_up_bench(parse(tmp_path, *EAGERLY))
+    first, second = (bench.task(1).generate(bench.pipe, 3) for _ in range(2))
     assert torch.equal(first, second)
     assert first.shape == (1, 4, 8, 8)
     assert first.isfinite().all()
-    assert not torch.equal(first, stage.task(2).generate(stage.pipe, 3))
+    assert not torch.equal(first, bench.task(2).generate(bench.pipe, 3))
 
 
 # ---- processes ----------------------------------------------------------------------------
@@ -163,7 +149,7 @@ def test_latents_are_the_same_for_the_same_seeds(tmp_path):
 @pytest.fixture
 def launcher(tmp_path):
     options = parse(tmp_path, *EAGERLY)
-    return Launcher(options, (), Plan(tmp_path, 0, {"model": "x"}))
+    return Launcher(options, (), Plan(tmp_path, {"model": "x"}))
 
 
 PEER = Contender("untransformed", BASE, 6, Repeated(), EAGER)
@@ -190,6 +176,23 @@ def test_launcher_runs_failures_again_only_if_asked(launcher):
     assert launcher.lacks(PEER)
 
 
+@pytest.fixture
+def started(monkeypatch):
+    """Processes run other code; what they were to run, and with which folder of kernels."""
+    popen = subprocess.Popen
+
+    def start(command, env, **keywords):
+        seen.append((command, env["TORCHINDUCTOR_CACHE_DIR"]))
+        return popen([sys.executable, "-c", seen.code], env=env, **keywords)
+
+    class Seen(list):
+        code = "pass"
+
+    seen = Seen()
+    monkeypatch.setattr(subprocess, "Popen", start)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("code", "limit", "message"),
     [
@@ -204,35 +207,23 @@ def test_launcher_runs_failures_again_only_if_asked(launcher):
     ],
 )
 def test_launcher_process_without_result_is_a_row(
-    code, limit, message, launcher, tmp_path, monkeypatch, capsys
+    code, limit, message, launcher, tmp_path, started, capsys
 ):
-    monkeypatch.setattr(apart, "COMMAND", (sys.executable, "-c", code))
+    started.code = code
     object.__setattr__(launcher.options, "timeout_s", limit)
     launcher.run_one(PEER, tmp_path)
     assert message in Record.read(launcher.plan.times(PEER)).error
     assert "untransformed, eager failed: " in capsys.readouterr().err
 
 
-def test_launcher_gives_each_process_an_empty_cache(launcher, tmp_path, monkeypatch):
-    seen, popen = [], subprocess.Popen
-
-    def start(command, env, **keywords):
-        seen.append((command[3:], env["TORCHINDUCTOR_CACHE_DIR"]))
-        return popen([sys.executable, "-c", "pass"], env=env, **keywords)
-
-    monkeypatch.setattr(subprocess, "Popen", start)
+def test_launcher_gives_each_process_an_empty_cache(launcher, tmp_path, started):
     launcher = Launcher(launcher.options, ("--steps", "6"), launcher.plan, (5, 4))
     for _ in range(2):
         launcher.launch(PEER, tmp_path / "warm", tmp_path / "log")
-    command, first = seen[0]
-    own = ("--contender", "untransformed, eager", "--warm-cache", str(tmp_path / "warm"))
-    assert tuple(command) == ("--steps", "6", "--fewer", "5", "4", *own)
-    assert first != seen[1][1]
-
-
-def test_describe_end_quotes_the_last_line(tmp_path):
-    (tmp_path / "log").write_text("Traceback\nValueError: x\n\n")
-    assert describe_end(1, tmp_path / "log").endswith("with code 1: ValueError: x")
+    (command, first), (_, second) = started
+    own = ["--contender", "untransformed, eager", "--warm-cache", str(tmp_path / "warm")]
+    assert command[2:] == ["benchmarks.peers.duel", "--steps", "6", "--fewer", "5", "4", *own]
+    assert first != second
 
 
 # ---- the whole job, in this process -------------------------------------------------------
@@ -245,7 +236,8 @@ def here(monkeypatch):
 
     def launch(self, peer, warm, log):
         calls.append(peer.name)
-        return None if main([*self.arguments, "--contender", peer.name]) == 0 else "code"
+        command = [*self.arguments, "--contender", peer.name]
+        return None if duel.main(command) == 0 else "code"
 
     monkeypatch.setattr(Launcher, "launch", launch)
     return calls
@@ -267,7 +259,7 @@ def read_rows(folder):
 
 def test_main_writes_rows_table_and_goes_on(tmp_path, here, capsys):
     command = [*EAGERLY, "--fewer", "5", "--only", *ROWS, "--out", str(tmp_path)]
-    assert main(command) == 0  # a rival that fails is a row, not a failure
+    assert main(command) == 0  # a peer that fails is a row, not a failure
     assert here == ROWS
     rows = read_rows(tmp_path)
     assert list(rows) == ROWS
@@ -323,27 +315,24 @@ def test_quick_runs_in_a_process_of_its_own(tmp_path):
         (["--only", "TeaCache"], "--only: no row is called 'TeaCache'; there are "),
         (["--geometry", "DiT-S/2", "--images", "9"], "--images 9: --geometry DiT-S/2 has"),
         (["--geometry", "DiT-S/2", "--model", "x"], "--model and --geometry are two models"),
-        (["--geometry", "DiT-G/2"], "argument --geometry: invalid choice: 'DiT-G/2'"),
+        (["--geometry", "DiT-G/2"], "--geometry: invalid choice 'DiT-G/2'"),
         (["--fewer", "50"], "--fewer 50 is not fewer than --steps 50"),
         (["--images", "1"], "--images 1 has no distribution"),
-        (["--guidance", "1"], "argument --guidance: expected a number above 1, found '1'"),
-        (["--repeats", "0"], "argument --repeats: expected an integer of at least 1"),
-        (["--steps", "1"], "argument --steps: expected an integer of at least 2"),
-        (["--samples", "0"], "argument --samples: expected an integer of at least 1"),
-        (["--timeout", "0"], "argument --timeout: expected a number above 0, found '0'"),
-        (["--device", "abacus"], "argument --device: cannot use device 'abacus': "),
+        (["--guidance", "1"], "--guidance: expected a number above 1, found '1'"),
+        (["--repeats", "0"], "--repeats: expected an integer of at least 1"),
+        (["--steps", "1"], "--steps: expected an integer of at least 2"),
+        (["--samples", "0"], "--samples: expected an integer of at least 1"),
+        (["--timeout", "0"], "--timeout: expected a number above 0, found '0'"),
+        (["--device", "abacus"], "--device: cannot use device 'abacus': "),
         (["--model", "no/such/folder"], "--model no/such/folder is no pipeline: expected"),
         (["--report", "--fewer", "5"], "--report: nothing has been measured in "),
     ],
 )
-def test_main_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
+def test_main_bad_input_is_said_with_code_2(arguments, message, tmp_path, capsys):
     fewer = ["--fewer", "5"] if "--fewer" not in arguments else []
-    assert run_main([*fewer, *arguments, "--out", str(tmp_path)]) == 2
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith("no floor of ")]
-    assert (out, len(lines)) == ("", 1)  # without real pictures there is a line on that, too
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
+    code, error = refuse(main, [*fewer, *arguments, "--out", str(tmp_path)], capsys)
+    assert code == 2
+    assert message in error
 
 
 def test_options_of_a_geometry_are_smaller(tmp_path):

@@ -1,6 +1,5 @@
 """Rows of peers, their table and verdict, and what a cache holds: with made-up times."""
 
-import json
 import math
 from types import SimpleNamespace
 
@@ -9,24 +8,26 @@ import torch
 from diffusers.hooks import ModelHook
 from torch import nn
 
-from benchmarks.harness.store import Piece, file_name
-from benchmarks.pareto.contenders import (
+from benchmarks.contenders.contenders import Contender, Entrant
+from benchmarks.contenders.kinds import (
     BASE,
     COMPILED,
     DIFFUSERS,
     EAGER,
     FEWER,
     THEIRS,
-    Entrant,
+    UNLIMITED,
 )
-from benchmarks.pareto.recipes import Untransformed
-from benchmarks.pareto.records import Record
-from benchmarks.peers.memory import Memory, count_held, watched
-from benchmarks.peers.recipes import REGIONAL, UNLIMITED, WHOLE, WHOLE_PACKED, Peer
+from benchmarks.contenders.recipes import Untransformed
+from benchmarks.contenders.records import Record
+from benchmarks.harness.memory import Memory
+from benchmarks.harness.rows import to_values
+from benchmarks.harness.store import Piece, file_name
+from benchmarks.peers.caches import count_held, watched
+from benchmarks.peers.lineup import PAB, REGIONAL, WHOLE, WHOLE_PACKED
 from benchmarks.peers.rows import Row, make_rows
-from benchmarks.peers.same_tables import PAB
 from benchmarks.peers.table import format_notes, format_table
-from benchmarks.peers.verdict import Share, format_verdict
+from benchmarks.peers.verdict import format_verdict, take_share
 from benchmarks.quality.panel import Quality
 
 RUN = {
@@ -51,10 +52,11 @@ MACHINE = {"dqar_fx": "0.1.0", "commit": "0123456789abcdef", "dirty": False}
 
 
 def make_row(setting, family, mode, speed=None, **values):
-    name = Peer(setting, family, 50, Untransformed(), mode).name
+    name = Contender(setting, family, 50, Untransformed(), mode).name
     ranges = {} if speed is None else {"speed_min": speed - 0.1, "speed_max": speed + 0.1}
     plain = {"tool": None, "steps": 50, "repeats": 5, "speed_median": speed}
-    known = {"setting": setting, "mode": mode, "family": family, "run": RUN}
+    known = {"setting": setting, "mode": mode, "run": RUN}
+    known |= {"family": family.title, "kind": family.kind}
     counts = {"graphs": 1, "breaks": 0, "recompiles": 0, "macs_ratio": 0.8}
     return Row(name=name, machine=MACHINE, **{**plain, **ranges, **known, **counts, **values})
 
@@ -63,19 +65,19 @@ def ours(mode, speed, **values):
     return make_row(f"dqar_fx as {PAB}", THEIRS, mode, speed, table=PAB, **values)
 
 
-def rival(mode, speed=None, **values):
+def peer(mode, speed=None, **values):
     return make_row(PAB, DIFFUSERS, mode, speed, table=PAB, **values)
 
 
 BASE_ROW = make_row("untransformed", BASE, COMPILED, 1.0, psnr_db=math.inf, pictures=48)
 ROWS = [
     BASE_ROW,
-    rival(EAGER, 0.9, graphs=0),
-    rival(COMPILED, 0.95, graphs=8),
-    rival(UNLIMITED, 1.0, graphs=50, cache_bytes=1_500_000, first_peak_bytes=2_000_000_000),
+    peer(EAGER, 0.9, graphs=0),
+    peer(COMPILED, 0.95, graphs=8),
+    peer(UNLIMITED, 1.0, graphs=50, cache_bytes=1_500_000, first_peak_bytes=2_000_000_000),
     ours(EAGER, 1.1, graphs=0),
     ours(REGIONAL, 1.25, compile_s=12.34),
-    ours(WHOLE, 1.2, quality=Quality(700, pooled_frechet=82.26, pooled_floors=(4.8,))),
+    ours(WHOLE, 1.2, judged=Quality(700, pooled_frechet=82.26, pooled_floors=(4.8,))),
     make_row("SeaCache", DIFFUSERS, EAGER, error="ValueError: no\nsuch"),
 ]
 
@@ -84,8 +86,8 @@ ROWS = [
 
 
 def test_share_is_through_the_unit_of_each_process():
-    share = Share.of(ours(WHOLE, 1.25), rival(COMPILED, 1.0))
-    assert (share.middle, share.low, share.high) == pytest.approx(
+    share = take_share(ours(WHOLE, 1.25), peer(COMPILED, 1.0))
+    assert (share.median, share.low, share.high) == pytest.approx(
         (0.8, 0.9 / 1.35, 1.1 / 1.15)
     )
 
@@ -116,21 +118,21 @@ def test_verdict_tells_packed_weights_from_the_rest():
 
 
 def test_verdict_says_what_is_not_comparable():
-    faster = [rival(EAGER, 1.3), rival(COMPILED, 1.0, macs_ratio=0.7), ours(WHOLE, 1.2)]
+    faster = [peer(EAGER, 1.3), peer(COMPILED, 1.0, macs_ratio=0.7), ours(WHOLE, 1.2)]
     lines = format_verdict(faster)
     assert "- The work differs: MACs 0.800 here, 0.700 there." in lines
     assert any(line.startswith("- It is faster in eager mode: 1.08") for line in lines)
-    unknown = format_verdict([rival(COMPILED, 1.0, macs_ratio=None), ours(WHOLE, 1.2)])
+    unknown = format_verdict([peer(COMPILED, 1.0, macs_ratio=None), ours(WHOLE, 1.2)])
     assert any("MACs of both were not counted" in line for line in unknown)
 
 
 @pytest.mark.parametrize(
     ("rows", "who"),
     [
-        ([rival(COMPILED, 1.0)], "dqar_fx"),
-        ([rival(COMPILED, error="x"), ours(WHOLE, 1.2)], PAB),
-        ([rival(COMPILED, 1.0, note="reuses nothing"), ours(WHOLE, 1.2)], PAB),
-        ([rival(EAGER, 1.0), ours(WHOLE, 1.2)], PAB),
+        ([peer(COMPILED, 1.0)], "dqar_fx"),
+        ([peer(COMPILED, error="x"), ours(WHOLE, 1.2)], PAB),
+        ([peer(COMPILED, 1.0, note="reuses nothing"), ours(WHOLE, 1.2)], PAB),
+        ([peer(EAGER, 1.0), ours(WHOLE, 1.2)], PAB),
     ],
 )
 def test_verdict_without_one_of_the_two_says_so(rows, who):
@@ -184,12 +186,12 @@ def test_table_of_a_geometry_has_errors_and_no_pictures():
 def peers():
     make = Untransformed()
     return [
-        Peer("untransformed", BASE, 4, make),
-        Peer("untransformed", BASE, 4, make, EAGER),
-        Peer("3 steps", FEWER, 3, make),
-        Peer("idle", DIFFUSERS, 4, make, EAGER, "x", "t"),
-        Peer("idle", DIFFUSERS, 4, make, COMPILED, "x", "t"),
-        Peer("late", DIFFUSERS, 4, make, EAGER, "x"),
+        Contender("untransformed", BASE, 4, make),
+        Contender("untransformed", BASE, 4, make, EAGER),
+        Contender("3 steps", FEWER, 3, make),
+        Contender("idle", DIFFUSERS, 4, make, EAGER, "x", "t"),
+        Contender("idle", DIFFUSERS, 4, make, COMPILED, "x", "t"),
+        Contender("late", DIFFUSERS, 4, make, EAGER, "x"),
     ]
 
 
@@ -237,14 +239,14 @@ def test_make_rows_measure_the_error_of_latents(peers, records):
 
 
 def test_row_json_is_flat_and_strict():
-    values = json.loads(ROWS[3].to_json())
+    values = to_values(ROWS[3])
     assert (values["cache_bytes"], values["table"], values["kind"]) == (
         1_500_000,
         PAB,
-        "rival",
+        "peer",
     )
     assert values["processor"] == "abacus"
-    assert json.loads(BASE_ROW.to_json())["psnr_db"] == "inf"
+    assert to_values(BASE_ROW)["psnr_db"] == "inf"
 
 
 # ---- memory -------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.contenders.bench import Bench
+from benchmarks.contenders.contenders import Entrant
+from benchmarks.contenders.kinds import BLOCKS, COMPILED
 from benchmarks.harness.errors import InputError
-from benchmarks.pareto.bench import Bench
-from benchmarks.pareto.contenders import BLOCKS, COMPILED, Entrant
 
 RECOMPILES = 1024
 """Its documentation's limit, from ``cache_dit.set_compile_configs``."""
@@ -65,19 +66,13 @@ class CacheDit:
                 else None
             ),
         )
-        inner = compile_cached(bench, model, mode)
+        inner: nn.Module = model
+        if mode == COMPILED:  # as the documentation says
+            inner = bench.compile(model, recompile_limit=RECOMPILES)
+        elif mode == BLOCKS:
+            for block in model.transformer_blocks:  # type: ignore[union-attr]
+                block.compile()  # plain blocks: they may share graphs with each other
         return Entrant(inner, partial(refreshed, model, bench.steps))
-
-
-def compile_cached(bench: Bench, model: Any, mode: str) -> nn.Module:
-    """As the documentation says (the whole model), or block by block."""
-    if mode == COMPILED:
-        compiled: nn.Module = bench.compile(model, recompile_limit=RECOMPILES)
-        return compiled
-    if mode == BLOCKS:
-        for block in model.transformer_blocks:
-            block.compile()  # plain blocks: they may share graphs with each other
-    return model  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -106,6 +101,6 @@ def load_cache_dit() -> Any:
         import cache_dit
     except ImportError as error:
         raise InputError(
-            f'cache-dit needs the extra "rivals": pip install "dqar_fx[rivals]" ({error})'
+            f'cache-dit needs the extra "peers": pip install "dqar_fx[peers]" ({error})'
         ) from error
     return cache_dit

@@ -1,18 +1,17 @@
 """Rows: what was measured of one contender, as one line of JSON."""
 
-import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from benchmarks.pareto.contenders import Contender, Family
-from benchmarks.pareto.records import Record
-from benchmarks.quality.judge import Judge, SameSeed
+from benchmarks.contenders.contenders import Contender
+from benchmarks.contenders.records import Record
+from benchmarks.harness.rows import SHARED
+from benchmarks.harness.timing import describe_speed, take_ratios
+from benchmarks.quality.judge import Judge
 from benchmarks.quality.panel import Quality
 
 NO_SAVING = 0.001
@@ -26,12 +25,9 @@ class Row:
     """One contender. None stands for what was not measured or does not apply.
 
     Attributes:
-        name: Of the contender.
-        setting: What it does; equal for its modes.
-        mode: How it runs.
-        tool: Of a rival, the system's name.
-        family: Where it belongs.
-        steps: Denoising steps.
+        name: Of the contender; so are setting, mode, tool and steps.
+        family: Title of the contender's family.
+        kind: Of that family.
         trajectory_s: Time of a trajectory, median over repeats.
         step_ms: That by its steps.
         repeats: Timed trajectories.
@@ -51,7 +47,7 @@ class Row:
         lpips: The same, by features.
         note: What is odd about it.
         error: What went wrong.
-        quality: Of the pictures that were judged against real ones.
+        judged: Quality of the pictures that were judged against real ones.
         frechet_differences: Per seed group, the Frechet distance less the full run's.
         run: Options and settings that all rows share.
         machine: Where it ran.
@@ -61,7 +57,8 @@ class Row:
     setting: str
     mode: str
     tool: str | None
-    family: Family
+    family: str
+    kind: str
     steps: int
     trajectory_s: float | None = None
     step_ms: float | None = None
@@ -82,35 +79,16 @@ class Row:
     lpips: float | None = None
     note: str | None = None
     error: str | None = None
-    quality: Quality | None = None
+    judged: Quality | None = None
     frechet_differences: tuple[float, ...] = ()
-    run: Mapping[str, Any] = field(default_factory=dict)
-    machine: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict, metadata=SHARED)
+    machine: Mapping[str, Any] = field(default_factory=dict, metadata=SHARED)
 
     @property
     def is_placed(self) -> bool:
         """Whether it has a place in a plane of speed and quality."""
         known = self.error is None and self.speed_median is not None
         return known and self.psnr_db is not None
-
-    def to_json(self) -> str:
-        """One JSON object; an infinite PSNR is the text ``inf``."""
-        values = asdict(self)
-        values["family"], values["kind"] = self.family.title, self.family.kind
-        values["judged"] = values.pop("quality")
-        for nested in ("run", "machine"):
-            shared = values.pop(nested)
-            values |= {name: v for name, v in shared.items() if name not in values}
-        return json.dumps(replace_infinite(values), allow_nan=False)
-
-
-def replace_infinite(value: Any) -> Any:
-    """The same with the text ``inf`` for infinity, at any depth."""
-    if isinstance(value, Mapping):
-        return {name: replace_infinite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [replace_infinite(inner) for inner in value]
-    return "inf" if value == math.inf else value
 
 
 def make_rows(
@@ -126,73 +104,63 @@ def make_rows(
     """
     base = records[contenders[0].name]
     plain = [each for each in contenders if each.family == contenders[0].family][-1]
-    reference = records[plain.name]
+    others = base, records[plain.name], judge
     return [
-        make_row(each, records[each.name], base, reference, judge, run) for each in contenders
+        Row(**describe_contender(each, records[each.name], *others), run=run)
+        for each in contenders
     ]
 
 
-def make_row(
-    contender: Contender,
-    record: Record,
-    base: Record,
-    reference: Record,
-    judge: Judge,
-    run: Mapping[str, Any],
-) -> Row:
-    """The row of one contender."""
-    facts = record.facts
-    row: dict[str, Any] = {
-        **describe_times(record, contender.steps),
-        **describe_pictures(record, reference, judge),
-    }
+def describe_contender(
+    contender: Contender, record: Record, base: Record, reference: Record, judge: Judge | None
+) -> dict[str, Any]:
+    """The fields of the row of one contender; without a judge, pictures are not compared."""
+    facts, found = record.facts, describe_times(record, contender.steps)
+    pairs = None if judge is None or record.error else pair_images(record, reference)
+    if judge is not None and pairs is not None:
+        found |= {"pictures": len(pairs[0]), **asdict(judge.compare(*pairs))}
     macs, full = facts.get("macs"), base.facts.get("macs")
     ratio = macs / full if macs is not None and full else None
-    return Row(
-        name=contender.name,
-        setting=contender.setting,
-        mode=contender.mode,
-        tool=contender.tool,
-        family=contender.family,
-        steps=contender.steps,
-        macs=macs,
-        macs_ratio=ratio,
-        saving_in_time=turn_saving(row.get("speed_median"), ratio),
-        note=find_oddity(contender, facts, row),
-        error=record.error,
-        run=run,
-        machine=facts.get("machine", {}),
+    is_same = (found.get("psnr_db") or 0) >= SAME_DB
+    return {
+        **{name: getattr(contender, name) for name in ("name", "setting", "mode", "tool")},
+        "family": contender.family.title,
+        "kind": contender.family.kind,
+        "steps": contender.steps,
+        "macs": macs,
+        "macs_ratio": ratio,
+        "saving_in_time": turn_saving(found.get("speed_median"), ratio),
+        "note": describe_idle(contender, facts) if is_same else None,
+        "error": record.error,
+        "machine": facts.get("machine", {}),
         **{key: facts.get(key) for key in ("warmup_s", "graphs", "breaks", "recompiles")},
-        **row,
-    )
+        **found,
+    }
 
 
 def describe_times(record: Record, steps: int) -> dict[str, Any]:
     """Times, and speed repeat by repeat."""
     if not record.times:
         return {}
-    ratios = [base_s / own_s for base_s, own_s in record.times.values()]
-    trajectory_s = statistics.median(own_s for _, own_s in record.times.values())
+    base_s, own_s = zip(*record.times.values(), strict=True)
+    trajectory_s = statistics.median(own_s)
     return {
         "trajectory_s": trajectory_s,
         "step_ms": 1e3 * trajectory_s / steps,
-        "repeats": len(ratios),
-        "speed_median": statistics.median(ratios),
-        "speed_min": min(ratios),
-        "speed_max": max(ratios),
+        "repeats": len(own_s),
+        **describe_speed(take_ratios(base_s, own_s)),
     }
 
 
-def describe_pictures(record: Record, reference: Record, judge: Judge) -> dict[str, Any]:
-    """Distances from the full run's pictures, over all trajectories that both made."""
+def pair_images(record: Record, reference: Record) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Pictures of all trajectories that both made, of each; None without any."""
     numbers = sorted({*record.images} & {*reference.images})
-    if not numbers or record.error is not None:
-        return {}
-    images, others = (
+    if not numbers:
+        return None
+    own, other = (
         torch.cat([each.images[number] for number in numbers]) for each in (record, reference)
     )
-    compared: SameSeed = judge.compare(images, others)
-    return {"pictures": len(images), **asdict(compared)}
+    return own, other
 
 
 def turn_saving(speed: float | None, macs_ratio: float | None) -> float | None:
@@ -211,18 +179,30 @@ def turn_saving(speed: float | None, macs_ratio: float | None) -> float | None:
     return (1 - 1 / speed) / (1 - macs_ratio)
 
 
-def find_oddity(
-    contender: Contender, facts: Mapping[str, Any], row: Mapping[str, Any]
-) -> str | None:
-    """That a cache was attached and does nothing: its pictures are those of the full run."""
-    is_plain = contender.family.kind in ("base", "fewer")
-    if is_plain or row.get("psnr_db") is None or row["psnr_db"] < SAME_DB:
+def describe_idle(contender: Contender, facts: Mapping[str, Any]) -> str | None:
+    """What is odd where something gives just what the full run gives: it does nothing."""
+    if contender.family.kind in ("base", "fewer"):
         return None
     hooked = facts.get("hooked")
     where = "" if hooked is None else f" ({hooked} modules have a hook)"
     return f"is attached without an error, but reuses nothing{where}"
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write one line of JSON per row."""
-    path.write_text("".join(f"{row.to_json()}\n" for row in rows))
+def add_quality(
+    rows: Sequence[Row], qualities: Mapping[str, Quality], errors: Mapping[str, str]
+) -> list[Any]:
+    """The rows, with what became of those that were judged; the first is the base."""
+    base = qualities.get(rows[0].name, Quality()).frechet
+    judged = []
+    for row in rows:
+        own = qualities.get(row.name, Quality()).frechet
+        differences = tuple(each - full for each, full in zip(own, base, strict=False))
+        judged.append(
+            replace(
+                row,
+                judged=qualities.get(row.name),
+                error=row.error or errors.get(row.name),
+                frechet_differences=differences,
+            )
+        )
+    return judged

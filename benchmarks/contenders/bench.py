@@ -11,17 +11,49 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from benchmarks.ablation.protocol import Protocol
+from benchmarks.contenders.contenders import Contender, Entrant
+from benchmarks.contenders.kinds import EAGER
 from benchmarks.harness.machine import synchronise
-from benchmarks.harness.pipelines import Task
+from benchmarks.harness.macs import count_macs
+from benchmarks.harness.pipelines import Task, load_pipeline, name_classes
 from benchmarks.harness.timing import hooked
-from benchmarks.pareto.contenders import EAGER, Contender, Entrant
-from benchmarks.pareto.standin import Counting
+
+
+class StandIn(nn.Module):
+    """Is called in the place of a module, and has its attributes.
+
+    Args:
+        inner: That module.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        """The inner module's, where this one has none."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+class Counting(StandIn):
+    """Counts the multiply-accumulates of all calls."""
+
+    macs = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The inner module's result."""
+        results: list[Any] = []
+        self.macs += count_macs(lambda: results.append(self.inner(*args, **kwargs)))
+        return results[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +68,7 @@ class Bench:
         steps: Denoising steps of the full run.
         device: Of the pipeline.
         lowering: How dqar_fx compiles: ``"regional"``, ``"whole"``, or options of both.
+        made: What was made once for several contenders, by a key of any kind.
     """
 
     pipe: Any
@@ -46,6 +79,19 @@ class Bench:
     device: torch.device
     lowering: str | Mapping[str, Any]
     made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, options: Any, lowering: str | Mapping[str, Any]) -> Self:
+        """A bench with the pipeline that options name, all of its classes in turn.
+
+        Raises:
+            InputError: The pipeline cannot be loaded.
+        """
+        pipe = load_pipeline(options)
+        names = name_classes(pipe)
+        protocol = Protocol(names, tuple(sorted(names)), options.guidance)
+        sizes = options.samples, options.steps, options.device
+        return cls(pipe, pipe.transformer, protocol, *sizes, lowering)
 
     @cached_property
     def compiled(self) -> nn.Module:
@@ -60,9 +106,14 @@ class Bench:
         """
         return torch.compile(model, isolate_recompiles=True, **keywords)
 
+    def prepare_clone(self) -> None:
+        """Make the next clone now: a peer's hooks need one, which is not its memory."""
+        self.made["clone"] = copy.deepcopy(self.original)
+
     def clone(self) -> nn.Module:
         """A copy of the model that hooks may be put on."""
-        return copy.deepcopy(self.original)
+        clone: nn.Module | None = self.made.pop("clone", None)
+        return copy.deepcopy(self.original) if clone is None else clone
 
     def once(self, make: Callable[["Bench"], Any]) -> Any:
         """What a function makes of this bench; it is called once."""
@@ -117,21 +168,12 @@ def timed(module: nn.Module, steps: int, device: torch.device) -> Iterator[list[
     The device is waited for at these two points only.
     """
     marks: list[float] = []
-    left = steps
+    calls = iter(range(2 * steps))
 
-    def mark() -> None:
-        synchronise(device)
-        marks.append(time.perf_counter())
+    def mark(*_: Any) -> None:
+        if next(calls, None) in (0, 2 * steps - 1):
+            synchronise(device)
+            marks.append(time.perf_counter())
 
-    def begin(*_: Any) -> None:
-        if left == steps:
-            mark()
-
-    def end(*_: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            mark()
-
-    with hooked(module.register_forward_pre_hook(begin), module.register_forward_hook(end)):
+    with hooked(module.register_forward_pre_hook(mark), module.register_forward_hook(mark)):
         yield marks

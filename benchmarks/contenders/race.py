@@ -5,20 +5,24 @@ the same process. Each repeat has other pictures, the same for all, and another 
 """
 
 import logging
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from benchmarks.contenders.bench import Bench
+from benchmarks.contenders.contenders import Contender, Entrant
+from benchmarks.contenders.records import WARMUP, Record
+from benchmarks.harness.groups import Generate, fill_groups
 from benchmarks.harness.machine import describe_machine
-from benchmarks.harness.timing import Compiled
-from benchmarks.pareto.bench import Bench
-from benchmarks.pareto.contenders import Contender, Entrant
-from benchmarks.pareto.records import WARMUP, Record
+from benchmarks.harness.rows import noted_failure
+from benchmarks.harness.store import Pieces
+from benchmarks.harness.timing import Compiled, rotate
+from benchmarks.quality.images import to_bytes
+from dqar_fx import Denoiser
 
 
 @dataclass
@@ -47,7 +51,10 @@ class Race:
             pair: How many contenders run after each trajectory of the base.
         """
         numbers = range(WARMUP + 1, WARMUP + 1 + repeats)
-        missing = {number: self.list_late(number) for number in numbers}
+        missing = {
+            number: [e for e in self.contenders if self.records[e.name].lacks(number)]
+            for number in numbers
+        }
         late = {each.name: each for listed in missing.values() for each in listed}
         if not late:
             return
@@ -60,11 +67,7 @@ class Race:
             for number, listed in missing.items():
                 bar.set_description(f"repeat {number} of {repeats}")
                 first = number * len(listed) // repeats  # another for each repeat
-                self.repeat(number, [*listed[first:], *listed[:first]], pair, bar)
-
-    def list_late(self, number: int) -> list[Contender]:
-        """Who has not run a repeat yet."""
-        return [each for each in self.contenders if self.records[each.name].lacks(number)]
+                self.repeat(number, rotate(listed, first), pair, bar)
 
     def repeat(self, number: int, listed: Sequence[Contender], pair: int, bar: Any) -> None:
         """One repeat of some contenders, the base before each few of them."""
@@ -85,19 +88,30 @@ class Race:
         entrant = contender.recipe.build(self.bench, contender.mode)
         images, took_s = self.bench.run(entrant, contender.steps, self.bench.task(WARMUP))
         compiled = Compiled.so_far() - before
+        found = self.examine(contender, entrant, images)
         self.entrants[contender.name] = entrant
         if record.facts:
             return  # of an earlier process: only to compile again
         record.images[WARMUP] = images
+        is_built = compiled.graphs > 0 or isinstance(entrant.module, Denoiser)
         record.note(
             warmup_s=took_s,
+            is_built=is_built,
             graphs=compiled.graphs,
             breaks=compiled.breaks,
-            recompiles=0,
             hooked=entrant.hooked,
-            macs=self.bench.count_macs(contender),
             machine=self.describe_machine(),
+            **found,
         )
+
+    def examine(
+        self, contender: Contender, entrant: Entrant, images: torch.Tensor
+    ) -> dict[str, Any]:
+        """What else there is to know of a contender after its first trajectory."""
+        del entrant, images
+        if self.records[contender.name].facts:
+            return {}
+        return {"recompiles": 0, "macs": self.bench.count_macs(contender)}
 
     def time(self, contender: Contender, number: int, base_s: float) -> None:
         """One timed trajectory of a contender."""
@@ -120,25 +134,57 @@ class Race:
             record.add(number, images, took_s, took_s)
         return took_s
 
+    def fill(self, pieces: Pieces, group_size: int) -> dict[str, str]:
+        """Generate pictures for a judge, in batches as large as those that are timed.
+
+        Args:
+            pieces: By name of a contender, where the pictures of each seed group belong,
+                uint8; those that are on disk stay.
+            group_size: Pictures in a group.
+
+        Returns:
+            What went wrong, by name.
+
+        Raises:
+            InputError: What is on disk is of another run.
+        """
+        bench, contenders = self.bench, {each.name: each for each in self.contenders}
+
+        @contextmanager
+        def opened(name: str) -> Iterator[Generate]:
+            own = contenders[name]
+            entrant = self.entrants.get(name) or own.recipe.build(bench, own.mode)
+
+            def generate(group: int, bar: Any) -> torch.Tensor:
+                done = []
+                for task, count in bench.protocol.batches(group, group_size, bench.samples):
+                    images, _ = bench.run(entrant, own.steps, task)
+                    done.append(to_bytes(images[:count]))
+                    bar.update(count)
+                return torch.cat(done)
+
+            yield generate
+
+        return fill_groups(pieces, group_size, opened)
+
     def describe_machine(self) -> dict[str, Any]:
         """Where this is, and of which sources."""
         return asdict(describe_machine(self.bench.device))
 
     def attempt(self, action: Callable[..., None], contender: Contender, *args: Any) -> None:
         """Let a contender do something; a failure is noted, and the others go on."""
-        try:
+
+        def note(error: str) -> None:
+            record = self.records[contender.name]
+            record.note(error=error, machine=self.describe_machine())
+
+        with noted_failure(contender.name, note):
             action(contender, *args)
-        except Exception as error:
-            self.records[contender.name].note(
-                error=f"{type(error).__name__}: {error}", machine=self.describe_machine()
-            )
-            tqdm.write(f"{contender.name} failed:", file=sys.stderr)
-            traceback.print_exc()
 
 
 @contextmanager
 def quiet_compiler() -> Iterator[None]:
-    """Without a page of warnings for each rival that recompiles: rows count the graphs."""
+    """Without a page of warnings for each contender that recompiles: rows count the graphs."""
     logger = logging.getLogger("torch._dynamo")
     before = logger.level
     logger.setLevel(logging.ERROR)

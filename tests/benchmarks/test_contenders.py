@@ -10,23 +10,23 @@ from diffusers import DDIMScheduler
 from torch._dynamo.utils import counters
 
 from benchmarks.ablation.protocol import Protocol
+from benchmarks.contenders import cache_dit, settings
+from benchmarks.contenders.bench import Bench
+from benchmarks.contenders.cache_dit import CacheDit, make_mask
+from benchmarks.contenders.contenders import Contender
+from benchmarks.contenders.hooks import (
+    Clock,
+    Driven,
+    count_hooked,
+    measure_magnitudes,
+    mix_in_cache,
+    swap_halves,
+)
+from benchmarks.contenders.kinds import BLOCKS, CACHE_DIT, COMPILED, DIFFUSERS, EAGER
+from benchmarks.contenders.recipes import Untransformed
+from benchmarks.contenders.settings import list_theirs
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry
-from benchmarks.pareto.bench import Bench
-from benchmarks.pareto.contenders import (
-    BLOCKS,
-    CACHE_DIT,
-    COMPILED,
-    DIFFUSERS,
-    EAGER,
-    Contender,
-)
-from benchmarks.pareto.recipes import Untransformed
-from benchmarks.pareto.rivals import of_cache_dit, settings
-from benchmarks.pareto.rivals.driven import Clock, Driven, mix_in_cache, swap_halves
-from benchmarks.pareto.rivals.of_cache_dit import CacheDit, make_mask
-from benchmarks.pareto.rivals.of_diffusers import count_hooked, measure_magnitudes
-from benchmarks.pareto.rivals.schedules import list_theirs
 from dqar_fx import prior_art
 
 STEPS = 12
@@ -175,7 +175,7 @@ def test_driven_swapped_model_sees_the_unconditional_half_first(model):
 
     inner, latents = mix_in_cache(copy.deepcopy(model)), torch.arange(4.0)
     inner.forward = call
-    driven = Driven(inner, inner, Clock(STEPS), swapped=True)
+    driven = Driven(inner, inner, Clock(STEPS), swapped=True, stock=False)
     output = driven(latents, torch.zeros(4), torch.tensor([1, 2, 1000, 1000]))
     assert seen == [[1000, 1000, 1, 2]]
     assert torch.equal(output.sample, latents + 1)
@@ -272,14 +272,14 @@ def test_cache_dit_compiles_whole_or_block_by_block(bench, monkeypatch):
     recipe = CACHED["fast mask + TaylorSeer O=1"]
     recipe.build(bench, COMPILED)
     recipe.build(bench, BLOCKS)
-    limit = {"isolate_recompiles": True, "recompile_limit": of_cache_dit.RECOMPILES}
+    limit = {"isolate_recompiles": True, "recompile_limit": cache_dit.RECOMPILES}
     assert seen[0] == ("DiTTransformer2DModel", limit)
     assert seen[1:] == [("BasicTransformerBlock", {})] * GEOMETRY.layers
 
 
 def test_cache_dit_missing_says_which_extra(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "cache_dit", None)
-    with pytest.raises(InputError, match=r'pip install "dqar_fx\[rivals\]"'):
+    with pytest.raises(InputError, match=r'pip install "dqar_fx\[peers\]"'):
         CacheDit().build(bench, EAGER)
 
 
@@ -316,8 +316,8 @@ def test_their_masks_run_as_cache_dit_runs_them(bench):
 # ---- the list ----------------------------------------------------------------------------
 
 
-def test_list_rivals_has_all_modes():
-    listed = list(settings.list_rivals(STEPS, compiled=True))
+def test_list_peers_has_all_modes():
+    listed = list(settings.list_peers(STEPS, compiled=True))
     assert {each.family for each in listed} == {DIFFUSERS, CACHE_DIT}
     modes = {}
     for each in listed:
@@ -328,4 +328,4 @@ def test_list_rivals_has_all_modes():
         assert found == expected, setting
     tools = {"PAB", "FasterCache", "FirstBlockCache", "TaylorSeer", "MagCache", "SeaCache"}
     assert {each.tool for each in listed} == {*tools, "cache-dit"}
-    assert all(e.mode == EAGER for e in settings.list_rivals(STEPS, compiled=False))
+    assert all(e.mode == EAGER for e in settings.list_peers(STEPS, compiled=False))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 import dqar_fx
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.macs import to_meta, to_meta_call
+from benchmarks.harness.tables import first_line
 from dqar_fx import Action, BranchTable, DqarError, Front, Guidance, Schedule
 
 
@@ -29,9 +30,9 @@ class Saved:
     digest: str
     guidance: Guidance | None = None
 
-    @property
-    def schedule(self) -> Schedule:
-        """As a schedule of the sites in the table."""
+    def to_schedule(self, bench: object = None) -> Schedule:
+        """As a schedule of the sites in the table, for any bench."""
+        del bench
         table = self.table
         texts = [
             # what is stored follows from what is read, also where a stream is left out
@@ -65,34 +66,16 @@ def read_tables(
     if not files:
         raise InputError(f"--tables {folder} has no branch table (*.json) in it")
     meta, inputs = to_meta(model), to_meta_call(call)
-    guided = read_guidances(folder)
-    saved = (read_table(file, meta, inputs, num_steps) for file in files)
-    return [add_guidance(each, guided.get(each.name)) for each in saved]
-
-
-def read_guidances(folder: Path) -> dict[str, Guidance]:
-    """Guidance by the name of a table, where an optimiser's front is in the folder.
-
-    Raises:
-        InputError: The front is damaged.
-    """
-    if not (folder / "front.json").exists():
-        return {}
+    found = []
     try:
-        front = Front.load(folder)
+        guided = read_guidances(folder)
+        for file in files:
+            saved = read_table(file, guided.get(file.stem))
+            check_table(f"--tables: {file}", saved, meta, inputs, num_steps)
+            found.append(saved)
     except DqarError as error:
         raise InputError(f"--tables: {error}") from None
-    names = (f"table_{number:02d}" for number in range(len(front.points)))
-    pairs = zip(names, front.points, strict=True)
-    return {name: point.guidance for name, point in pairs if point.guidance is not None}
-
-
-def add_guidance(saved: Saved, guidance: Guidance | None) -> Saved:
-    """The table with its guidance, which counts for its identity."""
-    if guidance is None:
-        return saved
-    digest = hashlib.sha256(f"{saved.digest} {guidance}".encode()).hexdigest()[:16]
-    return replace(saved, guidance=guidance, digest=digest)
+    return found
 
 
 def is_other(file: Path) -> bool:
@@ -104,43 +87,45 @@ def is_other(file: Path) -> bool:
     return isinstance(content, dict) and "actions" not in content
 
 
-def read_table(
-    file: Path, meta: torch.nn.Module, inputs: dict[str, torch.Tensor], num_steps: int
-) -> Saved:
-    """One table.
-
-    Raises:
-        InputError: It cannot be used.
-    """
-    try:
-        table = BranchTable.load(file)
-    except DqarError as error:
-        raise InputError(f"--tables: {error}") from None
-    if table.num_steps != num_steps:
-        raise InputError(
-            f"--tables: {file} is for {table.num_steps} steps, but --steps is {num_steps}"
-        )
-    saved = Saved(file.stem, table, hashlib.sha256(file.read_bytes()).hexdigest()[:16])
-    check_sites(file, saved, meta, inputs)
-    return saved
+def read_guidances(folder: Path) -> dict[str, Guidance | None]:
+    """Guidance by the name of a table, where an optimiser's front is in the folder."""
+    if not (folder / "front.json").exists():
+        return {}
+    points = Front.load(folder).points
+    return {f"table_{number:02d}": point.guidance for number, point in enumerate(points)}
 
 
-def check_sites(
-    file: Path, saved: Saved, meta: torch.nn.Module, inputs: dict[str, torch.Tensor]
+def read_table(file: Path, guidance: Guidance | None) -> Saved:
+    """One table with its guidance, which counts for its identity."""
+    table = BranchTable.load(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    if guidance is not None:
+        digest = hashlib.sha256(f"{digest} {guidance}".encode()).hexdigest()[:16]
+    return Saved(file.stem, table, digest, guidance)
+
+
+def check_table(
+    what: str,
+    saved: Saved,
+    meta: torch.nn.Module,
+    inputs: dict[str, torch.Tensor],
+    num_steps: int,
 ) -> None:
-    """Raise unless the model has the sites of a table, in its order.
+    """Raise unless a table has the steps, and the model its sites, in its order.
 
     Raises:
         InputError: It has not.
     """
+    table, sites = saved.table, saved.table.sites
+    if table.num_steps != num_steps:
+        raise InputError(f"{what} is for {table.num_steps} steps, but --steps is {num_steps}")
     try:
-        denoiser = dqar_fx.transform(meta, saved.schedule, sites=saved.table.sites)
-        found = denoiser.prepare(**inputs).table.sites
+        found = dqar_fx.transform(meta, saved.to_schedule(), sites=sites).prepare(**inputs)
     except DqarError as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"--tables: {file} does not fit the model: {reason}") from None
-    if found != saved.table.sites:
+        raise InputError(f"{what} does not fit the model: {first_line(str(error))}") from None
+    known = found.table.sites
+    if known != sites:
         raise InputError(
-            f"--tables: {file} has {len(saved.table.sites)} sites from "
-            f"{saved.table.sites[0]} on, but the model has {len(found)} from {found[0]} on"
+            f"{what} has {len(sites)} sites from {sites[0]} on, but the model has "
+            f"{len(known)} from {known[0]} on"
         )

@@ -1,4 +1,4 @@
-"""How to make the untransformed model, and those that dqar_fx transforms."""
+"""How to make the untransformed model, compiled in several ways, and what dqar_fx makes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -6,10 +6,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from torch._inductor import config
+
 import dqar_fx
-from benchmarks.pareto.bench import Bench
-from benchmarks.pareto.contenders import EAGER, Entrant
+from benchmarks.contenders.bench import Bench
+from benchmarks.contenders.contenders import Entrant
+from benchmarks.contenders.kinds import EAGER, STOCK
 from dqar_fx import Denoiser, Guidance, Schedule
+
+REPEATED = ("BasicTransformerBlock",)
+"""What ``DiTTransformer2DModel`` would list for ``compile_repeated_blocks``, if it did."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,38 @@ class Untransformed:
     def build(self, bench: Bench, mode: str) -> Entrant:
         """Make it."""
         return Entrant(bench.original if mode == EAGER else bench.compiled)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The untransformed model with its blocks compiled by ``compile_repeated_blocks``."""
+
+    identity: Mapping[str, Any] = field(default_factory=lambda: {"unit": "repeated blocks"})
+
+    def build(self, bench: Bench, mode: str) -> Entrant:
+        """Make it: with the list of blocks that the model lacks, unless as documented."""
+        model: Any = bench.clone()
+        if mode != STOCK:
+            model._repeated_blocks = list(REPEATED)
+        model.compile_repeated_blocks(fullgraph=True)
+        return Entrant(model)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The untransformed model as one graph that owns its weights, packed.
+
+    That is Inductor's ``freezing``; as an option of ``torch.compile`` it does nothing, since
+    Dynamo reads it where it is set for all.
+    """
+
+    identity: Mapping[str, Any] = field(default_factory=lambda: {"unit": "freezing"})
+
+    def build(self, bench: Bench, mode: str) -> Entrant:
+        """Make it: what is compiled during a trajectory owns its weights."""
+        del mode
+        compiled = bench.compile(bench.original, fullgraph=True, dynamic=False)
+        return Entrant(compiled, partial(config.patch, freezing=True))
 
 
 @dataclass(frozen=True)
@@ -62,3 +100,12 @@ def forgotten(denoiser: Denoiser) -> Iterator[None]:
     """Without anything that is kept of an earlier trajectory, broken off or not."""
     denoiser.reset()
     yield
+
+
+def make_interval(
+    steps: int, bench: Bench | None = None, *, every: int, warmup: int, order: int
+) -> Schedule:
+    """Compute at regular steps; reuse, or forecast, between."""
+    del bench
+    schedule = Schedule.interval(steps, every, warmup=warmup)
+    return schedule.forecast(order) if order else schedule
