@@ -2,7 +2,7 @@
 
 Regions are replaced by functions that return tensors made before. What is left is dispatch:
 finding the step and its row, conditioning that is known already, the walk over bound calls,
-and the face of the denoiser. Two depths tell what a step takes from what a call takes.
+and the wrapper around the denoiser. Two depths tell what a step takes from what a call takes.
 """
 
 import statistics

@@ -135,19 +135,19 @@ class Denoiser(StepDenoiser):
         self._refuse_other_model(schedule)
         programs = self._programs
         builder = programs.builder.with_schedule(schedule)
-        twin = Denoiser(self.model, builder, programs.options, self._residence)
-        self._lend(twin, schedule)
-        return twin
+        other = Denoiser(self.model, builder, programs.options, self._residence)
+        self._lend(other, schedule)
+        return other
 
     def _refuse_other_model(self, schedule: Schedule) -> None:
         """Raise if a schedule was calibrated on another model."""
         self._residence.bring_back()
         schedule.refuse_other_model(self.model)
 
-    def _lend(self, twin: Denoiser, schedule: Schedule) -> None:
+    def _lend(self, other: Denoiser, schedule: Schedule) -> None:
         """Give another denoiser, of that schedule, what was captured and compiled."""
-        self._programs.lend(twin._programs, schedule, twin._count_kept)
-        self._call_tracker.lend(twin._call_tracker)
+        self._programs.lend(other._programs, schedule, other._count_kept)
+        self._call_tracker.lend(other._call_tracker)
 
     def _count_kept(self, table: BranchTable) -> int:
         """How many outputs of a site are kept at a time."""

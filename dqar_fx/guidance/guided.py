@@ -133,11 +133,11 @@ class GuidedDenoiser(Denoiser):
         guidance = self.guidance if guidance is None else guidance
         made = cast("GuidedBuilder", self._programs.builder)  # as it was given
         builder = made.with_schedule(schedule).with_other(guidance.unconditional)
-        twin = GuidedDenoiser(
+        other = GuidedDenoiser(
             self.model, builder, self._programs.options, schedule, guidance, self._residence
         )
-        self._lend(twin, schedule)
-        return twin
+        self._lend(other, schedule)
+        return other
 
     def _count_kept(self, table: BranchTable) -> int:
         other = self.guidance.resolve(self._schedule, table.sites, table.around)

@@ -107,9 +107,9 @@ class Liveness:
 
     def for_rows(self, rows: Sequence[Sequence[int]]) -> Liveness:
         """Do the same for a table of other rows; what a row reads is found once for both."""
-        twin = Liveness(self._plan, rows, self._variants, is_compiled=self._is_compiled)
-        twin._known = self._known
-        return twin
+        other = Liveness(self._plan, rows, self._variants, is_compiled=self._is_compiled)
+        other._known = self._known
+        return other
 
     def of_row(self, actions: Sequence[int]) -> tuple[Live, ...]:
         """Find, per stage, what a row reads."""

@@ -41,7 +41,7 @@ class Batches:
 
     Attributes:
         regions: The regions compiled so far.
-        families: Input signatures that differ in the batch size alone.
+        batch_signatures: Input signatures that differ in the batch size alone.
     """
 
     def __init__(self) -> None:

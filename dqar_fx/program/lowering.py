@@ -66,7 +66,7 @@ class Lowering:
         variants: The lowered variants by structure.
         reports: What passes did to them.
         sharing: What is shared with programs of other batch sizes; None if nothing.
-        packing: The weights that are packed.
+        packed_weights: The weights that are packed.
     """
 
     def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:

@@ -159,7 +159,7 @@ class Program:
 
     def with_table(self, table: BranchTable) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
-        twin = Program(
+        other = Program(
             captured=self.captured,
             guarded=self.guarded,
             table=table,
@@ -169,8 +169,8 @@ class Program:
             conditioning=self.ahead.way,
         )
         if self._conditioning.residence is not None:
-            twin.attach(self._conditioning.residence)
-        return twin
+            other.attach(self._conditioning.residence)
+        return other
 
     def attach(self, residence: Residence) -> None:
         """Let the conditioning's parameters be where ``residence`` puts them."""

@@ -73,14 +73,14 @@ class Programs:
         builder: Makes a program for the inputs of a call.
         options: How to lower.
         residence: Where the conditioning's parameters are.
-        ties: Which of the fork's tensors show one memory.
+        shared_tensors: Which of the fork's tensors show one memory.
 
     Attributes:
         builder: The same.
         options: The same.
-        ties: The same.
+        shared_tensors: The same.
         batches: What programs share across batch sizes.
-        packing: Weights that are packed, for all programs.
+        packed_weights: Weights that are packed, for all programs.
     """
 
     def __init__(
@@ -154,12 +154,12 @@ class Programs:
         return program
 
     def lend(
-        self, twin: Programs, schedule: Schedule, count_kept: Callable[[BranchTable], int]
+        self, other: Programs, schedule: Schedule, count_kept: Callable[[BranchTable], int]
     ) -> None:
         """Give the programs of another schedule what was captured and compiled.
 
         Args:
-            twin: The others.
+            other: The others.
             schedule: Theirs.
             count_kept: How many outputs of a site they keep at a time.
         """
@@ -167,9 +167,9 @@ class Programs:
             table = schedule.resolve(program.table.sites, around=program.table.around)
             if count_kept(table) > program.history:
                 continue  # its graphs keep fewer steps: captured anew when called
-            twin._known[key] = twin._latest = program.with_table(table)
-        twin.batches, twin.packed_weights = self.batches, self.packed_weights
-        twin.shared_tensors = self.shared_tensors.copy()
+            other._known[key] = other._latest = program.with_table(table)
+        other.batches, other.packed_weights = self.batches, self.packed_weights
+        other.shared_tensors = self.shared_tensors.copy()
 
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""

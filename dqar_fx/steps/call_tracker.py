@@ -74,10 +74,10 @@ class CallTracker:
             )
         self.tracker.timestep_sources.attached = timesteps
 
-    def lend(self, twin: CallTracker) -> None:
+    def lend(self, other: CallTracker) -> None:
         """Attach to another tracker what is attached to this one."""
-        twin.tracker.scheduler = self.tracker.scheduler
-        twin.tracker.timestep_sources.attached = self.tracker.timestep_sources.attached
+        other.tracker.scheduler = self.tracker.scheduler
+        other.tracker.timestep_sources.attached = self.tracker.timestep_sources.attached
 
     def reset(self) -> None:
         """Forget all trajectories: the next call starts a new one."""

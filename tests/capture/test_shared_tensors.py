@@ -48,7 +48,7 @@ def check_equal(denoiser, case, step=0):
     assert torch.equal(denoiser(**inputs).sample, case.model(**inputs).sample)
 
 
-def test_ties_hold_one_copy():
+def test_shared_tensors_hold_one_copy():
     case = make_converted()
     before = {k: (v.data_ptr(), v.clone()) for k, v in case.model.state_dict().items()}
     denoiser = transformed(case)
@@ -62,7 +62,7 @@ def test_ties_hold_one_copy():
         assert torch.equal(value, before[name][1])
 
 
-def test_ties_embedder_is_evaluated_once():
+def test_shared_tensors_embedder_is_evaluated_once():
     case = make_converted()
     denoiser = transformed(case)
     denoiser.prepare(**case.inputs(0))
@@ -78,7 +78,7 @@ def test_ties_embedder_is_evaluated_once():
     assert sum(c for n, c in original.of(case.model).items() if ".emb." in n) == 15
 
 
-def test_ties_free_the_copies_once_the_original_is_gone():
+def test_shared_tensors_free_the_copies_once_the_original_is_gone():
     case = make_converted()
     denoiser = transformed(case)
     denoiser(**case.inputs(0))
@@ -91,7 +91,7 @@ def test_ties_free_the_copies_once_the_original_is_gone():
 
 
 @pytest.mark.parametrize("move", [lambda d: d.half(), lambda d: d.to(torch.float64)])
-def test_ties_outlive_a_conversion(move):
+def test_shared_tensors_outlive_a_conversion(move):
     case = make_converted()
     denoiser = transformed(case)
     denoiser(**case.inputs(0))
@@ -104,7 +104,7 @@ def test_ties_outlive_a_conversion(move):
     assert storage_bytes(denoiser) == scale * before
 
 
-def test_ties_outlive_a_deep_copy_and_another_schedule():
+def test_shared_tensors_outlive_a_deep_copy_and_another_schedule():
     case = make_converted()
     denoiser = transformed(case)
     check_equal(denoiser, case)
@@ -113,7 +113,7 @@ def test_ties_outlive_a_deep_copy_and_another_schedule():
         assert storage_bytes(other) == storage_bytes(denoiser)
 
 
-def test_ties_loosen_where_the_original_is_written_to():
+def test_shared_tensors_loosen_where_the_original_is_written_to():
     """``reset`` looks again; so does a twin's."""
     case = make_converted()
     denoiser = transformed(case)
@@ -130,7 +130,7 @@ def test_ties_loosen_where_the_original_is_written_to():
     check_equal(denoiser, case)
 
 
-def test_ties_stay_where_all_were_written_alike():
+def test_shared_tensors_stay_where_all_were_written_alike():
     case = make_converted()
     denoiser = transformed(case)
     check_equal(denoiser, case)
@@ -143,7 +143,7 @@ def test_ties_stay_where_all_were_written_alike():
     assert denoiser.program is program
 
 
-def test_ties_of_weights_loaded_after_transform():
+def test_shared_tensors_of_weights_loaded_after_transform():
     """Two models of equal weights: then others come, as ``reset`` documents."""
     case, other = make_converted(), make_dit(layers=LAYERS)
     denoiser = transformed(case)
@@ -153,7 +153,7 @@ def test_ties_of_weights_loaded_after_transform():
     check_equal(denoiser, case)
 
 
-def test_ties_of_parameters_that_were_one_already():
+def test_shared_tensors_of_parameters_that_were_one_already():
     case = make_dit(layers=2)
     first, second = case.model.transformer_blocks
     second.norm1.emb = first.norm1.emb
@@ -176,7 +176,7 @@ def executed_flops(case, denoiser):
 
 
 @pytest.mark.parametrize("make", slow_but(make_dit, of=[make_converted, make_dit]))
-def test_ties_conditioning_macs_are_those_executed(make):
+def test_shared_tensors_conditioning_macs_are_those_executed(make):
     case = make()
     ahead = transformed(case, conditioning="trajectory")
     first, row, last = executed_flops(case, ahead)

@@ -202,7 +202,7 @@ def test_plan_of_dropped_conditioning_is_what_is_left():
 
 
 @pytest.mark.parametrize("keep", ["output", "difference"])
-def test_plan_of_guidance_has_both_streams_and_the_kept_output(keep):
+def test_plan_of_guidance_has_both_streams_and_the_whole_output(keep):
     case = make_dit(batch=2, layers=3)
     every = Schedule.interval(STEPS, 2)
     guidance = Guidance(output=every, keep=keep, batched="conditional_first")

@@ -74,7 +74,7 @@ def test_table_of_forecasts_reads_steps_that_are_called():
     assert table.history == 2
 
 
-def test_table_without_kept_output_is_the_schedules_own():
+def test_table_without_whole_output_is_the_schedules_own():
     schedule = Schedule.linear(9, 2)
     guidance = Guidance(output=Schedule.compute_all(9))
     assert guidance.resolve(schedule, SITES, ()) == schedule.resolve(SITES)
