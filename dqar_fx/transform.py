@@ -5,6 +5,8 @@ How a model becomes a program is told by `dqar_fx.builder.builder`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -104,7 +106,7 @@ def transform(
         )
     if sites is None:
         sites = "attention" if schedule.sites is None else schedule.sites
-    if not sites or not all(isinstance(s, str) for s in sites):
+    if not (isinstance(sites, Iterable) and sites and all(isinstance(s, str) for s in sites)):
         raise SiteError(f"sites={sites!r}: expected a kind, a path pattern, or several")
     check_known("cache=", cache, FORMATS)
     check_known("keep=", keep, KINDS_KEPT)
@@ -119,7 +121,7 @@ def transform(
         builder = builder.with_other(guidance.unconditional)
         denoiser = GuidedDenoiser(model, builder, options, schedule, guidance, residence)
     if example_inputs is not None:
-        denoiser.prepare(**example_inputs)
+        denoiser.prepare(**check_example(example_inputs, model))
     return denoiser
 
 
@@ -151,6 +153,24 @@ def check_model(model: object) -> None:
             f"expected an nn.Module, found {type(model).__name__}; of a pipeline give "
             "pipe.transformer"
         )
+
+
+def check_example(example_inputs: object, model: nn.Module) -> Mapping[str, Any]:
+    """Raise for example inputs that are no keyword arguments of the model's forward."""
+    if not isinstance(example_inputs, Mapping):
+        raise CaptureError(
+            f"example_inputs: expected a dict of keyword arguments of one call, found "
+            f"{type(example_inputs).__name__}"
+        )
+    try:
+        signature(model.forward).bind(**example_inputs)
+    except TypeError as error:
+        raise CaptureError(
+            f"example_inputs do not fit the forward of {type(model).__name__}: {error}. "
+            f"Found {', '.join(map(str, example_inputs)) or 'nothing'}; expected arguments of "
+            f"{', '.join(signature(model.forward).parameters)}"
+        ) from None
+    return example_inputs
 
 
 def check_guidance(guidance: object, sites: str | Sequence[str]) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-    from .support.attention_operators import AttentionOperator
+    from .support.attention_spellings import AttentionOperator
     from .support.module_sites import Match
 
 MAX_QUERIES = 256

@@ -28,7 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .support.attention_kind import attention_kind
-from .support.attention_operators import match_operator
+from .support.attention_spellings import match_operator
 from .support.module_paths import call_key, group_by_call, module_path, module_stack
 from .support.module_sites import match_site, numbered
 from .support.vocabulary import NoMatch
@@ -36,7 +36,7 @@ from .support.vocabulary import NoMatch
 if TYPE_CHECKING:
     from torch import fx
 
-    from .support.attention_operators import AttentionOperator
+    from .support.attention_spellings import AttentionOperator
     from .support.module_sites import Match
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .support.attention_operators import is_candidate
+from .support.attention_spellings import is_candidate
 from .support.blocks import block_of, find_blocks
 from .support.graphs import CONCATENATIONS, is_computing
 from .support.module_paths import group_by_call, module_stack

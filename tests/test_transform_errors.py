@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -135,3 +136,21 @@ def test_transform_attention_of_the_text_alone_is_a_near_miss_with_its_reason():
     )
     (miss,) = denoiser.explain().near_misses
     assert "does not depend on the latent" in str(miss)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sites": 3}, "sites=3"),
+        (
+            {"example_inputs": [1]},
+            "expected a dict of keyword arguments of one call, found list",
+        ),
+        ({"example_inputs": {"foo": 1}}, "Found foo; expected arguments of hidden_states"),
+        ({"compile": {"unit": "eager"}}, "the 'unit' of compile='eager' is unknown"),
+    ],
+)
+def test_transform_argument_of_the_wrong_kind_is_refused_at_the_call(given, said):
+    model = make_dit(layers=1).model
+    with pytest.raises(dqar_fx.DqarError, match=re.escape(said)):
+        dqar_fx.transform(model, Schedule.interval(4, 2), **given)

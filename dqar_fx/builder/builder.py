@@ -15,7 +15,7 @@ from dqar_fx.passes import (
     keep_keys_values,
 )
 from dqar_fx.passes.pipeline import AFTER_SITES, select_before_sites, select_passes
-from dqar_fx.passes.support.attention_operators import is_candidate
+from dqar_fx.passes.support.attention_spellings import is_candidate
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork, run_passes
 from dqar_fx.plan.plan import make_plan

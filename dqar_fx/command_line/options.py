@@ -16,7 +16,7 @@ from dqar_fx.transform import KINDS_KEPT
 from .arguments import Parser, at_least, cell_of, pair_of_steps, sites_of, steps_of
 from .diff import show_diff
 from .example_inputs import input_of
-from .report import show_report
+from .inspect import show_report
 from .schedules import NAMED
 from .table import show_table
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dqar_fx.errors import CaptureError
+from dqar_fx.program.backends import unit_of
 from dqar_fx.transform import transform
 
 from .example_inputs import Sizes, derive_inputs
@@ -39,7 +40,7 @@ def prepare(options: argparse.Namespace) -> Denoiser:
         example_inputs=derive_inputs(model, sizes),
         keep=options.keep,
         cache=options.cache,
-        compile=None if options.lowering == "eager" else options.lowering,
+        compile=unit_of(options.lowering),
     )
 
 

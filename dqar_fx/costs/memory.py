@@ -13,6 +13,7 @@ import torch
 from tabulate import tabulate
 
 from dqar_fx.conditioning.parameter_bytes import ParameterBytes
+from dqar_fx.guidance.guided import GuidedDenoiser
 from dqar_fx.json_value import JsonValue
 from dqar_fx.plan.unlowered import UnloweredRegions
 from dqar_fx.program.packing_plan import count_packed
@@ -202,7 +203,7 @@ def plan_memory(denoiser: Denoiser, activations: Activations | None = None) -> M
     program = denoiser.program
     activations = activations or Activations(program, UnloweredRegions())
     programs = {"every stream": program}
-    if hasattr(denoiser, "guidance"):
+    if isinstance(denoiser, GuidedDenoiser):
         programs = {"conditional": program, "unconditional": denoiser.unconditional}
     output = denoiser.cache_bytes - sum(each.cache_bytes for each in programs.values())
     place, parameters = denoiser.residence.place, count_held(denoiser)

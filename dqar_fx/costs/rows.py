@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dqar_fx.errors import ScheduleError
+from dqar_fx.guidance.guided import GuidedDenoiser
 from dqar_fx.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def streams_of(denoiser: Denoiser) -> list[StreamTable]:
     """
     table = denoiser.program.table
     streams = [StreamTable(table, (True,) * table.num_steps)]
-    if hasattr(denoiser, "guidance"):
+    if isinstance(denoiser, GuidedDenoiser):
         other, output = denoiser.unconditional.table, denoiser.guidance_table
         called = (True,) * other.num_steps
         if output is not None:

@@ -92,8 +92,15 @@ class Whole(Regional):
     cuts_blocks: ClassVar[bool] = False
 
 
-BACKENDS: dict[str, type[Regional]] = {each.name: each for each in (Regional, Whole)}
+BACKENDS: dict[str, Callable[[Mapping[str, Any]], Backend]] = {
+    each.name: each for each in (Regional, Whole)
+}
 """The backends that take keywords of ``torch.compile``, by name; without one it is `Eager`."""
 UNITS = tuple(BACKENDS)
 LOWERINGS = (*UNITS, Eager.name)
 """Names of all of them."""
+
+
+def unit_of(lowering: str) -> str | None:
+    """The ``compile`` argument of ``transform`` for a name of `LOWERINGS`."""
+    return lowering if lowering in BACKENDS else None

@@ -44,11 +44,13 @@ class CompileOptions:
             keywords = dict(compile)
             unit = keywords.pop("unit", "regional")
         else:
+            units = ", ".join(map(repr, UNITS))
             raise OptionError(
-                f"compile={compile!r}: expected None, 'regional', 'whole', or a dict of "
-                "torch.compile keywords with an optional 'unit'"
+                f"compile={compile!r}: expected None, {units}, or a dict of torch.compile "
+                "keywords with an optional 'unit'"
             )
-        check_known("compile=", unit, (None, *UNITS))
+        what = "compile=" if unit is compile else "the 'unit' of compile="
+        check_known(what, unit, (None, *UNITS))
         is_dynamic = keywords.get("dynamic") is True
         if keywords.get("dynamic") not in (None, True, False):
             raise OptionError(

@@ -14,7 +14,7 @@ from collections import defaultdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from .attention_operators import is_candidate
+from .attention_spellings import is_candidate
 from .graphs import is_computing
 from .module_paths import find_enclosing, module_path
 

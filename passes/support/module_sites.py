@@ -35,7 +35,7 @@ from .vocabulary import NoMatch, Site, TensorSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from .attention_operators import AttentionOperator
+    from .attention_spellings import AttentionOperator
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_inspect_full_width_from_config_alone(tmp_path, capsys):
         (("{config}", "--diff", "0:99"), "no step 99"),
         (("{config}", "--diff", "4"), "two steps such as 4:17"),
         (("{config}", "--json", "--html", "x.html"), "not allowed with"),
-        (("{config}", "--html", "/no/such/folder/x.html"), "No such file"),
+        (("{config}", "--html", "/no/such/folder/x.html"), "its folder does not exist"),
         (("--config", "{config}", "--weights"), "--config has no weights"),
     ],
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqar_fx.errors import listing
+from dqar_fx.errors import DqarError, listing
 from dqar_fx.inspect import graph_diff
 from dqar_fx.inspect.html.facts import describe_model
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 def show_report(options: argparse.Namespace) -> int:
     """Run the command; its exit code."""
+    if options.html is not None and not Path(options.html).absolute().parent.is_dir():
+        raise DqarError(f"--html {options.html}: its folder does not exist; make it first")
     denoiser = prepare(options)
     if options.diff is not None:
         before, after = (denoiser.row_graph(step) for step in options.diff)
