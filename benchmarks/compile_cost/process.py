@@ -6,21 +6,19 @@ each step that compiled something, the same step of a second trajectory is taken
 are capture, passes and table, Dynamo, Inductor and the C++ compiler.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
 import dqar_fx
-from benchmarks.compile_cost.points import Point
-from benchmarks.compile_cost.rows import Measured
-from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.compile_cost.rows import Measured, Point
 from benchmarks.harness.machine import set_up_compiler
 from benchmarks.harness.timing import Compiled
 
@@ -69,7 +67,7 @@ def build(model: nn.Module, point: Point) -> tuple[Any, float | None]:
     """What is called, and the time of the transformation if there is one."""
     if point.kind == "whole":
         return torch.compile(model, fullgraph=True), None
-    call = draw_calls(point)[0]
+    call = next(point.geometry.draw_calls(point.steps))
     start = time.perf_counter()
     denoiser = dqar_fx.transform(model, point.schedule, compile="regional")
     denoiser.prepare(**call)
@@ -79,26 +77,12 @@ def build(model: nn.Module, point: Point) -> tuple[Any, float | None]:
 def run_trajectory(model: Any, point: Point) -> list[Step]:
     """Each step of a trajectory, called as stock pipelines call."""
     steps = []
-    for call in draw_calls(point):
+    for call in point.geometry.draw_calls(point.steps):
         before, start = Compiled.so_far(), time.perf_counter()
         model(**call)
         seconds = time.perf_counter() - start
         steps.append(Step(seconds, Compiled.so_far() - before))
     return steps
-
-
-def draw_calls(point: Point) -> list[dict[str, torch.Tensor]]:
-    """The arguments of each step's call."""
-    geometry = point.geometry
-    labels, timesteps = geometry.labels(), draw_timesteps(point.steps)
-    return [
-        {
-            "hidden_states": geometry.draw_latent(),
-            "timestep": timestep.expand(geometry.batch),
-            "class_labels": labels,
-        }
-        for timestep in timesteps
-    ]
 
 
 def count_hits() -> int:
@@ -108,16 +92,15 @@ def count_hits() -> int:
 
 def write_order(point: Point, threads: int) -> str:
     """What a process is told."""
-    return json.dumps({"point": asdict(point), "threads": threads})
+    return msgspec.json.encode({"point": point, "threads": threads}).decode()
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure what `write_order` wrote, and print it as the last line."""
-    order = json.loads(argv[0])
+    order = msgspec.json.decode(argv[0])
     torch.set_num_threads(order["threads"])
-    values = order["point"]
-    point = Point(**values | {"geometry": Geometry(**values["geometry"])})
-    print(json.dumps(asdict(measure(point))))
+    measured = measure(msgspec.convert(order["point"], Point))
+    print(msgspec.json.encode(measured).decode())
     return 0
 
 

@@ -1,5 +1,6 @@
 """A class-conditional DiT of any size with random weights, for what needs no pictures."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 from typing import Annotated, Any, Self
@@ -87,6 +88,16 @@ class Geometry:
             "timestep": torch.zeros(self.batch, dtype=torch.long),
             "class_labels": self.labels(),
         }
+
+    def draw_calls(self, num_steps: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Keyword arguments of each call of a trajectory; the labels are one tensor."""
+        labels = self.labels()
+        for timestep in draw_timesteps(num_steps):
+            yield {
+                "hidden_states": self.draw_latent(),
+                "timestep": timestep.expand(self.batch),
+                "class_labels": labels,
+            }
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def quick_flag(defaults: Mapping[str, object]) -> Any:
 
 def show_words(value: object) -> str:
     """A value as it is written on a command line."""
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
