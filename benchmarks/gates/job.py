@@ -148,11 +148,11 @@ def choose_task(pipe: Any, options: Options) -> Task:
 def format_notes(options: Options, task: Task) -> str:
     """What the columns mean."""
     note = (
-        f"Gates have the threshold at which their reuse ratio is nearest to {options.reuse:g}. "
-        "reuse: share of (step, site). rows: distinct steps of the table. ceiling: speed if "
-        f"time were MACs. PSNR: against the untransformed model's {len(task.seeds)} pictures "
-        "of the same seeds, which the calibration has not seen (from "
-        f"{task.seeds[0]} on); worst: of one picture."
+        "Gates have the threshold at which their reuse ratio is nearest to "
+        f"{options.reuse:g}. reuse: share of (step, site). rows: distinct steps of the table. "
+        "ceiling: speed if time were MACs. PSNR: against the untransformed model's "
+        f"{len(task.seeds)} pictures of the same seeds, which the calibration has not seen "
+        f"(from {task.seeds[0]} on); worst: of one picture."
     )
     return wrap_notes([note])
 
