@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import dqar_fx
-from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import GeometryOptions, draw_timesteps
-from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.machine import describe_machine, set_up_compiler
 from benchmarks.harness.options import Count, above, at_least, default_is, run_command
 from benchmarks.harness.rows import write_rows
 from benchmarks.harness.tables import Column, format_table
@@ -229,6 +228,7 @@ class Options(GeometryOptions):
     """Options of this command."""
 
     COMMAND = "benchmarks.cost_model"
+    WHY_COMPILER = "this times compiled trajectories"
 
     model: Literal["geometry", "reference", "small"] = "reference"
     """A shipped pipeline, or random weights of the given size."""
@@ -246,12 +246,6 @@ class Options(GeometryOptions):
     """Judge schedules drawn at random."""
     out: Path = Path("results/cost_model")
     """Folder to write to."""
-
-    def settle(self) -> Self:
-        """The same, if there is a compiler."""
-        if not can_compile(CPU):
-            raise InputError("no C++ compiler was found, and this times compiled trajectories")
-        return super().settle()
 
     def load_subject(self) -> Subject:
         """The model that options name."""

@@ -11,16 +11,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
-from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry, GeometryOptions
-from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.machine import describe_machine, set_up_compiler
 from benchmarks.harness.options import at_least, one_of, run_command, several
 from benchmarks.harness.rows import write_rows
 from benchmarks.harness.tables import Column, format_table, show_megabytes
@@ -124,6 +123,7 @@ class Options(GeometryOptions):
     """Options of this command."""
 
     COMMAND = "benchmarks.formats"
+    WHY_COMPILER = "this compares compiled steps"
 
     pairs: Annotated[int, at_least(2)] = 60
     """Timed steps of each kind."""
@@ -131,12 +131,6 @@ class Options(GeometryOptions):
     """What is kept."""
     out: Path = Path("results/formats")
     """Folder to write to."""
-
-    def settle(self) -> Self:
-        """The same, if there is a compiler."""
-        if not can_compile(CPU):
-            raise InputError("no C++ compiler was found, and this compares compiled steps")
-        return super().settle()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,19 +14,18 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
-from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry
-from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
+from benchmarks.harness.machine import describe_machine, set_up_compiler
 from benchmarks.harness.options import (
-    Command,
     Count,
+    CpuOptions,
     at_least,
     default_is,
     one_of,
@@ -217,10 +216,11 @@ def measure(subject: Subject, steps: int, repeats: int, unit: str) -> Lossless:
 
 
 @dataclass(frozen=True)
-class Options(Command):
+class Options(CpuOptions):
     """Options of this command."""
 
     COMMAND = "benchmarks.lossless"
+    WHY_COMPILER = "this compares compiled models"
 
     geometry: Annotated[str, one_of(("reference", *GEOMETRIES))] = "reference"
     """What is run."""
@@ -234,18 +234,8 @@ class Options(Command):
     """Timed trajectories."""
     unit: Literal["regional", "whole"] = "regional"
     """What is compiled of the transformed model."""
-    threads: Annotated[int | None, at_least(1), default_is("PyTorch's")] = None
-    """CPU threads."""
     out: Path = Path("results/lossless")
     """Folder to write to."""
-
-    def settle(self) -> Self:
-        """The same, if there is a compiler; sets the threads."""
-        if not can_compile(CPU):
-            raise InputError("no C++ compiler was found, and this compares compiled models")
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        return super().settle()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

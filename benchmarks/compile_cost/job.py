@@ -37,11 +37,11 @@ from benchmarks.compile_cost.table import (
 from benchmarks.harness.apart import run_apart
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry
-from benchmarks.harness.machine import Machine, can_compile, describe_machine
+from benchmarks.harness.machine import Machine, describe_machine
 from benchmarks.harness.options import (
-    Command,
     Count,
     Counts,
+    CpuOptions,
     above,
     at_least,
     default_is,
@@ -68,10 +68,11 @@ QUICK = {
 
 
 @dataclass(frozen=True)
-class Options(Command):
+class Options(CpuOptions):
     """Options of this command."""
 
     COMMAND = "benchmarks.compile_cost"
+    WHY_COMPILER = "this measures compilation"
     QUICK = QUICK
 
     layers: Counts = (12, 28, 56)
@@ -84,8 +85,6 @@ class Options(Command):
     """Patches of a picture, a square number."""
     batch: Count = Geometry.batch
     """Samples per call."""
-    threads: Annotated[int | None, at_least(1), default_is("PyTorch's")] = None
-    """CPU threads."""
     steps: Counts = (20, 50, 100)
     """Steps of linear schedules."""
     ramps: Annotated[tuple[int, ...], NUMBERS_OR_NONE] = (2, 45)
@@ -121,9 +120,7 @@ class Options(Command):
         return self.out / "rows.jsonl"
 
     def settle(self) -> Self:
-        """The same with each number once, from low to high; sets the threads."""
-        if not can_compile(CPU):
-            raise InputError("no C++ compiler was found, and this measures compilation")
+        """The same with each number once, from low to high."""
         layers, steps, ramps = (
             tuple(sorted(set(numbers))) for numbers in (self.layers, self.steps, self.ramps)
         )
@@ -133,8 +130,6 @@ class Options(Command):
                 known = " ".join(map(str, layers))
                 raise InputError(f"--whole {each} is none of --layers {known}")
         self.geometries[0].check()
-        if self.threads:
-            torch.set_num_threads(self.threads)
         settled = super().settle()
         return replace(settled, layers=layers, steps=steps, ramps=ramps, whole=whole)
 

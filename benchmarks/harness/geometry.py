@@ -11,7 +11,7 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from benchmarks.harness.errors import InputError
-from benchmarks.harness.options import Command, Count, at_least, default_is
+from benchmarks.harness.options import Count, CpuOptions
 
 PATCH, CHANNELS, NUM_CLASSES = 2, 4, 1000
 
@@ -101,18 +101,14 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class GeometryOptions(Command):
+class GeometryOptions(CpuOptions):
     """Options of a model with random weights, and of threads."""
 
     geometry: Annotated[Geometry, tyro.conf.OmitArgPrefixes] = Geometry()
-    threads: Annotated[int | None, at_least(1), default_is("PyTorch's")] = None
-    """CPU threads."""
 
     def settle(self) -> Self:
-        """The same; sets the threads."""
+        """The same, if there is such a model."""
         self.geometry.check()
-        if self.threads:
-            torch.set_num_threads(self.threads)
         return super().settle()
 
 

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.compile_cost import job, process
 from benchmarks.compile_cost.rows import Measured, Point, Row, cross, middle
+from benchmarks.harness import options
 from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.rows import append_rows, read_rows, to_values
@@ -23,7 +24,7 @@ DEEP = dataclasses.replace(TINY, layers=4)
 
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch):
-    monkeypatch.setattr(job, "can_compile", lambda device: True)
+    monkeypatch.setattr(options, "can_compile", lambda device: True)
 
 
 def parse(folder, *arguments):
@@ -122,7 +123,7 @@ def test_options_bad_input_is_said_with_code_2(tmp_path, capsys, arguments, mess
 
 
 def test_options_without_compiler_say_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(job, "can_compile", lambda device: False)
+    monkeypatch.setattr(options, "can_compile", lambda device: False)
     code, error = refuse(job.main, ["--out", str(tmp_path)], capsys)
     assert code == 2
     assert error.startswith("error: no C++ compiler was found")
