@@ -25,7 +25,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from diffusers import DiTTransformer2DModel
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 import dqar_fx
@@ -41,6 +40,7 @@ from benchmarks.reference import PIPELINE, SMALL
 CPU = torch.device("cpu")
 LOWERING: str | None = "regional"
 BAR = 0.1
+from_actions = dqar_fx.Schedule.from_actions
 NUM_DRAWN = 6
 REFERENCES = {"reference": PIPELINE, "small": SMALL}
 
@@ -102,7 +102,7 @@ def list_schedules(
         return make_schedules(num_steps, num_sites)
     rng = np.random.default_rng(seed)
     return {
-        f"drawn, {share:.0%} of all": written(
+        f"drawn, {share:.0%} of all": from_actions(
             (rng.random((num_steps, num_sites)) < share) & (np.arange(num_steps)[:, None] > 0)
         )
         for share in rng.permuted(np.linspace(0.15, 0.9, NUM_DRAWN))
@@ -119,16 +119,13 @@ def make_schedules(num_steps: int, num_sites: int) -> dict[str, dqar_fx.Schedule
         "every 3rd": dqar_fx.Schedule.interval(num_steps, 3),
         "linear": dqar_fx.Schedule.linear(num_steps, warmup),
         "linear, max_age=3": dqar_fx.Schedule.linear(num_steps, warmup, max_age=3),
-        "odd sites, every 3rd": written((site % 2 == 1) & (step % 3 > 0)),
-        "first half of sites, every 2nd": written((2 * site < num_sites) & (step % 2 > 0)),
-        "every 2nd to 4th by site": written(step % (2 + site % 3) > 0),
-        "drawn, half of all": written(drawn & (step > 0)),
+        "odd sites, every 3rd": from_actions((site % 2 == 1) & (step % 3 > 0)),
+        "first half of sites, every 2nd": from_actions(
+            (2 * site < num_sites) & (step % 2 > 0)
+        ),
+        "every 2nd to 4th by site": from_actions(step % (2 + site % 3) > 0),
+        "drawn, half of all": from_actions(drawn & (step > 0)),
     }
-
-
-def written(reused: NDArray[np.bool_]) -> dqar_fx.Schedule:
-    """The schedule that reuses where an array of steps and sites says so."""
-    return dqar_fx.Schedule.from_actions(reused)
 
 
 def count_rows(

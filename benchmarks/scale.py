@@ -14,12 +14,12 @@ import importlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from unittest.mock import patch
 
 import numpy as np
@@ -100,11 +100,10 @@ def measure(geometry: Geometry, steps: int) -> Growth:
     call = to_meta_call(next(geometry.draw_calls(1)))
     gc.collect()  # of what was measured before: not counted
     with timed_phases() as seconds:
-        start = time.process_time()
-        denoiser = dqar_fx.transform(
-            model, dqar_fx.Schedule.linear(steps), compile="regional", example_inputs=call
-        )
-        seconds["transform"] = time.process_time() - start
+        with adding_to(seconds, "transform"):
+            denoiser = dqar_fx.transform(
+                model, dqar_fx.Schedule.linear(steps), compile="regional", example_inputs=call
+            )
         program = denoiser.program
         first_s = bind_rows(program)
         later_s = min(bind_rows(program) for _ in range(BINDINGS))
@@ -136,28 +135,22 @@ def timed_phases() -> Iterator[dict[str, float]]:
     """Add up the processor's time in each phase while inside."""
     seconds = dict.fromkeys(PHASES, 0.0)
     module = importlib.import_module("dqar_fx.builder.builder")
+    functions = [(module, name, phase) for name, phase in TIMED.items()]
     with ExitStack() as stack:
-        for name, phase in TIMED.items():
-            function = timed(getattr(module, name), seconds, phase)
-            stack.enter_context(patch.object(module, name, function))
-        resolve = timed(dqar_fx.Schedule.resolve, seconds, "table")
-        stack.enter_context(patch.object(dqar_fx.Schedule, "resolve", resolve))
+        for owner, name, phase in (*functions, (dqar_fx.Schedule, "resolve", "table")):
+            function = adding_to(seconds, phase)(getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, function))
         yield seconds
 
 
-def timed(
-    function: Callable[..., Any], seconds: dict[str, float], phase: str
-) -> Callable[..., Any]:
-    """A function whose time is added to a phase."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        start = time.process_time()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            seconds[phase] += time.process_time() - start
-
-    return run
+@contextmanager
+def adding_to(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the processor's time to a phase: inside, or of a function that this decorates."""
+    start = time.process_time()
+    try:
+        yield
+    finally:
+        seconds[phase] += time.process_time() - start
 
 
 def fit_exponent(times: Mapping[int, float]) -> float:
@@ -166,44 +159,39 @@ def fit_exponent(times: Mapping[int, float]) -> float:
     return float(np.polyfit(sizes, seconds, 1)[0])
 
 
-def median_times(rows: Sequence[Growth], axis: str, phase: str) -> dict[int, float]:
-    """By layers or steps, the median time of a phase; the other is as in most rows."""
-    fixed = fix_other(rows, axis)
-    sizes = sorted({getattr(row, axis) for row in fixed})
+def group_by_size(rows: Sequence[Growth], axis: str) -> dict[int, list[Growth]]:
+    """Rows by layers or steps; of the other only its commonest value, so that one differs."""
+    (other,) = set(AXES) - {axis}
+    sizes: dict[int, set[int]] = {}
+    for row in rows:
+        sizes.setdefault(getattr(row, other), set()).add(getattr(row, axis))
+    fixed = max(sizes, key=lambda value: len(sizes[value]))
     return {
-        size: statistics.median(
-            row.seconds[phase] for row in fixed if getattr(row, axis) == size
-        )
-        for size in sizes
+        size: [r for r in rows if (getattr(r, axis), getattr(r, other)) == (size, fixed)]
+        for size in sorted(sizes[fixed])
     }
 
 
-def fix_other(rows: Sequence[Growth], axis: str) -> list[Growth]:
-    """Rows that differ in one thing only: those with the commonest value of the other."""
-    (other,) = set(AXES) - {axis}
-    by_value: dict[int, set[int]] = {}
-    for row in rows:
-        by_value.setdefault(getattr(row, other), set()).add(getattr(row, axis))
-    fixed = max(by_value, key=lambda value: len(by_value[value]))
-    return [row for row in rows if getattr(row, other) == fixed]
+def median_times(rows: Sequence[Growth], axis: str, phase: str) -> dict[int, float]:
+    """By layers or steps, the median time of a phase; the other is as in most rows."""
+    return {
+        size: statistics.median(row.seconds[phase] for row in group)
+        for size, group in group_by_size(rows, axis).items()
+    }
 
 
 def format_growth(rows: Sequence[Growth], axis: str) -> str:
     """Milliseconds of each phase by layers or steps, exponents, and counts."""
-    fixed = fix_other(rows, axis)
-    sizes = sorted({getattr(row, axis) for row in fixed})
-    lines = [format_phase(phase, median_times(rows, axis, phase)) for phase in PHASES]
+    groups, lines = group_by_size(rows, axis), []
+    for phase in PHASES:
+        times = median_times(rows, axis, phase)
+        exponents = (fit_exponent(times), fit_exponent(dict(list(times.items())[-2:])))
+        cells = [f"{1e3 * seconds:.1f}" for seconds in times.values()]
+        lines.append([f"{phase} ms", *cells, *(f"{each:.2f}" for each in exponents)])
     for name in COUNTS:
-        counts = {getattr(row, axis): getattr(row, name) for row in fixed}
-        lines.append([name.replace("_", " "), *(f"{counts[n]}" for n in sizes), "", ""])
-    return make_table([axis, *map(str, sizes), "exponent", "of the last two"], lines)
-
-
-def format_phase(phase: str, times: Mapping[int, float]) -> list[str]:
-    """Times in milliseconds, the exponent of all and that of the largest two."""
-    cells = [f"{1e3 * seconds:.1f}" for seconds in times.values()]
-    exponents = (fit_exponent(times), fit_exponent(dict(list(times.items())[-2:])))
-    return [f"{phase} ms", *cells, *(f"{each:.2f}" for each in exponents)]
+        counts = [str(getattr(group[0], name)) for group in groups.values()]
+        lines.append([name.replace("_", " "), *counts, "", ""])
+    return make_table([axis, *map(str, groups), "exponent", "of the last two"], lines)
 
 
 def format_verdict(rows: Sequence[Growth]) -> list[str]:

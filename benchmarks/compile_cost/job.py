@@ -56,15 +56,8 @@ from benchmarks.harness.timing import rotate
 CPU = torch.device("cpu")
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 NUMBERS_OR_NONE = several(at_least(1), "N", none_allowed=True)
-QUICK = {
-    "layers": (2,),
-    "steps": (8,),
-    "ramps": (),
-    "repeats": 1,
-    "width": 32,
-    "heads": 2,
-    "tokens": 16,
-}
+SMALL = {"width": 32, "heads": 2, "tokens": 16}
+QUICK = {"layers": (2,), "steps": (8,), "ramps": (), "repeats": 1, **SMALL}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ are capture, passes and table, Dynamo, Inductor and the C++ compiler.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -25,12 +24,8 @@ from benchmarks.harness.timing import Compiled
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step: its time, and what was compiled in it."""
-
-    seconds: float
-    compiled: Compiled
+Step = tuple[float, Compiled]
+"""A step's time in seconds, and what was compiled in it."""
 
 
 @torch.no_grad()
@@ -41,17 +36,18 @@ def measure(point: Point) -> Measured:
     hits = count_hits()
     module, transform_s = build(model, point)
     first, second = run_trajectory(module, point), run_trajectory(module, point)
-    pairs = list(zip(first, second, strict=True))
-    differences = [(a.seconds - b.seconds, a.compiled.graphs > 0) for a, b in pairs]
-    steps = [*first, *second]
+    taken_off = [
+        (once_s - again_s, compiled.graphs > 0)
+        for (once_s, compiled), (again_s, _) in zip(first, second, strict=True)
+    ]
     return Measured(
         transform_s=transform_s,
-        compile_s=(transform_s or 0.0) + sum(s for s, compiled in differences if compiled),
-        other_s=sum(s for s, compiled in differences if not compiled),
-        run_s=sum(step.seconds for step in second),
-        graphs=sum(step.compiled.graphs for step in first),
-        breaks=sum(step.compiled.breaks for step in steps),
-        recompiles=sum(step.compiled.graphs for step in second),
+        compile_s=(transform_s or 0.0) + sum(s for s, compiled in taken_off if compiled),
+        other_s=sum(s for s, compiled in taken_off if not compiled),
+        run_s=sum(seconds for seconds, _ in second),
+        graphs=sum(compiled.graphs for _, compiled in first),
+        breaks=sum(compiled.breaks for _, compiled in (*first, *second)),
+        recompiles=sum(compiled.graphs for _, compiled in second),
         cache_hits=count_hits() - hits,
         distinct_rows=1 if transform_s is None else len(module.table.rows),
     )
@@ -80,8 +76,7 @@ def run_trajectory(model: Any, point: Point) -> list[Step]:
     for call in point.geometry.draw_calls(point.steps):
         before, start = Compiled.so_far(), time.perf_counter()
         model(**call)
-        seconds = time.perf_counter() - start
-        steps.append(Step(seconds, Compiled.so_far() - before))
+        steps.append((time.perf_counter() - start, Compiled.so_far() - before))
     return steps
 
 

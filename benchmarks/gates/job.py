@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 
 from benchmarks.ablation.protocol import use_scheduler
 from benchmarks.gates.calibrated import obtain_calibration
-from benchmarks.gates.facts import Row, measure
-from benchmarks.gates.lineup import POLICY, Gated, list_families, list_rivals
+from benchmarks.gates.facts import measure
+from benchmarks.gates.lineup import POLICY, list_families, list_rivals
 from benchmarks.gates.report import (
     COLUMNS,
     format_entropy,
@@ -29,7 +29,7 @@ from benchmarks.gates.report import (
     format_verdict,
 )
 from benchmarks.harness.errors import InputError
-from benchmarks.harness.machine import Machine, describe_machine
+from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.options import (
     Count,
     at_least,
@@ -123,7 +123,13 @@ def run(options: Options) -> None:
     verdict = format_verdict(rows, gated, options.reuse)
     print(format_table(COLUMNS, rows, num_left=2), verdict, sep="\n\n")
     print(f"\n{format_notes(options, task)}", machine, sep="\n")
-    write(options, policy, gated, rows, settings_of(options, task, pipe), machine)
+    out = options.out
+    policy.save(out / "policy", next(each.table for each in gated if each.name == POLICY))
+    (out / "tables").mkdir(exist_ok=True)
+    for each in gated:
+        each.table.save(out / "tables" / f"{file_name(each.name)}.json")
+    write_rows(rows, out / "rows.jsonl", settings_of(options, task, pipe), machine)
+    print(f"\nwrote {out / 'rows.jsonl'}, {out / 'policy'} and {out / 'tables'}")
 
 
 def choose_task(pipe: Any, options: Options) -> Task:
@@ -170,22 +176,3 @@ def settings_of(options: Options, task: Task, pipe: Any) -> dict[str, Any]:
         "labels": task.labels,
         "target_reuse": options.reuse,
     }
-
-
-def write(
-    options: Options,
-    policy: Policy,
-    gated: Sequence[Gated],
-    rows: Sequence[Row],
-    settings: dict[str, Any],
-    machine: Machine,
-) -> None:
-    """Write the policy with its table, all tables, and the rows."""
-    out = options.out
-    learned = next(each for each in gated if each.name == POLICY)
-    policy.save(out / "policy", learned.table)
-    (out / "tables").mkdir(exist_ok=True)
-    for each in gated:
-        each.table.save(out / "tables" / f"{file_name(each.name)}.json")
-    write_rows(rows, out / "rows.jsonl", settings, machine)
-    print(f"\nwrote {out / 'rows.jsonl'}, {out / 'policy'} and {out / 'tables'}")

@@ -6,7 +6,7 @@ Reads ``vae/`` and ``transformer/`` in ``--out``, writes ``pipeline/`` there, wh
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,18 +61,14 @@ def assemble(out: Path, dtype: torch.dtype = torch.float16) -> Path:
     folder = out / "pipeline"
     pipeline.save_pretrained(folder)
     # DiTPipeline reads the names of the labels from its index, but does not write them there.
-    edit_json(folder / "model_index.json", add={"id2label": dict(enumerate(LABELS))})
-    # The folder of the run means nothing to whoever loads the pipeline.
-    for part in ("vae", "transformer"):
-        edit_json(folder / part / "config.json", remove="_name_or_path")
+    names: dict[str, Any] = {"id2label": dict(enumerate(LABELS))}
+    changes = {"model_index.json": names, "vae/config.json": {}, "transformer/config.json": {}}
+    for name, added in changes.items():
+        content = json.loads((folder / name).read_text()) | added
+        # The folder of the run means nothing to whoever loads the pipeline.
+        content.pop("_name_or_path", None)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     return folder
-
-
-def edit_json(path: Path, *, add: Mapping[str, Any] | None = None, remove: str = "") -> None:
-    """Add entries to a JSON object in a file and remove one, if it is there."""
-    content = json.loads(path.read_text()) | dict(add or {})
-    content.pop(remove, None)
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def find_part(out: Path, name: str) -> Path:

@@ -29,20 +29,10 @@ from benchmarks.reference.checkpoint import replace_atomically
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FOLDER_VARIABLE = "FASHION_MNIST"
 LABELS = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt"),
+    *("Sneaker", "Bag", "Ankle boot"),
 )
-
 _PREFIXES = {"train": "train", "test": "t10k"}
-_UNSIGNED_BYTE = 8
 _HOW_TO_GET = (
     "Install the Debian package dataset-fashion-mnist, or set the environment variable "
     f"{FOLDER_VARIABLE} to a folder that holds the four idx files."
@@ -97,8 +87,15 @@ def find_file(folder: Path, name: str) -> Path:
 
 def read_idx(path: Path, *, num_dims: int) -> Tensor:
     """Read one idx file of unsigned bytes into a uint8 tensor of ``num_dims`` dimensions."""
-    content = _read_bytes(path)
-    expected_start = bytes((0, 0, _UNSIGNED_BYTE, num_dims))
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(
+                f"{path} cannot be decompressed ({error}). {_HOW_TO_GET}"
+            ) from error
+    expected_start = bytes((0, 0, 8, num_dims))  # 8: unsigned bytes
     header = 4 + 4 * num_dims
     if content[:4] != expected_start or len(content) < header:
         raise InputError(
@@ -115,16 +112,6 @@ def read_idx(path: Path, *, num_dims: int) -> Tensor:
     # A bytearray is writable: PyTorch warns about tensors over read-only memory.
     values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     return values[header:].reshape(shape)
-
-
-def _read_bytes(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if path.suffix != ".gz":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be decompressed ({error}). {_HOW_TO_GET}") from error
 
 
 @dataclass(frozen=True)

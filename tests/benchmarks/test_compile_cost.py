@@ -267,7 +267,7 @@ def test_measure_takes_off_the_same_steps_of_a_second_trajectory(monkeypatch):
     monkeypatch.setattr(
         process,
         "run_trajectory",
-        lambda *_: [process.Step(s, Compiled(graphs, 0)) for s, graphs in next(times)],
+        lambda *_: [(s, Compiled(graphs, 0)) for s, graphs in next(times)],
     )
     found = process.measure(Point("whole", TINY, 3))
     assert (found.compile_s, found.other_s, found.run_s) == (11.0, 0.5, 3.0)

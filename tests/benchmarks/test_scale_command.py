@@ -10,9 +10,9 @@ from benchmarks.scale import (
     PHASES,
     Growth,
     fit_exponent,
-    fix_other,
     format_growth,
     format_verdict,
+    group_by_size,
     measure,
     median_times,
 )
@@ -40,8 +40,9 @@ def test_fit_exponent_of_powers(power):
 def test_median_times_leave_the_other_axis_alone():
     assert median_times(LINEAR, "layers", "capture") == {14: 1.4, 28: 2.8, 56: 5.6}
     assert list(median_times(LINEAR, "steps", "table")) == [50, 100, 1000]
-    assert {row.steps for row in fix_other(LINEAR, "layers")} == {50}
-    assert {row.layers for row in fix_other(LINEAR, "steps")} == {28}
+    for axis, other, value in (("layers", "steps", 50), ("steps", "layers", 28)):
+        groups = group_by_size(LINEAR, axis)
+        assert {getattr(row, other) for group in groups.values() for row in group} == {value}
 
 
 def test_median_times_of_repeats():
