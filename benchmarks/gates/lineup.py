@@ -45,27 +45,12 @@ class Gated:
     is_gate: bool = True
 
 
-@dataclass(frozen=True)
-class Reached:
-    """A schedule with a threshold that was found.
-
-    Attributes:
-        threshold: Of the gate.
-        schedule: With that threshold.
-        table: Of the schedule.
-    """
-
-    threshold: float
-    schedule: Schedule
-    table: BranchTable
-
-
 def reach_reuse(
     gate: Callable[[float], Schedule],
     sites: Sequence[str],
     target: float,
     bounds: tuple[float, float],
-) -> Reached:
+) -> float:
     """Halve an interval of thresholds until the reuse ratio is as near as it gets.
 
     A table has finitely many cells, and all sites may share their fate: the target may lie
@@ -77,21 +62,21 @@ def reach_reuse(
         sites: Module paths.
         target: Reuse ratio in [0, 1].
         bounds: Thresholds at which the gate reuses least and most, in this order.
+
+    Returns:
+        The threshold.
     """
 
-    def resolve(threshold: float) -> Reached:
-        schedule = gate(threshold)
-        return Reached(threshold, schedule, schedule.resolve(sites))
+    def miss(threshold: float) -> float:
+        return gate(threshold).resolve(sites).reuse_ratio - target
 
     few, many = bounds
-    tried = [resolve(few), resolve(many)]
+    misses = {threshold: miss(threshold) for threshold in bounds}
     for _ in range(NUM_HALVINGS):
-        tried.append(resolve((few + many) / 2))
-        if tried[-1].table.reuse_ratio < target:
-            few = tried[-1].threshold
-        else:
-            many = tried[-1].threshold
-    return min(tried, key=lambda reached: abs(reached.table.reuse_ratio - target))
+        middle = (few + many) / 2
+        misses[middle] = miss(middle)
+        few, many = (middle, many) if misses[middle] < 0 else (few, middle)
+    return min(misses, key=lambda threshold: abs(misses[threshold]))
 
 
 @dataclass(frozen=True)
@@ -113,8 +98,8 @@ class Family:
     def settle(self, sites: Sequence[str], target: float) -> Gated:
         """The gate whose reuse ratio is nearest to a target."""
         found = reach_reuse(self.gate, sites, target, self.bounds)
-        setting = self.setting.format(found.threshold, 10**found.threshold)
-        return Gated(self.name, setting, found.schedule, found.table)
+        schedule, setting = self.gate(found), self.setting.format(found, 10**found)
+        return Gated(self.name, setting, schedule, schedule.resolve(sites))
 
 
 def list_families(

@@ -29,8 +29,16 @@ from benchmarks.reference.checkpoint import replace_atomically
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FOLDER_VARIABLE = "FASHION_MNIST"
 LABELS = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt"),
-    *("Sneaker", "Bag", "Ankle boot"),
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
 )
 _PREFIXES = {"train": "train", "test": "t10k"}
 _HOW_TO_GET = (

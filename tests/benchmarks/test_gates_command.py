@@ -175,9 +175,8 @@ def test_reach_reuse_hits_its_target(calibration, target):
         return entropy_gate(calibration, quantile=quantile)
 
     found = reach_reuse(gate, SITES, target, (1.0, 0.0))
-    assert abs(found.table.reuse_ratio - target) <= 2 / STEPS
-    assert found.schedule.resolve(SITES) == found.table
-    assert reach_reuse(gate, SITES, target, (1.0, 0.0)).threshold == found.threshold
+    assert abs(gate(found).resolve(SITES).reuse_ratio - target) <= 2 / STEPS
+    assert reach_reuse(gate, SITES, target, (1.0, 0.0)) == found
 
 
 @pytest.mark.parametrize(("target", "reached"), [(0.05, 0.25), (0.4, 0.25), (0.95, 0.75)])
@@ -185,7 +184,8 @@ def test_reach_reuse_between_what_exists_gives_the_nearest(target, reached):
     def gate(threshold):
         return Schedule.from_actions("SRRR" if threshold > 0.3 else "CCSR")
 
-    assert reach_reuse(gate, SITES, target, (0.0, 1.0)).table.reuse_ratio == reached
+    found = gate(reach_reuse(gate, SITES, target, (0.0, 1.0)))
+    assert found.resolve(SITES).reuse_ratio == reached
 
 
 def test_families_come_near_the_target_and_say_their_threshold(calibration):
