@@ -15,10 +15,11 @@ Examples::
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+from benchmarks.ablation.options import SCHEDULERS
 from benchmarks.ablation.protocol import use_scheduler
-from benchmarks.gates.calibrated import obtain_calibration
+from benchmarks.gates.calibrated import CalibratedOptions, obtain_calibration
 from benchmarks.gates.facts import measure
 from benchmarks.gates.lineup import POLICY, list_families, list_rivals
 from benchmarks.gates.report import (
@@ -28,26 +29,9 @@ from benchmarks.gates.report import (
     format_policy,
     format_verdict,
 )
-from benchmarks.harness.errors import InputError
 from benchmarks.harness.machine import describe_machine
-from benchmarks.harness.options import (
-    Count,
-    at_least,
-    convert_with,
-    default_is,
-    folder_to_keep,
-    number,
-    quick_flag,
-    run_command,
-    several,
-)
-from benchmarks.harness.pipelines import (
-    PipelineOptions,
-    Task,
-    load_pipeline,
-    model_name,
-    name_classes,
-)
+from benchmarks.harness.options import at_least, number, one_of, quick_flag, run_command
+from benchmarks.harness.pipelines import Task, load_pipeline, model_name
 from benchmarks.harness.rows import write_rows
 from benchmarks.harness.store import file_name
 from benchmarks.harness.tables import format_table, wrap_notes
@@ -60,34 +44,22 @@ SHARE = number(float, lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
 @dataclass(frozen=True)
-class Options(PipelineOptions):
+class Options(CalibratedOptions):
     """Options of the comparison of gates."""
 
     COMMAND = "benchmarks.gates"
     QUICK = QUICK
 
-    scheduler: Literal["ddpm", "keep"] = "keep"
+    scheduler: Annotated[str, one_of(SCHEDULERS)] = "keep"
     """The pipeline's own, or ddpm."""
     steps: Annotated[int, at_least(6)] = 50
     """Denoising steps."""
-    labels: Annotated[
-        tuple[int, ...] | None,
-        several(at_least(0), "N"),
-        default_is("the first ones of the pipeline"),
-    ] = None
-    """Classes of the pictures, of the calibration and the comparison."""
-    samples: Count = 8
-    """Number of classes, without these."""
     guidance: float = 1.5
     """Guidance scale."""
     seed: Annotated[int, at_least(0)] = 0
     """Of the calibration; the pictures that are compared have others."""
     reuse: Annotated[float, SHARE] = 0.5
     """Share of cells that gates are set to reuse."""
-    calibration: Annotated[
-        Path | None, convert_with(folder_to_keep, "FOLDER"), default_is("measure it")
-    ] = None
-    """Read it there, or write it there."""
     out: Path = Path("results/gates")
     """Folder to write to."""
     quick: quick_flag(QUICK) = False
@@ -102,17 +74,8 @@ def run(options: Options) -> None:
     """Calibrate, fit, decide, compare, write."""
     pipe = load_pipeline(options)
     use_scheduler(pipe, options.scheduler)
-    task = choose_task(pipe, options)
-    calibration = obtain_calibration(
-        pipe,
-        task.labels,
-        given=options.calibration,
-        out=options.out,
-        steps=options.steps,
-        guidance=options.guidance,
-        seed=options.seed,
-        compare_kv=False,
-    )
+    task = options.make_task(pipe, OTHER_SEEDS + options.seed, options.guidance)
+    calibration = obtain_calibration(pipe, task, options, compare_kv=False)
     policy = Policy.fit(calibration, seed=options.seed)
     families = list_families(pipe.scheduler, calibration, policy)
     gates = [f.settle(calibration.sites, options.reuse) for f in families.values()]
@@ -130,25 +93,6 @@ def run(options: Options) -> None:
         each.table.save(out / "tables" / f"{file_name(each.name)}.json")
     write_rows(rows, out / "rows.jsonl", settings_of(options, task, pipe), machine)
     print(f"\nwrote {out / 'rows.jsonl'}, {out / 'policy'} and {out / 'tables'}")
-
-
-def choose_task(pipe: Any, options: Options) -> Task:
-    """One picture for each label, of seeds that the calibration does not use.
-
-    Raises:
-        InputError: The pipeline does not have a label.
-    """
-    names = name_classes(pipe)
-    labels = options.labels or tuple(sorted(names)[: options.samples])
-    unknown = [label for label in labels if label not in names]
-    if unknown:
-        raise InputError(
-            f"--labels {' '.join(map(str, unknown))}: the pipeline has {len(names)} classes, "
-            f"{min(names)} to {max(names)}"
-        )
-    first = OTHER_SEEDS + options.seed
-    seeds = tuple(range(first, first + len(labels)))
-    return Task(seeds, labels, tuple(names[label] for label in labels), options.guidance)
 
 
 def format_notes(options: Options, task: Task) -> str:

@@ -18,11 +18,7 @@ from torch import Tensor
 
 from benchmarks.harness.options import Count, run_command
 from benchmarks.reference.data import FILE_NAME, Latents, load_latents
-from benchmarks.reference.models import (
-    TRANSFORMER_CONFIG,
-    build_scheduler,
-    build_transformer,
-)
+from benchmarks.reference.models import TRANSFORMER_CONFIG, build_scheduler, build_transformer
 from benchmarks.reference.training import Recipe, TrainingOptions
 
 RECIPE = Recipe("transformer", peak=1.2e-3, warmup_steps=200, floor=0.02, weight_decay=0.0)
