@@ -5,46 +5,31 @@ All formats take each step in turn, in rotating order, compiled by region; a rat
 of one step. Beside it: bytes of the slots, graphs, and the error of the steps that reuse.
 """
 
-import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
 
 import torch
-from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
-from benchmarks.command_line import (
-    Parser,
-    add_geometry,
-    at_least,
-    folder_to_write,
-    read_geometry,
-)
-from benchmarks.harness.geometry import Geometry, draw_timesteps
-from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.harness.timing import Compiled
+from benchmarks.harness.geometry import Geometry, GeometryOptions
+from benchmarks.harness.machine import describe_machine, set_up_compiler
+from benchmarks.harness.options import at_least, one_of, run_command, several
+from benchmarks.harness.rows import write_rows
+from benchmarks.harness.tables import Column, format_table, show_megabytes
+from benchmarks.harness.timing import Compiled, find_quartiles, rotate, take_ratios
 from dqar_fx.passes import FORMATS
 
 CPU = torch.device("cpu")
 BASE = "fp16"
 WARMUP_PAIRS = 2
 """Steps of each kind that are not timed: the first ones compile."""
-HEADERS = (
-    "cache",
-    "slot MB",
-    f"of {BASE}",
-    "graphs",
-    "store ms",
-    f"of {BASE} (quartiles)",
-    "reuse ms",
-    f"of {BASE} (quartiles)",
-    "relative error",
-)
 
 
 @dataclass
@@ -66,13 +51,22 @@ class Measured:
 
     cache: str
     keep: str
-    cache_bytes: int
-    graphs: int
-    breaks: int
-    recompiles: int
-    store_s: list[float]
-    reuse_s: list[float]
-    relative_error: float
+    cache_bytes: int = 0
+    graphs: int = 0
+    breaks: int = 0
+    recompiles: int = 0
+    store_s: list[float] = field(default_factory=list)
+    reuse_s: list[float] = field(default_factory=list)
+    relative_error: float = 0.0
+
+    def note(self, step: int, seconds: float, compiled: Compiled) -> None:
+        """Write one step down."""
+        self.breaks += compiled.breaks
+        self.graphs += compiled.graphs
+        if step < 2 * WARMUP_PAIRS:
+            return
+        self.recompiles += compiled.graphs
+        (self.reuse_s if step % 2 else self.store_s).append(seconds)
 
 
 @torch.no_grad()
@@ -84,18 +78,15 @@ def measure(model: nn.Module, geometry: Geometry, keep: str, num_pairs: int) -> 
         name: dqar_fx.transform(model, schedule, keep=keep, cache=name, compile="regional")
         for name in FORMATS
     }
-    found = {name: Measured(name, keep, 0, 0, 0, 0, [], [], 0.0) for name in FORMATS}
-    labels = geometry.labels()
-    for step, timestep in enumerate(tqdm(draw_timesteps(num_steps), desc=f"keep {keep}")):
-        latent, first = geometry.draw_latent(), step % len(FORMATS)
+    found = {name: Measured(name, keep) for name in FORMATS}
+    calls = tqdm(geometry.draw_calls(num_steps), total=num_steps, desc=f"keep {keep}")
+    for step, call in enumerate(calls):
         samples = {}
-        for name in [*list(FORMATS)[first:], *list(FORMATS)[:first]]:
+        for name in rotate(list(FORMATS), step):
             before, start = Compiled.so_far(), time.perf_counter()
-            samples[name] = denoisers[name](
-                latent, timestep=timestep.expand(geometry.batch), class_labels=labels
-            ).sample
+            samples[name] = denoisers[name](**call).sample
             seconds = time.perf_counter() - start
-            note(found[name], step, seconds, Compiled.so_far() - before)
+            found[name].note(step, seconds, Compiled.so_far() - before)
         for name, sample in samples.items():
             error = ((sample - samples["same"]).norm() / samples["same"].norm()).item()
             found[name].relative_error = max(found[name].relative_error, error)
@@ -104,67 +95,64 @@ def measure(model: nn.Module, geometry: Geometry, keep: str, num_pairs: int) -> 
     return list(found.values())
 
 
-def note(measured: Measured, step: int, seconds: float, compiled: Compiled) -> None:
-    """Write one step down."""
-    measured.breaks += compiled.breaks
-    measured.graphs += compiled.graphs
-    if step < 2 * WARMUP_PAIRS:
-        return
-    measured.recompiles += compiled.graphs
-    (measured.reuse_s if step % 2 else measured.store_s).append(seconds)
+def list_columns(base: Measured) -> tuple[Column, ...]:
+    """The columns of a table, with ratios to one of its rows."""
+
+    def show_ratio(own_s: Sequence[float], base_s: Sequence[float]) -> str:
+        return f"{find_quartiles(take_ratios(own_s, base_s), 'exclusive'):.3f}"
+
+    def show_median(times: Sequence[float]) -> str:
+        return f"{1e3 * statistics.median(times):.2f}"
+
+    of_base = f"of {BASE} (quartiles)"
+    return (
+        Column("cache", "cache"),
+        Column("slot MB", "cache_bytes", show_megabytes()),
+        Column(f"of {BASE}", lambda row: row.cache_bytes / base.cache_bytes, ".3f"),
+        Column("graphs", "graphs"),
+        Column("store ms", "store_s", show_median),
+        Column(of_base, lambda row: show_ratio(row.store_s, base.store_s)),
+        Column("reuse ms", "reuse_s", show_median),
+        Column(of_base, lambda row: show_ratio(row.reuse_s, base.reuse_s)),
+        Column("relative error", "relative_error", ".1e"),
+    )
 
 
-def format_table(rows: Sequence[Measured]) -> str:
-    """The table of one kind, against `BASE`."""
-    base = next(row for row in rows if row.cache == BASE)
-    lines = [
-        (
-            row.cache,
-            f"{row.cache_bytes / 1e6:.2f}",
-            f"{row.cache_bytes / base.cache_bytes:.3f}",
-            row.graphs,
-            f"{1e3 * statistics.median(row.store_s):.2f}",
-            show_ratio(row.store_s, base.store_s),
-            f"{1e3 * statistics.median(row.reuse_s):.2f}",
-            show_ratio(row.reuse_s, base.reuse_s),
-            f"{row.relative_error:.1e}",
-        )
-        for row in rows
-    ]
-    return tabulate(lines, headers=HEADERS, tablefmt="github", disable_numparse=True)
+@dataclass(frozen=True)
+class Options(GeometryOptions):
+    """Options of this command."""
 
+    COMMAND = "benchmarks.formats"
+    WHY_COMPILER = "this compares compiled steps"
 
-def show_ratio(times: Sequence[float], base: Sequence[float]) -> str:
-    """Median and quartiles of the ratios of paired times."""
-    ratios = [a / b for a, b in zip(times, base, strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return f"{median:.3f} ({low:.3f}-{high:.3f})"
+    pairs: Annotated[int, at_least(2)] = 60
+    """Timed steps of each kind."""
+    keep: Annotated[tuple[str, ...], several(one_of(("output", "kv")))] = ("output", "kv")
+    """What is kept."""
+    out: Path = Path("results/formats")
+    """Folder to write to."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    parser = Parser(prog="python -m benchmarks.formats", description=__doc__)
-    add = parser.add_argument
-    add("--pairs", type=at_least(2), default=60, help="timed steps of each kind (60)")
-    add("--keep", choices=("output", "kv"), nargs="+", default=["output", "kv"])
-    add("--out", type=folder_to_write, default="results/formats", help="folder")
-    add_geometry(parser)
-    args = parser.parse_args(argv)
-    geometry = read_geometry(parser, args)
-    if not can_compile(CPU):
-        parser.error("no C++ compiler was found, and this compares compiled steps")
+    return run_command(Options, run, argv)
+
+
+def run(options: Options) -> None:
+    """Measure, print and write."""
     set_up_compiler(CPU)
+    geometry, path = options.geometry, options.out / "rows.jsonl"
     model, machine = geometry.build(), describe_machine(CPU)
     rows = []
-    for keep in args.keep:
-        rows += (measured := measure(model, geometry, keep, args.pairs))
-        print(f"keep={keep!r}, {geometry}", format_table(measured), sep="\n\n", end="\n\n")
+    for keep in options.keep:
+        rows += (measured := measure(model, geometry, keep, options.pairs))
+        base = next(row for row in measured if row.cache == BASE)
+        table = format_table(list_columns(base), measured)
+        print(f"keep={keep!r}, {geometry}", table, sep="\n\n", end="\n\n")
     broken = sum(row.breaks + row.recompiles for row in rows)
     print(f"{broken} graph breaks and recompiles. {machine}")
-    lines = (json.dumps(asdict(row) | asdict(geometry) | asdict(machine)) for row in rows)
-    (args.out / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    print(f"wrote {args.out / 'rows.jsonl'}")
-    return 0
+    write_rows(rows, path, geometry, machine)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

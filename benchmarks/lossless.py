@@ -9,25 +9,31 @@ multiply-accumulates and the bytes that a step no longer takes, by count: of eac
 it reads and writes, as if neither had a cache.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 import dqar_fx
-from benchmarks.command_line import Parser, at_least, folder_to_write
-from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry
-from benchmarks.harness.machine import can_compile, describe_machine, set_up_compiler
-from benchmarks.harness.pipelines import load_pipeline
-from benchmarks.harness.timing import find_quartiles, run_lockstep
+from benchmarks.harness.machine import describe_machine, set_up_compiler
+from benchmarks.harness.options import (
+    Count,
+    CpuOptions,
+    at_least,
+    default_is,
+    one_of,
+    run_command,
+)
+from benchmarks.harness.pipelines import PipelineOptions, load_pipeline
+from benchmarks.harness.rows import append_rows
+from benchmarks.harness.timing import find_quartiles, run_lockstep, take_ratios
 from benchmarks.reference import PIPELINE
 from dqar_fx.costs.kernels import Modules, find_kernels
 
@@ -48,11 +54,13 @@ class Subject:
         name: Of the geometry, or of the pipeline.
         model: Class-conditional, in evaluation mode.
         batch: Samples per call.
+        prompt: Class of the first sample.
     """
 
     name: str
     model: nn.Module
     batch: int
+    prompt: int = 0
 
     @property
     def _config(self) -> Any:
@@ -65,7 +73,7 @@ class Subject:
 
     def labels(self) -> torch.Tensor:
         """A class for each sample."""
-        return torch.arange(self.batch) % self._config.num_embeds_ada_norm
+        return (torch.arange(self.batch) + self.prompt) % self._config.num_embeds_ada_norm
 
     def example_call(self) -> dict[str, torch.Tensor]:
         """Keyword arguments of one call."""
@@ -120,7 +128,7 @@ class Lossless:
     @property
     def speeds(self) -> list[float]:
         """Per trajectory, time of the untransformed model by that of the transformed one."""
-        return [base / own for base, own in zip(self.base_s, self.own_s, strict=True)]
+        return take_ratios(self.base_s, self.own_s)
 
     def __str__(self) -> str:
         speed = find_quartiles(self.speeds)
@@ -154,14 +162,7 @@ def find_subject(name: str, model: str, batch: int) -> Subject:
     """
     if name in GEOMETRIES:
         return Subject(name, GEOMETRIES[name].build(), batch)
-
-    @dataclass(frozen=True)
-    class Source:
-        model: str
-        device: torch.device = CPU
-        dtype: str = "float32"
-
-    transformer = load_pipeline(Source(model)).transformer
+    transformer = load_pipeline(PipelineOptions(model, CPU)).transformer
     return Subject(name, transformer.eval().requires_grad_(False), batch)
 
 
@@ -214,48 +215,43 @@ def measure(subject: Subject, steps: int, repeats: int, unit: str) -> Lossless:
     )
 
 
-def add_row(found: Lossless, unit: str, path: Path) -> None:
-    """Append one line of JSON."""
-    facts = {"unit": unit, "speeds": found.speeds} | asdict(describe_machine(CPU))
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(found) | facts) + "\n")
+@dataclass(frozen=True)
+class Options(CpuOptions):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.lossless"
+    WHY_COMPILER = "this compares compiled models"
+
+    geometry: Annotated[str, one_of(("reference", *GEOMETRIES))] = "reference"
+    """What is run."""
+    model: Annotated[str, default_is("the reference pipeline")] = str(PIPELINE)
+    """DiT pipeline that 'reference' stands for."""
+    batch: Count = 2
+    """Samples per call."""
+    steps: Annotated[int, at_least(2)] = 50
+    """Of a trajectory."""
+    repeats: Count = 15
+    """Timed trajectories."""
+    unit: Literal["regional", "whole"] = "regional"
+    """What is compiled of the transformed model."""
+    out: Path = Path("results/lossless")
+    """Folder to write to."""
 
 
-def build_parser() -> Parser:
-    """The parser of this command."""
-    parser = Parser(prog="python -m benchmarks.lossless", description=__doc__)
-    add = parser.add_argument
-    names = ("reference", *GEOMETRIES)
-    add("--geometry", choices=names, default="reference", help="what is run (reference)")
-    add("--model", default=str(PIPELINE), help="DiT pipeline that 'reference' stands for")
-    add("--batch", type=at_least(1), default=2, help="samples per call (2)")
-    add("--steps", type=at_least(2), default=50, help="of a trajectory (50)")
-    add("--repeats", type=at_least(1), default=15, help="timed trajectories (15)")
-    add("--unit", choices=("regional", "whole"), default="regional", help="(regional)")
-    add("--threads", type=at_least(1), help="CPU threads (PyTorch's default)")
-    add("--out", type=folder_to_write, default="results/lossless", help="(results/lossless)")
-    return parser
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run_command(Options, run, argv)
 
 
 @torch.no_grad()
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if not can_compile(CPU):
-        parser.error("no C++ compiler was found, and this compares compiled models")
-    try:
-        subject = find_subject(args.geometry, args.model, args.batch)
-    except InputError as error:
-        parser.error(str(error))
-    found = measure(subject, args.steps, args.repeats, args.unit)
-    print(found, describe_machine(CPU), sep="\n")
-    path = args.out / "rows.jsonl"
-    add_row(found, args.unit, path)
+def run(options: Options) -> None:
+    """Measure, print and add a row."""
+    subject = find_subject(options.geometry, options.model, options.batch)
+    found = measure(subject, options.steps, options.repeats, options.unit)
+    machine, path = describe_machine(CPU), options.out / "rows.jsonl"
+    print(found, machine, sep="\n")
+    append_rows([found], path, {"unit": options.unit}, machine, also=("speeds",))
     print(f"added a row to {path}")
-    return 0
 
 
 if __name__ == "__main__":

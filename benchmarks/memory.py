@@ -6,27 +6,26 @@ what of a process is resident.
 """
 
 import gc
-import json
-import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Self
 
+import msgspec
 import torch
-from tabulate import tabulate
 
 import dqar_fx
-from benchmarks.command_line import (
-    Parser,
-    add_geometry,
-    at_least,
-    folder_to_write,
-    read_geometry,
-)
-from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.harness.apart import run_apart
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.geometry import Geometry, GeometryOptions, draw_timesteps
 from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.options import at_least, default_is, one_of, run_command, several
+from benchmarks.harness.rows import write_rows
+from benchmarks.harness.tables import Column, format_table, show_megabytes
 
 STATUS = Path("/proc/self/status")
 VARIANTS = ("kept", "disk", "drop")
@@ -83,15 +82,7 @@ def restart_peak() -> bool:
 @torch.no_grad()
 def measure(variant: str, geometry: Geometry, num_steps: int) -> Memory:
     """Run one variant in this process."""
-    timesteps, labels = draw_timesteps(num_steps), geometry.labels()
-    calls = [
-        {
-            "hidden_states": geometry.draw_latent(),
-            "timestep": timestep.expand(geometry.batch),
-            "class_labels": labels,
-        }
-        for timestep in timesteps[:NUM_RUN]
-    ]
+    calls = list(islice(geometry.draw_calls(num_steps), NUM_RUN))
     before = read_status("VmRSS")
     denoiser = dqar_fx.transform(
         geometry.build(),
@@ -103,7 +94,8 @@ def measure(variant: str, geometry: Geometry, num_steps: int) -> Memory:
     gc.collect()
     built, counted = read_status("VmRSS"), denoiser.parameter_bytes
     if variant == "drop":
-        denoiser.drop_conditioning(timesteps, class_labels=labels.tolist())
+        labels = geometry.labels().tolist()
+        denoiser.drop_conditioning(draw_timesteps(num_steps), class_labels=labels)
     denoiser(**calls[0])
     gc.collect()
     is_known = restart_peak()
@@ -122,71 +114,78 @@ def measure(variant: str, geometry: Geometry, num_steps: int) -> Memory:
 
 
 def measure_apart(variant: str, arguments: Sequence[str]) -> Memory:
-    """Run one variant in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments, "--only", variant]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Memory(**json.loads(result.stdout.splitlines()[-1]))
+    """Run one variant in a fresh process.
 
-
-def format_table(found: Sequence[Memory]) -> str:
-    """The table, in megabytes, with the share of the first variant."""
-    rows = [
-        (
-            each.variant,
-            f"{(each.parameter_bytes - each.released_bytes) / 1e6:.0f}",
-            f"{each.table_bytes / 1e6:.0f}",
-            f"{each.steps_bytes / 1e6:.0f}",
-            f"{each.model_bytes / 1e6:.0f}",
-            f"{each.model_bytes / found[0].model_bytes - 1:+.1%}",
-            "-" if each.peak_bytes is None else f"{each.peak_bytes / 1e6:.0f}",
+    Raises:
+        RuntimeError: It failed; what it said last is in the text.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        given = [*arguments, "--only", variant]
+        error = run_apart(
+            "benchmarks.memory", given, said=said, complaint=said.with_name("complaint")
         )
-        for each in found
-    ]
-    headers = (
-        "weights",
-        "counted MB",
-        "table MB",
-        "resident MB",
-        "of the model",
-        "",
-        "peak MB",
+        if error:
+            raise RuntimeError(f"{variant}: {error}")
+        return msgspec.json.decode(said.read_text().splitlines()[-1], type=Memory)
+
+
+def list_columns(first: Memory) -> tuple[Column, ...]:
+    """The columns of the table, in megabytes, with the share of the first variant."""
+    whole = show_megabytes(".0f")
+    return (
+        Column("weights", "variant"),
+        Column("counted MB", lambda row: row.parameter_bytes - row.released_bytes, whole),
+        Column("table MB", "table_bytes", whole),
+        Column("resident MB", "steps_bytes", whole),
+        Column("of the model", "model_bytes", whole),
+        Column("", lambda row: row.model_bytes / first.model_bytes - 1, "+.1%"),
+        Column("peak MB", "peak_bytes", whole),
     )
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def write_rows(
-    found: Sequence[Memory], geometry: Geometry, num_steps: int, path: Path
-) -> None:
-    """One JSON line per variant, with geometry and machine."""
-    facts: dict[str, Any] = {
-        **asdict(geometry),
-        "steps": num_steps,
-        **asdict(describe_machine(torch.device("cpu"))),
-    }
-    path.write_text("".join(f"{json.dumps({**asdict(m), **facts})}\n" for m in found))
+@dataclass(frozen=True)
+class Options(GeometryOptions):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.memory"
+
+    steps: Annotated[int, at_least(NUM_RUN)] = 50
+    """Of a trajectory."""
+    variants: Annotated[tuple[str, ...], several(one_of(VARIANTS))] = VARIANTS
+    """What becomes of the conditioning's weights."""
+    only: Annotated[str | None, one_of(VARIANTS), default_is("all, apart")] = None
+    """In this process; print its record."""
+    out: Path = Path("results/memory")
+    """Folder to write to."""
+
+    def settle(self) -> Self:
+        """The same, if there is what tells of memory."""
+        if not STATUS.exists():
+            raise InputError(
+                f"{STATUS} was not found: what is resident is known on Linux alone"
+            )
+        return super().settle()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    parser = Parser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--steps", type=at_least(NUM_RUN), default=50, help="(50)")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
-    parser.add_argument("--only", choices=VARIANTS, help="in this process; print its record")
-    parser.add_argument("--out", type=folder_to_write, default="results/memory")
-    add_geometry(parser)
-    args = parser.parse_args(argv)
-    geometry = read_geometry(parser, args)
-    if not STATUS.exists():
-        parser.error(f"{STATUS} was not found: what is resident is known on Linux alone")
-    if args.only is not None:
-        print(json.dumps(asdict(measure(args.only, geometry, args.steps))))
-        return 0
     given = list(sys.argv[1:] if argv is None else argv)
-    found = [measure_apart(variant, given) for variant in args.variants]
-    print(geometry, format_table(found), describe_machine(torch.device("cpu")), sep="\n")
-    write_rows(found, geometry, args.steps, args.out / "rows.jsonl")
-    print(f"wrote {args.out / 'rows.jsonl'}")
-    return 0
+    return run_command(Options, partial(run, given), argv)
+
+
+def run(given: Sequence[str], options: Options) -> None:
+    """Measure, print and write; each process has the options that were given."""
+    geometry = options.geometry
+    if options.only is not None:
+        memory = measure(options.only, geometry, options.steps)
+        print(msgspec.json.encode(memory).decode())
+        return
+    found = [measure_apart(variant, given) for variant in options.variants]
+    machine, path = describe_machine(torch.device("cpu")), options.out / "rows.jsonl"
+    print(geometry, format_table(list_columns(found[0]), found), machine, sep="\n")
+    write_rows(found, path, geometry, {"steps": options.steps}, machine)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

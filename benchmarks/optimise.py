@@ -1,106 +1,68 @@
-"""``python -m benchmarks.optimise``: find schedules for a pipeline, and write their tables."""
+"""Measure a pipeline once and search its schedules: evenly over all speeds, harder at some.
+
+Print the front, judged on held-out seeds; write its branch tables for benchmarks.pareto. What
+was measured and tried is kept in the folder: a search that was stopped goes on.
+
+Examples::
+
+    python -m benchmarks.optimise                              # the reference pipeline
+    python -m benchmarks.optimise --speeds 2.0 2.5 --trials 60 # where to search harder
+    python -m benchmarks.optimise --quick --out results/quick  # does it run at all?
+"""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Annotated
 
 import dqar_fx
-from benchmarks.command_line import Parser, above, add_out, at_least, new_parser, read_values
-from benchmarks.harness.errors import InputError
-from benchmarks.harness.pipelines import load_pipeline, name_classes
+from benchmarks.harness.options import (
+    Count,
+    Flag,
+    Lowering,
+    above,
+    at_least,
+    quick_flag,
+    run_command,
+    several,
+)
+from benchmarks.harness.pipelines import PipelineOptions, load_pipeline, name_classes
 
-QUICK = {"steps": 8, "samples": 2, "trials": 14, "lowering": "eager", "speeds": [2.0]}
-
-DESCRIPTION = """\
-Measure a pipeline once and search its schedules: evenly over all speeds, and harder at some.
-Print the front, judged on held-out seeds; write its branch tables for benchmarks.pareto. What
-was measured and tried is kept in the folder: a search that was stopped goes on.
-"""
-EXAMPLES = """\
-examples:
-  python -m benchmarks.optimise                              # the reference pipeline
-  python -m benchmarks.optimise --speeds 2.0 2.5 --trials 60 # where to search harder
-  python -m benchmarks.optimise --quick --out results/quick  # does it run at all?
-"""
+QUICK = {"steps": 8, "samples": 2, "trials": 14, "lowering": "eager", "speeds": (2.0,)}
+EVERY = several(at_least(2), "EVERY", none_allowed=True)
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line decides.
+class Options(PipelineOptions):
+    """Options of the search."""
 
-    Attributes:
-        model: A pipeline folder, or a name on the hub.
-        device: Where the pipeline runs.
-        dtype: Name of the dtype of its parameters.
-        lowering: ``"regional"``, ``"whole"`` or ``"eager"``.
-        steps: Denoising steps.
-        samples: Pictures that tables are tried on, in one batch.
-        guidance: Guidance scale.
-        seed: Of the noise; other benchmarks count from 0, so that this should lie far off.
-        sites: Sites of the schedules.
-        unconditional: Intervals at which the unconditional stream may be called.
-        trials: Tables that are tried, for the front and for each speed.
-        speeds: Speeds to search harder at, against computing everything.
-        even: Whether to search evenly over all speeds first.
-        out: Folder to write to.
-    """
+    COMMAND = "benchmarks.optimise"
+    QUICK = QUICK
 
-    model: str
-    device: torch.device
-    dtype: str
-    lowering: str
-    steps: int
-    samples: int
-    guidance: float
-    seed: int
-    sites: str
-    unconditional: list[int]
-    trials: int
-    speeds: list[float]
-    even: bool
-    out: Path
-
-
-def build_parser() -> Parser:
-    """The parser of the search."""
-    parser = new_parser("python -m benchmarks.optimise", DESCRIPTION, EXAMPLES)
-    add, lowerings = parser.add_argument, ("regional", "whole", "eager")
-    add(
-        "--lowering", choices=lowerings, default="regional", help="what is compiled (regional)"
-    )
-    add("--steps", type=at_least(2), default=50, help="denoising steps (50)")
-    add("--samples", type=at_least(1), default=16, help="pictures to try tables on (16)")
-    add("--guidance", type=float, default=1.5, help="guidance scale (1.5)")
-    add("--seed", type=at_least(0), default=500_000, help="of the noise (500000)")
-    add("--sites", default="all", help="sites of the schedules (all)")
-    add(
-        "--unconditional",
-        type=at_least(2),
-        nargs="*",
-        default=[2, 3, 4, 6],
-        metavar="EVERY",
-        help="intervals at which the unconditional stream may be called (2 3 4 6)",
-    )
-    add("--trials", type=at_least(1), default=70, help="tables to try, per search (70)")
-    add(
-        "--speeds",
-        type=above(1.0),
-        nargs="*",
-        default=[2.0, 2.5],
-        help="search harder (2.0 2.5)",
-    )
-    add("--no-even", dest="even", action="store_false", help="search at the speeds alone")
-    add_out(parser, "results/optimise", QUICK)
-    return parser
-
-
-def parse_options(argv: Sequence[str] | None) -> Options:
-    """Read the command line; None takes that of the process."""
-    values = read_values(build_parser(), argv, QUICK)
-    return Options(**values)
+    lowering: Lowering = "regional"
+    """What is compiled."""
+    steps: Annotated[int, at_least(2)] = 50
+    """Denoising steps."""
+    samples: Count = 16
+    """Pictures to try tables on, in one batch."""
+    guidance: float = 1.5
+    """Guidance scale."""
+    seed: Annotated[int, at_least(0)] = 500_000
+    """Of the noise; other benchmarks count from 0, so that this should lie far off."""
+    sites: str = "all"
+    """Sites of the schedules."""
+    unconditional: Annotated[tuple[int, ...], EVERY] = (2, 3, 4, 6)
+    """Intervals at which the unconditional stream may be called."""
+    trials: Count = 70
+    """Tables to try, for the front and for each speed."""
+    speeds: Annotated[tuple[float, ...], several(above(1.0), none_allowed=True)] = (2.0, 2.5)
+    """Speeds to search harder at, against computing everything."""
+    even: Flag = True
+    """Search at the speeds alone, not evenly over all of them first."""
+    out: Path = Path("results/optimise")
+    """Folder to write to."""
+    quick: quick_flag(QUICK) = False
 
 
 def list_guidances(options: Options) -> list[dqar_fx.Guidance]:
@@ -152,12 +114,12 @@ def search(options: Options) -> dqar_fx.Front:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    options = parse_options(argv)
-    try:
-        front = search(options)
-    except (InputError, dqar_fx.DqarError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(Options, run, argv)
+
+
+def run(options: Options) -> None:
+    """Search, print and write."""
+    front = search(options)
     tables = options.out / "tables"
     for old in tables.glob("*.json"):
         old.unlink()
@@ -168,7 +130,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         front.plot(options.out / "front.png")
     except dqar_fx.DqarError as error:
         print(f"no plot: {error}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,33 +6,26 @@ each step that compiled something, the same step of a second trajectory is taken
 are capture, passes and table, Dynamo, Inductor and the C++ compiler.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
 import dqar_fx
-from benchmarks.compile_cost.points import Point
-from benchmarks.compile_cost.rows import Measured
-from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.compile_cost.rows import Measured, Point
 from benchmarks.harness.machine import set_up_compiler
 from benchmarks.harness.timing import Compiled
 
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step: its time, and what was compiled in it."""
-
-    seconds: float
-    compiled: Compiled
+Step = tuple[float, Compiled]
+"""A step's time in seconds, and what was compiled in it."""
 
 
 @torch.no_grad()
@@ -43,17 +36,18 @@ def measure(point: Point) -> Measured:
     hits = count_hits()
     module, transform_s = build(model, point)
     first, second = run_trajectory(module, point), run_trajectory(module, point)
-    pairs = list(zip(first, second, strict=True))
-    differences = [(a.seconds - b.seconds, a.compiled.graphs > 0) for a, b in pairs]
-    steps = [*first, *second]
+    taken_off = [
+        (once_s - again_s, compiled.graphs > 0)
+        for (once_s, compiled), (again_s, _) in zip(first, second, strict=True)
+    ]
     return Measured(
         transform_s=transform_s,
-        compile_s=(transform_s or 0.0) + sum(s for s, compiled in differences if compiled),
-        other_s=sum(s for s, compiled in differences if not compiled),
-        run_s=sum(step.seconds for step in second),
-        graphs=sum(step.compiled.graphs for step in first),
-        breaks=sum(step.compiled.breaks for step in steps),
-        recompiles=sum(step.compiled.graphs for step in second),
+        compile_s=(transform_s or 0.0) + sum(s for s, compiled in taken_off if compiled),
+        other_s=sum(s for s, compiled in taken_off if not compiled),
+        run_s=sum(seconds for seconds, _ in second),
+        graphs=sum(compiled.graphs for _, compiled in first),
+        breaks=sum(compiled.breaks for _, compiled in (*first, *second)),
+        recompiles=sum(compiled.graphs for _, compiled in second),
         cache_hits=count_hits() - hits,
         distinct_rows=1 if transform_s is None else len(module.table.rows),
     )
@@ -69,7 +63,7 @@ def build(model: nn.Module, point: Point) -> tuple[Any, float | None]:
     """What is called, and the time of the transformation if there is one."""
     if point.kind == "whole":
         return torch.compile(model, fullgraph=True), None
-    call = draw_calls(point)[0]
+    call = next(point.geometry.draw_calls(point.steps))
     start = time.perf_counter()
     denoiser = dqar_fx.transform(model, point.schedule, compile="regional")
     denoiser.prepare(**call)
@@ -79,26 +73,11 @@ def build(model: nn.Module, point: Point) -> tuple[Any, float | None]:
 def run_trajectory(model: Any, point: Point) -> list[Step]:
     """Each step of a trajectory, called as stock pipelines call."""
     steps = []
-    for call in draw_calls(point):
+    for call in point.geometry.draw_calls(point.steps):
         before, start = Compiled.so_far(), time.perf_counter()
         model(**call)
-        seconds = time.perf_counter() - start
-        steps.append(Step(seconds, Compiled.so_far() - before))
+        steps.append((time.perf_counter() - start, Compiled.so_far() - before))
     return steps
-
-
-def draw_calls(point: Point) -> list[dict[str, torch.Tensor]]:
-    """The arguments of each step's call."""
-    geometry = point.geometry
-    labels, timesteps = geometry.labels(), draw_timesteps(point.steps)
-    return [
-        {
-            "hidden_states": geometry.draw_latent(),
-            "timestep": timestep.expand(geometry.batch),
-            "class_labels": labels,
-        }
-        for timestep in timesteps
-    ]
 
 
 def count_hits() -> int:
@@ -108,16 +87,15 @@ def count_hits() -> int:
 
 def write_order(point: Point, threads: int) -> str:
     """What a process is told."""
-    return json.dumps({"point": asdict(point), "threads": threads})
+    return msgspec.json.encode({"point": point, "threads": threads}).decode()
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure what `write_order` wrote, and print it as the last line."""
-    order = json.loads(argv[0])
+    order = msgspec.json.decode(argv[0])
     torch.set_num_threads(order["threads"])
-    values = order["point"]
-    point = Point(**values | {"geometry": Geometry(**values["geometry"])})
-    print(json.dumps(asdict(measure(point))))
+    measured = measure(msgspec.convert(order["point"], Point))
+    print(msgspec.json.encode(measured).decode())
     return 0
 
 

@@ -1,18 +1,73 @@
-"""Rows: what each process measured, one line of JSON each, on disk as soon as it is known."""
+"""Points, which are compiled, and rows: what a process measured of a point."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
-from benchmarks.compile_cost.points import Point
-from benchmarks.harness.errors import InputError
+import dqar_fx
 from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.machine import Machine
+from benchmarks.harness.rows import SHARED
 
+WARMUP = 5
+"""First steps of the linear schedules, which compute everything."""
+KINDS = {
+    "whole": "untransformed, torch.compile(fullgraph=True)",
+    "regional": "linear schedule, by regions",
+}
 PHASES = ("cold", "warm")
 """With an empty cache; with the one that the cold process has left."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Something that is compiled.
+
+    Attributes:
+        kind: A key of `KINDS`.
+        geometry: Of the model.
+        steps: Of the trajectory; 1 for the untransformed model.
+        ramp: Steps over which reuse spreads; None for the schedule's own number.
+    """
+
+    kind: str
+    geometry: Geometry = field(metadata=SHARED)
+    steps: int
+    ramp: int | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "whole":
+            return f"{self.geometry.layers} layers, whole"
+        ramp = "" if self.ramp is None else f", ramp {self.ramp}"
+        return f"{self.geometry.layers} layers, {self.steps} steps{ramp}"
+
+    @property
+    def schedule(self) -> dqar_fx.Schedule:
+        """The schedule: linear."""
+        full_from = None if self.ramp is None else WARMUP + self.ramp
+        return dqar_fx.Schedule.linear(self.steps, WARMUP, full_from=full_from)
+
+
+def middle(values: Sequence[int]) -> int:
+    """The one in the middle of sorted values; the upper one of two."""
+    return values[len(values) // 2]
+
+
+def cross(
+    geometries: Sequence[Geometry], steps: Sequence[int], ramps: Sequence[int]
+) -> list[Point]:
+    """Schedules in which one thing at a time differs from the middle.
+
+    Args:
+        geometries: By number of layers.
+        steps: Numbers of steps, sorted.
+        ramps: Steps over which reuse spreads, beside the schedule's own number.
+    """
+    centre = geometries[len(geometries) // 2]
+    return [
+        *(Point("regional", each, middle(steps)) for each in geometries),
+        *(Point("regional", centre, each) for each in steps if each != middle(steps)),
+        *(Point("regional", centre, middle(steps), each) for each in ramps),
+    ]
 
 
 @dataclass(frozen=True)
@@ -56,88 +111,24 @@ class Row:
         machine: Where.
     """
 
-    point: Point
+    point: Point = field(metadata=SHARED)
     phase: str
     repeat: int
     process_s: float
-    measured: Measured | None
+    measured: Measured | None = field(metadata=SHARED)
     error: str | None
-    machine: Machine
-
-    def to_json(self) -> str:
-        """One flat JSON object."""
-        values = asdict(self)
-        measured = values.pop("measured") or dict.fromkeys(names_of(Measured))
-        values |= values.pop("point") | measured | values.pop("machine")
-        values |= values.pop("geometry")
-        return json.dumps(values)
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> "Row":
-        """The row of a JSON object.
-
-        Raises:
-            KeyError: It has other fields.
-        """
-        point = {name: values[name] for name in ("kind", "steps", "ramp")}
-        return cls(
-            Point(geometry=pick(Geometry, values), **point),
-            values["phase"],
-            values["repeat"],
-            values["process_s"],
-            None if values["error"] else pick(Measured, values),
-            values["error"],
-            pick(Machine, values),
-        )
+    machine: Machine = field(metadata=SHARED)
 
     def is_of(self, point: Point, repeat: int, machine: Machine) -> bool:
         """Whether it is a measurement of that, there, of the same sources."""
-        same = (self.point, self.repeat) == (point, repeat)
-        sources = (self.machine.commit, self.machine.dirty) == (machine.commit, machine.dirty)
-        return same and sources and name_place(self.machine) == name_place(machine)
+        mine, asked = (
+            (each.commit, each.dirty, each.processor, each.cores, each.threads, each.torch)
+            for each in (self.machine, machine)
+        )
+        return (self.point, self.repeat, mine) == (point, repeat, asked)
 
 
-def name_place(machine: Machine) -> tuple[object, ...]:
-    """What of a machine makes times comparable."""
-    return (machine.processor, machine.cores, machine.threads, machine.torch)
-
-
-def names_of(record: Any) -> list[str]:
-    """Names of a dataclass's fields."""
-    return [field.name for field in fields(record)]
-
-
-def pick(record: Any, values: dict[str, Any]) -> Any:
-    """A dataclass of those values that it has fields for."""
-    return record(**{name: values[name] for name in names_of(record)})
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; none if there is no file. Lines with other fields are left out.
-
-    Raises:
-        InputError: A line is no JSON object.
-    """
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = (read_row(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1))
-    return [row for row in found if row is not None]
-
-
-def read_row(line: str, where: str) -> Row | None:
-    """The row of a line; None if another version of this command wrote it.
-
-    Raises:
-        InputError: It is no JSON object.
-    """
-    try:
-        return Row.from_values(dict(json.loads(line)))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{where}: no JSON object ({error}); delete the line") from None
-    except KeyError:
-        return None
-
-
-def append_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write rows behind those of a file."""
-    with path.open("a") as file:
-        file.write("".join(f"{row.to_json()}\n" for row in rows))
+def select(rows: Sequence[Row], point: Point, phase: str) -> dict[int, Measured]:
+    """What was measured of a point in a phase, by repeat."""
+    mine = (row for row in rows if (row.point, row.phase) == (point, phase))
+    return {row.repeat: row.measured for row in mine if row.measured is not None}

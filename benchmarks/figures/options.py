@@ -17,24 +17,21 @@ from pathlib import Path
 from typing import Annotated
 
 from benchmarks.ablation.options import SCHEDULERS
+from benchmarks.gates.calibrated import CalibratedOptions
 from benchmarks.harness.options import (
-    Count,
     at_least,
     convert_with,
-    default_is,
-    folder_to_keep,
     one_of,
     quick_flag,
     several,
 )
-from benchmarks.harness.pipelines import PipelineOptions
 
 FIGURES = ("speed", "reuse", "quality", "architecture", "mismatch")
 QUICK = {"steps": 6, "samples": 1}
 
 
 @dataclass(frozen=True)
-class Options(PipelineOptions):
+class Options(CalibratedOptions):
     """Options of the figures."""
 
     COMMAND = "benchmarks.figures"
@@ -44,20 +41,8 @@ class Options(PipelineOptions):
     """DDPM, as in the ablation, or the pipeline's own."""
     steps: Annotated[int, at_least(4)] = 50
     """Denoising steps."""
-    labels: Annotated[
-        tuple[int, ...] | None,
-        several(at_least(0), "N"),
-        default_is("the first ones of the pipeline"),
-    ] = None
-    """Classes of the pictures."""
-    samples: Count = 8
-    """How many classes, without these."""
     seed: Annotated[int, at_least(0)] = 42
     """Of the first picture; the others follow."""
-    calibration: Annotated[
-        Path | None, convert_with(folder_to_keep, "FOLDER"), default_is("measure anew")
-    ] = None
-    """Read a calibration there, or write it there."""
     ablation: Annotated[Path, convert_with(Path, "FOLDER")] = Path("results/ablation")
     """Rows of the ablation."""
     only: Annotated[tuple[str, ...], several(one_of(FIGURES), "NAME")] = FIGURES

@@ -5,10 +5,10 @@ from functools import cached_property
 from typing import Any
 
 import dqar_fx
-from benchmarks.ablation.protocol import refuse_unknown, use_scheduler
+from benchmarks.ablation.protocol import use_scheduler
 from benchmarks.figures.options import Options
 from benchmarks.gates.calibrated import obtain_calibration
-from benchmarks.harness.pipelines import Task, load_pipeline, model_name, name_classes
+from benchmarks.harness.pipelines import Task, load_pipeline, model_name
 from dqar_fx import Calibration, Denoiser, Schedule
 
 GUIDANCE = 1.5
@@ -47,11 +47,7 @@ class Studio:
         Raises:
             InputError: The pipeline does not have one.
         """
-        options, names = self.options, name_classes(self.pipe)
-        labels = options.labels or tuple(sorted(names)[: options.samples])
-        refuse_unknown("--labels", labels, names)
-        seeds = tuple(options.seed + number for number in range(len(labels)))
-        return Task(seeds, labels, tuple(names[label] for label in labels), GUIDANCE)
+        return self.options.make_task(self.pipe, self.options.seed, GUIDANCE)
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -68,14 +64,4 @@ class Studio:
         Raises:
             InputError: The folder that the options name has no such calibration.
         """
-        options = self.options
-        return obtain_calibration(
-            self.pipe,
-            self.task.labels,
-            given=options.calibration,
-            out=options.out,
-            steps=options.steps,
-            guidance=GUIDANCE,
-            seed=options.seed,
-            compare_kv=True,
-        )
+        return obtain_calibration(self.pipe, self.task, self.options, compare_kv=True)

@@ -1,7 +1,1 @@
-"""Gates that decide by noise, attention entropy or a learned policy, at a common reuse ratio.
-
-::
-
-    python -m benchmarks.gates                              # calibrates, then compares
-    python -m benchmarks.gates --calibration my-calibration # keep what takes longest
-"""
+"""Gates that decide by noise, attention entropy or a learned policy, at one reuse ratio."""

@@ -1,19 +1,14 @@
 """What is known of every gate: its table, its cost, and how far its pictures stray."""
 
-import json
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
-import torch
 from tqdm import tqdm
 
 import dqar_fx
 from benchmarks.gates.lineup import Gated
-from benchmarks.harness.machine import Machine
 from benchmarks.harness.macs import count_trajectories
 from benchmarks.harness.pipelines import Task
 from benchmarks.main_job.rows import write_out
@@ -44,14 +39,6 @@ class Row:
     psnr_db: float
     psnr_db_min: float
 
-    def to_json(self, shared: dict[str, Any]) -> str:
-        """One flat JSON object; an infinite PSNR is the text ``inf``."""
-        values = asdict(self) | shared
-        for name in ("psnr_db", "psnr_db_min"):
-            if values[name] == math.inf:
-                values[name] = "inf"
-        return json.dumps(values, allow_nan=False)
-
 
 def measure(pipe: Any, task: Task, gated: Sequence[Gated]) -> list[Row]:
     """Count and generate, in eager mode; nothing is captured twice.
@@ -70,7 +57,7 @@ def measure(pipe: Any, task: Task, gated: Sequence[Gated]) -> list[Row]:
     rows = []
     for each, own in zip(tqdm(gated, desc="pictures"), macs.trajectories, strict=True):
         denoiser = denoiser.with_schedule(each.schedule)
-        with using(pipe, denoiser):
+        with patch.object(pipe, "transformer", denoiser):
             images = task.generate(pipe, steps)
         rows.append(
             Row(
@@ -85,22 +72,3 @@ def measure(pipe: Any, task: Task, gated: Sequence[Gated]) -> list[Row]:
             )
         )
     return rows
-
-
-@contextmanager
-def using(pipe: Any, module: torch.nn.Module) -> Iterator[None]:
-    """Put another model into a pipeline, while inside."""
-    original = pipe.transformer
-    pipe.transformer = module
-    try:
-        yield
-    finally:
-        pipe.transformer = original
-
-
-def write_rows(
-    rows: Sequence[Row], settings: dict[str, Any], machine: Machine, path: Path
-) -> None:
-    """Write one line of JSON per row."""
-    shared = settings | asdict(machine)
-    path.write_text("".join(f"{row.to_json(shared)}\n" for row in rows))

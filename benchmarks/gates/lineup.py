@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.gates.reach import reach_reuse
 from benchmarks.harness.contenders import WARMUP
 from dqar_fx import (
     BranchTable,
@@ -23,6 +23,7 @@ MAX_AGE = 3
 POLICY = "policy"
 SNR, ENTROPY = f"SNR window, max_age={MAX_AGE}", f"entropy above, max_age={MAX_AGE}"
 SMALLEST = 1e-12
+NUM_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -44,27 +45,61 @@ class Gated:
     is_gate: bool = True
 
 
+def reach_reuse(
+    gate: Callable[[float], Schedule],
+    sites: Sequence[str],
+    target: float,
+    bounds: tuple[float, float],
+) -> float:
+    """Halve an interval of thresholds until the reuse ratio is as near as it gets.
+
+    A table has finitely many cells, and all sites may share their fate: the target may lie
+    between two ratios that exist. Of all thresholds tried, the one that came nearest is
+    taken; of equally near ones the first. Nothing is drawn by chance.
+
+    Args:
+        gate: Gives the schedule for a threshold.
+        sites: Module paths.
+        target: Reuse ratio in [0, 1].
+        bounds: Thresholds at which the gate reuses least and most, in this order.
+
+    Returns:
+        The threshold.
+    """
+
+    def miss(threshold: float) -> float:
+        return gate(threshold).resolve(sites).reuse_ratio - target
+
+    few, many = bounds
+    misses = {threshold: miss(threshold) for threshold in bounds}
+    for _ in range(NUM_HALVINGS):
+        middle = (few + many) / 2
+        misses[middle] = miss(middle)
+        few, many = (middle, many) if misses[middle] < 0 else (few, middle)
+    return min(misses, key=lambda threshold: abs(misses[threshold]))
+
+
 @dataclass(frozen=True)
 class Family:
     """A gate whose threshold is open.
 
     Attributes:
         name: Who.
-        setting: Text with the place of the threshold.
         gate: The schedule for a threshold.
+        setting: Text with the place of the threshold.
         bounds: Thresholds at which it reuses least and most.
     """
 
     name: str
-    setting: str
     gate: Callable[[float], Schedule]
+    setting: str
     bounds: tuple[float, float]
 
     def settle(self, sites: Sequence[str], target: float) -> Gated:
         """The gate whose reuse ratio is nearest to a target."""
         found = reach_reuse(self.gate, sites, target, self.bounds)
-        setting = self.setting.format(found.threshold, 10**found.threshold)
-        return Gated(self.name, setting, found.schedule, found.table)
+        schedule, setting = self.gate(found), self.setting.format(found, 10**found)
+        return Gated(self.name, setting, schedule, schedule.resolve(sites))
 
 
 def list_families(
@@ -86,46 +121,40 @@ def list_families(
     def change(x: float) -> Schedule:
         return snr_gate(scheduler, steps, max_change=x)
 
-    def above(x: float, max_age: int | None = None) -> Schedule:
-        return entropy_gate(calibration, quantile=x, max_age=max_age)
-
-    def below(x: float) -> Schedule:
-        return entropy_gate(calibration, quantile=x, reuse="below", max_age=MAX_AGE)
+    def entropy(x: float, **how: Any) -> Schedule:
+        return entropy_gate(calibration, quantile=x, **how)
 
     def learned(x: float) -> Schedule:
         return policy_gate(policy, 10**x)
 
+    below = partial(entropy, reuse="below", max_age=MAX_AGE)
+    by_ratio = ("min_snr={1:.3g}", ratios)
+    by_change = ("max_change={0:.3g}", changes)
+    by_quantile = ("quantile={0:.3f}", (1.0, 0.0))
+    by_error = ("max_error={1:.2e}", errors)
     families = (
-        Family("SNR window", "min_snr={1:.3g}", window, ratios),
-        Family(SNR, "min_snr={1:.3g}", lambda x: window(x, MAX_AGE), ratios),
-        Family("SNR change", "max_change={0:.3g}", change, changes),
-        Family(
-            "SNR change & linear", "max_change={0:.3g}", lambda x: change(x) & linear, changes
-        ),
-        Family("entropy above", "quantile={0:.3f}", above, (1.0, 0.0)),
-        Family(ENTROPY, "quantile={0:.3f}", lambda x: above(x, MAX_AGE), (1.0, 0.0)),
-        Family(f"entropy below, max_age={MAX_AGE}", "quantile={0:.3f}", below, (0.0, 1.0)),
-        Family(POLICY, "max_error={1:.2e}", learned, errors),
-        Family(
-            f"policy & linear max_age={MAX_AGE}",
-            "max_error={1:.2e}",
-            lambda x: learned(x) & aged,
-            errors,
-        ),
+        Family("SNR window", window, *by_ratio),
+        Family(SNR, partial(window, max_age=MAX_AGE), *by_ratio),
+        Family("SNR change", change, *by_change),
+        Family("SNR change & linear", lambda x: change(x) & linear, *by_change),
+        Family("entropy above", entropy, *by_quantile),
+        Family(ENTROPY, partial(entropy, max_age=MAX_AGE), *by_quantile),
+        Family(f"entropy below, max_age={MAX_AGE}", below, by_quantile[0], (0.0, 1.0)),
+        Family(POLICY, learned, *by_error),
+        Family(f"policy & linear max_age={MAX_AGE}", lambda x: learned(x) & aged, *by_error),
     )
     return {family.name: family for family in families}
 
 
 def list_rivals(steps: int, sites: Sequence[str]) -> list[Gated]:
     """Schedules that decide by the step alone."""
+    interval, name = Schedule.interval, "interval every={} warmup={}"
     schedules = {
-        "interval every=2 warmup=1": Schedule.interval(steps, 2, warmup=1),
-        f"interval every=2 warmup={WARMUP}": Schedule.interval(steps, 2, warmup=WARMUP),
-        f"interval every=3 warmup={WARMUP}": Schedule.interval(steps, 3, warmup=WARMUP),
-        f"linear warmup={WARMUP} max_age={MAX_AGE}": Schedule.linear(
-            steps, WARMUP, max_age=MAX_AGE
-        ),
+        name.format(every, warmup): interval(steps, every, warmup=warmup)
+        for every, warmup in ((2, 1), (2, WARMUP), (3, WARMUP))
     }
+    linear = Schedule.linear(steps, WARMUP, max_age=MAX_AGE)
+    schedules[f"linear warmup={WARMUP} max_age={MAX_AGE}"] = linear
     return [
         Gated(name, "-", schedule, schedule.resolve(sites), is_gate=False)
         for name, schedule in schedules.items()

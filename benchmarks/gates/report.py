@@ -2,18 +2,41 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tabulate import tabulate
 
 from benchmarks.gates.facts import Row
 from benchmarks.gates.lineup import Gated
+from benchmarks.harness.tables import NOTHING, Column, format_table
 from dqar_fx import BranchTable, Calibration, Policy
+from dqar_fx.calibration.policy import rank
 
 SIMILAR = 0.05
 """Difference of reuse ratios up to which pictures are compared."""
-HEADERS = ("gate", "threshold", "reuse", "rows", "ceiling", "PSNR dB", "worst dB")
+COLUMNS = (
+    Column("gate", "name"),
+    Column("threshold", "setting"),
+    Column("reuse", "reuse_ratio", ".3f"),
+    Column("rows", "distinct_rows"),
+    Column("ceiling", "ceiling", ".2f"),
+    Column("PSNR dB", "psnr_db", ".1f"),
+    Column("worst dB", "psnr_db_min", ".1f"),
+)
+
+
+def show_correlation(value: float) -> str:
+    """With its sign, or a dash for none."""
+    return NOTHING if math.isnan(value) else f"{value:+.2f}"
+
+
+SITE_COLUMNS = (
+    Column("site", "path"),
+    Column("with own change", "with_change", show_correlation),
+    Column("with denoiser's error", "with_error", show_correlation),
+    Column("reuses tried", "num_tried"),
+)
 
 
 def format_gate(gated: Gated) -> str:
@@ -46,39 +69,38 @@ def format_policy(policy: Policy) -> str:
 
 def format_entropy(calibration: Calibration) -> str:
     """Per site, how entropy goes along with the error of reuse."""
-    rows = correlate(calibration)
-    table = tabulate(
-        [(path, show(change), show(error), count) for path, change, error, count in rows],
-        headers=("site", "with own change", "with denoiser's error", "reuses tried"),
-        tablefmt="github",
-        disable_numparse=True,
-        colalign=("left", "right", "right", "right"),
-    )
     return (
         "rank correlation of attention entropy with the change of the site's output since the "
         "step\nbefore, over steps; and with the error of the denoiser's output after a reuse, "
-        f"any age:\n{table}"
+        f"any age:\n{format_table(SITE_COLUMNS, correlate(calibration))}"
     )
 
 
-def correlate(calibration: Calibration) -> list[tuple[str, float, float, int]]:
-    """Path, correlation with the change, with the error, and reuses tried, of each site."""
-    cells = calibration.cells
-    rows = []
+@dataclass(frozen=True)
+class Correlated:
+    """How a site's attention entropy goes along with what reuse does.
+
+    Attributes:
+        path: Of the site.
+        with_change: Rank correlation with the change of its output since the step before.
+        with_error: Rank correlation with the error of the denoiser's output after a reuse.
+        num_tried: Reuses of which the error is known.
+    """
+
+    path: str
+    with_change: float
+    with_error: float
+    num_tried: int
+
+
+def correlate(calibration: Calibration) -> list[Correlated]:
+    """The correlations of each site."""
+    cells, rows = calibration.cells, []
     for site, path in enumerate(calibration.sites):
-        mine = cells.site == site
-        rows.append(
-            (
-                path,
-                rank_correlation(
-                    calibration.entropy[1:, site], calibration.change[1:, site, 0]
-                ),
-                rank_correlation(
-                    calibration.entropy[cells.step[mine], site], cells.error[mine]
-                ),
-                int(mine.sum()),
-            )
-        )
+        mine, entropy = cells.site == site, calibration.entropy[:, site]
+        change = rank_correlation(entropy[1:], calibration.change[1:, site, 0])
+        error = rank_correlation(entropy[cells.step[mine]], cells.error[mine])
+        rows.append(Correlated(path, change, error, int(mine.sum())))
     return rows
 
 
@@ -90,35 +112,6 @@ def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
     return float(np.corrcoef(first, second)[0, 1])
-
-
-def rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places in ascending order; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse], np.float64)
-
-
-def format_table(rows: Sequence[Row]) -> str:
-    """The comparison."""
-    return tabulate(
-        [
-            (
-                row.name,
-                row.setting,
-                f"{row.reuse_ratio:.3f}",
-                f"{row.distinct_rows}",
-                f"{row.ceiling:.2f}",
-                show(row.psnr_db, ".1f"),
-                show(row.psnr_db_min, ".1f"),
-            )
-            for row in rows
-        ],
-        headers=HEADERS,
-        tablefmt="github",
-        disable_numparse=True,
-        colalign=("left", "left", *("right",) * (len(HEADERS) - 2)),
-    )
 
 
 def format_verdict(rows: Sequence[Row], gated: Sequence[Gated], target: float) -> str:
@@ -138,8 +131,3 @@ def format_verdict(rows: Sequence[Row], gated: Sequence[Gated], target: float) -
         f"at about {target:g} reuse (within {SIMILAR:g}), {ahead} is ahead of the schedules "
         f"that follow the\nstep alone: best gate {named[0]}, best schedule {named[1]}"
     )
-
-
-def show(value: float, form: str = "+.2f") -> str:
-    """A number, or a dash for none."""
-    return "-" if math.isnan(value) else format(value, form)

@@ -48,9 +48,9 @@ docstring is the text and the examples of ``--help``::
         return 1 if any(row.error for row in rows) else 0
 
 ======================  ==================================================================
-``options``             ``Command``, kinds of values (``Count``, ``Counts``, ``Patterns``,
-                        ``Folder``, ``at_least``, ``above``, ``one_of``, ``several``),
-                        ``default_is``, ``quick_flag``, ``run_command``
+``options``             ``Command``, ``CpuOptions``, kinds of values (``Count``, ``Counts``,
+                        ``Patterns``, ``Folder``, ``at_least``, ``above``, ``one_of``,
+                        ``several``), ``default_is``, ``quick_flag``, ``run_command``
 ``pipelines``           ``PipelineOptions``, ``load_pipeline``, ``Task``: the pictures
 ``geometry``            ``GeometryOptions``, ``Geometry``: a DiT with random weights
 ``rows``                ``write_rows``, ``append_rows``, ``read_rows``, ``to_values``,

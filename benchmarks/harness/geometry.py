@@ -1,5 +1,6 @@
 """A class-conditional DiT of any size with random weights, for what needs no pictures."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 from typing import Annotated, Any, Self
@@ -10,7 +11,7 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from benchmarks.harness.errors import InputError
-from benchmarks.harness.options import Command, Count, at_least, default_is
+from benchmarks.harness.options import Count, CpuOptions
 
 PATCH, CHANNELS, NUM_CLASSES = 2, 4, 1000
 
@@ -88,20 +89,26 @@ class Geometry:
             "class_labels": self.labels(),
         }
 
+    def draw_calls(self, num_steps: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Keyword arguments of each call of a trajectory; the labels are one tensor."""
+        labels = self.labels()
+        for timestep in draw_timesteps(num_steps):
+            yield {
+                "hidden_states": self.draw_latent(),
+                "timestep": timestep.expand(self.batch),
+                "class_labels": labels,
+            }
+
 
 @dataclass(frozen=True)
-class GeometryOptions(Command):
+class GeometryOptions(CpuOptions):
     """Options of a model with random weights, and of threads."""
 
     geometry: Annotated[Geometry, tyro.conf.OmitArgPrefixes] = Geometry()
-    threads: Annotated[int | None, at_least(1), default_is("PyTorch's")] = None
-    """CPU threads."""
 
     def settle(self) -> Self:
-        """The same; sets the threads."""
+        """The same, if there is such a model."""
         self.geometry.check()
-        if self.threads:
-            torch.set_num_threads(self.threads)
         return super().settle()
 
 

@@ -17,6 +17,7 @@ import torch
 import tyro
 
 from benchmarks.harness.errors import InputError
+from benchmarks.harness.machine import can_compile
 from dqar_fx import DqarError
 
 Lowering = Literal["regional", "whole", "eager"]
@@ -163,7 +164,7 @@ def quick_flag(defaults: Mapping[str, object]) -> Any:
 
 def show_words(value: object) -> str:
     """A value as it is written on a command line."""
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,28 @@ class Command:
             InputError: They do not go together, or cannot be used here.
         """
         return self
+
+
+@dataclass(frozen=True)
+class CpuOptions(Command):
+    """Options of what runs on the CPU.
+
+    Attributes:
+        WHY_COMPILER: What is said where there is no compiler; nothing where none is needed.
+    """
+
+    WHY_COMPILER: ClassVar[str] = ""
+
+    threads: Annotated[int | None, at_least(1), default_is("PyTorch's")] = None
+    """CPU threads."""
+
+    def settle(self) -> Self:
+        """The same, if there is a compiler where one is needed; sets the threads."""
+        if self.WHY_COMPILER and not can_compile(torch.device("cpu")):
+            raise InputError(f"no C++ compiler was found, and {self.WHY_COMPILER}")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return super().settle()
 
 
 Options = TypeVar("Options", bound=Command)

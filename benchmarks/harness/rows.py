@@ -1,8 +1,9 @@
 """Rows: what was measured, as one flat JSON object per line.
 
 A row is a dataclass. What rows share (a machine, a setting, a geometry) is a field marked
-`SHARED`: its entries are spread into the object of the row, where the row's own names win.
-Infinity is the text ``inf``, since JSON has no such number. Reading takes all of it back.
+`SHARED`, of a row or of what it shares: its entries are spread into the object of the row,
+where the row's own names win. Infinity is the text ``inf``, since JSON has no such number.
+Reading takes all of it back.
 """
 
 import json
@@ -36,10 +37,22 @@ def to_values(row: Any, *others: Any, also: Sequence[str] = ()) -> dict[str, Any
     """
     values: dict[str, Any] = msgspec.to_builtins(row)
     values |= {name: getattr(row, name) for name in also}
-    nested = [values.pop(name) or empty for name, empty in list_shared(type(row)).items()]
-    for record in (*nested, *map(msgspec.to_builtins, others)):
-        values |= {name: value for name, value in record.items() if name not in values}
+    values = spread(type(row), values)
+    for record in map(msgspec.to_builtins, others):
+        values = values | record | values  # what is there stays, and stays first
     return name_infinite(values)
+
+
+def spread(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a record with those of its shared records, and theirs, beside them."""
+    for name, empty in list_shared(kind).items():
+        inner, record = values.pop(name), find_record(kind, name)
+        if inner is None:
+            inner = empty
+        elif record is not None:
+            inner = spread(record, inner)
+        values = values | inner | values
+    return values
 
 
 def list_shared(kind: type) -> dict[str, dict[str, None]]:

@@ -15,5 +15,5 @@ PIPELINE = Path(__file__).resolve().parent / "pipeline"
 """The shipped pipeline folder, to be given to ``DiTPipeline.from_pretrained``."""
 SMALL = PIPELINE.with_name("small")
 """A second one of another shape: half the blocks, width 96 of 3 heads, the same VAE."""
-
-__all__ = ["PIPELINE", "SMALL"]
+OUT = Path("results/reference")
+"""The folder of a run, which all scripts share by default."""

@@ -4,22 +4,34 @@ Reads ``vae/`` and ``transformer/`` in ``--out``, writes ``pipeline/`` there, wh
 ``DiTPipeline.from_pretrained`` loads.
 """
 
-import argparse
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 
 from benchmarks.harness.errors import InputError
+from benchmarks.harness.options import Command, one_of, run_command
+from benchmarks.harness.pipelines import DTYPES
+from benchmarks.reference import OUT
 from benchmarks.reference.data import LABELS
-from benchmarks.reference.errors import report_input_errors
 from benchmarks.reference.models import build_scheduler
-from benchmarks.reference.options import DEFAULT_OUT
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+@dataclass(frozen=True)
+class Options(Command):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.reference.assemble"
+
+    out: Path = OUT
+    """Folder of the run."""
+    dtype: Annotated[str, one_of(tuple(DTYPES))] = "float16"
+    """Type of the stored weights."""
 
 
 def assemble(out: Path, dtype: torch.dtype = torch.float16) -> Path:
@@ -49,18 +61,14 @@ def assemble(out: Path, dtype: torch.dtype = torch.float16) -> Path:
     folder = out / "pipeline"
     pipeline.save_pretrained(folder)
     # DiTPipeline reads the names of the labels from its index, but does not write them there.
-    edit_json(folder / "model_index.json", add={"id2label": dict(enumerate(LABELS))})
-    # The folder of the run means nothing to whoever loads the pipeline.
-    for part in ("vae", "transformer"):
-        edit_json(folder / part / "config.json", remove="_name_or_path")
+    names: dict[str, Any] = {"id2label": dict(enumerate(LABELS))}
+    changes = {"model_index.json": names, "vae/config.json": {}, "transformer/config.json": {}}
+    for name, added in changes.items():
+        content = json.loads((folder / name).read_text()) | added
+        # The folder of the run means nothing to whoever loads the pipeline.
+        content.pop("_name_or_path", None)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     return folder
-
-
-def edit_json(path: Path, *, add: Mapping[str, Any] | None = None, remove: str = "") -> None:
-    """Add entries to a JSON object in a file and remove one, if it is there."""
-    content = json.loads(path.read_text()) | dict(add or {})
-    content.pop(remove, None)
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def find_part(out: Path, name: str) -> Path:
@@ -73,19 +81,15 @@ def find_part(out: Path, name: str) -> Path:
     return out / name
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add = parser.add_argument
-    add("--out", type=Path, default=DEFAULT_OUT, help="folder of the run")
-    add("--dtype", choices=DTYPES, default="float16", help="type of the stored weights")
-    args = parser.parse_args(argv)
-    with report_input_errors():
-        folder = assemble(args.out, DTYPES[args.dtype])
-    print(f"wrote {folder}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run_command(Options, run, argv)
+
+
+def run(options: Options) -> None:
+    """Assemble and tell where."""
+    print(f"wrote {assemble(options.out, DTYPES[options.dtype])}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,7 +8,7 @@ its run (seed, batch size, number of steps, ...): no other run may continue from
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from benchmarks.harness.errors import InputError
+from benchmarks.harness.store import Identity, describe_difference
 
-Identity = Mapping[str, int | float | str]
 _KEYS = frozenset(("identity", "step", "rng", "model", "optimiser", "ema"))
 
 
@@ -69,7 +69,12 @@ def load_checkpoint(path: Path, state: TrainingState, identity: Identity) -> Non
         InputError: If the file cannot be read or belongs to a run of another identity.
     """
     content = _read(path)
-    _check_identity(path, found=content["identity"], expected=identity)
+    if content["identity"] != identity:
+        difference = describe_difference(content["identity"], identity)
+        raise InputError(
+            f"checkpoint {path} belongs to another run ({difference}). Repeat the options of "
+            "that run, choose another --out, or pass --no-resume to start over."
+        )
     state.model.load_state_dict(content["model"])
     state.optimiser.load_state_dict(content["optimiser"])
     if state.ema is not None:
@@ -87,16 +92,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.keys() != _KEYS:
         raise InputError(f"{path} is not a checkpoint of these scripts. {restart}")
     return content
-
-
-def _check_identity(path: Path, *, found: Identity, expected: Identity) -> None:
-    differences = [
-        f"{key}: {found.get(key)} in the checkpoint, {expected.get(key)} now"
-        for key in sorted(found.keys() | expected.keys())
-        if found.get(key) != expected.get(key)
-    ]
-    if differences:
-        raise InputError(
-            f"checkpoint {path} belongs to another run ({'; '.join(differences)}). Repeat the "
-            "options of that run, choose another --out, or pass --no-resume to start over."
-        )

@@ -5,7 +5,9 @@ continues from its last checkpoint when started again with the same options.
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.harness.options import Count, run_command
 from benchmarks.quality.frechet import STATISTICS, gather_statistics, to_unit
-from benchmarks.reference.checkpoint import TrainingState
 from benchmarks.reference.classifier import (
     CONFIG,
     WEIGHTS,
@@ -23,14 +25,22 @@ from benchmarks.reference.classifier import (
     to_channels_last,
 )
 from benchmarks.reference.data import Split, load_split
-from benchmarks.reference.errors import report_input_errors
-from benchmarks.reference.options import parse_training_options
-from benchmarks.reference.training import LearningRate, Options, fit
+from benchmarks.reference.training import Recipe, TrainingOptions
 
-LEARNING_RATE = LearningRate(peak=3e-3, warmup_steps=200)
-DEFAULT_STEPS = 5600
-DEFAULT_BATCH_SIZE = 128
+RECIPE = Recipe("classifier", peak=3e-3, warmup_steps=200)
 MAX_SHIFT = 2
+
+
+@dataclass(frozen=True)
+class Options(TrainingOptions):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.reference.train_classifier"
+
+    steps: Count = 5600
+    """Length of the run and its schedule."""
+    batch_size: Count = 128
+    """Images per step."""
 
 
 def augment(images: Tensor) -> Tensor:
@@ -51,7 +61,7 @@ def augment(images: Tensor) -> Tensor:
 
 
 def train(
-    data: Split, options: Options, *, build: Callable[[], FashionCNN] = FashionCNN
+    data: Split, options: TrainingOptions, *, build: Callable[[], FashionCNN] = FashionCNN
 ) -> FashionCNN | None:
     """Train a classifier.
 
@@ -65,29 +75,14 @@ def train(
     """
     torch.manual_seed(options.seed)
     net = to_channels_last(build().train())
-    optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE.peak, betas=(0.9, 0.99))
 
-    def draw_loss() -> Tensor:
-        index = torch.randint(len(data.images), (options.batch_size,))
+    def compute_loss(index: Tensor) -> Tensor:
         return F.cross_entropy(net(augment(data.images[index])), data.labels[index])
 
-    complete = fit(
-        TrainingState(net, optimiser),
-        draw_loss,
-        LEARNING_RATE,
-        options,
-        checkpoint=options.out / "classifier.checkpoint.pt",
-        identity={
-            "seed": options.seed,
-            "batch_size": options.batch_size,
-            "num_images": len(data.images),
-            "num_parameters": sum(parameter.numel() for parameter in net.parameters()),
-        },
-    )
-    return net.eval() if complete else None
+    return net.eval() if RECIPE.fit(net, compute_loss, len(data.images), options) else None
 
 
-def export(net: FashionCNN, data: Split, test: Split, options: Options) -> Path:
+def export(net: FashionCNN, data: Split, test: Split, options: TrainingOptions) -> Path:
     """Write ``classifier/``: weights in float16, accuracy, statistics of the training images.
 
     The weights of ``net`` are rounded to float16 first, so that all figures are of what is
@@ -121,16 +116,16 @@ def export(net: FashionCNN, data: Split, test: Split, options: Options) -> Path:
     return folder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    options = parse_training_options(
-        argv, description=__doc__ or "", steps=DEFAULT_STEPS, batch_size=DEFAULT_BATCH_SIZE
-    )
-    with report_input_errors():
-        data, test = load_split("train"), load_split("test")
-        net = train(data, options)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run_command(Options, run, argv)
+
+
+def run(options: Options) -> None:
+    """Train, write and tell the accuracy."""
+    data, test = load_split("train"), load_split("test")
+    net = train(data, options)
     if net is None:
-        print(f"stopped at step {options.last_step} of {options.steps}: run again to continue")
         return
     folder = export(net, data, test, options)
     accuracy = json.loads((folder / CONFIG).read_text())["test_accuracy"]
@@ -138,4 +133,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

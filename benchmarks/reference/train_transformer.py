@@ -6,7 +6,9 @@ checkpoint when started again with the same options.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,23 +16,29 @@ import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
-from benchmarks.reference.checkpoint import TrainingState
-from benchmarks.reference.errors import report_input_errors
-from benchmarks.reference.latents import FILE_NAME, Latents, load_latents
-from benchmarks.reference.models import (
-    TRANSFORMER_CONFIG,
-    build_scheduler,
-    build_transformer,
-)
-from benchmarks.reference.options import parse_training_options
-from benchmarks.reference.training import LearningRate, Options, fit
+from benchmarks.harness.options import Count, run_command
+from benchmarks.reference.data import FILE_NAME, Latents, load_latents
+from benchmarks.reference.models import TRANSFORMER_CONFIG, build_scheduler, build_transformer
+from benchmarks.reference.training import Recipe, TrainingOptions
 
-LEARNING_RATE = LearningRate(peak=1.2e-3, warmup_steps=200, floor=0.02)
-DEFAULT_STEPS = 2664
-DEFAULT_BATCH_SIZE = 128
+RECIPE = Recipe("transformer", peak=1.2e-3, warmup_steps=200, floor=0.02, weight_decay=0.0)
 NULL_LABEL_RATE = 0.1
-SHAPE = ("num_layers", "num_attention_heads")
-"""Sizes of the model that may be chosen."""
+
+
+@dataclass(frozen=True)
+class Options(TrainingOptions):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.reference.train_transformer"
+
+    steps: Count = 2664
+    """Length of the run and its schedule."""
+    batch_size: Count = 128
+    """Images per step."""
+    num_layers: Count = TRANSFORMER_CONFIG["num_layers"]
+    """Of the model."""
+    num_attention_heads: Count = TRANSFORMER_CONFIG["num_attention_heads"]
+    """Of the model."""
 
 
 def draw_timesteps(batch_size: int, num_timesteps: int) -> Tensor:
@@ -60,7 +68,7 @@ def compute_loss(
 
 def train(
     data: Latents,
-    options: Options,
+    options: TrainingOptions,
     *,
     build: Callable[[], DiTTransformer2DModel] = build_transformer,
 ) -> DiTTransformer2DModel | None:
@@ -77,57 +85,38 @@ def train(
     torch.manual_seed(options.seed)
     transformer = build().train()
     ema = copy.deepcopy(transformer).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(
-        transformer.parameters(), LEARNING_RATE.peak, betas=(0.9, 0.99), weight_decay=0.0
-    )
     alphas_cumprod = build_scheduler().alphas_cumprod
 
-    def draw_loss() -> Tensor:
-        index = torch.randint(len(data.labels), (options.batch_size,))
+    def compute(index: Tensor) -> Tensor:
         return compute_loss(transformer, data.draw(index), data.labels[index], alphas_cumprod)
 
-    complete = fit(
-        TrainingState(transformer, optimiser, ema),
-        draw_loss,
-        LEARNING_RATE,
-        options,
-        checkpoint=options.out / "transformer.checkpoint.pt",
-        identity={
-            "seed": options.seed,
-            "batch_size": options.batch_size,
-            "num_images": len(data.labels),
-            "num_parameters": transformer.num_parameters(),
-            # Computed from every latent, so it tells apart latents of different VAEs.
-            "scaling_factor": data.scaling_factor,
-        },
-    )
-    if not complete:
+    # The scaling factor follows from every latent: it tells apart latents of different VAEs.
+    identity = {"scaling_factor": data.scaling_factor}
+    if not RECIPE.fit(transformer, compute, len(data.labels), options, ema=ema, **identity):
         return None
     ema.save_pretrained(options.out / "transformer")
     return ema
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    options = parse_training_options(
-        argv,
-        description=__doc__ or "",
-        steps=DEFAULT_STEPS,
-        batch_size=DEFAULT_BATCH_SIZE,
-        shape={name: TRANSFORMER_CONFIG[name] for name in SHAPE},
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run_command(Options, run, argv)
+
+
+def run(options: Options) -> None:
+    """Train and write."""
+    build = partial(
+        build_transformer,
+        num_layers=options.num_layers,
+        num_attention_heads=options.num_attention_heads,
     )
-    build = partial(build_transformer, **options.shape)
     config = build().config
-    with report_input_errors():
-        data = load_latents(
-            options.out / FILE_NAME, num_channels=config.in_channels, size=config.sample_size
-        )
-        transformer = train(data, options, build=build)
-    if transformer is None:
-        print(f"stopped at step {options.last_step} of {options.steps}: run again to continue")
-        return
-    print(f"wrote {options.out / 'transformer'}")
+    data = load_latents(
+        options.out / FILE_NAME, num_channels=config.in_channels, size=config.sample_size
+    )
+    if train(data, options, build=build) is not None:
+        print(f"wrote {options.out / 'transformer'}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,24 +4,33 @@ Writes ``vae/``, ``latents.safetensors`` and ``vae.checkpoint.pt`` to ``--out``.
 run continues from its last checkpoint when started again with the same options.
 """
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from benchmarks.reference import latents
-from benchmarks.reference.checkpoint import TrainingState
-from benchmarks.reference.data import Split, load_split
-from benchmarks.reference.errors import report_input_errors
+from benchmarks.harness.options import Count, run_command
+from benchmarks.reference.data import FILE_NAME, Latents, Split, load_split, save_latents
 from benchmarks.reference.models import build_vae
-from benchmarks.reference.options import parse_training_options
-from benchmarks.reference.training import LearningRate, Options, fit
+from benchmarks.reference.training import Recipe, TrainingOptions
 
-LEARNING_RATE = LearningRate(peak=1.5e-3, warmup_steps=100)
-DEFAULT_STEPS = 5000
-DEFAULT_BATCH_SIZE = 32
+RECIPE = Recipe("vae", peak=1.5e-3, warmup_steps=100)
+
+
+@dataclass(frozen=True)
+class Options(TrainingOptions):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.reference.train_vae"
+
+    steps: Count = 5000
+    """Length of the run and its schedule."""
+    batch_size: Count = 32
+    """Images per step."""
 
 
 def compute_loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
@@ -34,7 +43,7 @@ def compute_loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 def train(
-    data: Split, options: Options, *, build: Callable[[], AutoencoderKL] = build_vae
+    data: Split, options: TrainingOptions, *, build: Callable[[], AutoencoderKL] = build_vae
 ) -> AutoencoderKL | None:
     """Train a VAE; once the run is complete, write it and the encoded data to ``options.out``.
 
@@ -48,26 +57,9 @@ def train(
     """
     torch.manual_seed(options.seed)
     vae = build().train()
-    optimiser = torch.optim.AdamW(vae.parameters(), LEARNING_RATE.peak, betas=(0.9, 0.99))
-
-    def draw_loss() -> Tensor:
-        index = torch.randint(len(data.images), (options.batch_size,))
-        return compute_loss(vae, data.images[index])
-
-    complete = fit(
-        TrainingState(vae, optimiser),
-        draw_loss,
-        LEARNING_RATE,
-        options,
-        checkpoint=options.out / "vae.checkpoint.pt",
-        identity={
-            "seed": options.seed,
-            "batch_size": options.batch_size,
-            "num_images": len(data.images),
-            "num_parameters": vae.num_parameters(),
-        },
-    )
-    if not complete:
+    if not RECIPE.fit(
+        vae, lambda index: compute_loss(vae, data.images[index]), len(data.images), options
+    ):
         return None
     vae.eval().to(memory_format=torch.contiguous_format)
     export(vae, data, options)
@@ -75,20 +67,14 @@ def train(
 
 
 @torch.no_grad()
-def export(vae: AutoencoderKL, data: Split, options: Options) -> None:
+def export(vae: AutoencoderKL, data: Split, options: TrainingOptions) -> None:
     """Set the VAE's scaling factor from the data, then write the VAE and the encoded data."""
-    moments = torch.cat([encode_moments(vae, batch) for batch in data.images.split(1000)])
+    posteriors = [vae.encode(batch).latent_dist for batch in data.images.split(1000)]
+    moments = torch.cat([torch.cat([each.mean, each.logvar], dim=1) for each in posteriors])
     scaling_factor = 1 / moments.chunk(2, dim=1)[0].std().item()
     vae.register_to_config(scaling_factor=scaling_factor)
     vae.save_pretrained(options.out / "vae")
-    encoded = latents.Latents(moments, data.labels, scaling_factor)
-    latents.save_latents(options.out / latents.FILE_NAME, encoded)
-
-
-def encode_moments(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Return the mean and the log variance of each latent, as channels side by side."""
-    posterior = vae.encode(images).latent_dist
-    return torch.cat([posterior.mean, posterior.logvar], dim=1)
+    save_latents(options.out / FILE_NAME, Latents(moments, data.labels, scaling_factor))
 
 
 @torch.no_grad()
@@ -100,16 +86,16 @@ def measure_psnr_db(vae: AutoencoderKL, images: Tensor) -> float:
     return (10 * torch.log10(4 / F.mse_loss(torch.cat(decoded), images))).item()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    options = parse_training_options(
-        argv, description=__doc__ or "", steps=DEFAULT_STEPS, batch_size=DEFAULT_BATCH_SIZE
-    )
-    with report_input_errors():
-        data, test = load_split("train"), load_split("test")
-        vae = train(data, options)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run_command(Options, run, argv)
+
+
+def run(options: Options) -> None:
+    """Train, write and tell the PSNR."""
+    data, test = load_split("train"), load_split("test")
+    vae = train(data, options)
     if vae is None:
-        print(f"stopped at step {options.last_step} of {options.steps}: run again to continue")
         return
     images = test.images[:1000]
     psnr_db = measure_psnr_db(vae, images)
@@ -117,4 +103,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ import torch
 
 import dqar_fx
 from benchmarks import ceiling
+from benchmarks.harness import options
 from benchmarks.harness.geometry import Geometry, draw_timesteps
 from tests.benchmarks.command_errors import refuse
 
@@ -76,7 +77,7 @@ def test_ceiling_bad_geometry_is_said_with_code_2(
 
 def test_ceiling_without_compiler_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ceiling, "can_compile", lambda device: False)
+    monkeypatch.setattr(options, "can_compile", lambda device: False)
     code, error = refuse(ceiling.main, [], capsys)
     assert code == 2
     assert error.startswith("error: no C++ compiler was found")

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import memory
 from benchmarks.harness.geometry import Geometry
+from tests.benchmarks.command_errors import refuse
 
 SMALL = ["--layers", "2", "--width", "32", "--heads", "2", "--tokens", "4", "--steps", "3"]
 
@@ -37,7 +38,13 @@ def test_memory_counts_what_the_denoiser_counts():
 
 def test_memory_elsewhere_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(memory, "STATUS", tmp_path / "missing")
-    with pytest.raises(SystemExit) as end:
-        memory.main([*SMALL, "--out", str(tmp_path)])
-    assert end.value.code == 2
-    assert "known on Linux alone" in capsys.readouterr().err
+    code, error = refuse(memory.main, [*SMALL, "--out", str(tmp_path)], capsys)
+    assert code == 2
+    assert "known on Linux alone" in error
+
+
+def test_memory_process_that_fails_says_why(tmp_path):
+    with pytest.raises(
+        RuntimeError, match="kept: RuntimeError: its process ended with code 2"
+    ):
+        memory.measure_apart("kept", ["--steps", "2", "--out", str(tmp_path)])

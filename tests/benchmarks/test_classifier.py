@@ -22,7 +22,7 @@ from benchmarks.reference.classifier import (
 )
 from benchmarks.reference.data import DEFAULT_FOLDER, FOLDER_VARIABLE, Split, load_split
 from benchmarks.reference.train_classifier import MAX_SHIFT, augment, export, train
-from benchmarks.reference.training import Options
+from benchmarks.reference.training import TrainingOptions
 
 needs_fashion = pytest.mark.skipif(
     not Path(os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER).is_dir(),
@@ -49,9 +49,7 @@ def one_thread():
 
 @pytest.fixture
 def options(tmp_path):
-    return Options(
-        tmp_path / "run", steps=4, batch_size=4, checkpoint_every=2, show_progress=False
-    )
+    return TrainingOptions(tmp_path / "run", steps=4, batch_size=4, checkpoint_every=2)
 
 
 @pytest.fixture
@@ -125,7 +123,7 @@ def test_training_depends_on_the_seed(data, options, tmp_path):
 
 def test_training_rejects_the_checkpoint_of_another_run(data, options):
     train(data, replace(options, stop_at=2), build=build_toy)
-    with pytest.raises(InputError, match="batch_size: 4 in the checkpoint, 3 now"):
+    with pytest.raises(InputError, match="batch_size 4 there, 3 here"):
         train(data, replace(options, batch_size=3), build=build_toy)
 
 

@@ -2,21 +2,19 @@
 
 import dataclasses
 import json
-import sys
+from pathlib import Path
 
 import pytest
 import torch
-from tqdm import tqdm
 
-from benchmarks.compile_cost import job, options, process
-from benchmarks.compile_cost.apart import Launcher, describe_end
-from benchmarks.compile_cost.options import parse_options
-from benchmarks.compile_cost.points import Point, cross, middle
-from benchmarks.compile_cost.rows import Measured, Row, append_rows, read_rows
-from benchmarks.harness.errors import InputError
+from benchmarks.compile_cost import job, process
+from benchmarks.compile_cost.rows import Measured, Point, Row, cross, middle
+from benchmarks.harness import options
 from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.rows import append_rows, read_rows, to_values
 from benchmarks.harness.timing import Compiled
+from tests.benchmarks.command_errors import refuse
 
 TINY = Geometry(layers=2, width=16, heads=2, tokens=4, batch=2)
 MACHINE = describe_machine(torch.device("cpu"))
@@ -30,7 +28,7 @@ def compiler(monkeypatch):
 
 
 def parse(folder, *arguments):
-    return parse_options(["--out", str(folder), *arguments])
+    return job.Options.read(["--out", str(folder), *arguments])
 
 
 def rows_of(point, repeat, error=None):
@@ -44,14 +42,20 @@ class Counting:
     def __init__(self, error=None):
         self.asked, self.error = [], error
 
-    def __call__(self, point, repeat):
+    def __call__(self, point, repeat, *_):
         self.asked.append((point, repeat))
         return rows_of(point, repeat, self.error)
 
 
-def run(settings, measure, machine=MACHINE):
-    with tqdm(disable=True) as bar:
-        return job.run(settings, machine, measure, bar)
+@pytest.fixture
+def run(monkeypatch):
+    """Runs with pretended processes: settings, what stands for the processes -> rows."""
+
+    def run(settings, measure, machine=MACHINE):
+        monkeypatch.setattr(job, "measure_pair", measure)
+        return job.measure(settings, machine)
+
+    return run
 
 
 # ---- points ------------------------------------------------------------------------------
@@ -103,55 +107,48 @@ def test_options_sort_and_take_each_number_once(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--layers", "0"], "argument --layers: expected an integer of at least 1"),
-        (["--steps", "x"], "argument --steps: expected an integer of at least 1"),
+        (["--layers", "0"], "--layers: expected an integer of at least 1"),
+        (["--steps", "x"], "--steps: expected an integer of at least 1"),
         (["--tokens", "60"], "--tokens must be a square number, found 60"),
         (["--heads", "5"], "--width 384 is no multiple of --heads 5"),
         (["--whole", "14"], "--whole 14 is none of --layers 12 28 56"),
-        (["--timeout-s", "0"], "argument --timeout-s: expected a number above 0"),
-        (["--repeats", "0"], "argument --repeats: expected an integer of at least 1"),
+        (["--timeout-s", "0"], "--timeout-s: expected a number above 0"),
+        (["--repeats", "0"], "--repeats: expected an integer of at least 1"),
     ],
 )
-def test_options_bad_input_is_one_line_and_code_2(tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit) as ended:
-        parse(tmp_path, *arguments)
-    err = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert err.startswith("error: ")
-    assert message in err
-    assert err.count("\n") == 1
+def test_options_bad_input_is_said_with_code_2(tmp_path, capsys, arguments, message):
+    code, error = refuse(job.main, ["--out", str(tmp_path), *arguments], capsys)
+    assert code == 2
+    assert message in error
 
 
 def test_options_without_compiler_say_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(options, "can_compile", lambda device: False)
-    with pytest.raises(SystemExit):
-        parse(tmp_path)
-    assert "no C++ compiler was found" in capsys.readouterr().err
+    code, error = refuse(job.main, ["--out", str(tmp_path)], capsys)
+    assert code == 2
+    assert error.startswith("error: no C++ compiler was found")
 
 
 # ---- rows on disk ------------------------------------------------------------------------
 
 
-def test_rows_read_as_they_were_written(tmp_path):
+def test_rows_are_flat_and_read_as_they_were_written(tmp_path):
     rows = [
         *rows_of(Point("regional", TINY, 8, ramp=2), 0),
         *rows_of(Point("whole", TINY, 1), 1, error="RuntimeError: no"),
     ]
-    append_rows(rows[:1], tmp_path / "rows.jsonl")
-    append_rows(rows[1:], tmp_path / "rows.jsonl")
-    assert read_rows(tmp_path / "rows.jsonl") == rows
+    append_rows(rows, tmp_path / "rows.jsonl")
+    assert read_rows(tmp_path / "rows.jsonl", Row) == rows
+    measured, failed = to_values(rows[0]), to_values(rows[-1])
+    assert measured.keys() == failed.keys()
+    assert not [name for name, value in measured.items() if isinstance(value, dict)]
+    assert (measured["ramp"], measured["width"], measured["compile_s"]) == (2, 16, 8.0)
+    assert failed["compile_s"] is None
 
 
 def test_rows_of_another_version_are_left_out(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"kind": "whole", "compile_s": 27.8}\n')
-    assert read_rows(tmp_path / "rows.jsonl") == []
-
-
-@pytest.mark.parametrize("line", ['{"kind": "wh', "7"])
-def test_rows_damaged_line_is_named(tmp_path, line):
-    (tmp_path / "rows.jsonl").write_text(f"{{}}\n{line}\n")
-    with pytest.raises(InputError, match=r"line 2: no JSON object .*delete the line"):
-        read_rows(tmp_path / "rows.jsonl")
+    assert read_rows(tmp_path / "rows.jsonl", Row) == []
 
 
 # ---- going on after an interruption ------------------------------------------------------
@@ -160,7 +157,7 @@ def test_rows_damaged_line_is_named(tmp_path, line):
 QUICK = ("--quick", "--repeats", "2")
 
 
-def test_run_repeats_take_turns_in_rotating_order(tmp_path):
+def test_run_repeats_take_turns_in_rotating_order(tmp_path, run):
     settings, measure = parse(tmp_path, *QUICK), Counting()
     rows = run(settings, measure)
     whole, regional = settings.points
@@ -168,21 +165,21 @@ def test_run_repeats_take_turns_in_rotating_order(tmp_path):
     assert [row.point.kind for row in rows] == ["whole"] * 4 + ["regional"] * 4
 
 
-def test_run_again_measures_nothing(tmp_path):
+def test_run_again_measures_nothing(tmp_path, run):
     settings = parse(tmp_path, *QUICK)
     first, again = run(settings, Counting()), Counting()
     assert run(settings, again) == first
     assert not again.asked
 
 
-def test_run_goes_on_where_it_was(tmp_path):
+def test_run_goes_on_where_it_was(tmp_path, run):
     run(parse(tmp_path, "--quick"), Counting())
     again, settings = Counting(), parse(tmp_path, *QUICK)
     assert len(run(settings, again)) == 8
     assert [repeat for _, repeat in again.asked] == [1, 1]
 
 
-def test_run_measures_anew_what_failed(tmp_path):
+def test_run_measures_anew_what_failed(tmp_path, run):
     settings = parse(tmp_path, "--quick")
     run(settings, Counting(error="TimeoutError: took more than 1 s"))
     again = Counting()
@@ -190,16 +187,16 @@ def test_run_measures_anew_what_failed(tmp_path):
     assert len(again.asked) == 2
 
 
-def test_run_measures_anew_without_its_warm_half(tmp_path):
+def test_run_measures_anew_without_its_warm_half(tmp_path, run):
     settings = parse(tmp_path, "--quick")
-    append_rows(rows_of(settings.points[0], 0)[:1], job.name_rows(settings))
+    append_rows(rows_of(settings.points[0], 0)[:1], settings.path)
     again = Counting()
     run(settings, again)
     assert len(again.asked) == 2
 
 
 @pytest.mark.parametrize("fact", ["commit", "threads", "torch", "processor"])
-def test_run_measures_anew_on_other_machines_and_sources(tmp_path, fact):
+def test_run_measures_anew_on_other_machines_and_sources(tmp_path, run, fact):
     settings, again = parse(tmp_path, "--quick"), Counting()
     run(settings, Counting())
     run(settings, again, dataclasses.replace(MACHINE, **{fact: "another"}))
@@ -207,16 +204,13 @@ def test_run_measures_anew_on_other_machines_and_sources(tmp_path, fact):
 
 
 def test_main_prints_table_verdict_and_failures(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        Launcher, "measure", lambda self, point, repeat: rows_of(point, repeat)
-    )
+    monkeypatch.setattr(job, "measure_pair", Counting())
     arguments = ["--out", str(tmp_path), "--quick"]
     assert job.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "| regional | 2        | 8       |" in said
+    assert "| regional |        2 |       8 |" in said
     assert "regional by whole: 1.000" in said
-    broken = Counting(error="RuntimeError: no")
-    monkeypatch.setattr(Launcher, "measure", lambda self, *asked: broken(*asked))
+    monkeypatch.setattr(job, "measure_pair", Counting(error="RuntimeError: no"))
     assert job.main([*arguments, "--repeats", "2"]) == 1
     assert "failed: 2 layers, whole, cold, repeat 2: RuntimeError: no" in (
         " ".join(capsys.readouterr().out.split())
@@ -225,65 +219,42 @@ def test_main_prints_table_verdict_and_failures(tmp_path, capsys, monkeypatch):
 
 def test_main_damaged_rows_are_an_error_and_code_2(tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text("{")
-    assert job.main(["--out", str(tmp_path), "--quick"]) == 2
-    assert "error: " in capsys.readouterr().err
+    code, error = refuse(job.main, ["--out", str(tmp_path), "--quick"], capsys)
+    assert code == 2
+    assert "line 1: no JSON object" in error
 
 
 # ---- processes ---------------------------------------------------------------------------
 
 
-def script(text):
-    return [sys.executable, "-c", text]
-
-
-def test_launcher_takes_the_last_line(tmp_path):
-    line = json.dumps(dataclasses.asdict(MEASURED))
-    found = Launcher(MACHINE, 60).run(script(f"print('first'); print('''{line}''')"), tmp_path)
-    assert found == MEASURED
-
-
-def test_launcher_gives_each_process_the_folder_for_its_cache(tmp_path):
-    text = "import os, sys; sys.exit(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
-    found = Launcher(MACHINE, 60).run(script(text), tmp_path)
-    assert found == (
-        f"RuntimeError: its process ended with code 1: {tmp_path / 'TORCHINDUCTOR_CACHE_DIR'}"
-    )
-
-
-def test_launcher_ends_what_takes_too_long(tmp_path):
-    found = Launcher(MACHINE, 0.2).run(script("import time; time.sleep(60)"), tmp_path)
-    assert found == "TimeoutError: took more than 0.2 s"
-
-
-def test_launcher_failed_cold_process_has_no_warm_one(monkeypatch):
-    monkeypatch.setattr(Launcher, "run", lambda self, command, folder: "RuntimeError: no")
+def measure_pair(monkeypatch, run_apart):
+    """The rows of a pair of processes that are pretended, and the phases that are told."""
+    monkeypatch.setattr(job, "run_apart", run_apart)
     told = []
-    (row,) = Launcher(MACHINE, 60, told.append).measure(Point("whole", TINY, 1), 0)
+    return job.measure_pair(Point("whole", TINY, 1), 0, MACHINE, 60, told.append), told
+
+
+def test_pair_failed_cold_process_has_no_warm_one(monkeypatch):
+    (row,), told = measure_pair(monkeypatch, lambda *_, **files: "RuntimeError: no")
     assert (row.phase, row.measured, row.error) == ("cold", None, "RuntimeError: no")
     assert told == ["cold"]
 
 
-def test_launcher_warm_process_has_the_cold_ones_folder(monkeypatch):
-    folders = []
+def test_pair_warm_process_has_the_cold_ones_cache_and_the_last_line_counts(monkeypatch):
+    caches = []
 
-    def note(self, command, folder):
-        folders.append((folder, list(folder.iterdir())))
-        (folder / "kept").touch()
-        return MEASURED
+    def pretend(module, arguments, *, said, complaint, timeout_s, env):
+        cache = Path(env["TORCHINDUCTOR_CACHE_DIR"])
+        caches.append((cache, cache.exists()))
+        cache.mkdir(exist_ok=True)
+        said.write_text(f"first\n{json.dumps(dataclasses.asdict(MEASURED))}\n")
 
-    monkeypatch.setattr(Launcher, "run", note)
-    rows = Launcher(MACHINE, 60, lambda phase: None).measure(Point("whole", TINY, 1), 0)
-    assert [row.phase for row in rows] == ["cold", "warm"]
-    (cold, empty), (warm, kept) = folders
-    assert cold == warm
-    assert (empty, [path.name for path in kept]) == ([], ["kept"])
+    rows, told = measure_pair(monkeypatch, pretend)
+    assert [row.phase for row in rows] == told == ["cold", "warm"]
+    assert all(row.measured == MEASURED for row in rows)
+    (cold, was_there), (warm, is_there) = caches
+    assert (cold, was_there, is_there) == (warm, False, True)
     assert not cold.exists()
-
-
-def test_describe_end_of_signals_and_silence():
-    assert describe_end(-9, "") == (
-        "RuntimeError: its process ended with signal 9: it said nothing"
-    )
 
 
 # ---- what a process measures -------------------------------------------------------------
@@ -296,7 +267,7 @@ def test_measure_takes_off_the_same_steps_of_a_second_trajectory(monkeypatch):
     monkeypatch.setattr(
         process,
         "run_trajectory",
-        lambda *_: [process.Step(s, Compiled(graphs, 0)) for s, graphs in next(times)],
+        lambda *_: [(s, Compiled(graphs, 0)) for s, graphs in next(times)],
     )
     found = process.measure(Point("whole", TINY, 3))
     assert (found.compile_s, found.other_s, found.run_s) == (11.0, 0.5, 3.0)
@@ -309,7 +280,7 @@ def test_build_captures_the_call_that_follows(monkeypatch):
     program = denoiser.program
     monkeypatch.setattr(type(program), "run", lambda self, leaves, position: [self])
     with torch.no_grad():
-        assert denoiser._run(*flat(process.draw_calls(point)[0], denoiser))[1] == [program]
+        assert denoiser._run(*flat(next(TINY.draw_calls(3)), denoiser))[1] == [program]
     assert seconds > 0
     assert len(denoiser._programs) == 1
 

@@ -7,7 +7,9 @@ import pytest
 from benchmarks import cost_model
 from benchmarks.cost_model import Row, list_schedules, make_schedules
 from benchmarks.harness.geometry import Geometry
+from benchmarks.harness.tables import format_table
 from dqar_fx import Schedule, transform
+from tests.benchmarks.command_errors import refuse
 
 TINY = ["--model", "geometry", "--layers", "2", "--width", "16", "--heads", "2"]
 TINY += [
@@ -54,9 +56,9 @@ def test_cost_model_judges_schedules_whose_steps_are_mixed(denoiser_of_four):
 
 @pytest.fixture
 def denoiser_of_four():
-    subject = cost_model.of_geometry(Geometry(layers=4, width=16, heads=2, tokens=16))
+    geometry = Geometry(layers=4, width=16, heads=2, tokens=16)
     schedule = Schedule.compute_all(20)
-    return transform(subject.model, schedule, example_inputs=subject.example())
+    return transform(geometry.build(), schedule, example_inputs=geometry.example_call())
 
 
 def test_cost_model_predicts_and_measures(tmp_path, capsys, monkeypatch):
@@ -78,7 +80,7 @@ def test_cost_model_table_has_medians_ranges_and_ratios_per_round():
     row = Row("linear", True, 0.5, 12.0, 1.0, 10**6, 10**6, [9.0, 8.0], [20.0, 20.0])
     row.measured_ms = [[10.0, 12.0, 8.0], [10.0, 10.0, 10.0]]
     assert (row.ratio, row.operators_ratio) == (pytest.approx(0.85), 2.0)
-    text = cost_model.format_table([row])
+    text = format_table(cost_model.COLUMNS, [row])
     assert "10.0 (8.0-12.0)" in text
     assert "0.850 (0.800-0.900)" in text
     verdict = cost_model.format_verdict([row])
@@ -86,8 +88,8 @@ def test_cost_model_table_has_medians_ranges_and_ratios_per_round():
     assert "slot bytes: exact in 1 of 1" in verdict
 
 
-def test_cost_model_bad_option_is_one_line(capsys):
-    with pytest.raises(SystemExit) as exit:
-        cost_model.main(["--steps", "1"])
-    assert exit.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_cost_model_bad_option_is_said_with_code_2(capsys, tmp_path):
+    given = ["--out", str(tmp_path), "--steps", "1"]
+    code, error = refuse(cost_model.main, given, capsys)
+    assert code == 2
+    assert "--steps: expected an integer of at least 4, found '1'" in error

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from benchmarks.gates import job as gates_job
-from benchmarks.gates.facts import Row, using
-from benchmarks.gates.job import file_name, main
-from benchmarks.gates.lineup import POLICY, Gated, list_families
-from benchmarks.gates.reach import reach_reuse
+from benchmarks.gates.facts import Row
+from benchmarks.gates.job import main
+from benchmarks.gates.lineup import POLICY, Gated, list_families, reach_reuse
 from benchmarks.gates.report import (
     choose_cells,
     correlate,
@@ -20,11 +19,13 @@ from benchmarks.gates.report import (
     rank_correlation,
 )
 from benchmarks.harness.contenders import WARMUP
+from benchmarks.harness.store import file_name
 from benchmarks.main_job.rows import write_out
 from benchmarks.reference import PIPELINE
 from dqar_fx import BranchTable, Calibration, Policy, Schedule, entropy_gate
 from dqar_fx.calibration.calibration import Cells
 from dqar_fx.calibration.fingerprint import Fingerprint
+from tests.benchmarks.command_errors import refuse
 
 STEPS, NUM_SITES = 40, 6
 SITES = tuple(f"b.{i}.attn" for i in range(NUM_SITES))
@@ -134,31 +135,26 @@ def test_gates_with_its_calibration_decides_the_same(finished, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "5"], "argument --steps: expected an integer of at least 6, found '5'"),
-        (["--reuse", "1.5"], "argument --reuse: expected a number between 0 and 1, found"),
-        (["--reuse", "half"], "argument --reuse: expected a number between 0 and 1, found"),
-        (["--out", "{file}"], "argument --out: cannot write to "),
+        (["--steps", "5"], "--steps: expected an integer of at least 6, found '5'"),
+        (["--reuse", "1.5"], "--reuse: expected a number between 0 and 1, found"),
+        (["--reuse", "half"], "--reuse: expected a number between 0 and 1, found"),
+        (["--out", "{file}"], "cannot write to "),
+        (["--calibration", "{file}"], "cannot write to "),
         (["--model", "{file}"], "is no pipeline: expected"),
         (["--labels", "5000"], "--labels 5000: the pipeline has 10 classes, 0 to 9"),
         (["--calibration", "{damaged}"], ": no calibration can be read from "),
     ],
 )
-def test_gates_bad_input_is_one_line_and_code_2(arguments, message, tmp_path, capsys):
+def test_gates_bad_input_is_said_with_code_2(arguments, message, tmp_path, capsys):
     (tmp_path / "file").touch()
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "calibration.json").touch()
     places = {"{file}": str(tmp_path / "file"), "{damaged}": str(damaged)}
-    try:
-        code = main(["--out", str(tmp_path), *(places.get(a, a) for a in arguments)])
-    except SystemExit as exit:
-        code = exit.code
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith("the calibration is")]
-    assert (code, out) == (2, "")
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
+    given = ["--out", str(tmp_path), *(places.get(a, a) for a in arguments)]
+    code, error = refuse(main, given, capsys)
+    assert code == 2
+    assert message in error
 
 
 def test_gates_calibration_of_another_model_or_length_is_refused(finished, tmp_path, capsys):
@@ -179,9 +175,8 @@ def test_reach_reuse_hits_its_target(calibration, target):
         return entropy_gate(calibration, quantile=quantile)
 
     found = reach_reuse(gate, SITES, target, (1.0, 0.0))
-    assert abs(found.table.reuse_ratio - target) <= 2 / STEPS
-    assert found.schedule.resolve(SITES) == found.table
-    assert reach_reuse(gate, SITES, target, (1.0, 0.0)).threshold == found.threshold
+    assert abs(gate(found).resolve(SITES).reuse_ratio - target) <= 2 / STEPS
+    assert reach_reuse(gate, SITES, target, (1.0, 0.0)) == found
 
 
 @pytest.mark.parametrize(("target", "reached"), [(0.05, 0.25), (0.4, 0.25), (0.95, 0.75)])
@@ -189,7 +184,8 @@ def test_reach_reuse_between_what_exists_gives_the_nearest(target, reached):
     def gate(threshold):
         return Schedule.from_actions("SRRR" if threshold > 0.3 else "CCSR")
 
-    assert reach_reuse(gate, SITES, target, (0.0, 1.0)).table.reuse_ratio == reached
+    found = gate(reach_reuse(gate, SITES, target, (0.0, 1.0)))
+    assert found.resolve(SITES).reuse_ratio == reached
 
 
 def test_families_come_near_the_target_and_say_their_threshold(calibration):
@@ -223,10 +219,10 @@ def test_rank_correlation_is_spearmans():
 
 def test_correlate_finds_entropy_that_follows_the_change(calibration):
     calibration.entropy[1:, 2] = 0.5 + calibration.change[1:, 2, 0]
-    path, change, error, count = correlate(calibration)[2]
-    assert (path, count) == (SITES[2], int((calibration.cells.site == 2).sum()))
-    assert change == pytest.approx(1)
-    assert -1 <= error <= 1
+    found = correlate(calibration)[2]
+    assert (found.path, found.num_tried) == (SITES[2], (calibration.cells.site == 2).sum())
+    assert found.with_change == pytest.approx(1)
+    assert -1 <= found.with_error <= 1
 
 
 @pytest.mark.parametrize(
@@ -257,26 +253,3 @@ def test_format_verdict_follows_the_data(psnr_db, said):
 
 def test_choose_cells_without_reuse_takes_the_last():
     assert choose_cells(Schedule.compute_all(3).resolve(["a", "b"])) == [(2, 1)]
-
-
-def test_row_of_equal_pictures_is_written_as_json():
-    row = Row("g", "-", "CC", 0.0, 1, 1.0, math.inf, math.inf)
-    assert json.loads(row.to_json({"steps": 2}))["psnr_db"] == "inf"
-
-
-def test_using_gives_the_model_back_after_an_error():
-    class Pipe:
-        transformer = "original"
-
-    pipe = Pipe()
-    with pytest.raises(RuntimeError), using(pipe, torch.nn.Identity()):
-        raise RuntimeError
-    assert pipe.transformer == "original"
-
-
-def test_gates_calibration_that_is_a_file_rejected_at_once(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit) as ended:
-        main(["--calibration", str(tmp_path / "file"), "--out", str(tmp_path)])
-    assert ended.value.code == 2
-    assert "--calibration: cannot write to" in capsys.readouterr().err

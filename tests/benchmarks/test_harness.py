@@ -7,7 +7,7 @@ from typing import Annotated
 
 import pytest
 
-from benchmarks.harness.apart import run_apart
+from benchmarks.harness.apart import describe_end, run_apart
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.options import (
     Command,
@@ -245,3 +245,9 @@ def test_run_apart_takes_no_longer_than_asked(tmp_path):
     env = {"PYTHONPATH": str(tmp_path)}
     failure = run_apart("sleeps", [], said=Path(tmp_path / "out"), timeout_s=1, env=env)
     assert failure == "TimeoutError: took more than 1 s"
+
+
+def test_describe_end_of_signals_and_silence():
+    assert describe_end(-9, "") == (
+        "RuntimeError: its process ended with signal 9: it said nothing"
+    )

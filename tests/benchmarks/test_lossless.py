@@ -9,13 +9,7 @@ import dqar_fx
 from benchmarks import lossless
 from benchmarks.harness.macs import count_macs
 from benchmarks.lossless import Counts, Lossless, Subject, count, find_subject, measure_error
-
-
-def run_main(arguments):
-    try:
-        return lossless.main(arguments)
-    except SystemExit as exit:
-        return exit.code
+from tests.benchmarks.command_errors import refuse
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +60,7 @@ def test_command_writes_a_row(tmp_path, capsys):
         "--out",
         str(tmp_path),
     ]
-    assert run_main(arguments) == 0
+    assert lossless.main(arguments) == 0
     (row,) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     assert (row["name"], row["batch"], row["steps"], row["unit"]) == ("tiny", 2, 2, "regional")
     assert len(row["speeds"]) == len(row["base_s"]) == 2
@@ -84,8 +78,9 @@ def test_command_writes_a_row(tmp_path, capsys):
     ],
 )
 def test_command_wrong_arguments_say_so(arguments, message, capsys, tmp_path):
-    assert run_main([*arguments, "--out", str(tmp_path)]) == 2
-    assert message in capsys.readouterr().err
+    code, error = refuse(lossless.main, [*arguments, "--out", str(tmp_path)], capsys)
+    assert code == 2
+    assert message in error
 
 
 def test_subject_draws_what_the_model_takes(subject):

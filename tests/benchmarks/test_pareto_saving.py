@@ -7,6 +7,7 @@ import torch
 
 import dqar_fx
 from benchmarks import saving
+from benchmarks.harness import options
 from benchmarks.harness.geometry import Geometry
 from benchmarks.harness.timing import run_lockstep
 from benchmarks.saving import Saving, count_ratios, list_entries
@@ -105,7 +106,7 @@ def test_main_bad_input_is_said_with_code_2(arguments, message, tmp_path, capsys
 
 
 def test_main_without_compiler_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(saving, "can_compile", lambda device: False)
+    monkeypatch.setattr(options, "can_compile", lambda device: False)
     code, error = refuse(saving.main, ["--out", str(tmp_path)], capsys)
     assert code == 2
     assert error.startswith("error: no C++ compiler was found")

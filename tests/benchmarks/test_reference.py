@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import struct
 from dataclasses import replace
 from functools import partial
@@ -11,12 +12,27 @@ import torch
 from diffusers import DiTPipeline
 
 from benchmarks.harness.errors import InputError
-from benchmarks.reference import PIPELINE, SMALL, train_transformer, train_vae, training
+from benchmarks.reference import (
+    PIPELINE,
+    SMALL,
+    train_classifier,
+    train_transformer,
+    train_vae,
+    training,
+)
 from benchmarks.reference.assemble import assemble
-from benchmarks.reference.data import FOLDER_VARIABLE, Split, load_split
-from benchmarks.reference.latents import FILE_NAME, Latents, load_latents, save_latents
+from benchmarks.reference.data import (
+    FILE_NAME,
+    FOLDER_VARIABLE,
+    Latents,
+    Split,
+    load_latents,
+    load_split,
+    save_latents,
+)
 from benchmarks.reference.models import build_transformer, build_vae
-from benchmarks.reference.training import LearningRate, Options
+from benchmarks.reference.training import Recipe, TrainingOptions
+from tests.benchmarks.command_errors import refuse
 
 build_toy_vae = partial(build_vae, block_out_channels=(8, 8, 8), norm_num_groups=4)
 build_toy_transformer = partial(
@@ -33,9 +49,7 @@ def private_rng():
 
 @pytest.fixture
 def options(tmp_path):
-    return Options(
-        tmp_path / "run", steps=6, batch_size=4, checkpoint_every=2, show_progress=False
-    )
+    return TrainingOptions(tmp_path / "run", steps=6, batch_size=4, checkpoint_every=2)
 
 
 @pytest.fixture
@@ -158,9 +172,9 @@ def test_training_changes_the_weights_and_depends_on_the_seed(train, options, tm
 
 def test_training_rejects_the_checkpoint_of_another_run(train, options):
     train(replace(options, stop_at=2))
-    with pytest.raises(InputError, match=r"batch_size: 4 in the checkpoint, 3 now.*--out"):
+    with pytest.raises(InputError, match=r"batch_size 4 there, 3 here.*--out"):
         train(replace(options, batch_size=3))
-    with pytest.raises(InputError, match="steps: 6 in the checkpoint, 8 now"):
+    with pytest.raises(InputError, match="steps 6 there, 8 here"):
         train(replace(options, steps=8))
     assert train(replace(options, steps=8, resume=False, stop_at=2)) is None
 
@@ -174,11 +188,32 @@ def test_training_rejects_a_damaged_checkpoint(train, options):
 
 
 def test_learning_rate_warms_up_and_falls_to_the_floor():
-    rate = LearningRate(peak=2.0, warmup_steps=10, floor=0.02)
-    assert rate.at(0, 1000) == pytest.approx(0.2)
-    assert rate.at(9, 1000) == pytest.approx(2.0, rel=1e-3)
-    assert rate.at(500, 1000) == pytest.approx(2.0 * (0.02 + 0.98 / 2))
-    assert rate.at(1000, 1000) == pytest.approx(0.04)
+    recipe = Recipe("any", peak=2.0, warmup_steps=10, floor=0.02)
+    assert recipe.learning_rate(0, 1000) == pytest.approx(0.2)
+    assert recipe.learning_rate(9, 1000) == pytest.approx(2.0, rel=1e-3)
+    assert recipe.learning_rate(500, 1000) == pytest.approx(2.0 * (0.02 + 0.98 / 2))
+    assert recipe.learning_rate(1000, 1000) == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "sizes"),
+    [
+        (train_vae, (5000, 32)),
+        (train_transformer, (2664, 128)),
+        (train_classifier, (5600, 128)),
+    ],
+)
+def test_trainers_have_their_recipe_and_refuse_what_is_missing(
+    trainer, sizes, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    given = ["--out", str(tmp_path), "--threads", str(torch.get_num_threads())]
+    options = trainer.Options.read([*given, "--no-resume", "--stop-at", "7"])
+    assert (options.steps, options.batch_size) == sizes
+    assert (options.last_step, options.resume, options.seed) == (7, False, 0)
+    code, error = refuse(trainer.main, given, capsys)
+    assert code == 2
+    assert re.match("error: no (file|latents)", error)
 
 
 def test_timesteps_are_stratified():
