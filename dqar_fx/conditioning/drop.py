@@ -82,7 +82,10 @@ def drop(
     leaves = [check_fixable(program, name, known) for program in programs]
     check_size(denoiser, programs, len(known), len(timesteps))
     for program, leaf in zip(programs, leaves, strict=True):
-        program.fix_conditioning(leaf, known, timesteps_for(program, timesteps))
+        inputs = program.captured.gm.graph.find_nodes(op="placeholder")
+        value = inputs[timestep_of(program)].meta["val"]
+        read = Timesteps.of(timesteps.to(value.device, value.dtype))
+        program.fix_conditioning(leaf, known, read)
         program.attach(residence)
     residence.drop()
 
@@ -102,12 +105,6 @@ def check_size(
             f"its parameters {released}. Expected fewer labels or timesteps; or give "
             "transform release='host' or 'disk'"
         )
-
-
-def timesteps_for(program: DroppingProgram, timesteps: torch.Tensor) -> Timesteps:
-    """Read timesteps in the dtype and on the device of a program's input."""
-    node = program.captured.gm.graph.find_nodes(op="placeholder")[timestep_of(program)]
-    return Timesteps.of(timesteps.to(node.meta["val"].device, node.meta["val"].dtype))
 
 
 def timestep_of(program: DroppingProgram) -> int:

@@ -66,7 +66,12 @@ def count_parameters(
         for tensor in tensors_of(owner)
     }
     step = set(chain.from_iterable(map(step_storages, programs)))
-    stages = set(chain.from_iterable(map(stage_storages, programs))) - step
+    stages = {
+        key
+        for program in programs
+        for stage in program.plan.stages
+        for key in storages(program, stage.static)
+    } - step
     return ParameterBytes(
         step=sum(sizes[key] for key in step),
         conditioning=sum(sizes[key] for key in stages),
@@ -101,11 +106,6 @@ def step_storages(program: PlannedModel) -> set[int]:
     """Storages that calls of the step read, through what stages give too."""
     static = chain.from_iterable(c.static for c in program.plan.calls)
     return storages(program, chain(static, shown_parameters(program.plan.stages)))
-
-
-def stage_storages(program: PlannedModel) -> set[int]:
-    """Storages that conditioning stages read."""
-    return storages(program, chain.from_iterable(s.static for s in program.plan.stages))
 
 
 def storages(program: PlannedModel, static: Iterable[Static]) -> set[int]:

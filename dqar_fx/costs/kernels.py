@@ -134,10 +134,15 @@ def find_kernels(graph: fx.Graph, modules: Modules, *, fused: bool) -> Counter[K
     def kernel(group: Sequence[fx.Node]) -> Kernel:
         inside = frozenset(group)
         is_fused = fused and group[0] not in products
-        timed = [operations[n] for n in group if not is_fused or is_costly(n)]
+        timed = [
+            operations[n]
+            for n in group
+            if not is_fused or getattr(n.target, "overloadpacket", None) in COSTLY
+        ]
         nbytes, slot_bytes = count_kernel_bytes(inside)
+        kinds = {modules.kind(node, is_product=group[0] in products) for node in group}
         return Kernel(
-            kind=common_kind(modules, group, is_product=group[0] in products),
+            kind=kinds.pop() if len(kinds) == 1 else "pointwise",
             macs=sum(macs[n] for n in group),
             nbytes=nbytes,
             slot_bytes=slot_bytes,
@@ -175,12 +180,6 @@ def join(group: dict[fx.Node, list[fx.Node]], a: fx.Node, b: fx.Node) -> None:
     first += second
     for node in second:
         group[node] = first
-
-
-def common_kind(modules: Modules, group: Sequence[fx.Node], *, is_product: bool) -> str:
-    """Give the kind of a group's nodes; ``pointwise`` where they differ."""
-    kinds = {modules.kind(node, is_product=is_product) for node in group}
-    return kinds.pop() if len(kinds) == 1 else "pointwise"
 
 
 def count_kernel_bytes(group: AbstractSet[fx.Node]) -> tuple[int, int]:
@@ -252,11 +251,6 @@ def source_of(node: fx.Node) -> fx.Node:
     while is_view(node):
         node = node.all_input_nodes[0]
     return node
-
-
-def is_costly(node: fx.Node) -> bool:
-    """Whether a node's arithmetic counts beside its reads and writes."""
-    return getattr(node.target, "overloadpacket", None) in COSTLY
 
 
 def bytes_of(node: fx.Node) -> int:

@@ -168,7 +168,12 @@ class Rehearsal:
     def _draw(self, num_steps: int) -> TrajectoryInputs:
         """New inputs for a trajectory of so many timesteps."""
         placeholders = self._program.captured.gm.graph.find_nodes(op="placeholder")
-        leaves = [draw_like(node.meta.get("val"), self._device) for node in placeholders]
+        leaves = [
+            Operand.of(value).allocate(self._device)
+            if isinstance(value, torch.Tensor)
+            else value
+            for value in (node.meta.get("val") for node in placeholders)
+        ]
         timestep = self._program.roles.timestep
         if timestep is None:
             return TrajectoryInputs(leaves, None)
@@ -185,10 +190,3 @@ def spread(timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Give a timestep to each sample: a view of it if the captured one was such."""
     expanded = timestep.expand(like.shape)
     return expanded.clone() if any(like.stride()) else expanded
-
-
-def draw_like(value: Any, device: torch.device) -> Any:
-    """Draw a tensor like a captured input; what is no tensor is itself."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return Operand.of(value).allocate(device)

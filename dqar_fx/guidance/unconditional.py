@@ -73,10 +73,6 @@ class UnconditionalStream:
             buffer.copy_(output)
         return self.held
 
-    def are_its(self, outputs: Sequence[torch.Tensor]) -> bool:
-        """Whether outputs have the shapes of this signature's."""
-        return [value.shape for value in outputs] == [spec.shape for spec in self.outputs]
-
     def reset(self) -> None:
         """Forget all kept outputs and streams."""
         self.program.reset()

@@ -171,7 +171,9 @@ class GraphFlattener:
         for node in gm.graph.nodes:
             if node.op != "output" and node not in known and not node.meta.get("is_graph"):
                 known[node] = self._value(gm, node, known, where)
-        return [known[node] if isinstance(node, fx.Node) else node for node in outputs_of(gm)]
+        returned = gm.graph.output_node().args[0]
+        outputs = graph_outputs(gm.graph) if isinstance(returned, list | tuple) else [returned]
+        return [known[node] if isinstance(node, fx.Node) else node for node in outputs]
 
     def _value(
         self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Nesting
@@ -279,14 +281,11 @@ def settle(entry: GraphEntry) -> None:
     """Give what no module made the path of the site or value that it belongs to."""
     if entry.node.meta.get("nn_module_stack"):
         return
-    found: list[tuple[str, str]] = [(entry.site, entry.site)]
-    map_values(entry.args, lambda each: found.append(origin_of(each)))
-    entry.path, entry.place = next((pair for pair in found if pair[0]), ("", ""))
-
-
-def origin_of(value: Any) -> tuple[str, str]:
-    """Give the path and the place of the entry that a value is of; both empty for others."""
-    return (value.entry.path, value.entry.place) if isinstance(value, EntryValue) else ("", "")
+    found: list[Any] = []
+    map_values(entry.args, found.append)
+    sources = (each.entry for each in found if isinstance(each, EntryValue))
+    origins = [(entry.site, entry.site), *((each.path, each.place) for each in sources)]
+    entry.path, entry.place = next((pair for pair in origins if pair[0]), ("", ""))
 
 
 def static_operand_of(node: fx.Node) -> StaticOperand | None:
@@ -312,12 +311,6 @@ def spell_slot(site: str, key: tuple[int, int, int, int]) -> str:
     while numbers and not numbers[-1]:
         numbers.pop()
     return f"slot[{', '.join([site, *map(str, numbers)])}]"
-
-
-def outputs_of(gm: fx.GraphModule) -> list[Any]:
-    """List what a graph returns; a graph that returns one thing has a list of one."""
-    returned = gm.graph.output_node().args[0]
-    return graph_outputs(gm.graph) if isinstance(returned, list | tuple) else [returned]
 
 
 def pick(args: Any) -> Any:

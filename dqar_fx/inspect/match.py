@@ -130,7 +130,7 @@ def number_values(entries: Sequence[GraphEntry], known: Numbers) -> dict[GraphEn
     def token(value: Any) -> Hashable:
         if isinstance(value, EntryValue):
             return numbers[value.entry], value.index
-        return static_token(value)
+        return value.kind, value.text, value.type
 
     for entry in entries:
         own = str(entry.node.target) if entry.kind == "input" else ""
@@ -144,11 +144,6 @@ def plain_key(entry: GraphEntry) -> tuple[Hashable, ...]:
     """Say what an entry does and for whom, whatever it reads."""
     hidden = tuple(each.text for each in entry.args if isinstance(each, UnprintedText))
     return entry.kind, entry.operator, entry.place, entry.site, hidden
-
-
-def static_token(value: StaticOperand) -> Hashable:
-    """Say what a static operand is, and of which dtype and shape."""
-    return value.kind, value.text, value.type
 
 
 def fold(value: Any, token: Callable[[Any], Hashable]) -> Hashable:

@@ -47,11 +47,10 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = {name: Markup(read_asset(f"page.{name}")) for name in ("css", "js")}
+    folder = files("dqar_fx.inspect.html")
+    own = {
+        name: Markup(folder.joinpath(f"page.{name}").read_text(encoding="utf-8"))
+        for name in ("css", "js")
+    }
     content = make_content(report, report.denoiser)
     return environment.get_template("page.html").render(**content, **own, many=MANY)
-
-
-def read_asset(name: str) -> str:
-    """Read a text that lies beside this module."""
-    return files("dqar_fx.inspect.html").joinpath(name).read_text(encoding="utf-8")
