@@ -194,7 +194,11 @@ def add_slot(
     column, value, place, part = key
     numbers = (column, value, part) if history == 1 else (column, value, place, part)
     with fake_mode_of(match):
-        meta = {"slot": key, "site_path": match.site.path, "val": spec.allocate()}
+        meta: dict[str, object] = {
+            "slot": key,
+            "site_path": match.site.path,
+            "val": spec.allocate(),
+        }
     return add_input(gm, f"slot_{'_'.join(map(str, numbers))}", meta)
 
 

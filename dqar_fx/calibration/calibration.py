@@ -152,15 +152,7 @@ def write_measurement(
     facts: dict[str, Any],
     fingerprint: Fingerprint,
 ) -> None:
-    """Write what was measured of a model.
-
-    Args:
-        folder: The folder, which is made if it is missing.
-        name: The files are ``name.safetensors`` and ``name.json``.
-        arrays: NumPy arrays by name.
-        facts: What JSON can hold, by name.
-        fingerprint: Identifies the model.
-    """
+    """Write arrays and what JSON can hold to ``name.safetensors`` and ``name.json``."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {

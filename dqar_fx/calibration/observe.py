@@ -156,15 +156,7 @@ class SiteObserver(ABC):
         self._past.clear()
 
     def run(self, leaves: Sequence[Any], position: Position) -> list[torch.Tensor]:
-        """Compute one step as the model does, and look at it.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream this is.
-
-        Returns:
-            The denoiser's flat outputs.
-        """
+        """Compute one step as the model does, and look at it; the denoiser's flat outputs."""
         trajectory, past = self._past.get(position.stream, (None, {}))
         if trajectory is not position.trajectory:
             past = {}

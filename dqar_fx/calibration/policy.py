@@ -188,14 +188,7 @@ class ErrorNetwork(nn.Module):
 def features(
     calibration: Calibration, step: Integers, site: Integers, age: Integers
 ) -> Floats:
-    """The inputs of the network for cells: float64 ``[cells, features]``.
-
-    Args:
-        calibration: What was measured of the model.
-        step: int64 ``[cells]``.
-        site: int64 ``[cells]``: columns of sites.
-        age: int64 ``[cells]``, at least 1.
-    """
+    """The inputs of the network for cells: float64 ``[cells, features]``."""
     snr = np.clip(calibration.snr[step], MIN_ERROR, 1 / MIN_ERROR)
     change = np.maximum(calibration.change[step, site, age - 1], MIN_ERROR)
     depth = site / max(len(calibration.sites) - 1, 1)
@@ -204,15 +197,7 @@ def features(
 
 
 def train(x: Floats, y: Floats, hidden: int, num_updates: int, seed: int) -> ErrorNetwork:
-    """Train a network by least squares.
-
-    Args:
-        x: float64 ``[cells, features]``: the inputs.
-        y: float64 ``[cells]``: the logarithms of errors.
-        hidden: Width of the two hidden layers.
-        num_updates: Updates of the weights, each on all cells.
-        seed: Seed of the initial weights.
-    """
+    """Train a network by least squares of logarithms of errors ``y`` at inputs ``x``."""
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(mode=False),

@@ -241,11 +241,7 @@ class Residence:
         self.release()
 
     def release(self, *, is_settled: bool = True) -> None:
-        """Release what no step reads.
-
-        Args:
-            is_settled: Whether the next step needs no stage, as far as is known.
-        """
+        """Release what no step reads; ``is_settled`` unless the next step may need a stage."""
         if self.place is None or self._away:
             return
         if not is_settled:

@@ -240,14 +240,7 @@ def flowing_outputs(
     footprint: CallFootprint,
     storage_of: dict[int, FlowingStorage | None],
 ) -> Iterator[tuple[int, FlowingStorage | None, int]]:
-    """Give the number of each output of a call, its storage, and the bytes of that.
-
-    Args:
-        at: Number of the call among those of its row.
-        call: The call.
-        footprint: What it holds.
-        storage_of: The storages of the tensors so far, by number; None for those of others.
-    """
+    """Give the number of each output of a call, its storage, and the bytes of that."""
     outputs = zip(call.outputs, footprint.origins, footprint.sizes, strict=True)
     for number, (kind, i), nbytes in outputs:
         if kind == "own":

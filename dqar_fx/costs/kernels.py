@@ -117,13 +117,7 @@ class Modules:
 
 
 def find_kernels(graph: fx.Graph, modules: Modules, *, fused: bool) -> Counter[Kernel]:
-    """Find the kernels of a graph, and how often each occurs.
-
-    Args:
-        graph: The graph; its nodes carry fake tensors.
-        modules: Which modules are attentions and feed-forwards.
-        fused: Whether operators between two products are one kernel.
-    """
+    """Count the kernels of a graph; fused, the operators between two products are one."""
     nodes = [node for node in graph.nodes if computes(node)]
     operations = {node: Operation.of(node, source_of) for node in nodes}
     macs = {node: count_macs(operation) for node, operation in operations.items()}

@@ -87,12 +87,7 @@ class Operation:
 
     @classmethod
     def of(cls, node: fx.Node, source: Callable[[fx.Node], fx.Node]) -> Operation:
-        """Describe what a node calls.
-
-        Args:
-            node: A call.
-            source: Gives the node whose memory a node shows.
-        """
+        """Describe what a call calls; ``source`` gives the node whose memory a node shows."""
 
         def operand(arg: fx.Node) -> Any:
             owned = parameter_path(source(arg)) is not None

@@ -274,13 +274,7 @@ def has_regions(denoiser: Denoiser) -> bool:
 def make_report(
     denoiser: Denoiser, counter: WorkloadCounter, profile: DeviceProfile
 ) -> Report:
-    """Count and predict with the denoiser's own tables.
-
-    Args:
-        denoiser: The denoiser, captured already.
-        counter: Counts on the denoiser's plan.
-        profile: The device that times are predicted for.
-    """
+    """Count and predict with the tables of a denoiser that was captured already."""
     program, streams = denoiser.program, streams_of(denoiser)
     steps = program.table.num_steps
     ends = [counter.count_row(find(program)) for find in (all_computed, all_reused)]

@@ -229,14 +229,7 @@ class GuidedDenoiser(Denoiser):
         position: Position,
         base: Tensors,
     ) -> list[torch.Tensor]:
-        """The unconditional stream's outputs: computed, or from what is kept.
-
-        Args:
-            other: Of the signature of ``leaves``.
-            leaves: Its own inputs.
-            position: Where the call stands.
-            base: The conditional stream's outputs of this step; empty where not known.
-        """
+        """The unconditional outputs: computed, or what is kept, on top of ``base``."""
         kept = other.whole_output(position.stream)
         if kept is None:
             return other.program.run(leaves, position)

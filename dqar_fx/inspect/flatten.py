@@ -158,16 +158,7 @@ class GraphFlattener:
     def _walk(
         self, gm: fx.GraphModule, known: dict[fx.Node, Any], where: Nesting
     ) -> list[Any]:
-        """Walk through a graph.
-
-        Args:
-            gm: The graph.
-            known: The values of its inputs; those of its other nodes are added.
-            where: What it is nested in.
-
-        Returns:
-            The values of its outputs.
-        """
+        """Walk through a graph, add to the values that are known; those of its outputs."""
         for node in gm.graph.nodes:
             if node.op != "output" and node not in known and not node.meta.get("is_graph"):
                 known[node] = self._value(gm, node, known, where)

@@ -67,14 +67,7 @@ def pair_up(before: list[GraphEntry], after: list[GraphEntry], key: MatchKey) ->
 def pair_alike(
     before: Sequence[GraphEntry], after: Sequence[GraphEntry], pairs: Pairs, least: float
 ) -> None:
-    """Pair each entry, in order, with the one that agrees with it best.
-
-    Args:
-        before: Entries of the first graph that have no counterpart yet.
-        after: Entries of the second graph that have none yet.
-        pairs: All pairs so far; more are added.
-        least: The least share of operands that must agree.
-    """
+    """Pair each entry with the one that agrees best, if ``least`` of their operands do."""
     candidates = defaultdict[Any, list[Any]](list)
     for entry in before:
         candidates[plain_key(entry)].append(entry)
@@ -119,12 +112,7 @@ def list_operands(entry: GraphEntry) -> list[Any]:
 
 
 def number_values(entries: Sequence[GraphEntry], known: Numbers) -> dict[GraphEntry, int]:
-    """Give each entry a number; equal values have equal ones.
-
-    Args:
-        entries: The entries of a graph, in order.
-        known: The numbers so far, by what an entry computes; more are added.
-    """
+    """Give equal values equal numbers, which are ``known`` or are added to these."""
     numbers: dict[GraphEntry, int] = {}
 
     def token(value: Any) -> Hashable:

@@ -82,14 +82,7 @@ def schedule_candidate(
     segments: SegmentErrors,
     sites: str | tuple[str, ...],
 ) -> ScheduledCandidate:
-    """Make a candidate's schedule: choose the order of each forecast, and predict its error.
-
-    Args:
-        candidate: Which sites compute at which steps.
-        measured: What was measured of the model.
-        segments: Gives errors by order.
-        sites: The sites that the schedule is meant for, as for ``transform``.
-    """
+    """Make a candidate's schedule: choose the orders of forecasts, and predict its error."""
     num_steps, num_sites = measured.num_steps, len(measured.sites)
     letters = np.full((num_steps, num_sites), "C", dtype="<U1")
     orders = np.zeros((num_steps, num_sites), np.int64)
@@ -119,16 +112,7 @@ def schedule_candidate(
 
 
 def choose_order(errors: Floats, orders: Sequence[int], wanted: int | None) -> int:
-    """Choose the order with the least error, or the highest up to a wanted one.
-
-    Args:
-        errors: float64 ``[orders]``; infinite where too few values are kept.
-        orders: The orders to choose from.
-        wanted: The wanted order, or None.
-
-    Returns:
-        The position of the order.
-    """
+    """The position of the order with the least error, or of the highest up to a wanted one."""
     if wanted is None:
         return int(errors.argmin())
     known = [place for place, order in enumerate(orders) if order <= wanted]
@@ -139,14 +123,7 @@ def choose_order(errors: Floats, orders: Sequence[int], wanted: int | None) -> i
 def count_cache_bytes(
     letters: NDArray[np.str_], orders: Integers, measured: Measurements, method: str
 ) -> int:
-    """Count slot bytes: for each site that is read, as many values as a forecast reads.
-
-    Args:
-        letters: Actions, ``[steps, sites]``.
-        orders: Orders of the forecasts, ``[steps, sites]``.
-        measured: What was measured of the model.
-        method: How to forecast.
-    """
+    """Count slot bytes: for each site that is read, as many values as a forecast reads."""
     is_read = letters != "C"
     if not is_read.any():
         return 0
@@ -161,17 +138,7 @@ def reasons_of(
     errors: Floats,
     measured: Measurements,
 ) -> tuple[tuple[str, ...], ...]:
-    """Say why each site does what it does at each step, with the numbers that decided.
-
-    Args:
-        letters: Actions, ``[steps, sites]``.
-        orders: Orders of the forecasts, ``[steps, sites]``.
-        errors: Predicted errors of the pictures, ``[steps, sites]``.
-        measured: What was measured of the model.
-
-    Returns:
-        The reasons, ``[steps, sites]``.
-    """
+    """Say why each site does what it does at each step, with the numbers that decided."""
 
     def reason(step: int, site: int) -> str:
         error, ms = errors[step, site], measured.saved_ms[site]

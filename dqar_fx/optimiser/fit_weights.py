@@ -90,15 +90,7 @@ class FittingProgram:
         self._program.reset()
 
     def run(self, leaves: Sequence[Any], position: Position) -> list[torch.Tensor]:
-        """Run one step with fitted weights.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream this is.
-
-        Returns:
-            The denoiser's flat outputs.
-        """
+        """Run one step with fitted weights; the denoiser's flat outputs."""
         step, program, by_step = position.step, self._program, self._fitted.by_step
         forecasts = (self.table.actions[step] == Action.FORECAST).any()
         if not forecasts or not program.can_rehearse(position):

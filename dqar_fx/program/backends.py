@@ -36,12 +36,7 @@ class Backend(Protocol):
         """Whether an output may be overwritten when a region runs again."""
 
     def compile(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
-        """What runs a graph whose code has been generated.
-
-        Args:
-            gm: The graph.
-            **shapes: More keywords of ``torch.compile``, for dimensions that are dynamic.
-        """
+        """What runs a graph whose code is generated; ``shapes`` are for ``torch.compile``."""
 
 
 @dataclass(frozen=True)

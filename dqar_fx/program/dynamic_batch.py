@@ -58,12 +58,6 @@ class Batches:
         """Let a program share its regions.
 
         The first program of a kind is built a second time, for twice the samples.
-
-        Args:
-            program: The program.
-            leaves: The flat inputs that it was built for.
-            spec: Their structure.
-            build: Builds a program for other flat inputs.
         """
         found = (f for f in self.batch_signatures if f.has(program, leaves, spec))
         alike = next(found, None)
@@ -191,14 +185,7 @@ class Sharing:
         region: fx.GraphModule,
         specialised: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]],
     ) -> Callable[..., Sequence[Any]]:
-        """What runs a region; lowered if no region of another batch size is the same.
-
-        Args:
-            lowering: The program's.
-            gm: The region, specialised.
-            region: The region as it was.
-            specialised: Specialises another one likewise.
-        """
+        """What runs a region; lowered if no region of another batch size is the same."""
         captured = {self.batch: gm}
         try:
             if self.batch == 1:  # whose strides do not tell all regions apart

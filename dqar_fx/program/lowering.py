@@ -94,15 +94,7 @@ class Lowering:
         *,
         packs: bool = False,
     ) -> Variant:
-        """The lowered variant of a region for actions and live outputs.
-
-        Args:
-            plan: The plan that calls the region.
-            name: The region's name in that plan.
-            actions: Of its sites.
-            live: Per output, whether anything reads it.
-            packs: Whether its weights may be packed, if the options say so.
-        """
+        """The lowered variant of a region; ``packs`` lets the options pack its weights."""
         region, packs = plan.regions[name], packs and self.options.prepack
         key = (region, actions, live, packs)
         if key not in self._known:
@@ -131,10 +123,6 @@ class Lowering:
         """What tells which inputs the variants of a plan's regions take.
 
         Of those that may never run, too: nothing is lowered, shown or reported.
-
-        Args:
-            plan: The plan.
-            packs: As for `variant`.
         """
         packs = packs and self.options.prepack
         unlowered = self._unlowered[packs]
@@ -182,11 +170,7 @@ class Lowering:
 def prepack_region(
     gm: fx.GraphModule, disable: Collection[str] = (), observe: Observer | None = None
 ) -> tuple[tuple[int, ...], list[PassReport]]:
-    """Let a region's graph take packed weights.
-
-    Returns:
-        Their places among its inputs, and the reports.
-    """
+    """Let a region's graph take packed weights; their places among its inputs, and reports."""
     reports = run_passes(gm, select_passes(PACKED, disable), "region", observe)
     inputs = enumerate(gm.graph.find_nodes(op="placeholder"))
     return tuple(place for place, node in inputs if node.meta.get("packed")), reports

@@ -251,10 +251,7 @@ class Program:
     ) -> list[torch.Tensor]:
         """One step of one stream; the flat outputs of the denoiser.
 
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream.
-            weights: Of this step's forecasts, per site; None for the table's.
+        Its forecasts have the given weights, per site, or else the table's.
         """
         stream = self._stream(position.stream)
         slots = stream.slots
@@ -271,18 +268,10 @@ class Program:
     def run_row(
         self, leaves: Sequence[Any], position: Position, row: tuple[Action, ...]
     ) -> list[torch.Tensor]:
-        """Run a given row in the place of the table's, whatever is kept: to measure it.
+        """Run a row, one action per site, in the place of the table's: to measure it.
 
         The program needs slots for all that the row stores and reads. What they hold counts
         as kept, and a forecast reads all of its history.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream.
-            row: One action per site.
-
-        Returns:
-            The flat outputs.
         """
         stream = self._stream(position.stream)
         if not stream.slots.holds(position.trajectory):
@@ -305,10 +294,6 @@ class Program:
         """Evaluate all that the table's first row reads, as for a prompt never seen before.
 
         What is found is not kept: this is to measure it.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream.
         """
         needs = self.liveness.needs(self.table.row(0))
         values = self.plan.place_inputs(leaves)
@@ -343,13 +328,8 @@ class Program:
     ) -> list[torch.Tensor]:
         """A step with other weights for its forecasts, which is not the last word.
 
-        What counts as kept afterwards is what was kept before: the same step is to be run
-        again. What it stores is written anew then.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream; earlier ones of its trajectory have run.
-            weights: Per site, of what it keeps; as `SlotState.weigh` gives them.
+        Earlier steps of its trajectory have run. What counts as kept afterwards is what was
+        kept before: the same step is to be run again, and what it stores is written anew then.
         """
         slots = self._stream(position.stream).slots
         before = slots.slot_state

@@ -156,13 +156,7 @@ class Programs:
     def lend(
         self, twin: Programs, schedule: Schedule, count_kept: Callable[[BranchTable], int]
     ) -> None:
-        """Give the programs of another schedule what was captured and compiled.
-
-        Args:
-            twin: The others.
-            schedule: Theirs.
-            count_kept: How many outputs of a site they keep at a time.
-        """
+        """Give the programs of another schedule what was captured and compiled."""
         for key, program in self._known.items():
             table = schedule.resolve(program.table.sites, around=program.table.around)
             if count_kept(table) > program.history:

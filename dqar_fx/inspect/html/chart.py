@@ -17,14 +17,7 @@ NUM_TICKS = 4
 
 
 def draw_chart(steps: Sequence[Mapping[str, Cost] | None]) -> dict[str, Any]:
-    """Draw the bars, ticks and kinds of a chart.
-
-    Args:
-        steps: Costs by kind of each step; None where nothing is called.
-
-    Returns:
-        Values by name, as the page's template reads them.
-    """
+    """Draw the bars, ticks and kinds of a chart; costs of None are steps without a call."""
     known = [{} if costs is None else costs for costs in steps]
     kinds = [kind for kind in COST_KINDS if any(kind in c and c[kind].ms > 0 for c in known)]
     totals = [sum(costs[kind].ms for kind in kinds if kind in costs) for costs in known]
@@ -47,15 +40,7 @@ def draw_chart(steps: Sequence[Mapping[str, Cost] | None]) -> dict[str, Any]:
 def draw_bar(
     step: int, costs: Mapping[str, Cost], kinds: Sequence[str], top: float, total: float
 ) -> dict[str, Any]:
-    """Draw one bar, its parts from the bottom up.
-
-    Args:
-        step: Number of the step.
-        costs: What the step costs by kind.
-        kinds: The kinds that any step has.
-        top: Milliseconds of the highest bar.
-        total: Milliseconds of this bar.
-    """
+    """Draw one bar, its parts from the bottom up; ``top`` and ``total`` are milliseconds."""
     parts, y = [], float(HEIGHT)
     for kind in kinds:
         high = HEIGHT * costs[kind].ms / top if kind in costs else 0.0

@@ -23,11 +23,7 @@ STREAMS = ("conditional", "unconditional")
 
 
 def make_content(report: Report, denoiser: Denoiser) -> dict[str, Any]:
-    """Make what the template is filled with.
-
-    Returns:
-        Values by name; ``data`` is what the script reads.
-    """
+    """Make what the template is filled with, by name; ``data`` is what the script reads."""
     diffs, texts = BlockDiffs(denoiser.program), TextTable()
     streams = streams_of(denoiser)
     views = [

@@ -59,14 +59,7 @@ def draw_line(
     before: GraphEntry | None,
     after: GraphEntry | None,
 ) -> DrawnLine:
-    """Draw one line; what is empty is left out.
-
-    Args:
-        diff: The block.
-        place: The number of each entry's line.
-        before: The line's entry in the graph before, if it has one.
-        after: The line's entry in the graph after, if it has one.
-    """
+    """Draw the line of an entry before, after, or both; what is empty is left out."""
     texts = [
         None if entry is None else shorten(diff.comparison.text[entry], diff.first)
         for entry in (before, after)

@@ -43,15 +43,7 @@ class TextTable:
 def view_stream(
     number: int, stream: StreamTable, report: Report, diffs: BlockDiffs, texts: TextTable
 ) -> dict[str, Any]:
-    """Show one stream: the cells of its table, its distinct rows, and its chart.
-
-    Args:
-        number: 0, or 1 for guidance's unconditional stream.
-        stream: The stream.
-        report: The report, which has the costs of its rows.
-        diffs: What rows differ in.
-        texts: The texts of cells; more are added.
-    """
+    """Show one stream: the cells of its table, its distinct rows, and its chart."""
     table = stream.table
     steps = range(table.num_steps)
     rows = dict(stream.rows())
