@@ -129,7 +129,7 @@ class Search:
     def solve(
         self, groups: SiteGroups, ms: float, guidance: Guidance | None
     ) -> Candidate | None:
-        """Find the best candidate within a time, if any, by bisection of the price of errors."""
+        """Find the best candidate within a time, by bisection of the price of errors."""
         low, high, best = -12.0, 18.0, None
         for _ in range(26):
             middle = (low + high) / 2
