@@ -81,14 +81,14 @@ def build_parser() -> Parser:
 
 def add_inspect(commands: Commands) -> None:
     """``inspect``: everything there is to know."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "inspect",
         help="sites, branch table, costs; as text, page or JSON",
         description="Show sites, branch table, costs of rows and trajectory, and near misses.",
         epilog=INSPECT_EXAMPLES,
-        formatter_class=AS_WRITTEN,
+        run=show_report,
     )
-    add_model(parser, "model")
     group = parser.add_argument_group("what to show").add_mutually_exclusive_group()
     group.add_argument("--html", metavar="FILE", help="write a page")
     group.add_argument("--json", action="store_true", help="print JSON")
@@ -98,35 +98,34 @@ def add_inspect(commands: Commands) -> None:
         metavar="STEP:STEP",
         help="print what two steps differ in",
     )
-    parser.set_defaults(run=show_report)
 
 
 def add_table(commands: Commands) -> None:
     """``table``: the branch table alone."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "table",
         help="the branch table of a schedule, or of a saved file",
         description="Print the branch table of a schedule for a model, or a table of a file.",
         epilog=TABLE_EXAMPLES,
-        formatter_class=AS_WRITTEN,
+        run=show_table,
+        model="model or table file",
     )
-    add_model(parser, "model or table file")
     group = parser.add_argument_group("what to show")
     group.add_argument("--why", type=cell_of, metavar="STEP:SITE", help="explain one cell")
     group.add_argument("--out", metavar="FILE", help="save the table, for --schedule FILE")
-    parser.set_defaults(run=show_table)
 
 
 def add_diff(commands: Commands) -> None:
     """``diff``: two rows, or two schedules at a step."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "diff",
         help="what the graphs of two steps, or of two schedules, differ in",
         description="Print what left the graph, what came, and what that saves.",
         epilog=DIFF_EXAMPLES,
-        formatter_class=AS_WRITTEN,
+        run=show_diff,
     )
-    add_model(parser, "model")
     parser.add_argument("steps_shown", metavar="STEP[:STEP]", type=steps_of, help="which rows")
     group = parser.add_argument_group("what to show")
     group.add_argument(
@@ -134,20 +133,29 @@ def add_diff(commands: Commands) -> None:
     )
     group.add_argument("--json", action="store_true", help="print JSON")
     group.add_argument("--exit-code", action="store_true", help="end with 1 if they differ")
-    parser.set_defaults(run=show_diff)
 
 
-def add_model(parser: Parser, what: str) -> None:
-    """Options of which model and schedule, and how it is transformed."""
+def add_command(
+    commands: Commands,
+    name: str,
+    *,
+    run: Callable[[argparse.Namespace], int],
+    model: str = "model",
+    **texts: str,
+) -> Parser:
+    """Add a command that is given a model, a schedule, and how it is transformed."""
+    parser = commands.add_parser(name, formatter_class=AS_WRITTEN, **texts)
+    parser.set_defaults(run=run)
     parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
-        help=f"{what}: a folder, or a name on the hub",
+        help=f"{model}: a folder, or a name on the hub",
     )
     add_model_options(parser.add_argument_group("model and its inputs").add_argument)
     add_schedule_options(parser.add_argument_group("schedule").add_argument)
     add_transform_options(parser.add_argument_group("transformation").add_argument)
+    return parser
 
 
 def add_model_options(add: Callable[..., argparse.Action]) -> None:

@@ -22,8 +22,6 @@ from .parameter_bytes import storage_key
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    Values = dict[int, Any] | list[Any]
-
 
 @dataclass(frozen=True)
 class TablePack:

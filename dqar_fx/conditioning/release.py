@@ -22,11 +22,16 @@ import torch
 from dqar_fx.errors import DqarError
 from dqar_fx.notices import Once
 
-from .parameter_bytes import count_parameters, step_storages, storage_key, tensors_of
-from .planned import PlannedModel
+from .parameter_bytes import (
+    PlannedModel,
+    count_parameters,
+    step_storages,
+    storage_key,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -258,16 +263,13 @@ class Residence:
         """Group the tensors that no step reads by storage."""
         kept = set(chain.from_iterable(map(step_storages, self._programs)))
         groups: dict[int, list[torch.Tensor]] = defaultdict(list)
-        for tensor in self._tensors():
+        owners = [*self._models, *(program.captured.gm for program in self._programs)]
+        found = {id(tensor): tensor for owner in owners for tensor in tensors_of(owner)}
+        for tensor in found.values():
             has_bytes = tensor.device.type != "meta" and tensor.untyped_storage().nbytes()
             if has_bytes and storage_key(tensor) not in kept:
                 groups[storage_key(tensor)].append(tensor)
         return list(groups.values())
-
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        owners = [*self._models, *(program.captured.gm for program in self._programs)]
-        found = {id(tensor): tensor for owner in owners for tensor in tensors_of(owner)}
-        yield from found.values()
 
     def _put_away(self, tensors: list[torch.Tensor]) -> ReleasedStorage:
         first = tensors[0]

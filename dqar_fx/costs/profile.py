@@ -15,8 +15,6 @@ from .kernels import COST_KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import torch
-
     from .kernels import Kernel
     from .operation import Operation
     from .workload import Workload
@@ -104,13 +102,11 @@ class DeviceProfile:
         is_known = all(each in self.operation_s for each in kernel.timed)
         if is_known and not kernel.is_fused:
             return sum(self.operation_s[each] for each in kernel.timed)
-        arithmetic = kernel.macs / self._macs_per_s(kernel.dtype)
+        dtype = str(kernel.dtype).removeprefix("torch.")
+        macs_per_s = self.macs_per_s.get(dtype) or min(self.macs_per_s.values())
+        arithmetic = kernel.macs / macs_per_s
         arithmetic += sum(self.operation_s.get(each, 0.0) for each in kernel.timed)
         return max(arithmetic, self._traffic(kernel.nbytes)) + self.launch_s
-
-    def _macs_per_s(self, dtype: torch.dtype) -> float:
-        name = str(dtype).removeprefix("torch.")
-        return self.macs_per_s.get(name) or min(self.macs_per_s.values())
 
     def _traffic(self, nbytes: int) -> float:
         """Seconds of reading and writing: what was measured, else by bandwidth."""

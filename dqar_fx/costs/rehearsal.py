@@ -27,8 +27,6 @@ from .operation import Operand
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import nn
-
     from dqar_fx.plan.plan import CallObserver
     from dqar_fx.plan.slot_state import ForecastWeights
 
@@ -97,20 +95,12 @@ class RowProgramBuilder:
 
     program: RowProgram
 
-    def __call__(
-        self,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: CompileOptions,
-    ) -> Program:
+    def __call__(self, *_: Any, **__: Any) -> RowProgram:
         """Give the program."""
-        del model, args, kwargs, options
         return self.program
 
-    def with_schedule(self, schedule: Schedule) -> RowProgramBuilder:
+    def with_schedule(self, _schedule: Schedule, /) -> RowProgramBuilder:
         """Give the builder itself: rows are given, whatever the schedule."""
-        del schedule
         return self
 
 

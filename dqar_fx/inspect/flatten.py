@@ -272,11 +272,16 @@ def settle(entry: GraphEntry) -> None:
     """Give what no module made the path of the site or value that it belongs to."""
     if entry.node.meta.get("nn_module_stack"):
         return
-    found: list[Any] = []
-    map_values(entry.args, found.append)
-    sources = (each.entry for each in found if isinstance(each, EntryValue))
-    origins = [(entry.site, entry.site), *((each.path, each.place) for each in sources)]
+    origins = [(entry.site, entry.site)]
+    origins += [(source.path, source.place) for source in list_sources(entry)]
     entry.path, entry.place = next((pair for pair in origins if pair[0]), ("", ""))
+
+
+def list_sources(entry: GraphEntry) -> list[GraphEntry]:
+    """List the entries that one reads."""
+    found: list[EntryValue | StaticOperand] = []
+    map_values(entry.args, found.append)
+    return [each.entry for each in found if isinstance(each, EntryValue)]
 
 
 def static_operand_of(node: fx.Node) -> StaticOperand | None:

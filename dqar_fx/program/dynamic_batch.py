@@ -41,7 +41,7 @@ class Batches:
 
     Attributes:
         regions: The regions compiled so far.
-        families: Input signatures that differ in the batch size alone.
+        batch_signatures: Input signatures that differ in the batch size alone.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,8 @@ class Batches:
         batch = alike.batch_of(leaves)
         beside = [(size, plan) for size, plan in alike.plans.items() if size != batch]
         if beside:
-            program.lowering.sharing = Sharing.between(self, batch, program.plan, *beside[0])
+            sharing = Sharing.between(self, batch, program.plan, *beside[0])
+            program.lowering.share = sharing.function_of
 
 
 @dataclass

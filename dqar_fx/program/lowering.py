@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dqar_fx.passes.pipeline import (
     COMPILED,
@@ -37,20 +37,13 @@ if TYPE_CHECKING:
 
     from .compile_options import CompileOptions
 
+    SpecialiseRegion = Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]]
+    ShareRegion = Callable[
+        ["Lowering", fx.GraphModule, fx.GraphModule, SpecialiseRegion],
+        Callable[..., Sequence[Any]],
+    ]
+
 logger = logging.getLogger(__name__)
-
-
-class RegionSharing(Protocol):
-    """Finds what runs a region among those compiled for other batch sizes."""
-
-    def function_of(
-        self,
-        lowering: Lowering,
-        gm: fx.GraphModule,
-        region: fx.GraphModule,
-        specialised: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]],
-    ) -> Callable[..., Sequence[Any]]:
-        """What runs a region; lowered if no region of another batch size is the same."""
 
 
 class Lowering:
@@ -65,12 +58,13 @@ class Lowering:
         backend: What runs them.
         variants: The lowered variants by structure.
         reports: What passes did to them.
-        sharing: What is shared with programs of other batch sizes; None if nothing.
-        packing: The weights that are packed.
+        share: Gives what runs a region, maybe as programs of other batch sizes run it; it is
+            given this, the region specialised and as it was, and what specialises others.
+        packed_weights: The weights that are packed.
     """
 
     def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:
-        self.sharing: RegionSharing | None = None
+        self.share: ShareRegion | None = None
         self.packed_weights = PackedWeights()
         self.options, self.backend = options, options.backend
         self._observe = observe
@@ -107,11 +101,11 @@ class Lowering:
                 self.reports += reports
             lowered_as = f"{structure}\npacked {packed}" if packed else structure
             if lowered_as not in self.variants:
-                if self.sharing is None:
+                if self.share is None:
                     function = self.lower(gm)
                 else:
                     again = partial(specialise_region, actions=actions, live=live)
-                    function = self.sharing.function_of(self, gm, region, again)
+                    function = self.share(self, gm, region, again)
                 self.variants[lowered_as] = Variant(gm, function, kept, structure)
                 self._note(gm, actions)
             self._known[key] = replace(
@@ -152,10 +146,6 @@ class Lowering:
             self.reports += reports
             self._narrowed[stage, live] = gm, kept
         return self._narrowed[stage, live]
-
-    def count_variants(self, region: fx.GraphModule) -> int:
-        """Distinct lowered variants of a region so far."""
-        return len({v.structure for (of, *_), v in self._known.items() if of is region})
 
     def lower(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
         """What runs a graph; ``shapes`` are more keywords of ``torch.compile``."""

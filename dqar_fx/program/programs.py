@@ -45,7 +45,7 @@ class ProgramBuilder(Protocol):
     ) -> Program:
         """Build the program."""
 
-    def with_schedule(self, schedule: Schedule) -> ProgramBuilder:
+    def with_schedule(self, schedule: Schedule, /) -> ProgramBuilder:
         """The same builder for another schedule."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.inspect.flatten import EntryValue, map_values
+from dqar_fx.inspect.flatten import list_sources
 
 from .facts import describe_amounts
 
@@ -77,18 +77,6 @@ def draw_line(
         "i": sorted({place[source] for source in list_sources(own) if source in place}),
     }
     return {name: value for name, value in line.items() if value}
-
-
-def list_sources(entry: GraphEntry) -> list[GraphEntry]:
-    """List the entries that one reads."""
-    found: list[GraphEntry] = []
-
-    def note(value: Any) -> None:
-        if isinstance(value, EntryValue):
-            found.append(value.entry)
-
-    map_values(entry.args, note)
-    return found
 
 
 def shorten(text: str, block: str) -> str:
