@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -141,7 +141,7 @@ def add_command(
     *,
     run: Callable[[argparse.Namespace], int],
     model: str = "model",
-    **texts: str,
+    **texts: Any,
 ) -> Parser:
     """Add a command that is given a model, a schedule, and how it is transformed."""
     parser = commands.add_parser(name, formatter_class=AS_WRITTEN, **texts)

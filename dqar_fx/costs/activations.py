@@ -148,12 +148,7 @@ class PlanFootprint:
 class Activations:
     """Bytes of activations of one plan's rows, each variant run once.
 
-    Args:
-        program: The program whose plan is walked; its table does not matter.
-        regions: Gives the specialised graphs of the plan's regions.
-
-    Attributes:
-        output_bytes: Bytes of what a step gives.
+    The program's table does not matter; ``output_bytes`` are those of what a step gives.
     """
 
     def __init__(self, program: Program, regions: UnloweredRegions) -> None:

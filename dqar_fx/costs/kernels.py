@@ -87,12 +87,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Modules:
-    """Which modules are attentions and which feed-forwards.
-
-    Attributes:
-        attention: Paths of the attentions.
-        feed_forward: Paths of the feed-forwards.
-    """
+    """The paths of the modules that are attentions, and of those that are feed-forwards."""
 
     attention: frozenset[str]
     feed_forward: frozenset[str]

@@ -73,13 +73,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Operation:
-    """An operator and its arguments, tensors as `Operand`.
-
-    Attributes:
-        target: The operator.
-        args: The operator's arguments.
-        kwargs: The operator's keyword arguments, sorted by name.
-    """
+    """An operator and its arguments, tensors as `Operand`, keywords sorted by name."""
 
     target: Callable[..., Any]
     args: tuple[Any, ...]

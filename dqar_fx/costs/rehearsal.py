@@ -51,11 +51,7 @@ class TrajectoryInputs:
 
 
 class RowProgram(Program):
-    """A program that runs the row that it is given, whatever its table says.
-
-    Attributes:
-        next_row: The row of the next step.
-    """
+    """A program that runs ``next_row``, whatever its table says."""
 
     next_row: Row = ()
 
@@ -87,11 +83,7 @@ class RowProgram(Program):
 
 @dataclass(frozen=True)
 class RowProgramBuilder:
-    """Gives a denoiser one program, whatever it is called with.
-
-    Attributes:
-        program: The program.
-    """
+    """Gives a denoiser one program, whatever it is called with."""
 
     program: RowProgram
 
@@ -105,12 +97,7 @@ class RowProgramBuilder:
 
 
 class Rehearsal:
-    """Runs rows on a denoiser of its own, and tells what they took.
-
-    Args:
-        denoiser: The denoiser to be like; captured already.
-        device: The device that it is on.
-    """
+    """Runs rows on a denoiser like another, captured already, and tells what they took."""
 
     def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
         self._clock, self._device = CallClock(device), device

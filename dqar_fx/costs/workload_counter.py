@@ -39,14 +39,9 @@ if TYPE_CHECKING:
 
 
 class WorkloadCounter:
-    """Counts workloads of one plan, each distinct variant of a region once.
+    """Counts workloads of a program's plan, each distinct variant of a region once.
 
-    Args:
-        program: The program whose plan is counted; its table does not matter.
-
-    Attributes:
-        plan: The plan of the step.
-        activations: Bytes of the activations of the same plan's rows.
+    The program's table does not matter.
     """
 
     def __init__(self, program: Program) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ParameterWrapper(Wrapper):
-    """A face that owns parameters, which share their storage with the original's.
+    """A wrapper that owns parameters, which share their storage with the original's.
 
     Args:
         model: The original; it is not modified.

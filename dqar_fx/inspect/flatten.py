@@ -137,11 +137,7 @@ def flatten_graph(gm: fx.GraphModule) -> FlatGraph:
 
 
 class GraphFlattener:
-    """One walk through a graph and what it calls.
-
-    Args:
-        flat: What the walk fills.
-    """
+    """One walk through a graph and what it calls, which fills ``flat``."""
 
     def __init__(self, flat: FlatGraph) -> None:
         self.flat = flat

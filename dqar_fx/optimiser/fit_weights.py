@@ -72,12 +72,6 @@ class FittingProgram:
     Args:
         program: The program, in eager mode.
         fitted: What weights are added to; steps that it has are not fitted again.
-
-    Attributes:
-        captured: The program's.
-        roles: The program's.
-        table: The program's.
-        ahead: The program's.
     """
 
     def __init__(self, program: Program, fitted: FittedWeights) -> None:

@@ -33,11 +33,6 @@ class SegmentErrors:
         max_age: Steps that a kept value may live.
         orders: Orders that a forecast may have; the best is taken at each step.
         method: How to forecast.
-
-    Attributes:
-        max_age: The same.
-        orders: The same.
-        method: The same.
     """
 
     def __init__(

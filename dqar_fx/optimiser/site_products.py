@@ -77,13 +77,7 @@ class ProductRecord:
 
 
 class ProductObserver(SiteObserver):
-    """Measures inner products of one input signature's sites, and tries some reuses.
-
-    Args:
-        captured: The model as a graph.
-        sites: As for ``transform``.
-        record: What the measurements are added to.
-    """
+    """Measures inner products of one input signature's sites, and tries some reuses."""
 
     def __init__(
         self, captured: Capture, sites: str | Sequence[str], record: ProductRecord

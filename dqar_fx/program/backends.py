@@ -56,11 +56,7 @@ class Eager:
 
 @dataclass(frozen=True)
 class Regional:
-    """Compiles the distinct variants of blocks, and of what lies between blocks.
-
-    Attributes:
-        keywords: Passed on to ``torch.compile``.
-    """
+    """Compiles the distinct variants of blocks, and of what lies between blocks."""
 
     keywords: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "regional"

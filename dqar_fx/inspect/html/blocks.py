@@ -69,9 +69,6 @@ class BlockDiff:
 class BlockDiffs:
     """The differences of all rows of one program, each distinct one once.
 
-    Args:
-        program: The program; its table does not matter.
-
     Attributes:
         calls: The calls of a step, in order.
         found: The distinct differences so far.
