@@ -14,11 +14,9 @@ from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
 from dqar_fx.transform import KINDS_KEPT
 
 from .arguments import Parser, at_least, cell_of, pair_of_steps, sites_of, steps_of
-from .diff import show_diff
+from .commands import show_diff, show_report, show_table
 from .example_inputs import input_of
-from .report import show_report
 from .schedules import NAMED
-from .table import show_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

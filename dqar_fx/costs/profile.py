@@ -1,15 +1,16 @@
-"""What is known of a device: measured here, or read off its datasheet."""
+"""How fast a device is, and what workloads cost on it by prediction."""
 
 from __future__ import annotations
 
 from bisect import bisect
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from math import exp, log
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import DqarError
 
-from .cost import Cost, scale_times
 from .kernels import COST_KINDS
 
 if TYPE_CHECKING:
@@ -18,6 +19,40 @@ if TYPE_CHECKING:
     from .kernels import Kernel
     from .operation import Operation
     from .workload import Workload
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part of a trajectory costs; costs add up, and are multiplied by counts.
+
+    Attributes:
+        macs: Multiply-accumulates.
+        nbytes: Bytes read and written.
+        ms: Predicted milliseconds.
+    """
+
+    macs: int = 0
+    nbytes: int = 0
+    ms: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.nbytes + other.nbytes, self.ms + other.ms)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.macs * times, self.nbytes * times, self.ms * times)
+
+
+def add_costs(costs: Iterable[Cost]) -> Cost:
+    """Add costs up."""
+    return reduce(add, costs, Cost())
+
+
+def scale_times(costs: dict[str, Cost], total_ms: float) -> dict[str, Cost]:
+    """Scale the times of costs so that they add up to a total, in the same proportions."""
+    before_ms = sum(cost.ms for cost in costs.values())
+    factor = total_ms / before_ms if before_ms else 0.0
+    return {kind: replace(cost, ms=cost.ms * factor) for kind, cost in costs.items()}
+
 
 FLOPS_PER_MAC = 2
 LAUNCH_S = 5e-6

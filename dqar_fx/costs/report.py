@@ -13,11 +13,10 @@ from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.errors import DqarError
 from dqar_fx.json_value import JsonValue
 
-from .cost import Cost, add_costs
 from .kernels import COST_KINDS
 from .measure_profile import measure_profile
 from .memory import MemoryPlan, plan_memory
-from .profile import DATASHEETS, DeviceProfile, find_datasheet
+from .profile import DATASHEETS, Cost, DeviceProfile, add_costs, find_datasheet
 from .rows import (
     StreamTable,
     all_computed,
