@@ -1,4 +1,4 @@
-"""What the unconditional stream has for one input signature, its whole output if that is kept."""
+"""What the unconditional stream has for one input signature: a program, kept outputs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,15 @@ from dqar_fx.schedule.action import Action
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dqar_fx.passes import TensorSpec
     from dqar_fx.plan.slots import SlotKey
+    from dqar_fx.program.program import Program
+    from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.steps import Position
 
-    Tensors = Sequence[torch.Tensor]
-    from collections.abc import Sequence
-
-    import torch
-
-    from dqar_fx.program.program import Program
-    from dqar_fx.schedule.schedule import Schedule
-
     from .guidance import Guidance
 
+    Tensors = Sequence[torch.Tensor]
     StreamKey = tuple[str | None, int]
 
 
