@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
     from dqar_fx.capture.capture import Capture
+    from dqar_fx.capture.inputs import Roles
     from dqar_fx.plan.plan import Plan, Stage, Static
 
 
 class PlannedModel(Protocol):
-    """A captured model and the plan that says which part of it reads which parameter."""
+    """A captured model, its inputs' roles, and the plan that says what reads a parameter."""
 
     captured: Capture
+    roles: Roles
     plan: Plan
 
 

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from dqar_fx.plan.slots import SlotKey
     from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.steps import Position
-    from dqar_fx.steps.timesteps import Timesteps
 
     from .explanation import Explanation
     from .lowering import Lowering
@@ -148,7 +147,7 @@ class Program:
         self._conditioning.forget()
 
     def fix_conditioning(
-        self, leaf: int, labels: Sequence[int], timesteps: Timesteps
+        self, leaf: int, labels: Sequence[int], timesteps: torch.Tensor
     ) -> ConditioningTable:
         """Tabulate the conditioning of labels at timesteps; from now on it has no other.
 
