@@ -18,7 +18,7 @@ from torch import nn
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.schedule import check_at_least
 
-from .calibration import columns_of, read_measurement, write_measurement
+from .calibration import CalibratedSites, read_measurement, write_measurement
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ MIN_CELLS = 50
 
 
 @dataclass(frozen=True, eq=False)
-class Policy:
+class Policy(CalibratedSites):
     """A network, what it predicts for every step, site and age, and how well.
 
     Attributes:
@@ -54,7 +54,6 @@ class Policy:
         fingerprint: Identifies the model.
     """
 
-    sites: tuple[str, ...]
     predicted: Floats
     weights: dict[str, torch.Tensor]
     held_out: dict[str, float]
@@ -69,14 +68,6 @@ class Policy:
     def max_age(self) -> int:
         """Largest age, in steps, that it knows."""
         return int(self.predicted.shape[2])
-
-    def columns(self, sites: tuple[str, ...]) -> Integers:
-        """The columns of sites in this policy: int64 ``[sites]``.
-
-        Raises:
-            ScheduleError: The policy does not know a site.
-        """
-        return columns_of(sites, self.sites)
 
     @classmethod
     def fit(
