@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
@@ -22,7 +22,7 @@ from dqar_fx.passes.support.graphs import tensor_value, written_inputs
 from dqar_fx.passes.support.module_paths import module_stack
 from dqar_fx.passes.support.runner import fork, run_passes
 
-from .operation import Operand, Operation, count_macs, map_tensors
+from .operation import Operand, Operation, count_macs, map_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -244,13 +244,16 @@ def source_of(node: fx.Node) -> fx.Node:
 
 def bytes_of(node: fx.Node) -> int:
     """Count the bytes of a node's value, or of all its values."""
-    sizes: list[int] = []
-    map_tensors(node.meta.get("val"), lambda value: sizes.append(Operand.of(value).nbytes))
-    return sum(sizes)
+    return sum(Operand.of(value).nbytes for value in tensors_of(node))
 
 
 def dtype_of(node: fx.Node) -> torch.dtype:
     """Give the dtype of a node's (first) value; float32 if it has no tensor."""
-    found: list[Any] = []
-    map_tensors(node.meta.get("val"), lambda value: found.append(value.dtype))
-    return found[0] if found else torch.float32
+    return next((value.dtype for value in tensors_of(node)), torch.float32)
+
+
+def tensors_of(node: fx.Node) -> list[torch.Tensor]:
+    """List the tensors of a node's value."""
+    found: list[torch.Tensor] = []
+    map_leaves(node.meta.get("val"), torch.Tensor, found.append)
+    return found
