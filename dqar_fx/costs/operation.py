@@ -163,7 +163,9 @@ def count_macs(operation: Operation) -> int:
     return flops // 2
 
 
-def map_leaves(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+def map_leaves(
+    value: Any, kind: type | tuple[type, ...], function: Callable[[Any], Any]
+) -> Any:
     """Apply a function to each value of a kind among nested ones; lists become tuples."""
     if isinstance(value, list | tuple):
         return tuple(map_leaves(each, kind, function) for each in value)

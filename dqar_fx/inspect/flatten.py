@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import fx
 
+from dqar_fx.costs.operation import map_leaves
 from dqar_fx.passes import compute_or_reuse
 from dqar_fx.passes.support.graphs import (
     graph_outputs,
@@ -34,7 +35,7 @@ from dqar_fx.passes.support.module_paths import module_stack, rename_path
 from dqar_fx.passes.support.operators import inner_graph, name_of, submodule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 
 @dataclass(eq=False)
@@ -195,8 +196,10 @@ class GraphFlattener:
         """Add a call of an operator and, before it, the reads of slots that it does."""
         written = [known[target] for target in written_inputs(node)]
         operands = fx.map_arg((node.args, dict(node.kwargs)), lambda each: known[each])
-        args, kwargs = map_values(
-            operands, lambda each: each if each in written else self._read(each, node, where)
+        args, kwargs = map_leaves(
+            operands,
+            (EntryValue, StaticOperand),
+            lambda each: each if each in written else self._read(each, node, where),
         )
         slots = [each.site for each in written if isinstance(each, StaticOperand)]
         entry = self._add(node, "write" if slots else "operator", name_of(node), where)
@@ -275,9 +278,14 @@ def settle(entry: GraphEntry) -> None:
 
 def list_sources(entry: GraphEntry) -> list[GraphEntry]:
     """List the entries that one reads."""
+    return [each.entry for each in list_operands(entry) if isinstance(each, EntryValue)]
+
+
+def list_operands(entry: GraphEntry) -> list[EntryValue | StaticOperand]:
+    """List the values and the static operands that an entry reads."""
     found: list[EntryValue | StaticOperand] = []
-    map_values(entry.args, found.append)
-    return [each.entry for each in found if isinstance(each, EntryValue)]
+    map_leaves(entry.args, (EntryValue, StaticOperand), found.append)
+    return found
 
 
 def static_operand_of(node: fx.Node) -> StaticOperand | None:
@@ -311,17 +319,6 @@ def pick(args: Any) -> Any:
     if isinstance(values, EntryValue):
         return EntryValue(values.entry, (*values.index, index))
     return values[index]
-
-
-def map_values(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to each `EntryValue` and `StaticOperand` in nested operands."""
-    if isinstance(value, EntryValue | StaticOperand):
-        return function(value)
-    if isinstance(value, list | tuple):
-        return tuple(map_values(each, function) for each in value)
-    if isinstance(value, dict):
-        return {name: map_values(each, function) for name, each in value.items()}
-    return value
 
 
 def type_of(value: Any) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from .flatten import EntryValue, StaticOperand, UnprintedText, map_values
+from .flatten import EntryValue, StaticOperand, UnprintedText, list_operands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -102,13 +102,6 @@ def rate_operands(before: Any, after: Any, pairs: Pairs) -> float:
 def place_token(value: EntryValue) -> Hashable:
     """Say where an operand comes from, whatever its value."""
     return value.entry.operator, value.entry.place, value.index
-
-
-def list_operands(entry: GraphEntry) -> list[Any]:
-    """List what an entry reads, constants left out."""
-    found: list[Any] = []
-    map_values(entry.args, found.append)
-    return found
 
 
 def number_values(entries: Sequence[GraphEntry], known: Numbers) -> dict[GraphEntry, int]:
