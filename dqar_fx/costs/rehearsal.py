@@ -7,16 +7,19 @@ row that it is given instead of the branch table's, with a clock around each cal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from dqar_fx.conditioning.memo import Memo
 from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.plan.slots import slots_of
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.program import Program
+from dqar_fx.program.stream import PreparedStep
 from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.steps.steps import Position
 from dqar_fx.steps.timesteps import Timesteps
@@ -70,15 +73,44 @@ class RowProgram(Program):
             observe=observe,
         )
         made.slot_specs = slots_of(program.guarded)
+        made.binder = replace(made.binder, specs=made.slot_specs)
         made.slot_owners = {key: key for key in made.slot_specs}
         return made
 
     def run(
         self, leaves: Sequence[Any], position: Position, weights: ForecastWeights | None = None
     ) -> list[torch.Tensor]:
-        """Run the next row; the flat outputs of the denoiser."""
+        """Run the next row; the flat outputs of the denoiser.
+
+        What its slots hold counts as kept, and a forecast reads all of its history.
+        """
         assert weights is None, "a row is measured with weights of its own"
-        return self.run_row(leaves, position, self.next_row)
+        row, stream = self.next_row, self._stream(position.stream)
+        if not stream.slots.holds(position.trajectory):
+            stream.slots.enter(position.trajectory)
+        if row not in stream.rows:
+            newest = (1.0, *[0.0] * (self.history - 1))
+            actions = np.array(row, np.int8)
+            stream.rows[row] = self.binder.bind_row(
+                stream.slots, actions, (newest,) * len(row)
+            )
+        step = PreparedStep(
+            calls=stream.rows[row],
+            after=stream.slots.slot_state,
+            needs=self.liveness.needs(row),
+            num_cold=0,
+            is_checked=self._is_checked(row, position.step),
+        )
+        return self._execute(stream, step, leaves, position)
+
+    def evaluate_conditioning(self, leaves: Sequence[Any], position: Position) -> None:
+        """Evaluate all that the table's first row reads, as for a prompt never seen before.
+
+        What is found is not kept: this is to measure it.
+        """
+        needs = self.liveness.needs(self.table.row(0))
+        values = self.plan.place_inputs(leaves)
+        self._conditioning.evaluate(Memo(), leaves, values, position, needs)
 
 
 @dataclass(frozen=True)

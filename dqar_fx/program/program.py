@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from dqar_fx.capture.inputs import Roles
@@ -263,40 +262,6 @@ class Program:
         if step.num_cold:
             self._warn_cold(step.num_cold, position)
         return self._execute(stream, step, leaves, position)
-
-    def run_row(
-        self, leaves: Sequence[Any], position: Position, row: tuple[Action, ...]
-    ) -> list[torch.Tensor]:
-        """Run a row, one action per site, in the place of the table's: to measure it.
-
-        The program needs slots for all that the row stores and reads. What they hold counts
-        as kept, and a forecast reads all of its history.
-        """
-        stream = self._stream(position.stream)
-        if not stream.slots.holds(position.trajectory):
-            stream.slots.enter(position.trajectory)
-        if row not in stream.rows:
-            newest = (1.0, *[0.0] * (self.history - 1))
-            weights = (newest,) * len(row)
-            actions = np.array(row, np.int8)
-            stream.rows[row] = self.binder.bind_row(stream.slots, actions, weights)
-        step = PreparedStep(
-            calls=stream.rows[row],
-            after=stream.slots.slot_state,
-            needs=self.liveness.needs(row),
-            num_cold=0,
-            is_checked=self._is_checked(row, position.step),
-        )
-        return self._execute(stream, step, leaves, position)
-
-    def evaluate_conditioning(self, leaves: Sequence[Any], position: Position) -> None:
-        """Evaluate all that the table's first row reads, as for a prompt never seen before.
-
-        What is found is not kept: this is to measure it.
-        """
-        needs = self.liveness.needs(self.table.row(0))
-        values = self.plan.place_inputs(leaves)
-        self._conditioning.evaluate(Memo(), leaves, values, position, needs)
 
     def _execute(
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position
