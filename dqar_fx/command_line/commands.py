@@ -47,7 +47,7 @@ def show_report(options: argparse.Namespace) -> int:
 
 
 def describe(denoiser: Denoiser, device: str) -> str:
-    """All of it as a text."""
+    """Describe a denoiser and its report as a text."""
     facts = describe_model(denoiser)
     misses = denoiser.explain().near_misses
     parts = [
@@ -60,7 +60,7 @@ def describe(denoiser: Denoiser, device: str) -> str:
 
 
 def to_json(denoiser: Denoiser, device: str) -> str:
-    """All of it as JSON."""
+    """Write a denoiser's explanation and report as JSON."""
     return json.dumps(
         {
             "model": describe_model(denoiser),

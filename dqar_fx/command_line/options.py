@@ -78,7 +78,7 @@ def build_parser() -> Parser:
 
 
 def add_inspect(commands: Commands) -> None:
-    """``inspect``: everything there is to know."""
+    """Add ``inspect``, which shows everything there is to know."""
     parser = add_command(
         commands,
         "inspect",
@@ -99,7 +99,7 @@ def add_inspect(commands: Commands) -> None:
 
 
 def add_table(commands: Commands) -> None:
-    """``table``: the branch table alone."""
+    """Add ``table``, which shows the branch table alone."""
     parser = add_command(
         commands,
         "table",
@@ -115,7 +115,7 @@ def add_table(commands: Commands) -> None:
 
 
 def add_diff(commands: Commands) -> None:
-    """``diff``: two rows, or two schedules at a step."""
+    """Add ``diff``, which compares two rows, or two schedules at a step."""
     parser = add_command(
         commands,
         "diff",
@@ -157,7 +157,7 @@ def add_command(
 
 
 def add_model_options(add: Callable[..., argparse.Action]) -> None:
-    """Which model it is, and what it is given."""
+    """Add options that tell which model it is, and what it is given."""
     add("--config", metavar="FILE_OR_FOLDER", help="the model, by its config alone")
     add("--weights", action="store_true", help="load the weights (equal ones are merged)")
     add("--dtype", choices=DTYPES, default="float32", help="of the parameters (float32)")
@@ -176,7 +176,7 @@ def add_model_options(add: Callable[..., argparse.Action]) -> None:
 
 
 def add_schedule_options(add: Callable[..., argparse.Action]) -> None:
-    """Which schedule."""
+    """Add options that tell which schedule it is."""
     add(
         "--schedule",
         default="linear",
@@ -193,7 +193,7 @@ def add_schedule_options(add: Callable[..., argparse.Action]) -> None:
 
 
 def add_transform_options(add: Callable[..., argparse.Action]) -> None:
-    """How the model is transformed."""
+    """Add options that tell how the model is transformed."""
     add("--sites", type=sites_of, help="attention, all, block, ..., or paths (the schedule's)")
     add("--keep", choices=KINDS_KEPT, default="output", help="what a site keeps (output)")
     add("--cache", choices=FORMATS, default="same", help="how it is stored (same)")

@@ -89,7 +89,7 @@ def make_schedule(text: str, options: ScheduleOptions) -> Schedule:
 
 
 def named_schedule(name: str, options: ScheduleOptions) -> Schedule:
-    """One of `NAMED`."""
+    """Make the schedule that a name of `NAMED` stands for."""
     make, takes, defaults = NAMED[name]
     later = () if "forecast" in takes else ("forecast", "method")
     refuse_others(name, options, ("steps", *takes, *later))

@@ -39,7 +39,7 @@ class TablePack:
 
     @classmethod
     def of(cls, tables: dict[int, torch.Tensor]) -> TablePack:
-        """Of tensors ``[steps, labels, ...]`` by number, of one dtype."""
+        """Put tensors ``[steps, labels, ...]`` of one dtype, by number, side by side."""
         flat = torch.cat([table.flatten(2) for table in tables.values()], 2)
         return cls(flat, tuple(tables), tuple(table.shape[2:] for table in tables.values()))
 

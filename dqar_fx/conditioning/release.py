@@ -205,7 +205,7 @@ class Residence:
     def count(
         self, programs: Sequence[ReleasingProgram], model: nn.Module, merged: int
     ) -> ParameterBytes:
-        """As `count_parameters`; what is away comes back for a moment, if it was not counted.
+        """Count parameters; what is away comes back for a moment, if it was not counted.
 
         Raises:
             DqarError: They were dropped.

@@ -100,7 +100,7 @@ class GuidedDenoiser(Denoiser):
     # ---- as any denoiser -----------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without graphs and kept outputs: a copy captures anew."""
+        """Leave graphs and kept outputs out: a copy captures anew."""
         return {**super().__getstate__(), "_others": {}, "_streams": Streams()}
 
     def reset(self) -> None:

@@ -100,7 +100,7 @@ class WholeModelRule:
     skipped: tuple[bool, ...]
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """As the rule says; the whole where it is not called."""
+        """Allow sites as the rule inside does, and the whole where it is not called."""
         return np.append(self.rule.may_reuse(inside(moment)), self.skipped[moment.step])
 
     def why(self, moment: Moment, site: int) -> str:

@@ -78,7 +78,7 @@ class WholeOutput:
             raise
 
     def _histories(self, places: tuple[int, ...]) -> list[list[torch.Tensor]]:
-        """Per output, its buffers from the newest to the oldest."""
+        """List the buffers of each output from the newest to the oldest."""
         numbers = sorted({value for _, value, _, _ in self.slots.buffers})
         return [
             [self.slots.buffer((0, n, k, 0), places) for k in range(self.table.history)]
@@ -132,7 +132,7 @@ class UnconditionalStream:
     def of(
         cls, program: Program, schedule: Schedule, guidance: Guidance
     ) -> UnconditionalStream:
-        """Beside a conditional program, which has that schedule."""
+        """Make it for a conditional program, which has that schedule."""
         sites, around = program.table.sites, program.table.around
         given = graph_outputs(program.captured.gm.graph)
         return cls(
