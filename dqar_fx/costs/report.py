@@ -186,24 +186,22 @@ def format_table(rows: list[dict[str, str]]) -> str:
 
 def format_row(row: RowReport) -> dict[str, str]:
     """Format one line of the table of rows."""
-    cost = row.cost
-    return {
-        "sites": run_lengths(row.actions) + (" (unconditional)" if row.stream else ""),
-        "steps": str(len(row.steps)),
-        "GMACs": f"{cost.macs / 1e9:.3f}",
-        "MB": f"{cost.nbytes / 1e6:.1f}",
-        "ms": f"{cost.ms:.3f}",
-    }
+    sites = run_lengths(row.actions) + (" (unconditional)" if row.stream else "")
+    return {"sites": sites, "steps": str(len(row.steps)), **format_cost(row.cost, decimals=3)}
 
 
 def format_kind(kind: str, cost: Cost, whole_ms: float) -> dict[str, str]:
     """Format one line of where the time goes."""
+    share = f"{cost.ms / whole_ms:.1%}" if whole_ms else "-"
+    return {"where": kind, **format_cost(cost, decimals=1), "share": share}
+
+
+def format_cost(cost: Cost, *, decimals: int) -> dict[str, str]:
+    """Format the columns of a cost; milliseconds have so many decimals."""
     return {
-        "where": kind,
         "GMACs": f"{cost.macs / 1e9:.3f}",
         "MB": f"{cost.nbytes / 1e6:.1f}",
-        "ms": f"{cost.ms:.1f}",
-        "share": f"{cost.ms / whole_ms:.1%}" if whole_ms else "-",
+        "ms": f"{cost.ms:.{decimals}f}",
     }
 
 

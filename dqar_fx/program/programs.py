@@ -73,14 +73,14 @@ class Programs:
         builder: Makes a program for the inputs of a call.
         options: How to lower.
         residence: Where the conditioning's parameters are.
-        ties: Which of the fork's tensors show one memory.
+        shared_tensors: Which of the fork's tensors show one memory.
 
     Attributes:
         builder: The same.
         options: The same.
-        ties: The same.
+        shared_tensors: The same.
         batches: What programs share across batch sizes.
-        packing: Weights that are packed, for all programs.
+        packed_weights: Those that are packed, for all programs.
     """
 
     def __init__(
