@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from dataclasses import asdict, dataclass, field, replace
-from functools import reduce
 from math import exp, log
-from operator import add
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import DqarError
@@ -44,7 +42,7 @@ class Cost:
 
 def add_costs(costs: Iterable[Cost]) -> Cost:
     """Add costs up."""
-    return reduce(add, costs, Cost())
+    return sum(costs, Cost())
 
 
 def scale_times(costs: dict[str, Cost], total_ms: float) -> dict[str, Cost]:
