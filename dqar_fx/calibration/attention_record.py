@@ -28,14 +28,12 @@ class AttentionRecord:
 
     Args:
         num_steps: Steps of the trajectory.
-        max_age: Largest age.
+        max_age: Largest age, in steps.
         cells_per_step: How many reuses to try at each step.
-        rng: Chooses them.
+        rng: Chooses these reuses.
         report_step: Called after each step of the first stream.
 
     Attributes:
-        num_steps: The same.
-        max_age: The same.
         sites: Module path per site.
         weight: Inputs of the batch that runs, by which its measurements count.
     """

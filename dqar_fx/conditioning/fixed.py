@@ -30,7 +30,7 @@ class TablePack:
     Attributes:
         table: ``[steps, labels, features]``; one step where all have the same.
         numbers: Tensors of the step's plan that it holds.
-        shapes: Of each, for one sample.
+        shapes: The shape of each for one sample.
     """
 
     table: torch.Tensor
@@ -59,7 +59,7 @@ class ConditioningTable:
 
     Attributes:
         leaf: Position of the labels among the denoiser's inputs.
-        labels: Those that it has.
+        labels: The labels that have rows.
         steps: Place of each timestep.
         packs: What differs from label to label.
         shared: What does not: ``[steps, ...]`` by number, one step where all have the same.

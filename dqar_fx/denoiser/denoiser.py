@@ -84,7 +84,7 @@ class Denoiser(StepDenoiser):
         row for each label and timestep, so that it pays for few of them only.
 
         Args:
-            timesteps: Of all trajectories, 1-D.
+            timesteps: The timesteps of all trajectories, 1-D.
             **labels: Name of the input that holds the labels, and those that it may have, as
                 in ``class_labels=[207, 360, 1000]``.
 

@@ -27,7 +27,7 @@ class BatchHalves:
     Attributes:
         conditional: The flat inputs of the conditional stream.
         unconditional: Those of the unconditional one.
-        rows: Samples of each.
+        rows: How many samples each half has.
         order: A name of `ORDERS`.
     """
 

@@ -122,7 +122,7 @@ class GuidedDenoiser(Denoiser):
         """Another denoiser for another schedule, or other guidance: same graphs, regions.
 
         Args:
-            schedule: The conditional stream's.
+            schedule: The schedule of the conditional stream.
             guidance: What the unconditional one does; None for what it does here.
 
         Raises:

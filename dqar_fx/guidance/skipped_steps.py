@@ -92,7 +92,7 @@ class WholeModelRule:
     """A rule for the sites of a model, and, as the last one, for the model as a whole.
 
     Attributes:
-        rule: The sites'.
+        rule: The rule for the sites.
         skipped: Steps at which the whole is not called.
     """
 
@@ -122,7 +122,7 @@ class CellReason:
     """Why a cell is what it is, where some steps are not called.
 
     Attributes:
-        table: The one that knows.
+        table: The table that knows the reasons.
         skipped: Steps without a call.
     """
 

@@ -113,7 +113,7 @@ class UnconditionalStream:
     """A program over the conditional one's graph and regions, and what is kept around it.
 
     Attributes:
-        program: With a table of its own.
+        program: The program, which has a table of its own.
         outputs: Specs of the flat outputs.
         table: Of the whole output; None if that is never kept.
         holds: Whether to hold conditional outputs until they are needed.

@@ -160,9 +160,9 @@ class Sharing:
     """How one program shares its regions.
 
     Attributes:
-        batches: With whom.
-        batch: Its batch size.
-        other_batch: Another one.
+        batches: What all programs of the denoiser share.
+        batch: The batch size of the program.
+        other_batch: Another batch size, which was captured as well.
         mates: The region at the other batch size that each region is.
     """
 

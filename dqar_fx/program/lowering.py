@@ -50,7 +50,7 @@ class Lowering:
     """Specialises and lowers regions, each distinct one once.
 
     Args:
-        options: How.
+        options: How to lower.
         observe: Is shown each graph before and after passes, and ``"lowered"`` with the
             letters of its actions.
 

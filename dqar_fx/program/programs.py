@@ -76,9 +76,6 @@ class Programs:
         shared_tensors: Which of the fork's tensors show one memory.
 
     Attributes:
-        builder: The same.
-        options: The same.
-        shared_tensors: The same.
         batches: What programs share across batch sizes.
         packed_weights: Those that are packed, for all programs.
     """
