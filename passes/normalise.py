@@ -62,13 +62,9 @@ def is_identity(node: fx.Node) -> bool:
     if node.target is aten.dropout.default:
         return node.args[2] is False or node.args[1] in (0, 0.0)
     if node.target in SCALINGS:
-        return is_one(node.args[1]) and keeps_everything(node)
+        factor = node.args[1]  # a number, or a tensor, which is never taken for 1
+        return isinstance(factor, int | float) and factor == 1 and keeps_everything(node)
     return False
-
-
-def is_one(value: object) -> bool:
-    """Whether a scalar argument is 1; tensors never are."""
-    return isinstance(value, int | float) and value == 1
 
 
 def keeps_everything(node: fx.Node) -> bool:

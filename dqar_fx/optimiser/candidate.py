@@ -43,16 +43,11 @@ class Candidate:
     guidance: Guidance | None = None
     order: int | None = None
 
-    def is_computed(self, num_steps: int) -> NDArray[np.bool_]:
-        """Whether each site computes at each step: bool ``[steps, sites]``."""
-        mask = np.zeros((num_steps, sum(map(len, self.groups))), bool)
-        for group, steps in zip(self.groups, self.computed, strict=True):
-            mask[np.ix_(steps, group)] = True
-        return mask
-
     def ms(self, measured: Measurements) -> float:
         """Predict the time of a trajectory in the denoiser, in milliseconds."""
-        skipped = ~self.is_computed(measured.num_steps)
+        skipped = np.ones((measured.num_steps, sum(map(len, self.groups))), bool)
+        for group, steps in zip(self.groups, self.computed, strict=True):
+            skipped[np.ix_(steps, group)] = False
         table = None if self.guidance is None else self.guidance.output_table()
         if table is None:
             return float((measured.step_ms - skipped @ measured.saved_ms).sum())

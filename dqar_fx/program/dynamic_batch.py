@@ -95,13 +95,6 @@ class FreeRegion:
             self.structures[batch] = structure_at(self.gm, batch)
         return self.structures[batch]
 
-    def is_captured(self, captured: dict[int, fx.GraphModule]) -> bool:
-        """Whether a region, as it was captured at some batch sizes, is this one."""
-        return all(
-            self.structure_at(batch) == structure_of(gm, describe_layout)
-            for batch, gm in captured.items()
-        )
-
     def function_at(self, batch: int) -> Callable[..., Sequence[Any]]:
         """What runs it at a batch size."""
         if batch != 1:
@@ -192,7 +185,10 @@ class Sharing:
             if self.batch == 1:  # whose strides do not tell all regions apart
                 captured |= self._captured_beside(gm, region, specialised)
             for known in self.batches.regions:
-                if known.is_captured(captured):
+                if all(
+                    known.structure_at(batch) == structure_of(each, describe_layout)
+                    for batch, each in captured.items()
+                ):
                     return known.function_at(self.batch)
             captured |= self._captured_beside(gm, region, specialised)
             free = free_of(captured, lowering)
