@@ -21,7 +21,7 @@ class JsonValue:
     """
 
     def to_json(self) -> str:
-        """All of it, for `from_json`."""
+        """Write the value as JSON, for `from_json`."""
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
         return json.dumps(msgspec.to_builtins(content))
 

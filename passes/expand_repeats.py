@@ -51,10 +51,7 @@ class CannotExpand(Exception):
 
 
 def expand_repeats(gm: fx.GraphModule) -> int:
-    """Put the nodes of the first block where a mark stands in for an equal one.
-
-    Returns:
-        How many marks were taken out.
+    """Put the first block's nodes where marks stand in for equal ones; the number of marks.
 
     Raises:
         CannotExpand: The graph is not certain to be that of all blocks traced.
@@ -173,13 +170,7 @@ class Expansion:
         copies: dict[fx.Node, fx.Node],
         modules: Sequence[EqualModule],
     ) -> None:
-        """Write nodes.
-
-        Args:
-            nodes: What is to be written, of the graph with marks.
-            copies: What has been written of them; more is added.
-            modules: The blocks in whose name it is written, innermost first.
-        """
+        """Write nodes in the name of these blocks, innermost first, and note the copies."""
         for node in nodes:
             if node.target is MARK:
                 self.emit_mark(node, copies, modules)

@@ -55,9 +55,11 @@ def find_attention(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
     around = find_nested(owned)
     matches: list[Match] = []
     for key, operators in owned.items():
+        if key in around:  # the inner one is the site
+            reason = f"another attention is inside, {module_path(around[key])}"
+            near_misses.append(NoMatch(reason, operators[0].result))
+            continue
         try:
-            if key in around:
-                refuse_nested(operators[0].result, around[key])
             matches.append(match_attention(key, members[key], operators))
         except NoMatch as miss:
             near_misses.append(miss)
@@ -92,8 +94,3 @@ def find_nested(owned: dict[str, list[AttentionOperator]]) -> dict[str, fx.Node]
             if key != own and key in owned:
                 nested.setdefault(key, operator.result)
     return nested
-
-
-def refuse_nested(outer: fx.Node, inner: fx.Node) -> None:
-    """Raise for a module call that has another attention inside: the inner one is the site."""
-    raise NoMatch(f"another attention is inside, {module_path(inner)}", outer)

@@ -59,7 +59,9 @@ def find_feed_forward(gm: fx.GraphModule) -> tuple[list[Match], list[NoMatch]]:
     near_misses: list[NoMatch] = []
     found: dict[str, tuple[fx.Node, fx.Node]] = {}
     for node in gm.graph.nodes:
-        activation = activation_before(node) if block_of(node, blocks) else None
+        if node.target not in LINEAR or not block_of(node, blocks):
+            continue
+        activation = nearest_source(node, FEED_FORWARD_ACTIVATIONS)
         if activation is None:
             continue
         first = linear_before(activation)
@@ -111,11 +113,6 @@ def match_feed_forward(
     return match_site(
         key, members, [last], "feed-forward", kind=lambda *_: KIND, variant=variant
     )
-
-
-def activation_before(node: fx.Node) -> fx.Node | None:
-    """The activation that a linear reads, through what is elementwise; None for no linear."""
-    return nearest_source(node, FEED_FORWARD_ACTIVATIONS) if node.target in LINEAR else None
 
 
 def linear_before(activation: fx.Node) -> fx.Node | None:

@@ -126,7 +126,7 @@ def find_spans(
         join_blocks(gm, f"{stack}.{first}:{first + len(members)}", members)
         for stack, grouped in groupby(blocks, key=lambda run: run.path.rpartition(".")[0])
         for members in [list(grouped)]
-        for first in [block_number(members[0])]
+        for first in [int(members[0].path.rpartition(".")[2].partition("@")[0] or 0)]
         if len(members) > 1
     ]
     known = {run.path for run in runs}
@@ -140,11 +140,6 @@ def find_spans(
         if wanted and len(members) == len(wanted):
             runs.append(join_blocks(gm, path, members))
     return runs
-
-
-def block_number(block: BlockRun) -> int:
-    """The number of a block in its module list."""
-    return int(block.path.rpartition(".")[2].partition("@")[0] or 0)
 
 
 def join_blocks(gm: fx.GraphModule, path: str, blocks: Sequence[BlockRun]) -> BlockRun:

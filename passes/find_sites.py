@@ -61,7 +61,7 @@ def find_sites(
 
 
 def find_around(matches: Sequence[Match]) -> tuple[tuple[int, ...], ...]:
-    """Per match, the places of those that contain it: what they read covers it."""
+    """Find, per match, the places of those that contain it: what they read covers it."""
     bodies = [frozenset(match.body) for match in matches]
     return tuple(
         tuple(

@@ -36,7 +36,7 @@ from .support.editing import move_to_submodule
 from .support.graphs import parameter_path, used_by_others
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import fx
 
@@ -56,20 +56,14 @@ def hoist_conditioning(gm: fx.GraphModule, *, merges: bool = True) -> int:
     if merges:  # only now: where blocks share a value, the first differs from its siblings
         merge_duplicates(gm, among=frozenset(hoisted))
     left = frozenset(gm.graph.nodes)
-    first = first_of_step(gm, frozenset(hoisted))
+    moved, given = frozenset(hoisted), ("placeholder", "get_attr")
+    first = next(n for n in gm.graph.nodes if n.op not in given and n not in moved)
     for number, stage in enumerate(group_by_inputs([n for n in hoisted if n in left])):
         inside = frozenset(stage)
         outputs = [n for n in stage if used_by_others(n, inside)]
         call = move_to_submodule(gm, stage, outputs, f"conditioning_{number}", before=first)
         call.meta["stage"] = number
     return len(hoisted)
-
-
-def first_of_step(gm: fx.GraphModule, hoisted: Collection[fx.Node]) -> fx.Node:
-    """The first node that stays in the step: stages go before it."""
-    nodes: Iterable[fx.Node] = gm.graph.nodes
-    given = ("placeholder", "get_attr")
-    return next(n for n in nodes if n.op not in given and n not in hoisted)
 
 
 def group_by_inputs(hoisted: Sequence[fx.Node]) -> list[list[fx.Node]]:

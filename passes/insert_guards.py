@@ -88,9 +88,8 @@ def add_inputs(
     slots = [
         [
             [
-                add_input(gm, name_slot_input(key, history), slot_meta(match, key, spec))
+                add_slot(gm, match, (column, j, h, b), spec, history)
                 for b, spec in enumerate(cache.specs(kept))
-                for key in [(column, j, h, b)]
             ]
             for h in range(history)
         ]
@@ -146,7 +145,9 @@ def cut_out(
     if match.kept == match.outputs:
         return *extract(gm, match.body, match.outputs), None, []
     body, inputs = extract(gm, match.body, match.outputs + match.kept)
-    return body, inputs, *extract_rest(gm, match)
+    rest = ancestors(match.outputs, set(match.body) - set(match.kept))
+    resume = [n for n in match.body if n in rest]
+    return body, inputs, *extract(gm, resume, match.outputs, match.kept)
 
 
 def residual_graphs(match: Match) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -165,12 +166,6 @@ def residual_graphs(match: Match) -> tuple[fx.GraphModule, fx.GraphModule]:
     return make_fx(body)(*values), make_fx(resume)(*values)
 
 
-def extract_rest(gm: fx.GraphModule, match: Match) -> tuple[fx.GraphModule, list[fx.Node]]:
-    """What leads from the kept values, its first inputs, to the outputs; its other inputs."""
-    rest = ancestors(match.outputs, set(match.body) - set(match.kept))
-    return extract(gm, [n for n in match.body if n in rest], match.outputs, match.kept)
-
-
 def add_input(gm: fx.GraphModule, name: str, meta: dict[str, object]) -> fx.Node:
     """A new placeholder behind the others."""
     last = gm.graph.find_nodes(op="placeholder")[-1]
@@ -180,25 +175,31 @@ def add_input(gm: fx.GraphModule, name: str, meta: dict[str, object]) -> fx.Node
     return node
 
 
-def name_slot_input(key: tuple[int, int, int, int], history: int) -> str:
-    """Name of a slot's placeholder; its place is told only where there are several."""
-    column, value, place, part = key
-    numbers = (column, value, part) if history == 1 else (column, value, place, part)
-    return f"slot_{'_'.join(map(str, numbers))}"
-
-
-def slot_meta(
-    match: Match, key: tuple[int, int, int, int], spec: TensorSpec
-) -> dict[str, object]:
-    """The record of a slot's placeholder: which buffer it is, and its fake tensor.
+def add_slot(
+    gm: fx.GraphModule,
+    match: Match,
+    key: tuple[int, int, int, int],
+    spec: TensorSpec,
+    history: int,
+) -> fx.Node:
+    """A new placeholder for one buffer of a slot.
 
     Args:
+        gm: The graph.
         match: The site.
         key: Column of the branch table, kept value, place in the history, its buffer.
         spec: The layout of the buffer.
+        history: How many places there are; the name tells which one if several.
     """
+    column, value, place, part = key
+    numbers = (column, value, part) if history == 1 else (column, value, place, part)
     with fake_mode_of(match):
-        return {"slot": key, "site_path": match.site.path, "val": spec.allocate()}
+        meta: dict[str, object] = {
+            "slot": key,
+            "site_path": match.site.path,
+            "val": spec.allocate(),
+        }
+    return add_input(gm, f"slot_{'_'.join(map(str, numbers))}", meta)
 
 
 def add_weights(gm: fx.GraphModule, match: Match, column: int, history: int) -> fx.Node:

@@ -41,18 +41,14 @@ def normalise(gm: fx.GraphModule) -> int:
     """Remove input checks, nodes that return their input, dead nodes; the number removed."""
     before = len(gm.graph.nodes)
     for node in list(gm.graph.nodes):
-        if is_check(node):
+        is_guard = node.op == "call_module" and node.target == "_guards_fn"
+        if node.target in CHECKS or is_guard:
             gm.graph.erase_node(node)
         elif is_identity(node):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
     return before - len(gm.graph.nodes)
-
-
-def is_check(node: fx.Node) -> bool:
-    """Whether the node only checks its inputs."""
-    return node.target in CHECKS or (node.op == "call_module" and node.target == "_guards_fn")
 
 
 def is_identity(node: fx.Node) -> bool:
@@ -66,13 +62,9 @@ def is_identity(node: fx.Node) -> bool:
     if node.target is aten.dropout.default:
         return node.args[2] is False or node.args[1] in (0, 0.0)
     if node.target in SCALINGS:
-        return is_one(node.args[1]) and keeps_everything(node)
+        factor = node.args[1]  # a number, or a tensor, which is never taken for 1
+        return isinstance(factor, int | float) and factor == 1 and keeps_everything(node)
     return False
-
-
-def is_one(value: object) -> bool:
-    """Whether a scalar argument is 1; tensors never are."""
-    return isinstance(value, int | float) and value == 1
 
 
 def keeps_everything(node: fx.Node) -> bool:

@@ -158,13 +158,7 @@ def select_passes(
     disable: Collection[str] = (),
     options: Mapping[Pass, Mapping[str, Any]] | None = None,
 ) -> list[Pass]:
-    """The passes of a list that are to run, in order.
-
-    Args:
-        pipeline: The list.
-        disable: Names of passes to leave out.
-        options: Keywords to bind, by pass.
-    """
+    """The passes of a list that are to run, in order, with keywords bound by pass."""
     known = options or {}
     return [
         partial(each, **known[each]) if each in known else each
@@ -176,13 +170,7 @@ def select_passes(
 def select_before_sites(
     *, compiled: bool, blocks: Collection[str], disable: Collection[str] = ()
 ) -> list[Pass]:
-    """The passes of `BEFORE_SITES`, or for a compiler of `BEFORE_SITES_COMPILED`, bound.
-
-    Args:
-        compiled: Whether a compiler follows.
-        blocks: Paths of the blocks of the graph.
-        disable: Names of passes to leave out; ``merge_duplicates``, too.
-    """
+    """The passes of `BEFORE_SITES`, or for a compiler of `BEFORE_SITES_COMPILED`, bound."""
     options: dict[Pass, dict[str, Any]] = {
         hoist_conditioning: {"merges": merge_duplicates.__name__ not in disable},
         unify_layouts: {"blocks": blocks},

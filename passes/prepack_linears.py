@@ -79,12 +79,10 @@ def multiply(
     return F.silu(product) if activation == "swish" else product
 
 
-def shape_product(x: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
-    """A tensor like what `multiply` gives."""
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
-torch.library.register_fake("dqar_fx::packed_linear", shape_product)
+torch.library.register_fake(
+    "dqar_fx::packed_linear",
+    lambda x, weight, *_: x.new_empty((*x.shape[:-1], weight.shape[0])),
+)
 packed_linear = torch.ops.dqar_fx.packed_linear.default
 
 
@@ -101,19 +99,19 @@ def can_pack() -> bool:
 
 def prepack_linears(gm: fx.GraphModule) -> int:
     """Let linears take packed weights, with the activation behind them; their number."""
-    weights = [w for w in gm.graph.find_nodes(op="placeholder") if is_packable(w)]
+    weights = [
+        w
+        for w in gm.graph.find_nodes(op="placeholder")
+        if parameter_path(w) is not None
+        and w.users
+        and all(is_many_rows(u, w) for u in w.users)
+    ]
     linears = [linear for weight in weights for linear in weight.users]
     for linear in linears:
         prepack(gm.graph, linear)
     for weight in weights:
         weight.meta["packed"] = True
     return len(linears)
-
-
-def is_packable(weight: fx.Node) -> bool:
-    """Whether a parameter is the weight of linears of many rows, and nothing else."""
-    is_given = parameter_path(weight) is not None and bool(weight.users)
-    return is_given and all(is_many_rows(user, weight) for user in weight.users)
 
 
 def is_many_rows(node: fx.Node, weight: fx.Node) -> bool:

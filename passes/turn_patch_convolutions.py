@@ -19,15 +19,16 @@ Source: patch embedding of vision transformers (Dosovitskiy et al. 2021, section
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .support.editing import insert_call
+from .support.editing import replace_calls
 from .support.graphs import tensor_value
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import fx
 
 aten = torch.ops.aten
@@ -35,11 +36,7 @@ aten = torch.ops.aten
 
 def turn_patch_convolutions(gm: fx.GraphModule) -> int:
     """Turn convolutions over separate patches; the number turned."""
-    found = gm.graph.find_nodes(op="call_function", target=aten.conv2d.default)
-    over_patches = [node for node in found if is_over_patches(node)]
-    for node in over_patches:
-        turn_convolution(gm.graph, node)
-    return len(over_patches)
+    return replace_calls(gm.graph, aten.conv2d.default, is_over_patches, write_linear)
 
 
 def is_over_patches(node: fx.Node) -> bool:
@@ -64,23 +61,17 @@ def options_of(node: fx.Node) -> tuple[Any, ...]:
     return *(pair[:2] for pair in pairs), given["groups"]
 
 
-def turn_convolution(graph: fx.Graph, conv: fx.Node) -> None:
+def write_linear(conv: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
     """Write one convolution as a linear of patches."""
     x, weight, *bias = conv.all_input_nodes
     _, channels, height, width = x.meta["val"].shape
     out, _, down, across = weight.meta["val"].shape
     grid = height // down, width // across
-
-    call = partial(insert_call, conv)
-    with graph.inserting_before(conv):
-        shape = [-1, channels, grid[0], down, grid[1], across]
-        cut = call(
-            aten.permute.default, call(aten.reshape.default, x, shape), [0, 2, 4, 1, 3, 5]
-        )
-        patches = call(aten.reshape.default, cut, [-1, *grid, channels * down * across])
-        matrix = call(aten.reshape.default, weight, [out, -1])
-        rows = call(aten.linear.default, patches, matrix, *bias)
-        result = call(aten.permute.default, rows, [0, 3, 1, 2])
-        result = call(aten.contiguous.default, result)  # as the convolution's, for later views
-    conv.replace_all_uses_with(result)
-    graph.erase_node(conv)
+    shape = [-1, channels, grid[0], down, grid[1], across]
+    apart = call(aten.reshape.default, x, shape)
+    cut = call(aten.permute.default, apart, [0, 2, 4, 1, 3, 5])
+    patches = call(aten.reshape.default, cut, [-1, *grid, channels * down * across])
+    matrix = call(aten.reshape.default, weight, [out, -1])
+    rows = call(aten.linear.default, patches, matrix, *bias)
+    result = call(aten.permute.default, rows, [0, 3, 1, 2])
+    return call(aten.contiguous.default, result)  # as the convolution's, for later views

@@ -19,16 +19,17 @@ Source: the measurement above; the identity is that of transposed products.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from .support.editing import insert_call
+from .support.editing import replace_calls
 from .support.graphs import tensor_value
 from .support.products import FEW_ROWS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import fx
 
 aten = torch.ops.aten
@@ -36,11 +37,7 @@ aten = torch.ops.aten
 
 def turn_skinny_linears(gm: fx.GraphModule) -> int:
     """Turn linears of few rows; the number turned."""
-    linears = gm.graph.find_nodes(op="call_function", target=aten.linear.default)
-    skinny = [node for node in linears if is_skinny(node)]
-    for node in skinny:
-        turn(gm.graph, node)
-    return len(skinny)
+    return replace_calls(gm.graph, aten.linear.default, is_skinny, write_product)
 
 
 def is_skinny(node: fx.Node) -> bool:
@@ -55,16 +52,11 @@ def is_skinny(node: fx.Node) -> bool:
     )
 
 
-def turn(graph: fx.Graph, linear: fx.Node) -> None:
+def write_product(linear: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
     """Write one linear as a product from the left."""
     x, weight, *bias = linear.args
-
-    call = partial(insert_call, linear)
-    with graph.inserting_before(linear):
-        product = call(aten.mm.default, weight, call(aten.t.default, x))
-        result = call(aten.t.default, product)
-        if bias and bias[0] is not None:
-            result = call(aten.add.Tensor, result, bias[0])
-        result = call(aten.contiguous.default, result)  # as the linear's, for later views
-    linear.replace_all_uses_with(result)
-    graph.erase_node(linear)
+    product = call(aten.mm.default, weight, call(aten.t.default, x))
+    result = call(aten.t.default, product)
+    if bias and bias[0] is not None:
+        result = call(aten.add.Tensor, result, bias[0])
+    return call(aten.contiguous.default, result)  # as the linear's, for later views

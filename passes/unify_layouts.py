@@ -40,7 +40,8 @@ def unify_layouts(gm: fx.GraphModule, blocks: Collection[str]) -> int:
     copies = list[fx.Node]()
     for group in find_siblings(find_runs(gm.graph.nodes, blocks)):
         for counterparts in zip(*(graph_inputs(run) for run in group), strict=False):
-            if len({strides_of(source) for source in counterparts}) == 1:
+            values = map(tensor_value, counterparts)
+            if len({None if value is None else value.stride() for value in values}) == 1:
                 continue
             for source, run in zip(counterparts, group, strict=True):
                 if is_strided(source):
@@ -73,12 +74,6 @@ def take_value(node: fx.Node, value: torch.Tensor) -> bool:
     is_other = layouts_of(node.meta["val"]) != layouts_of(value)
     node.meta["val"] = value
     return is_other
-
-
-def strides_of(node: fx.Node) -> tuple[int, ...] | None:
-    """The strides of a tensor node."""
-    value = tensor_value(node)
-    return None if value is None else value.stride()
 
 
 def is_strided(node: fx.Node) -> bool:

@@ -13,11 +13,12 @@ from dqar_fx.passes import (
     find_sites,
     insert_guards,
     keep_keys_values,
+    outline_regions,
 )
-from dqar_fx.passes.pipeline import AFTER_SITES, select_before_sites, select_passes
+from dqar_fx.passes.pipeline import AFTER_SITES, ON_REGIONS, select_before_sites, select_passes
 from dqar_fx.passes.support.attention_spellings import is_candidate
 from dqar_fx.passes.support.blocks import find_blocks
-from dqar_fx.passes.support.runner import fork, run_passes
+from dqar_fx.passes.support.runner import fork, ignore, run_passes
 from dqar_fx.plan.plan import make_plan
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.program.lowering import Lowering
@@ -26,7 +27,6 @@ from dqar_fx.program.program import Program
 from .cache_support import refuse_format
 from .choose_sites import choose_sites
 from .dumps import open_dump
-from .outline import outline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.passes import Site
     from dqar_fx.passes.support.module_sites import Match
+    from dqar_fx.passes.support.runner import Observer, PassReport
     from dqar_fx.program.compile_options import CompileOptions
     from dqar_fx.schedule.schedule import Schedule
 
@@ -145,3 +146,17 @@ def hoisted_attention(gm: fx.GraphModule) -> list[NoMatch]:
     return [
         NoMatch(reason, node) for s in stages for node in s.graph.nodes if is_candidate(node)
     ]
+
+
+def outline(
+    gm: fx.GraphModule, blocks: Sequence[str], observe: Observer = ignore
+) -> list[PassReport]:
+    """Outline the conditioning's stages, each inside, then the step."""
+    passes = select_passes(ON_REGIONS, options={outline_regions: {"blocks": blocks}})
+    reports: list[PassReport] = []
+    for call in gm.graph.find_nodes(op="call_module", sort=True):
+        stage = fork(gm.get_submodule(str(call.target)))  # type: ignore[arg-type]
+        setattr(gm, str(call.target), stage)
+        call.meta["graph"] = fork(stage)
+        reports += run_passes(stage, passes, str(call.target), observe)
+    return reports + run_passes(gm, passes, observe=observe)

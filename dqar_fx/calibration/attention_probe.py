@@ -83,7 +83,7 @@ class AttentionProbe(SiteObserver):
         return now
 
     def _split(self, exposed: TensorSequence) -> tuple[list[SiteValues], list[torch.Tensor]]:
-        """Per site its values and its entropy, from the outputs that were added."""
+        """Split the outputs that were added into values and entropy, per site."""
         rest = iter(exposed)
         values: list[SiteValues] = []
         entropy: list[torch.Tensor] = []

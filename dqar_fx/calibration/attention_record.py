@@ -28,14 +28,12 @@ class AttentionRecord:
 
     Args:
         num_steps: Steps of the trajectory.
-        max_age: Largest age.
+        max_age: Largest age, in steps.
         cells_per_step: How many reuses to try at each step.
-        rng: Chooses them.
+        rng: Chooses these reuses.
         report_step: Called after each step of the first stream.
 
     Attributes:
-        num_steps: The same.
-        max_age: The same.
         sites: Module path per site.
         weight: Inputs of the batch that runs, by which its measurements count.
     """
@@ -64,14 +62,7 @@ class AttentionRecord:
         entropy: TensorSequence,
         change: Sequence[Mapping[int, torch.Tensor]],
     ) -> None:
-        """Add what a step of a stream gave.
-
-        Args:
-            step: The step.
-            stream: The stream.
-            entropy: Per site its attention entropy, without dimensions.
-            change: Per site and age the relative change of its output, without dimensions.
-        """
+        """Add what a step gave: entropies by site, changes of outputs by site and age."""
         row = np.full((len(change), self.max_age), np.nan)
         for age in change[0]:
             row[:, age - 1] = torch.stack([ages[age] for ages in change]).cpu()
@@ -96,12 +87,7 @@ class AttentionRecord:
         return list(zip(sites.tolist(), drawn.tolist(), strict=True))
 
     def finish(self, snr: Floats, model: nn.Module, samples: int) -> Calibration:
-        """Average what was measured.
-
-        Args:
-            snr: float64 ``[steps]``: signal-to-noise ratio of the latent.
-            model: The model that was measured.
-            samples: Pictures that were generated.
+        """Average what was measured; ``snr`` of the latent is float64 ``[steps]``.
 
         Raises:
             ScheduleError: The denoiser was not called at every step, or no step could be

@@ -52,7 +52,34 @@ class Cells:
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class CalibratedSites:
+    """The sites that a calibration was of; each has a column.
+
+    Attributes:
+        sites: Module path per site.
+    """
+
+    sites: tuple[str, ...]
+
+    def columns(self, sites: tuple[str, ...]) -> Integers:
+        """The columns of sites: int64 ``[sites]``.
+
+        Raises:
+            ScheduleError: A site was not calibrated.
+        """
+        places = {path: column for column, path in enumerate(self.sites)}
+        missing = [path for path in sites if path not in places]
+        if missing:
+            raise ScheduleError(
+                f"{len(missing)} sites were not calibrated, such as {missing[0]}; calibrated "
+                f"are {len(self.sites)}, {self.sites[0]} to {self.sites[-1]}. Calibrate with "
+                "the same sites=..."
+            )
+        return np.array([places[path] for path in sites], np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration(CalibratedSites):
     """What one calibration run measured of one model.
 
     Attributes:
@@ -68,7 +95,6 @@ class Calibration:
         samples: Pictures that were generated.
     """
 
-    sites: tuple[str, ...]
     snr: Floats
     entropy: Floats
     change: Floats
@@ -85,14 +111,6 @@ class Calibration:
     def max_age(self) -> int:
         """Largest age, in steps, that was measured."""
         return int(self.change.shape[2])
-
-    def columns(self, sites: tuple[str, ...]) -> Integers:
-        """The columns of sites in this calibration: int64 ``[sites]``.
-
-        Raises:
-            ScheduleError: A site was not calibrated.
-        """
-        return columns_of(sites, self.sites)
 
     def save(self, folder: str | Path) -> None:
         """Write ``calibration.safetensors`` and ``calibration.json`` to a folder."""
@@ -129,22 +147,6 @@ class Calibration:
         return loaded
 
 
-def columns_of(sites: tuple[str, ...], known: tuple[str, ...]) -> Integers:
-    """The positions of sites among those that are known: int64 ``[sites]``.
-
-    Raises:
-        ScheduleError: A site is unknown.
-    """
-    places = {path: column for column, path in enumerate(known)}
-    missing = [path for path in sites if path not in places]
-    if missing:
-        raise ScheduleError(
-            f"{len(missing)} sites were not calibrated, such as {missing[0]}; calibrated are "
-            f"{len(known)}, {known[0]} to {known[-1]}. Calibrate with the same sites=..."
-        )
-    return np.array([places[path] for path in sites], np.int64)
-
-
 def write_measurement(
     folder: str | Path,
     name: str,
@@ -152,15 +154,7 @@ def write_measurement(
     facts: dict[str, Any],
     fingerprint: Fingerprint,
 ) -> None:
-    """Write what was measured of a model.
-
-    Args:
-        folder: The folder, which is made if it is missing.
-        name: The files are ``name.safetensors`` and ``name.json``.
-        arrays: NumPy arrays by name.
-        facts: What JSON can hold, by name.
-        fingerprint: Identifies the model.
-    """
+    """Write arrays and what JSON can hold to ``name.safetensors`` and ``name.json``."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {

@@ -58,11 +58,7 @@ class Fingerprint:
         )
 
     def refuse_other(self, model: nn.Module, what: str) -> None:
-        """Raise unless a model has this fingerprint.
-
-        Args:
-            model: The model.
-            what: What was measured, for the error message.
+        """Raise unless a model has this fingerprint; ``what`` says what was measured of it.
 
         Raises:
             ScheduleError: It is another model.

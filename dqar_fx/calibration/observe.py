@@ -120,17 +120,14 @@ class ObservedStep:
 class SiteObserver(ABC):
     """Runs the steps of one input signature as the model does, and looks at its sites.
 
+    It is a `StepProgram` whose table computes everything and whose conditioning is evaluated
+    step by step.
+
     Args:
         captured: The model as a graph.
         sites: As for ``transform``.
         num_steps: Steps of the trajectory.
         max_age: How many steps back values are kept.
-
-    Attributes:
-        captured: The same.
-        roles: Which input plays which part.
-        table: A branch table that computes everything.
-        ahead: Conditioning is evaluated step by step.
     """
 
     def __init__(
@@ -156,15 +153,7 @@ class SiteObserver(ABC):
         self._past.clear()
 
     def run(self, leaves: Sequence[Any], position: Position) -> list[torch.Tensor]:
-        """Compute one step as the model does, and look at it.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream this is.
-
-        Returns:
-            The denoiser's flat outputs.
-        """
+        """Compute one step as the model does, and look at it; the denoiser's flat outputs."""
         trajectory, past = self._past.get(position.stream, (None, {}))
         if trajectory is not position.trajectory:
             past = {}

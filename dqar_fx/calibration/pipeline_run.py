@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 def check_pipeline(pipeline: Any, demand: str = "expected") -> None:
     """Refuse what is not a pipeline with an untransformed model and a scheduler.
 
-    Args:
-        pipeline: What a user gave as a pipeline.
-        demand: The first words of the error message.
-
     Raises:
         DqarError: The pipeline has no transformer of its own or no scheduler.
     """
@@ -38,12 +34,7 @@ def check_pipeline(pipeline: Any, demand: str = "expected") -> None:
 
 
 def count_timesteps(scheduler: Any, num_steps: int) -> int:
-    """Count the timesteps of a trajectory, which some schedulers have several of per step.
-
-    Args:
-        scheduler: A diffusers scheduler; it is not changed.
-        num_steps: Denoising steps (``num_inference_steps``).
-    """
+    """Count the timesteps of so many steps; some schedulers have several of them per step."""
     own = copy.deepcopy(scheduler)
     try:
         own.set_timesteps(num_steps)

@@ -18,7 +18,7 @@ from torch import nn
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.schedule import check_at_least
 
-from .calibration import columns_of, read_measurement, write_measurement
+from .calibration import CalibratedSites, read_measurement, write_measurement
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ MIN_CELLS = 50
 
 
 @dataclass(frozen=True, eq=False)
-class Policy:
+class Policy(CalibratedSites):
     """A network, what it predicts for every step, site and age, and how well.
 
     Attributes:
@@ -54,7 +54,6 @@ class Policy:
         fingerprint: Identifies the model.
     """
 
-    sites: tuple[str, ...]
     predicted: Floats
     weights: dict[str, torch.Tensor]
     held_out: dict[str, float]
@@ -69,14 +68,6 @@ class Policy:
     def max_age(self) -> int:
         """Largest age, in steps, that it knows."""
         return int(self.predicted.shape[2])
-
-    def columns(self, sites: tuple[str, ...]) -> Integers:
-        """The columns of sites in this policy: int64 ``[sites]``.
-
-        Raises:
-            ScheduleError: The policy does not know a site.
-        """
-        return columns_of(sites, self.sites)
 
     @classmethod
     def fit(
@@ -188,14 +179,7 @@ class ErrorNetwork(nn.Module):
 def features(
     calibration: Calibration, step: Integers, site: Integers, age: Integers
 ) -> Floats:
-    """The inputs of the network for cells: float64 ``[cells, features]``.
-
-    Args:
-        calibration: What was measured of the model.
-        step: int64 ``[cells]``.
-        site: int64 ``[cells]``: columns of sites.
-        age: int64 ``[cells]``, at least 1.
-    """
+    """The inputs of the network for cells: float64 ``[cells, features]``."""
     snr = np.clip(calibration.snr[step], MIN_ERROR, 1 / MIN_ERROR)
     change = np.maximum(calibration.change[step, site, age - 1], MIN_ERROR)
     depth = site / max(len(calibration.sites) - 1, 1)
@@ -204,15 +188,7 @@ def features(
 
 
 def train(x: Floats, y: Floats, hidden: int, num_updates: int, seed: int) -> ErrorNetwork:
-    """Train a network by least squares.
-
-    Args:
-        x: float64 ``[cells, features]``: the inputs.
-        y: float64 ``[cells]``: the logarithms of errors.
-        hidden: Width of the two hidden layers.
-        num_updates: Updates of the weights, each on all cells.
-        seed: Seed of the initial weights.
-    """
+    """Train a network by least squares of logarithms of errors ``y`` at inputs ``x``."""
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(mode=False),

@@ -61,16 +61,7 @@ class SiteReuse:
     def run(
         self, leaves: Sequence[Any], site: int, kept: TensorSequence
     ) -> tuple[TensorSequence, TensorSequence]:
-        """Compute a step with one site reused.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            site: Column of the site.
-            kept: What the site kept at the step whose output is reused.
-
-        Returns:
-            The denoiser's outputs, and those of the site.
-        """
+        """Compute a step with one site reused; outputs of the denoiser, and of the site."""
         buffers, extra = iter(kept), list[Any]()
         for node in self.gm.graph.find_nodes(op="placeholder")[len(leaves) :]:
             if "action" in node.meta:
@@ -87,10 +78,6 @@ def prepare_sites(
 ) -> tuple[fx.GraphModule, list[Match]]:
     """Fork a captured graph, and find the sites in the fork that ``transform`` would find.
 
-    Args:
-        gm: The captured graph.
-        sites: As for ``transform``.
-
     Raises:
         SiteError: No site is found, or a pattern selects none.
     """
@@ -101,11 +88,7 @@ def prepare_sites(
 
 
 def relative_error(right: TensorSequence, other: TensorSequence) -> torch.Tensor:
-    """Divide the norm of a difference by the norm of what is right, over several tensors.
-
-    Returns:
-        float32, without dimensions.
-    """
+    """The norm of a difference by that of what is right, float32, over several tensors."""
     difference = [a.float() - b.float() for a, b in zip(right, other, strict=True)]
     return norm_of(difference) / norm_of(right).clamp(min=torch.finfo(torch.float32).tiny)
 

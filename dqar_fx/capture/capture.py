@@ -130,9 +130,17 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
     if writes(exported):
         exported = exported.run_decompositions({})  # the same in functional form
-    refuse_state(exported)
+    written = exported.graph_signature.buffers_to_mutate
+    if written:  # a step would depend on the last
+        raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
     spec = exported.call_spec
     return Capture(flatten_export(exported), spec.in_spec, spec.out_spec)
+
+
+def refuse_writes(exported: ExportedProgram) -> None:
+    """Raise for a program that writes to a tensor: what is copied must not depend on when."""
+    if writes(exported):
+        raise CannotExpand("an operator writes to a tensor")
 
 
 def flatten_export(exported: ExportedProgram) -> fx.GraphModule:
@@ -153,19 +161,6 @@ def separate(inputs: Any) -> Any:
         return leaf.clone() if is_again else leaf
 
     return pytree.tree_map(own, inputs)
-
-
-def refuse_state(exported: ExportedProgram) -> None:
-    """Raise for a model that writes to its own buffers: a step would depend on the last."""
-    written = exported.graph_signature.buffers_to_mutate
-    if written:
-        raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
-
-
-def refuse_writes(exported: ExportedProgram) -> None:
-    """Raise for a program that writes to a tensor: what is copied must not depend on when."""
-    if writes(exported):
-        raise CannotExpand("an operator writes to a tensor")
 
 
 def writes(exported: ExportedProgram) -> bool:

@@ -44,7 +44,7 @@ def describe_module(module: nn.Module) -> Hashable:
 
 
 def tensor_metadata(tensor: torch.Tensor) -> Hashable:
-    """All about a tensor but its values."""
+    """Describe all about a tensor but its values."""
     layout = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
     return *layout, tensor.dtype, tensor.device, tensor.requires_grad
 
@@ -110,7 +110,7 @@ class ValueDescriber:
         return self.of_value(value)
 
     def _meet(self, value: object) -> Hashable:
-        """When it was met first; None if now."""
+        """Tell when a value was met first; None if that is now."""
         if id(value) in self._met:
             return "again", self._met[id(value)]
         self._met[id(value)] = len(self._met)

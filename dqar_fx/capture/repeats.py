@@ -113,7 +113,10 @@ class RepeatedBlocks:
 
         Returns False where there are none.
         """
-        repeats = cls(name_tensors(model))
+        named = (model.named_parameters, model.named_buffers)
+        repeats = cls(
+            {name: id(each) for of in named for name, each in of(remove_duplicate=False)}
+        )
         paths = Counter(id(each) for _, each in model.named_modules(remove_duplicate=False))
         blocks = {path: model.get_submodule(path) for path in find_equal_modules(model)}
         watched = {
@@ -191,12 +194,6 @@ class RepeatedBlocks:
         for name, tensor in self.tensors.items():
             names.setdefault(tensor, []).append(name)
         return [each for each in names.values() if len(each) > 1]
-
-
-def name_tensors(model: nn.Module) -> dict[str, int]:
-    """Which tensor each path names; a tensor may have several."""
-    named = (model.named_parameters, model.named_buffers)
-    return {name: id(each) for of in named for name, each in of(remove_duplicate=False)}
 
 
 def is_ordinary(tensor: torch.Tensor) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dqar_fx.passes.support.equal_tensors import find_tensor, group_equal, memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Hashable
 
     import torch
     from torch import nn
@@ -52,7 +52,7 @@ class SharedTensors:
 
     def tie(self, model: nn.Module) -> None:
         """Let equal tensors of the fork show one memory."""
-        named = dict(named_tensors(model))
+        named = dict(chain(model.named_parameters(), model.named_buffers()))
         names, tensors = list(named), list(named.values())
         for group in group_equal(tensors):
             first, others = tensors[group[0]], [tensors[i] for i in group[1:]]
@@ -72,7 +72,11 @@ class SharedTensors:
         theirs = {
             names: [find_tensor(original, name) for name in names] for names in self.groups
         }
-        changed = [names for names, tensors in theirs.items() if not are_equal(tensors)]
+        changed = [
+            names
+            for names, tensors in theirs.items()
+            if group_equal(tensors) != [list(range(len(tensors)))]  # not all of one group
+        ]
         for names in changed:
             own = [find_tensor(model, name) for name in names]
             if memory_of(own[0]) == memory_of(theirs[names][0]):  # not moved since
@@ -93,13 +97,3 @@ def once_per_memory(fn: Callable[..., Any]) -> Callable[..., Any]:
         return results[key]
 
     return apply
-
-
-def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
-    """Parameters and buffers by name, each tensor object once."""
-    return chain(model.named_parameters(), model.named_buffers())
-
-
-def are_equal(tensors: list[torch.Tensor]) -> bool:
-    """Whether all are equal bit for bit."""
-    return group_equal(tensors) == [list(range(len(tensors)))]

@@ -35,7 +35,7 @@ class Sizes:
     Attributes:
         batch: Samples in one call, guidance's included.
         size: Height and width of the latent; None for the config's.
-        text_tokens: None for the pipeline's.
+        text_tokens: Number of tokens of text; None for the pipeline's.
         given: Inputs by name, instead of derived ones.
     """
 

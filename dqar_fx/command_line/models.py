@@ -23,11 +23,7 @@ CONFIG = "config.json"
 
 
 def build_model(source: str, dtype: torch.dtype) -> nn.Module:
-    """A model on the meta device, built from its config alone.
-
-    Args:
-        source: A config file; a folder of a transformer or of a pipeline; or a hub's name.
-        dtype: Of its parameters.
+    """A model on the meta device, from a config file, a folder or a hub's name alone.
 
     Raises:
         CaptureError: There is no config, or no model can be built from it.
@@ -55,11 +51,7 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def load_model(source: str, dtype: torch.dtype) -> nn.Module:
-    """A model with its weights, on the CPU.
-
-    Args:
-        source: A folder of a transformer or of a pipeline, or a hub's name.
-        dtype: Of its parameters.
+    """A model with its weights, on the CPU, from a folder or by a hub's name.
 
     Raises:
         CaptureError: There are no weights, or they do not fit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,11 +14,9 @@ from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
 from dqar_fx.transform import KINDS_KEPT
 
 from .arguments import Parser, at_least, cell_of, pair_of_steps, sites_of, steps_of
-from .diff import show_diff
+from .commands import show_diff, show_report, show_table
 from .example_inputs import input_of
-from .inspect import show_report
 from .schedules import NAMED
-from .table import show_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,15 +78,15 @@ def build_parser() -> Parser:
 
 
 def add_inspect(commands: Commands) -> None:
-    """``inspect``: everything there is to know."""
-    parser = commands.add_parser(
+    """Add ``inspect``, which shows everything there is to know."""
+    parser = add_command(
+        commands,
         "inspect",
         help="sites, branch table, costs; as text, page or JSON",
         description="Show sites, branch table, costs of rows and trajectory, and near misses.",
         epilog=INSPECT_EXAMPLES,
-        formatter_class=AS_WRITTEN,
+        run=show_report,
     )
-    add_model(parser, "model")
     group = parser.add_argument_group("what to show").add_mutually_exclusive_group()
     group.add_argument("--html", metavar="FILE", help="write a page")
     group.add_argument("--json", action="store_true", help="print JSON")
@@ -98,35 +96,34 @@ def add_inspect(commands: Commands) -> None:
         metavar="STEP:STEP",
         help="print what two steps differ in",
     )
-    parser.set_defaults(run=show_report)
 
 
 def add_table(commands: Commands) -> None:
-    """``table``: the branch table alone."""
-    parser = commands.add_parser(
+    """Add ``table``, which shows the branch table alone."""
+    parser = add_command(
+        commands,
         "table",
         help="the branch table of a schedule, or of a saved file",
         description="Print the branch table of a schedule for a model, or a table of a file.",
         epilog=TABLE_EXAMPLES,
-        formatter_class=AS_WRITTEN,
+        run=show_table,
+        model="model or table file",
     )
-    add_model(parser, "model or table file")
     group = parser.add_argument_group("what to show")
     group.add_argument("--why", type=cell_of, metavar="STEP:SITE", help="explain one cell")
     group.add_argument("--out", metavar="FILE", help="save the table, for --schedule FILE")
-    parser.set_defaults(run=show_table)
 
 
 def add_diff(commands: Commands) -> None:
-    """``diff``: two rows, or two schedules at a step."""
-    parser = commands.add_parser(
+    """Add ``diff``, which compares two rows, or two schedules at a step."""
+    parser = add_command(
+        commands,
         "diff",
         help="what the graphs of two steps, or of two schedules, differ in",
         description="Print what left the graph, what came, and what that saves.",
         epilog=DIFF_EXAMPLES,
-        formatter_class=AS_WRITTEN,
+        run=show_diff,
     )
-    add_model(parser, "model")
     parser.add_argument("steps_shown", metavar="STEP[:STEP]", type=steps_of, help="which rows")
     group = parser.add_argument_group("what to show")
     group.add_argument(
@@ -134,24 +131,33 @@ def add_diff(commands: Commands) -> None:
     )
     group.add_argument("--json", action="store_true", help="print JSON")
     group.add_argument("--exit-code", action="store_true", help="end with 1 if they differ")
-    parser.set_defaults(run=show_diff)
 
 
-def add_model(parser: Parser, what: str) -> None:
-    """Options of which model and schedule, and how it is transformed."""
+def add_command(
+    commands: Commands,
+    name: str,
+    *,
+    run: Callable[[argparse.Namespace], int],
+    model: str = "model",
+    **texts: Any,
+) -> Parser:
+    """Add a command that is given a model, a schedule, and how it is transformed."""
+    parser = commands.add_parser(name, formatter_class=AS_WRITTEN, **texts)
+    parser.set_defaults(run=run)
     parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
-        help=f"{what}: a folder, or a name on the hub",
+        help=f"{model}: a folder, or a name on the hub",
     )
     add_model_options(parser.add_argument_group("model and its inputs").add_argument)
     add_schedule_options(parser.add_argument_group("schedule").add_argument)
     add_transform_options(parser.add_argument_group("transformation").add_argument)
+    return parser
 
 
 def add_model_options(add: Callable[..., argparse.Action]) -> None:
-    """Which model it is, and what it is given."""
+    """Add options that tell which model it is, and what it is given."""
     add("--config", metavar="FILE_OR_FOLDER", help="the model, by its config alone")
     add("--weights", action="store_true", help="load the weights (equal ones are merged)")
     add("--dtype", choices=DTYPES, default="float32", help="of the parameters (float32)")
@@ -170,7 +176,7 @@ def add_model_options(add: Callable[..., argparse.Action]) -> None:
 
 
 def add_schedule_options(add: Callable[..., argparse.Action]) -> None:
-    """Which schedule."""
+    """Add options that tell which schedule it is."""
     add(
         "--schedule",
         default="linear",
@@ -187,7 +193,7 @@ def add_schedule_options(add: Callable[..., argparse.Action]) -> None:
 
 
 def add_transform_options(add: Callable[..., argparse.Action]) -> None:
-    """How the model is transformed."""
+    """Add options that tell how the model is transformed."""
     add("--sites", type=sites_of, help="attention, all, block, ..., or paths (the schedule's)")
     add("--keep", choices=KINDS_KEPT, default="output", help="what a site keeps (output)")
     add("--cache", choices=FORMATS, default="same", help="how it is stored (same)")

@@ -24,10 +24,10 @@ class ScheduleOptions:
         steps: Steps of the trajectory.
         warmup: First steps, which compute.
         every: Distance of computed steps.
-        full_from: Of the linear schedule.
+        full_from: The step from which all sites reuse, in the linear schedule.
         max_age: Steps that a kept output may live.
         forecast: Order of the forecasts in the place of reuse.
-        method: Of the forecasts.
+        method: How to forecast.
     """
 
     steps: int | None = None
@@ -68,7 +68,7 @@ def make_schedule(text: str, options: ScheduleOptions) -> Schedule:
     Args:
         text: A name; actions such as ``CCRRCRRC``, or one such text per site with commas
             between; or the file of a saved table.
-        options: All others.
+        options: The other options of schedules.
 
     Raises:
         ScheduleError: It means none, or an option that it has no use for is given.
@@ -89,7 +89,7 @@ def make_schedule(text: str, options: ScheduleOptions) -> Schedule:
 
 
 def named_schedule(name: str, options: ScheduleOptions) -> Schedule:
-    """One of `NAMED`."""
+    """Make the schedule that a name of `NAMED` stands for."""
     make, takes, defaults = NAMED[name]
     later = () if "forecast" in takes else ("forecast", "method")
     refuse_others(name, options, ("steps", *takes, *later))

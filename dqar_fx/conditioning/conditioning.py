@@ -68,13 +68,7 @@ class AheadPolicy:
         return self.timestep in stage.leaves
 
     def tabulates(self, stage: Stage, live: Live, num_steps: int) -> bool:
-        """Whether a stage is evaluated ahead, where the timesteps are known.
-
-        Args:
-            stage: The stage.
-            live: Per output of the stage, whether any step reads it.
-            num_steps: Steps of the trajectory.
-        """
+        """Whether a stage with these live outputs is evaluated ahead, at known timesteps."""
         if not (self.is_wanted and self.is_timed(stage)):
             return False
         return self.is_asked or num_steps * stage.count_bytes(live) <= MAX_TABULATED_BYTES
@@ -128,15 +122,7 @@ class Conditioning:
         position: Position,
         needs: Needs | None = None,
     ) -> None:
-        """Fill in, among the numbered tensors ``values``, what the stages give.
-
-        Args:
-            memo: What is known.
-            leaves: The denoiser's inputs.
-            values: They, and room for the rest.
-            position: The step.
-            needs: What of it is read; None for all.
-        """
+        """Fill in, among the numbered tensors ``values``, what is needed of the stages."""
         needs = needs or self._everything
         if self.fixed is not None:
             self.fixed.fill(memo, leaves, values, position)

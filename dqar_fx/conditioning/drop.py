@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,88 +14,22 @@ from dqar_fx.steps.timesteps import Timesteps
 
 from .fixed import ConditioningTable, TablePack
 from .memo import Memo
-from .release import ReleasingProgram, Residence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from dqar_fx.capture.inputs import Roles
-
-    from .conditioning import AheadPolicy, Conditioning
-    from .parameter_bytes import ParameterBytes
+    from .conditioning import Conditioning
+    from .parameter_bytes import PlannedModel
 
 TOLERANCE = 1e-4
 """Relative, of a batch of several labels against the rows of each."""
 
 
-class DroppingProgram(ReleasingProgram, Protocol):
-    """A program whose conditioning can be tabulated for good."""
-
-    roles: Roles
-    ahead: AheadPolicy
-
-    def attach(self, residence: Residence) -> None:
-        """Let the conditioning's parameters be where ``residence`` puts them."""
-
-    def fix_conditioning(
-        self, leaf: int, labels: Sequence[int], timesteps: Timesteps
-    ) -> ConditioningTable:
-        """Tabulate the conditioning of labels at timesteps; from now on it has no other."""
-
-
-class DroppingDenoiser(Protocol):
-    """A denoiser, as far as its conditioning is concerned."""
-
-    @property
-    def program(self) -> DroppingProgram:
-        """The program of the latest call."""
-
-    @property
-    def parameter_bytes(self) -> ParameterBytes:
-        """Bytes of parameters by what they serve."""
-
-    def captured_programs(self) -> Sequence[DroppingProgram]:
-        """The program of each captured signature and kind of stream."""
-
-    def attach_timesteps(self, timesteps: torch.Tensor | None) -> object:
-        """Say which timesteps trajectories will have."""
-
-
-def drop(
-    denoiser: DroppingDenoiser,
-    residence: Residence,
-    timesteps: torch.Tensor,
-    labels: Mapping[str, Sequence[int]],
-) -> None:
-    """Tabulate the conditioning and drop its parameters, for `Denoiser.drop_conditioning`."""
-    if not denoiser.program.ahead.is_asked:
-        raise DqarError(
-            "drop_conditioning evaluates it for whole trajectories: expected "
-            "transform(..., conditioning='trajectory')"
-        )
-    if len(labels) != 1:
-        raise OptionError(f"expected one input of labels, found {sorted(labels)}")
-    denoiser.attach_timesteps(timesteps)
-    ((name, given),) = labels.items()
-    known = list(dict.fromkeys(int(value) for value in given))
-    programs = denoiser.captured_programs()
-    leaves = [check_fixable(program, name, known) for program in programs]
-    check_size(denoiser, programs, len(known), len(timesteps))
-    for program, leaf in zip(programs, leaves, strict=True):
-        program.fix_conditioning(leaf, known, timesteps_for(program, timesteps))
-        program.attach(residence)
-    residence.drop()
-
-
 def check_size(
-    denoiser: DroppingDenoiser,
-    programs: Sequence[DroppingProgram],
-    num_labels: int,
-    num_steps: int,
+    programs: Sequence[PlannedModel], released: int, num_labels: int, num_steps: int
 ) -> None:
-    """Raise if the table would be larger than what it stands for."""
+    """Raise if the table would be larger than the bytes that are released for it."""
     table = sum(fixed_bytes(program, num_labels * num_steps) for program in programs)
-    released = denoiser.parameter_bytes.released
     if table >= released:
         raise DqarError(
             f"the table of {num_labels} labels at {num_steps} timesteps takes {table} bytes, "
@@ -104,20 +38,14 @@ def check_size(
         )
 
 
-def timesteps_for(program: DroppingProgram, timesteps: torch.Tensor) -> Timesteps:
-    """Read timesteps in the dtype and on the device of a program's input."""
-    node = program.captured.gm.graph.find_nodes(op="placeholder")[timestep_of(program)]
-    return Timesteps.of(timesteps.to(node.meta["val"].device, node.meta["val"].dtype))
-
-
-def timestep_of(program: DroppingProgram) -> int:
+def timestep_of(program: PlannedModel) -> int:
     """Position of the timestep among a program's inputs."""
     found = program.roles.timestep
     assert found is not None, "checked before"
     return found
 
 
-def check_fixable(program: DroppingProgram, name: str, labels: Sequence[int]) -> int:
+def check_fixable(program: PlannedModel, name: str, labels: Sequence[int]) -> int:
     """Position of the labels among a program's inputs.
 
     Raises:
@@ -140,7 +68,7 @@ def check_fixable(program: DroppingProgram, name: str, labels: Sequence[int]) ->
     return names.index(name)
 
 
-def fixed_bytes(program: DroppingProgram, num_rows: int) -> int:
+def fixed_bytes(program: PlannedModel, num_rows: int) -> int:
     """Bytes of the table of a program for so many labels times timesteps."""
     read = {number for call in program.plan.calls for number in call.inputs}
     total = 0
@@ -155,28 +83,31 @@ def fixed_bytes(program: DroppingProgram, num_rows: int) -> int:
 
 
 def tabulate_labels(
-    program: DroppingProgram,
+    program: PlannedModel,
     conditioning: Conditioning,
     leaf: int,
     labels: Sequence[int],
-    timesteps: Timesteps,
+    timesteps: torch.Tensor,
 ) -> ConditioningTable:
-    """Evaluate each label at all timesteps.
+    """Evaluate each label at all timesteps, which are 1-D.
 
     Raises:
         OptionError: What a sample gets depends on the others of its batch.
     """
+    inputs = program.captured.gm.graph.find_nodes(op="placeholder")
+    value = inputs[timestep_of(program)].meta["val"]
+    known = Timesteps.of(timesteps.to(value.device, value.dtype))
     read = {number for call in program.plan.calls for number in call.inputs}
     read |= set(program.plan.outputs)
     given = [n for stage in program.plan.stages for n in stage.outputs if n in read]
     numbers = [n for n in given if n is not None]
-    leaves = blank_leaves(program, timesteps)
+    leaves = blank_leaves(program, known)
     batch = len(leaves[leaf])
 
     def evaluate(of_samples: torch.Tensor) -> dict[int, torch.Tensor]:
         """Give the outputs ``[steps, ...]`` of samples by number."""
         leaves[leaf] = of_samples.to(leaves[leaf])
-        return evaluate_all(program, conditioning, leaves, timesteps, numbers)
+        return evaluate_all(program, conditioning, leaves, known, numbers)
 
     found = [evaluate(torch.full((batch,), label)) for label in labels]
     split = {n for n, v in found[0].items() if v.dim() > 1 and v.shape[1] == batch}
@@ -185,7 +116,7 @@ def tabulate_labels(
         table = torch.stack([each[number][:, 0] for each in found], 1)
         by_kind[table.dtype, len(table)][number] = table
     shared = {n: v for n, v in found[0].items() if n not in split}
-    steps = {value: step for step, value in enumerate(timesteps.values)}
+    steps = {value: step for step, value in enumerate(known.values)}
     packs = tuple(map(TablePack.of, by_kind.values()))
     fixed = ConditioningTable(leaf, tuple(labels), steps, packs, shared)
     check_mixed(fixed, evaluate, leaves)
@@ -217,7 +148,7 @@ def check_mixed(
                 )
 
 
-def blank_leaves(program: DroppingProgram, timesteps: Timesteps) -> list[Any]:
+def blank_leaves(program: PlannedModel, timesteps: Timesteps) -> list[Any]:
     """Inputs of the captured shapes, with the first timestep."""
     nodes = program.captured.gm.graph.find_nodes(op="placeholder")
     values = [tensor_value(node) for node in nodes]
@@ -231,7 +162,7 @@ def blank_leaves(program: DroppingProgram, timesteps: Timesteps) -> list[Any]:
 
 
 def evaluate_all(
-    program: DroppingProgram,
+    program: PlannedModel,
     conditioning: Conditioning,
     leaves: Sequence[Any],
     timesteps: Timesteps,

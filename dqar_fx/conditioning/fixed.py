@@ -22,8 +22,6 @@ from .parameter_bytes import storage_key
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    Values = dict[int, Any] | list[Any]
-
 
 @dataclass(frozen=True)
 class TablePack:
@@ -32,7 +30,7 @@ class TablePack:
     Attributes:
         table: ``[steps, labels, features]``; one step where all have the same.
         numbers: Tensors of the step's plan that it holds.
-        shapes: Of each, for one sample.
+        shapes: The shape of each for one sample.
     """
 
     table: torch.Tensor
@@ -41,7 +39,7 @@ class TablePack:
 
     @classmethod
     def of(cls, tables: dict[int, torch.Tensor]) -> TablePack:
-        """Of tensors ``[steps, labels, ...]`` by number, of one dtype."""
+        """Put tensors ``[steps, labels, ...]`` of one dtype, by number, side by side."""
         flat = torch.cat([table.flatten(2) for table in tables.values()], 2)
         return cls(flat, tuple(tables), tuple(table.shape[2:] for table in tables.values()))
 
@@ -61,7 +59,7 @@ class ConditioningTable:
 
     Attributes:
         leaf: Position of the labels among the denoiser's inputs.
-        labels: Those that it has.
+        labels: The labels that have rows.
         steps: Place of each timestep.
         packs: What differs from label to label.
         shared: What does not: ``[steps, ...]`` by number, one step where all have the same.

@@ -5,26 +5,33 @@ Exact before anything runs, also on the meta device: two tensors over one storag
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from dqar_fx.passes.support.equal_tensors import find_tensor
 from dqar_fx.passes.support.graphs import graph_outputs
+from dqar_fx.passes.support.views import find_shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from torch import nn
+    from torch import fx, nn
 
-    from dqar_fx.plan.plan import Stage, Static
+    from dqar_fx.capture.capture import Capture
+    from dqar_fx.capture.inputs import Roles
+    from dqar_fx.plan.plan import Plan, Stage, Static
 
-    from .planned import PlannedModel
+
+class PlannedModel(Protocol):
+    """A captured model, its inputs' roles, and the plan that says what reads a parameter."""
+
+    captured: Capture
+    roles: Roles
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,12 @@ def count_parameters(
         for tensor in tensors_of(owner)
     }
     step = set(chain.from_iterable(map(step_storages, programs)))
-    stages = set(chain.from_iterable(map(stage_storages, programs))) - step
+    stages = {
+        key
+        for program in programs
+        for stage in program.plan.stages
+        for key in storages(program, stage.static)
+    } - step
     return ParameterBytes(
         step=sum(sizes[key] for key in step),
         conditioning=sum(sizes[key] for key in stages),
@@ -79,16 +91,15 @@ def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
     """Yield the parameters, buffers and constants of a module."""
     seen = set[int]()
     for inner in module.modules():
-        own = (v for v in vars(inner).values() if is_tensor(v))
+        own = (
+            v
+            for v in vars(inner).values()
+            if isinstance(v, torch.Tensor) and not isinstance(v, FakeTensor)
+        )
         for tensor in chain(inner._parameters.values(), inner._buffers.values(), own):
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield tensor
-
-
-def is_tensor(value: object) -> bool:
-    """Whether it is a tensor with values of its own, no fake one."""
-    return isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
 
 
 def storage_key(tensor: torch.Tensor) -> int:
@@ -101,11 +112,6 @@ def step_storages(program: PlannedModel) -> set[int]:
     """Storages that calls of the step read, through what stages give too."""
     static = chain.from_iterable(c.static for c in program.plan.calls)
     return storages(program, chain(static, shown_parameters(program.plan.stages)))
-
-
-def stage_storages(program: PlannedModel) -> set[int]:
-    """Storages that conditioning stages read."""
-    return storages(program, chain.from_iterable(s.static for s in program.plan.stages))
 
 
 def storages(program: PlannedModel, static: Iterable[Static]) -> set[int]:
@@ -122,22 +128,7 @@ def shown_parameters(stages: Iterable[Stage]) -> set[Static]:
         inner = zip(stage.gm.graph.find_nodes(op="placeholder"), inputs, strict=True)
         given: dict[fx.Node, Static] = dict(inner)
         for number, node in zip(stage.outputs, graph_outputs(stage.gm.graph), strict=True):
-            found = given.get(viewed(node))
+            found = given.get(find_shown(node))
             if found is not None and number is not None:
                 shown[number] = found
     return set(shown.values())
-
-
-def viewed(node: fx.Node) -> fx.Node:
-    """The node whose memory a node may show: itself where it has memory of its own."""
-    while node.op == "call_function":
-        source = next(iter(node.all_input_nodes), None)
-        target = node.target
-        is_view = target is operator.getitem or (
-            isinstance(target, torch._ops.OpOverload)
-            and any(argument.alias_info is not None for argument in target._schema.arguments)
-        )
-        if source is None or not is_view:
-            break
-        node = source
-    return node

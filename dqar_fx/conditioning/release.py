@@ -14,23 +14,32 @@ import tempfile
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
 
 from dqar_fx.errors import DqarError
 from dqar_fx.notices import Once
 
-from .parameter_bytes import count_parameters, step_storages, storage_key, tensors_of
-from .planned import PlannedModel
+from .parameter_bytes import (
+    PlannedModel,
+    count_parameters,
+    step_storages,
+    storage_key,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
     from .parameter_bytes import ParameterBytes
+
+    StoredBytes = Callable[[torch.device], torch.Tensor]
+    # gives the bytes of a storage, kept in another place, as uint8[bytes] on a device
 
 PLACES = ("host", "disk")
 NUM_UNSETTLED = 3
@@ -44,76 +53,44 @@ class ReleasingProgram(PlannedModel, Protocol):
         """Hold no parameter of the conditioning in bound calls."""
 
 
-class StoredBytes(Protocol):
-    """The bytes of a storage, kept in another place."""
+def write_bytes(file: Any, flat: torch.Tensor) -> StoredBytes:
+    """Append bytes to a file, where a page begins.
 
-    def load(self, device: torch.device) -> torch.Tensor:
-        """Give the bytes as ``uint8[bytes]`` on a device."""
-
-
-@dataclass(frozen=True)
-class HostBytes:
-    """Bytes kept in host memory."""
-
-    flat: torch.Tensor
-
-    def load(self, device: torch.device) -> torch.Tensor:
-        """Give the bytes as ``uint8[bytes]`` on a device."""
-        return self.flat.to(device)
-
-
-@dataclass(frozen=True)
-class DiskBytes:
-    """Bytes in a file, mapped only while they are in use."""
-
-    file: Any
-    offset: int
-    nbytes: int
-
-    @classmethod
-    def write(cls, file: Any, flat: torch.Tensor) -> DiskBytes:
-        """Append bytes to a file, where a page begins.
-
-        Raises:
-            DqarError: The file cannot be written.
-        """
-        try:
-            file.seek(0, 2)
-            offset = -(-file.tell() // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-            file.seek(offset)
-            file.write(flat.cpu().numpy().data)
-            file.flush()
-        except OSError as error:
-            raise DqarError(
-                f"release='disk': {flat.numel()} bytes of parameters cannot be written to "
-                f"{tempfile.gettempdir()} ({error}). Make room there, name another folder in "
-                "TMPDIR, or give release='host' or None"
-            ) from error
-        return cls(file, offset, flat.numel())
-
-    def load(self, device: torch.device) -> torch.Tensor:
-        """Give the bytes as ``uint8[bytes]`` on a device."""
-        pages = mmap.mmap(
-            self.file.fileno(), self.nbytes, access=mmap.ACCESS_COPY, offset=self.offset
-        )
-        return torch.frombuffer(pages, dtype=torch.uint8).to(device)
-
-
-@dataclass(frozen=True)
-class DroppedBytes:
-    """Stands for bytes that were dropped for good."""
-
-    def load(self, device: torch.device) -> torch.Tensor:
-        """Refuse, since the bytes are gone.
-
-        Raises:
-            DqarError: Always.
-        """
+    Raises:
+        DqarError: The file cannot be written.
+    """
+    try:
+        file.seek(0, 2)
+        offset = -(-file.tell() // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        file.seek(offset)
+        file.write(flat.cpu().numpy().data)
+        file.flush()
+    except OSError as error:
         raise DqarError(
-            "the parameters of the conditioning were dropped, and this needs them: another "
-            "input signature, schedule, device, dtype or copy, or the state. Do so before "
-            "drop_conditioning, or transform the model anew"
-        )
+            f"release='disk': {flat.numel()} bytes of parameters cannot be written to "
+            f"{tempfile.gettempdir()} ({error}). Make room there, name another folder in "
+            "TMPDIR, or give release='host' or None"
+        ) from error
+    return partial(load_bytes, file, offset, flat.numel())
+
+
+def load_bytes(file: Any, offset: int, nbytes: int, device: torch.device) -> torch.Tensor:
+    """Give bytes of a file, which is mapped only while they are in use."""
+    pages = mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_COPY, offset=offset)
+    return torch.frombuffer(pages, dtype=torch.uint8).to(device)
+
+
+def refuse_dropped(_: torch.device) -> NoReturn:
+    """Stand for bytes that were dropped for good.
+
+    Raises:
+        DqarError: Always.
+    """
+    raise DqarError(
+        "the parameters of the conditioning were dropped, and this needs them: another "
+        "input signature, schedule, device, dtype or copy, or the state. Do so before "
+        "drop_conditioning, or transform the model anew"
+    )
 
 
 @dataclass(frozen=True)
@@ -145,9 +122,9 @@ class TensorView:
 
 @dataclass(frozen=True)
 class ReleasedStorage:
-    """A storage that was released."""
+    """A storage that was released, and what gives its bytes again."""
 
-    saved: StoredBytes
+    load: StoredBytes
     nbytes: int
     device: torch.device
     views: tuple[TensorView, ...]
@@ -200,7 +177,7 @@ class Residence:
     def count(
         self, programs: Sequence[ReleasingProgram], model: nn.Module, merged: int
     ) -> ParameterBytes:
-        """As `count_parameters`; what is away comes back for a moment, if it was not counted.
+        """Count parameters; what is away comes back for a moment, if it was not counted.
 
         Raises:
             DqarError: They were dropped.
@@ -220,11 +197,11 @@ class Residence:
     def bring_back(self) -> None:
         """Put back what was released."""
         for away in self._away:
-            flat = away.saved.load(away.device)
+            flat = away.load(away.device)
             storage = flat.untyped_storage()
             for view in away.views:
                 view.show(storage)
-            self._saved[storage_key(flat)] = (flat, away.saved)
+            self._saved[storage_key(flat)] = (flat, away.load)
         self._away.clear()
 
     def forget_saved(self) -> None:
@@ -241,11 +218,7 @@ class Residence:
         self.release()
 
     def release(self, *, is_settled: bool = True) -> None:
-        """Release what no step reads.
-
-        Args:
-            is_settled: Whether the next step needs no stage, as far as is known.
-        """
+        """Release what no step reads; ``is_settled`` unless the next step may need a stage."""
         if self.place is None or self._away:
             return
         if not is_settled:
@@ -262,16 +235,13 @@ class Residence:
         """Group the tensors that no step reads by storage."""
         kept = set(chain.from_iterable(map(step_storages, self._programs)))
         groups: dict[int, list[torch.Tensor]] = defaultdict(list)
-        for tensor in self._tensors():
+        owners = [*self._models, *(program.captured.gm for program in self._programs)]
+        found = {id(tensor): tensor for owner in owners for tensor in tensors_of(owner)}
+        for tensor in found.values():
             has_bytes = tensor.device.type != "meta" and tensor.untyped_storage().nbytes()
             if has_bytes and storage_key(tensor) not in kept:
                 groups[storage_key(tensor)].append(tensor)
         return list(groups.values())
-
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        owners = [*self._models, *(program.captured.gm for program in self._programs)]
-        found = {id(tensor): tensor for owner in owners for tensor in tensors_of(owner)}
-        yield from found.values()
 
     def _put_away(self, tensors: list[torch.Tensor]) -> ReleasedStorage:
         first = tensors[0]
@@ -291,7 +261,7 @@ class Residence:
 
     def _save(self, flat: torch.Tensor) -> StoredBytes:
         if self.place == "drop":
-            return DroppedBytes()
+            return refuse_dropped
         if self.place == "host":
             if flat.device.type == "cpu":
                 self._once.warn(
@@ -299,11 +269,11 @@ class Residence:
                     "already. Expected a denoiser on an accelerator; for one on the CPU give "
                     "release='disk'"
                 )
-            return HostBytes(flat.cpu())
+            return flat.cpu().to
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="dqar_fx-")  # noqa: SIM115  # kept open
             weakref.finalize(self, self._file.close)
-        return DiskBytes.write(self._file, flat)
+        return write_bytes(self._file, flat)
 
     def _warn_unsettled(self) -> None:
         self._num_unsettled += 1

@@ -148,12 +148,7 @@ class PlanFootprint:
 class Activations:
     """Bytes of activations of one plan's rows, each variant run once.
 
-    Args:
-        program: The program whose plan is walked; its table does not matter.
-        regions: Gives the specialised graphs of the plan's regions.
-
-    Attributes:
-        output_bytes: Bytes of what a step gives.
+    The program's table does not matter; ``output_bytes`` are those of what a step gives.
     """
 
     def __init__(self, program: Program, regions: UnloweredRegions) -> None:
@@ -240,14 +235,7 @@ def flowing_outputs(
     footprint: CallFootprint,
     storage_of: dict[int, FlowingStorage | None],
 ) -> Iterator[tuple[int, FlowingStorage | None, int]]:
-    """Give the number of each output of a call, its storage, and the bytes of that.
-
-    Args:
-        at: Number of the call among those of its row.
-        call: The call.
-        footprint: What it holds.
-        storage_of: The storages of the tensors so far, by number; None for those of others.
-    """
+    """Give the number of each output of a call, its storage, and the bytes of that."""
     outputs = zip(call.outputs, footprint.origins, footprint.sizes, strict=True)
     for number, (kind, i), nbytes in outputs:
         if kind == "own":

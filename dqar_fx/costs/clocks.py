@@ -55,11 +55,7 @@ class StepTimes:
 
 
 class CallClock:
-    """Times the calls of regions, each until the device has done its work.
-
-    Args:
-        device: The device that the regions run on.
-    """
+    """Times the calls of regions, each until the device has done its work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
@@ -22,7 +22,7 @@ from dqar_fx.passes.support.graphs import tensor_value, written_inputs
 from dqar_fx.passes.support.module_paths import module_stack
 from dqar_fx.passes.support.runner import fork, run_passes
 
-from .operation import Operand, Operation, count_macs, map_tensors
+from .operation import Operand, Operation, count_macs, map_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,12 +87,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Modules:
-    """Which modules are attentions and which feed-forwards.
-
-    Attributes:
-        attention: Paths of the attentions.
-        feed_forward: Paths of the feed-forwards.
-    """
+    """The paths of the modules that are attentions, and of those that are feed-forwards."""
 
     attention: frozenset[str]
     feed_forward: frozenset[str]
@@ -117,13 +112,7 @@ class Modules:
 
 
 def find_kernels(graph: fx.Graph, modules: Modules, *, fused: bool) -> Counter[Kernel]:
-    """Find the kernels of a graph, and how often each occurs.
-
-    Args:
-        graph: The graph; its nodes carry fake tensors.
-        modules: Which modules are attentions and feed-forwards.
-        fused: Whether operators between two products are one kernel.
-    """
+    """Count the kernels of a graph; fused, the operators between two products are one."""
     nodes = [node for node in graph.nodes if computes(node)]
     operations = {node: Operation.of(node, source_of) for node in nodes}
     macs = {node: count_macs(operation) for node, operation in operations.items()}
@@ -134,10 +123,15 @@ def find_kernels(graph: fx.Graph, modules: Modules, *, fused: bool) -> Counter[K
     def kernel(group: Sequence[fx.Node]) -> Kernel:
         inside = frozenset(group)
         is_fused = fused and group[0] not in products
-        timed = [operations[n] for n in group if not is_fused or is_costly(n)]
+        timed = [
+            operations[n]
+            for n in group
+            if not is_fused or getattr(n.target, "overloadpacket", None) in COSTLY
+        ]
         nbytes, slot_bytes = count_kernel_bytes(inside)
+        kinds = {modules.kind(node, is_product=group[0] in products) for node in group}
         return Kernel(
-            kind=common_kind(modules, group, is_product=group[0] in products),
+            kind=kinds.pop() if len(kinds) == 1 else "pointwise",
             macs=sum(macs[n] for n in group),
             nbytes=nbytes,
             slot_bytes=slot_bytes,
@@ -175,12 +169,6 @@ def join(group: dict[fx.Node, list[fx.Node]], a: fx.Node, b: fx.Node) -> None:
     first += second
     for node in second:
         group[node] = first
-
-
-def common_kind(modules: Modules, group: Sequence[fx.Node], *, is_product: bool) -> str:
-    """Give the kind of a group's nodes; ``pointwise`` where they differ."""
-    kinds = {modules.kind(node, is_product=is_product) for node in group}
-    return kinds.pop() if len(kinds) == 1 else "pointwise"
 
 
 def count_kernel_bytes(group: AbstractSet[fx.Node]) -> tuple[int, int]:
@@ -254,20 +242,18 @@ def source_of(node: fx.Node) -> fx.Node:
     return node
 
 
-def is_costly(node: fx.Node) -> bool:
-    """Whether a node's arithmetic counts beside its reads and writes."""
-    return getattr(node.target, "overloadpacket", None) in COSTLY
-
-
 def bytes_of(node: fx.Node) -> int:
     """Count the bytes of a node's value, or of all its values."""
-    sizes: list[int] = []
-    map_tensors(node.meta.get("val"), lambda value: sizes.append(Operand.of(value).nbytes))
-    return sum(sizes)
+    return sum(Operand.of(value).nbytes for value in tensors_of(node))
 
 
 def dtype_of(node: fx.Node) -> torch.dtype:
     """Give the dtype of a node's (first) value; float32 if it has no tensor."""
-    found: list[Any] = []
-    map_tensors(node.meta.get("val"), lambda value: found.append(value.dtype))
-    return found[0] if found else torch.float32
+    return next((value.dtype for value in tensors_of(node)), torch.float32)
+
+
+def tensors_of(node: fx.Node) -> list[torch.Tensor]:
+    """List the tensors of a node's value."""
+    found: list[torch.Tensor] = []
+    map_leaves(node.meta.get("val"), torch.Tensor, found.append)
+    return found

@@ -125,13 +125,7 @@ def find_device(denoiser: Denoiser, device: str | torch.device | None) -> torch.
 def measure_operations(
     operations: Mapping[Operation, int], device: torch.device, budget_s: float = BUDGET_S
 ) -> DeviceProfile:
-    """Measure a device with operators.
-
-    Args:
-        operations: How often each operator occurs.
-        device: The device.
-        budget_s: About how many seconds the turns may take.
-    """
+    """Measure a device with operators that occur so often, for about ``budget_s`` seconds."""
     calls: dict[Any, list[Callable[[], Any]]] = {
         operation: sets
         for operation, count in operations.items()
@@ -157,11 +151,7 @@ def measure_operations(
 def prepare_calls(
     operation: Operation, count: int, device: torch.device
 ) -> list[Callable[[], Any]]:
-    """Make calls of an operator that occurs so often, each with parameters of its own.
-
-    Returns:
-        The calls; none if the operator cannot run alone.
-    """
+    """Make calls of an operator, each with its own parameters; none if it cannot run alone."""
     nbytes = sum(operand.nbytes for operand in operation.operands)
     owns = any(operand.is_parameter for operand in operation.operands)
     sets = min(count, MAX_SETS, MAX_BYTES // max(nbytes, 1)) if owns else 1
@@ -192,16 +182,7 @@ def measure_probe(device: torch.device) -> float:
 def time_in_turns(
     calls: Mapping[Any, Sequence[Callable[[], Any]]], device: torch.device, budget_s: float
 ) -> dict[Any, float]:
-    """Time calls in turns.
-
-    Args:
-        calls: By key, calls that differ in their parameters alone, one of which runs a turn.
-        device: The device that they run on.
-        budget_s: About how many seconds the turns may take.
-
-    Returns:
-        Median seconds of each key's calls.
-    """
+    """Give the median seconds of each key's calls, of which each turn runs one."""
     times: dict[Any, list[float]] = {key: [] for key in calls}
     begun, turns = time.perf_counter(), 0
     while turns < MAX_TURNS:

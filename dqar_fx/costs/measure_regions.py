@@ -68,12 +68,6 @@ def measure_regions(
     """Measure all regions that a denoiser or other schedules call.
 
     Compiles those that are not compiled yet; the first turn does, and does not count.
-
-    Args:
-        denoiser: The denoiser, captured already; on ``device``.
-        schedules: Further schedules whose rows count.
-        device: The device that it is on.
-        budget_s: About how many seconds the turns may take.
     """
     chosen = choose_rows(denoiser, schedules)
     rows = [*chosen, *stagger_rows(denoiser, chosen)]
@@ -98,11 +92,7 @@ def measure_regions(
 
 
 def take_turn(rehearsal: Rehearsal, rows: Sequence[Row], lengths: Collection[int]) -> Times:
-    """Run all rows once, and evaluate the conditioning once for each length.
-
-    Returns:
-        Mean seconds of each region, of what is evaluated ahead, and of a step.
-    """
+    """Run all rows, and the conditioning for each length, once; the mean seconds of parts."""
     seconds: dict[str, list[float]] = defaultdict(list)
     for step in rehearsal.run(rows):
         seconds[STEP].append(step.rest_s)

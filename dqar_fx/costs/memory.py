@@ -193,10 +193,6 @@ def lines_of(stream: StreamMemory, max_sites: int) -> list[MemoryLine]:
 def plan_memory(denoiser: Denoiser, activations: Activations | None = None) -> MemoryPlan:
     """Plan the memory of a denoiser, for its latest captured signature.
 
-    Args:
-        denoiser: The denoiser, captured already.
-        activations: Those of its plan, where something was counted already.
-
     Raises:
         DqarError: Nothing has been captured yet.
     """
@@ -237,14 +233,7 @@ def count_held(denoiser: Denoiser) -> ParameterBytes:
 def plan_stream(
     name: str, program: Program, activations: Activations, output: int
 ) -> StreamMemory:
-    """Plan the memory of the stream that runs a program.
-
-    Args:
-        name: Name of the stream.
-        program: The program.
-        activations: Those of the program's plan.
-        output: Bytes that are kept of the whole output.
-    """
+    """Plan the memory of a stream that keeps ``output`` bytes of its whole output."""
     sites = dict.fromkeys((program.table.sites[key[0]] for key in program.slot_specs), 0)
     for key, spec in program.buffer_specs.items():
         sites[program.table.sites[key[0]]] += spec.nbytes

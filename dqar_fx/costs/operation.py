@@ -73,13 +73,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Operation:
-    """An operator and its arguments, tensors as `Operand`.
-
-    Attributes:
-        target: The operator.
-        args: The operator's arguments.
-        kwargs: The operator's keyword arguments, sorted by name.
-    """
+    """An operator and its arguments, tensors as `Operand`, keywords sorted by name."""
 
     target: Callable[..., Any]
     args: tuple[Any, ...]
@@ -87,20 +81,19 @@ class Operation:
 
     @classmethod
     def of(cls, node: fx.Node, source: Callable[[fx.Node], fx.Node]) -> Operation:
-        """Describe what a node calls.
-
-        Args:
-            node: A call.
-            source: Gives the node whose memory a node shows.
-        """
+        """Describe what a call calls; ``source`` gives the node whose memory a node shows."""
 
         def operand(arg: fx.Node) -> Any:
             owned = parameter_path(source(arg)) is not None
             make = partial(Operand.of, is_parameter=owned)
-            return map_tensors(arg.meta.get("val"), make)
+            return map_leaves(arg.meta.get("val"), torch.Tensor, make)
 
-        args = tuple(freeze(fx.map_arg(arg, operand)) for arg in node.args)
-        named = ((name, freeze(fx.map_arg(v, operand))) for name, v in node.kwargs.items())
+        def freeze(argument: Any) -> Any:
+            """An argument with operands for nodes, hashable: lists become tuples."""
+            return map_leaves(fx.map_arg(argument, operand), Operand, lambda each: each)
+
+        args = tuple(map(freeze, node.args))
+        named = ((name, freeze(value)) for name, value in node.kwargs.items())
         assert callable(node.target)
         return cls(node.target, args, tuple(sorted(named)))
 
@@ -108,8 +101,7 @@ class Operation:
     def operands(self) -> list[Operand]:
         """Its tensor arguments."""
         found: list[Operand] = []
-        for each in (self.args, tuple(value for _, value in self.kwargs)):
-            map_operands(each, lambda operand: found.append(operand))
+        map_leaves((self.args, self.kwargs), Operand, found.append)
         return found
 
     def scaled(self, factor: int) -> Operation:
@@ -132,7 +124,7 @@ class Operation:
                 stride=(step, *operand.stride[1:]),
             )
 
-        return replace(self, args=map_operands(self.args, scale))
+        return replace(self, args=map_leaves(self.args, Operand, scale))
 
     def as_compiled(self) -> Operation:
         """Give what Inductor calls in its place: a linear is a product of matrices."""
@@ -149,9 +141,9 @@ class Operation:
 
     def prepare(self, device: torch.device) -> Callable[[], Any]:
         """Make a call of it with tensors of its own."""
-        args = map_operands(self.args, lambda operand: operand.allocate(device))
-        kwargs = map_operands(dict(self.kwargs), lambda operand: operand.allocate(device))
-        args, kwargs = replace_devices((args, kwargs), device)
+        given = self.args, dict(self.kwargs)
+        made = map_leaves(given, Operand, lambda operand: operand.allocate(device))
+        args, kwargs = map_leaves(made, torch.device, lambda _: device)
         return lambda: self.target(*args, **kwargs)
 
     def __str__(self) -> str:
@@ -171,33 +163,12 @@ def count_macs(operation: Operation) -> int:
     return flops // 2
 
 
-def freeze(value: Any) -> Any:
-    """Make nested arguments hashable: lists become tuples."""
+def map_leaves(
+    value: Any, kind: type | tuple[type, ...], function: Callable[[Any], Any]
+) -> Any:
+    """Apply a function to each value of a kind among nested ones; lists become tuples."""
     if isinstance(value, list | tuple):
-        return tuple(freeze(each) for each in value)
-    return value
-
-
-def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """Apply a function to each tensor of a nested value; lists become tuples."""
-    if isinstance(value, list | tuple):
-        return tuple(map_tensors(each, function) for each in value)
-    return function(value) if isinstance(value, torch.Tensor) else value
-
-
-def map_operands(value: Any, function: Callable[[Operand], Any]) -> Any:
-    """Apply a function to each `Operand` of nested arguments."""
-    if isinstance(value, tuple):
-        return tuple(map_operands(each, function) for each in value)
+        return tuple(map_leaves(each, kind, function) for each in value)
     if isinstance(value, dict):
-        return {name: map_operands(each, function) for name, each in value.items()}
-    return function(value) if isinstance(value, Operand) else value
-
-
-def replace_devices(value: Any, device: torch.device) -> Any:
-    """Name another device wherever nested arguments name one."""
-    if isinstance(value, tuple):
-        return tuple(replace_devices(each, device) for each in value)
-    if isinstance(value, dict):
-        return {name: replace_devices(each, device) for name, each in value.items()}
-    return device if isinstance(value, torch.device) else value
+        return {name: map_leaves(each, kind, function) for name, each in value.items()}
+    return function(value) if isinstance(value, kind) else value

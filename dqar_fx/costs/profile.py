@@ -1,4 +1,4 @@
-"""What is known of a device: measured here, or read off its datasheet."""
+"""How fast a device is, and what workloads cost on it by prediction."""
 
 from __future__ import annotations
 
@@ -9,17 +9,48 @@ from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import DqarError
 
-from .cost import Cost, scale_times
 from .kernels import COST_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import torch
-
     from .kernels import Kernel
     from .operation import Operation
     from .workload import Workload
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part of a trajectory costs; costs add up, and are multiplied by counts.
+
+    Attributes:
+        macs: Multiply-accumulates.
+        nbytes: Bytes read and written.
+        ms: Predicted milliseconds.
+    """
+
+    macs: int = 0
+    nbytes: int = 0
+    ms: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.nbytes + other.nbytes, self.ms + other.ms)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.macs * times, self.nbytes * times, self.ms * times)
+
+
+def add_costs(costs: Iterable[Cost]) -> Cost:
+    """Add costs up."""
+    return sum(costs, Cost())
+
+
+def scale_times(costs: dict[str, Cost], total_ms: float) -> dict[str, Cost]:
+    """Scale the times of costs so that they add up to a total, in the same proportions."""
+    before_ms = sum(cost.ms for cost in costs.values())
+    factor = total_ms / before_ms if before_ms else 0.0
+    return {kind: replace(cost, ms=cost.ms * factor) for kind, cost in costs.items()}
+
 
 FLOPS_PER_MAC = 2
 LAUNCH_S = 5e-6
@@ -104,13 +135,11 @@ class DeviceProfile:
         is_known = all(each in self.operation_s for each in kernel.timed)
         if is_known and not kernel.is_fused:
             return sum(self.operation_s[each] for each in kernel.timed)
-        arithmetic = kernel.macs / self._macs_per_s(kernel.dtype)
+        dtype = str(kernel.dtype).removeprefix("torch.")
+        macs_per_s = self.macs_per_s.get(dtype) or min(self.macs_per_s.values())
+        arithmetic = kernel.macs / macs_per_s
         arithmetic += sum(self.operation_s.get(each, 0.0) for each in kernel.timed)
         return max(arithmetic, self._traffic(kernel.nbytes)) + self.launch_s
-
-    def _macs_per_s(self, dtype: torch.dtype) -> float:
-        name = str(dtype).removeprefix("torch.")
-        return self.macs_per_s.get(name) or min(self.macs_per_s.values())
 
     def _traffic(self, nbytes: int) -> float:
         """Seconds of reading and writing: what was measured, else by bandwidth."""

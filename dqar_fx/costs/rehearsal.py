@@ -7,16 +7,19 @@ row that it is given instead of the branch table's, with a clock around each cal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from dqar_fx.conditioning.memo import Memo
 from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.plan.slots import slots_of
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.program import Program
+from dqar_fx.program.stream import PreparedStep
 from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.steps.steps import Position
 from dqar_fx.steps.timesteps import Timesteps
@@ -26,8 +29,6 @@ from .operation import Operand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from torch import nn
 
     from dqar_fx.plan.plan import CallObserver
     from dqar_fx.plan.slot_state import ForecastWeights
@@ -53,11 +54,7 @@ class TrajectoryInputs:
 
 
 class RowProgram(Program):
-    """A program that runs the row that it is given, whatever its table says.
-
-    Attributes:
-        next_row: The row of the next step.
-    """
+    """A program that runs ``next_row``, whatever its table says."""
 
     next_row: Row = ()
 
@@ -76,51 +73,63 @@ class RowProgram(Program):
             observe=observe,
         )
         made.slot_specs = slots_of(program.guarded)
+        made.binder = replace(made.binder, specs=made.slot_specs)
         made.slot_owners = {key: key for key in made.slot_specs}
         return made
 
     def run(
         self, leaves: Sequence[Any], position: Position, weights: ForecastWeights | None = None
     ) -> list[torch.Tensor]:
-        """Run the next row; the flat outputs of the denoiser."""
+        """Run the next row; the flat outputs of the denoiser.
+
+        What its slots hold counts as kept, and a forecast reads all of its history.
+        """
         assert weights is None, "a row is measured with weights of its own"
-        return self.run_row(leaves, position, self.next_row)
+        row, stream = self.next_row, self._stream(position.stream)
+        if not stream.slots.holds(position.trajectory):
+            stream.slots.enter(position.trajectory)
+        if row not in stream.rows:
+            newest = (1.0, *[0.0] * (self.history - 1))
+            actions = np.array(row, np.int8)
+            stream.rows[row] = self.binder.bind_row(
+                stream.slots, actions, (newest,) * len(row)
+            )
+        step = PreparedStep(
+            calls=stream.rows[row],
+            after=stream.slots.slot_state,
+            needs=self.liveness.needs(row),
+            num_cold=0,
+            is_checked=self._is_checked(row, position.step),
+        )
+        return self._execute(stream, step, leaves, position)
+
+    def evaluate_conditioning(self, leaves: Sequence[Any], position: Position) -> None:
+        """Evaluate all that the table's first row reads, as for a prompt never seen before.
+
+        What is found is not kept: this is to measure it.
+        """
+        needs = self.liveness.needs(self.table.row(0))
+        values = self.plan.place_inputs(leaves)
+        self._conditioning.evaluate(Memo(), leaves, values, position, needs)
 
 
 @dataclass(frozen=True)
 class RowProgramBuilder:
-    """Gives a denoiser one program, whatever it is called with.
-
-    Attributes:
-        program: The program.
-    """
+    """Gives a denoiser one program, whatever it is called with."""
 
     program: RowProgram
 
-    def __call__(
-        self,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: CompileOptions,
-    ) -> Program:
+    def __call__(self, *_: Any, **__: Any) -> RowProgram:
         """Give the program."""
-        del model, args, kwargs, options
         return self.program
 
-    def with_schedule(self, schedule: Schedule) -> RowProgramBuilder:
+    def with_schedule(self, _schedule: Schedule, /) -> RowProgramBuilder:
         """Give the builder itself: rows are given, whatever the schedule."""
-        del schedule
         return self
 
 
 class Rehearsal:
-    """Runs rows on a denoiser of its own, and tells what they took.
-
-    Args:
-        denoiser: The denoiser to be like; captured already.
-        device: The device that it is on.
-    """
+    """Runs rows on a denoiser like another, captured already, and tells what they took."""
 
     def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
         self._clock, self._device = CallClock(device), device
@@ -168,7 +177,12 @@ class Rehearsal:
     def _draw(self, num_steps: int) -> TrajectoryInputs:
         """New inputs for a trajectory of so many timesteps."""
         placeholders = self._program.captured.gm.graph.find_nodes(op="placeholder")
-        leaves = [draw_like(node.meta.get("val"), self._device) for node in placeholders]
+        leaves = [
+            Operand.of(value).allocate(self._device)
+            if isinstance(value, torch.Tensor)
+            else value
+            for value in (node.meta.get("val") for node in placeholders)
+        ]
         timestep = self._program.roles.timestep
         if timestep is None:
             return TrajectoryInputs(leaves, None)
@@ -185,10 +199,3 @@ def spread(timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Give a timestep to each sample: a view of it if the captured one was such."""
     expanded = timestep.expand(like.shape)
     return expanded.clone() if any(like.stride()) else expanded
-
-
-def draw_like(value: Any, device: torch.device) -> Any:
-    """Draw a tensor like a captured input; what is no tensor is itself."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return Operand.of(value).allocate(device)

@@ -13,11 +13,10 @@ from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.errors import DqarError
 from dqar_fx.json_value import JsonValue
 
-from .cost import Cost, add_costs
 from .kernels import COST_KINDS
 from .measure_profile import measure_profile
 from .memory import MemoryPlan, plan_memory
-from .profile import DATASHEETS, DeviceProfile, find_datasheet
+from .profile import DATASHEETS, Cost, DeviceProfile, add_costs, find_datasheet
 from .rows import (
     StreamTable,
     all_computed,
@@ -187,24 +186,22 @@ def format_table(rows: list[dict[str, str]]) -> str:
 
 def format_row(row: RowReport) -> dict[str, str]:
     """Format one line of the table of rows."""
-    cost = row.cost
-    return {
-        "sites": run_lengths(row.actions) + (" (unconditional)" if row.stream else ""),
-        "steps": str(len(row.steps)),
-        "GMACs": f"{cost.macs / 1e9:.3f}",
-        "MB": f"{cost.nbytes / 1e6:.1f}",
-        "ms": f"{cost.ms:.3f}",
-    }
+    sites = run_lengths(row.actions) + (" (unconditional)" if row.stream else "")
+    return {"sites": sites, "steps": str(len(row.steps)), **format_cost(row.cost, decimals=3)}
 
 
 def format_kind(kind: str, cost: Cost, whole_ms: float) -> dict[str, str]:
     """Format one line of where the time goes."""
+    share = f"{cost.ms / whole_ms:.1%}" if whole_ms else "-"
+    return {"where": kind, **format_cost(cost, decimals=1), "share": share}
+
+
+def format_cost(cost: Cost, *, decimals: int) -> dict[str, str]:
+    """Format the columns of a cost; milliseconds have so many decimals."""
     return {
-        "where": kind,
         "GMACs": f"{cost.macs / 1e9:.3f}",
         "MB": f"{cost.nbytes / 1e6:.1f}",
-        "ms": f"{cost.ms:.1f}",
-        "share": f"{cost.ms / whole_ms:.1%}" if whole_ms else "-",
+        "ms": f"{cost.ms:.{decimals}f}",
     }
 
 
@@ -274,13 +271,7 @@ def has_regions(denoiser: Denoiser) -> bool:
 def make_report(
     denoiser: Denoiser, counter: WorkloadCounter, profile: DeviceProfile
 ) -> Report:
-    """Count and predict with the denoiser's own tables.
-
-    Args:
-        denoiser: The denoiser, captured already.
-        counter: Counts on the denoiser's plan.
-        profile: The device that times are predicted for.
-    """
+    """Count and predict with the tables of a denoiser that was captured already."""
     program, streams = denoiser.program, streams_of(denoiser)
     steps = program.table.num_steps
     ends = [counter.count_row(find(program)) for find in (all_computed, all_reused)]

@@ -39,14 +39,9 @@ if TYPE_CHECKING:
 
 
 class WorkloadCounter:
-    """Counts workloads of one plan, each distinct variant of a region once.
+    """Counts workloads of a program's plan, each distinct variant of a region once.
 
-    Args:
-        program: The program whose plan is counted; its table does not matter.
-
-    Attributes:
-        plan: The plan of the step.
-        activations: Bytes of the activations of the same plan's rows.
+    The program's table does not matter.
     """
 
     def __init__(self, program: Program) -> None:
@@ -93,11 +88,7 @@ class WorkloadCounter:
         return total.named("conditioning")
 
     def count_needed(self, lives: Sequence[Live]) -> Workload:
-        """Count what one step evaluates of the stages that read the timestep.
-
-        Args:
-            lives: Per stage, which of its outputs the step reads.
-        """
+        """Count what one step evaluates of the stages that read the timestep, and is live."""
         total = Workload()
         for stage, live in zip(self.plan.stages, lives, strict=True):
             if self._ahead.is_timed(stage):
@@ -150,10 +141,6 @@ def count_everything(denoiser: Denoiser, schedules: Sequence[Schedule] = ()) -> 
     """Count all kernels and regions that any step of a denoiser or of other schedules runs.
 
     Each is counted as often as one step has it: this is what a profile is measured with.
-
-    Args:
-        denoiser: The denoiser, captured already.
-        schedules: Further schedules.
 
     Raises:
         DqarError: Nothing has been captured yet.

@@ -9,7 +9,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.shared_tensors import SharedTensors
-from dqar_fx.conditioning.drop import drop
+from dqar_fx.conditioning.drop import check_fixable, check_size
+from dqar_fx.errors import DqarError, OptionError
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.programs import Programs
 
@@ -83,7 +84,7 @@ class Denoiser(StepDenoiser):
         row for each label and timestep, so that it pays for few of them only.
 
         Args:
-            timesteps: Of all trajectories, 1-D.
+            timesteps: The timesteps of all trajectories, 1-D.
             **labels: Name of the input that holds the labels, and those that it may have, as
                 in ``class_labels=[207, 360, 1000]``.
 
@@ -93,7 +94,23 @@ class Denoiser(StepDenoiser):
             StepError: The timesteps are no 1-D tensor.
             OptionError: The conditioning reads anything else.
         """
-        drop(self, self._residence, timesteps, labels)
+        if not self.program.ahead.is_asked:
+            raise DqarError(
+                "drop_conditioning evaluates it for whole trajectories: expected "
+                "transform(..., conditioning='trajectory')"
+            )
+        if len(labels) != 1:
+            raise OptionError(f"expected one input of labels, found {sorted(labels)}")
+        self.attach_timesteps(timesteps)
+        ((name, given),) = labels.items()
+        known = list(dict.fromkeys(int(value) for value in given))
+        programs = self.captured_programs()
+        leaves = [check_fixable(program, name, known) for program in programs]
+        check_size(programs, self.parameter_bytes.released, len(known), len(timesteps))
+        for program, leaf in zip(programs, leaves, strict=True):
+            program.fix_conditioning(leaf, known, timesteps)
+            program.attach(self._residence)
+        self._residence.drop()
         return self
 
     def captured_programs(self) -> list[Program]:

@@ -62,10 +62,6 @@ class StepDenoiser(ParameterWrapper):
     """A module with the original's forward, each call of which is a step of a trajectory.
 
     A subclass says which program runs a call.
-
-    Args:
-        model: The original; it is not modified.
-        residence: Where the conditioning's parameters are; None to leave them.
     """
 
     def __init__(self, model: nn.Module, residence: Residence | None = None) -> None:

@@ -27,7 +27,7 @@ class BatchHalves:
     Attributes:
         conditional: The flat inputs of the conditional stream.
         unconditional: Those of the unconditional one.
-        rows: Samples of each.
+        rows: How many samples each half has.
         order: A name of `ORDERS`.
     """
 
@@ -38,12 +38,7 @@ class BatchHalves:
 
     @classmethod
     def of(cls, leaves: Sequence[Any], named: Mapping[str, Any], order: str) -> BatchHalves:
-        """Take the inputs of a batch apart.
-
-        Args:
-            leaves: The flat inputs.
-            named: The same by the model's names.
-            order: A name of `ORDERS`.
+        """Take the inputs of a batch apart, which has its halves in an order of `ORDERS`.
 
         Raises:
             DqarError: The batch has no two halves.

@@ -157,8 +157,8 @@ class Guidance:
         """The table of the unconditional stream's sites.
 
         Args:
-            schedule: The conditional stream's.
-            sites: Their paths.
+            schedule: The schedule of the conditional stream.
+            sites: The paths of the sites.
             around: As for `Schedule.resolve`.
 
         Raises:

@@ -100,7 +100,7 @@ class GuidedDenoiser(Denoiser):
     # ---- as any denoiser -----------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without graphs and kept outputs: a copy captures anew."""
+        """Leave graphs and kept outputs out: a copy captures anew."""
         return {**super().__getstate__(), "_others": {}, "_streams": Streams()}
 
     def reset(self) -> None:
@@ -122,7 +122,7 @@ class GuidedDenoiser(Denoiser):
         """Another denoiser for another schedule, or other guidance: same graphs, regions.
 
         Args:
-            schedule: The conditional stream's.
+            schedule: The schedule of the conditional stream.
             guidance: What the unconditional one does; None for what it does here.
 
         Raises:
@@ -229,20 +229,14 @@ class GuidedDenoiser(Denoiser):
         position: Position,
         base: Tensors,
     ) -> list[torch.Tensor]:
-        """The unconditional stream's outputs: computed, or from what is kept.
-
-        Args:
-            other: Of the signature of ``leaves``.
-            leaves: Its own inputs.
-            position: Where the call stands.
-            base: The conditional stream's outputs of this step; empty where not known.
-        """
+        """The unconditional outputs: computed, or what is kept, on top of ``base``."""
         kept = other.whole_output(position.stream)
         if kept is None:
             return other.program.run(leaves, position)
         action, is_cold = kept.action_at(position)
         onto = base if self.guidance.keeps_difference else None
-        if onto is not None and not other.are_its(onto):
+        shapes = [spec.shape for spec in other.outputs]
+        if onto is not None and [value.shape for value in onto] != shapes:
             if action != Action.COMPUTE:
                 self._warn_baseless(position)
             return other.program.run(leaves, position)

@@ -92,7 +92,7 @@ class WholeModelRule:
     """A rule for the sites of a model, and, as the last one, for the model as a whole.
 
     Attributes:
-        rule: The sites'.
+        rule: The rule for the sites.
         skipped: Steps at which the whole is not called.
     """
 
@@ -100,7 +100,7 @@ class WholeModelRule:
     skipped: tuple[bool, ...]
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """As the rule says; the whole where it is not called."""
+        """Allow sites as the rule inside does, and the whole where it is not called."""
         return np.append(self.rule.may_reuse(inside(moment)), self.skipped[moment.step])
 
     def why(self, moment: Moment, site: int) -> str:
@@ -122,7 +122,7 @@ class CellReason:
     """Why a cell is what it is, where some steps are not called.
 
     Attributes:
-        table: The one that knows.
+        table: The table that knows the reasons.
         skipped: Steps without a call.
     """
 

@@ -1,27 +1,111 @@
-"""What the unconditional stream has for one input signature."""
+"""What the unconditional stream has for one input signature: a program, kept outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 from dqar_fx.passes import TensorSpec
 from dqar_fx.passes.support.graphs import graph_outputs
-
-from .whole_output import WholeOutput, specs_of
+from dqar_fx.plan.slots import Slots, plan_slots
+from dqar_fx.schedule.action import Action
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-
+    from dqar_fx.plan.slots import SlotKey
     from dqar_fx.program.program import Program
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
+    from dqar_fx.steps.steps import Position
 
     from .guidance import Guidance
 
+    Tensors = Sequence[torch.Tensor]
     StreamKey = tuple[str | None, int]
+
+
+class WholeOutput:
+    """The outputs of one stream at its last computed steps.
+
+    Either as they are, or each as its difference from a base: then reading adds the base of
+    the step that reads. Buffers have addresses that do not change and are never handed out.
+
+    Args:
+        table: What is done at each step, in one column.
+        specs: `specs_of` the table and the outputs.
+    """
+
+    def __init__(self, table: BranchTable, specs: dict[SlotKey, TensorSpec]) -> None:
+        self.table = table
+        self.slots = Slots(specs, 1, table.history)
+
+    def action_at(self, position: Position) -> tuple[Action, bool]:
+        """What to do at a step, and whether that is to compute because nothing is kept."""
+        if not self.slots.holds(position.trajectory):
+            self.slots.enter(position.trajectory)
+        actions, cold = self.slots.slot_state.actions_for(self.table, position.step)
+        return Action(int(actions[0])), bool(cold)
+
+    def read(self, step: int, action: Action, base: Tensors | None) -> list[torch.Tensor]:
+        """The kept outputs, or their forecast; new tensors."""
+        actions = np.array([action], np.int8)
+        slot_state = self.slots.slot_state
+        places = slot_state.places(actions)
+        weights = slot_state.weigh(self.table, actions, step)
+        used = weights[0] if action == Action.FORECAST else (1.0,)
+        kept = [combine(history, used) for history in self._histories(places)]
+        if base is None:
+            return kept
+        return [onto + value for onto, value in zip(base, kept, strict=True)]
+
+    def write(self, step: int, outputs: Tensors, base: Tensors | None) -> None:
+        """Keep the outputs of a step, in place."""
+        actions = np.array([Action.STORE], np.int8)
+        histories = self._histories(self.slots.slot_state.places(actions))
+        try:
+            for i, (history, output) in enumerate(zip(histories, outputs, strict=True)):
+                if base is None:
+                    history[0].copy_(output)
+                else:
+                    torch.sub(output, base[i], out=history[0])
+            self.slots.note(actions, step)
+        except BaseException:
+            self.slots.forget()  # some buffers may be written and others not
+            raise
+
+    def _histories(self, places: tuple[int, ...]) -> list[list[torch.Tensor]]:
+        """List the buffers of each output from the newest to the oldest."""
+        numbers = sorted({value for _, value, _, _ in self.slots.buffers})
+        return [
+            [self.slots.buffer((0, n, k, 0), places) for k in range(self.table.history)]
+            for n in numbers
+        ]
+
+
+def specs_of(table: BranchTable, outputs: Sequence[TensorSpec]) -> dict[SlotKey, TensorSpec]:
+    """The buffers of a table's one site: one per output and place in the history."""
+    places = range(table.history)
+    every = {(0, n, k, 0): spec for n, spec in enumerate(outputs) for k in places}
+    return plan_slots(every, table)
+
+
+def combine(history: Tensors, weights: Sequence[float]) -> torch.Tensor:
+    """The weighted sum of a history; a copy where that is its newest value.
+
+    What has no weight is left out: an older trajectory may have left anything there.
+    """
+    if weights[0] == 1 and not any(weights[1:]):
+        return history[0].clone()
+    wide = torch.promote_types(history[0].dtype, torch.float32)
+    pairs = ((w, value) for w, value in zip(weights, history, strict=False) if w)
+    total = torch.zeros_like(history[0], dtype=wide)
+    for weight, value in pairs:
+        total.add_(value.to(wide), alpha=weight)
+    return total.to(history[0].dtype)
 
 
 @dataclass
@@ -29,7 +113,7 @@ class UnconditionalStream:
     """A program over the conditional one's graph and regions, and what is kept around it.
 
     Attributes:
-        program: With a table of its own.
+        program: The program, which has a table of its own.
         outputs: Specs of the flat outputs.
         table: Of the whole output; None if that is never kept.
         holds: Whether to hold conditional outputs until they are needed.
@@ -48,7 +132,7 @@ class UnconditionalStream:
     def of(
         cls, program: Program, schedule: Schedule, guidance: Guidance
     ) -> UnconditionalStream:
-        """Beside a conditional program, which has that schedule."""
+        """Make it for a conditional program, which has that schedule."""
         sites, around = program.table.sites, program.table.around
         given = graph_outputs(program.captured.gm.graph)
         return cls(
@@ -72,10 +156,6 @@ class UnconditionalStream:
         for buffer, output in zip(self.held, outputs, strict=True):
             buffer.copy_(output)
         return self.held
-
-    def are_its(self, outputs: Sequence[torch.Tensor]) -> bool:
-        """Whether outputs have the shapes of this signature's."""
-        return [value.shape for value in outputs] == [spec.shape for spec in self.outputs]
 
     def reset(self) -> None:
         """Forget all kept outputs and streams."""

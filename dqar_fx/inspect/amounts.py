@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING
 
 from dqar_fx.costs.kernels import bytes_of, computes, source_of
@@ -54,7 +52,7 @@ class Amounts:
 
 def add_amounts(amounts: Iterable[Amounts]) -> Amounts:
     """Add amounts up."""
-    return reduce(add, amounts, Amounts())
+    return sum(amounts, Amounts())
 
 
 def amounts_of(entry: GraphEntry) -> Amounts:

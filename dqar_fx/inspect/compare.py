@@ -111,13 +111,7 @@ class Comparison:
         is_meant: Callable[[GraphEntry], bool],
         earlier: Callable[[GraphEntry], str] = lambda _: "",
     ) -> dict[str, tuple[NodeChange, ...]]:
-        """Group changes by module path, in order.
-
-        Args:
-            entries: The entries of a graph.
-            is_meant: Whether an entry is changed.
-            earlier: Gives the line or the place that an entry had before.
-        """
+        """Group the entries that are meant by module path, in order."""
         found = defaultdict[str, list[NodeChange]](list)
         for entry in filter(is_meant, entries):
             found[entry.path].append(self._change(entry, earlier(entry)))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import fx
 
+from dqar_fx.costs.operation import map_leaves
 from dqar_fx.passes import compute_or_reuse
 from dqar_fx.passes.support.graphs import (
     graph_outputs,
@@ -34,7 +35,7 @@ from dqar_fx.passes.support.module_paths import module_stack, rename_path
 from dqar_fx.passes.support.operators import inner_graph, name_of, submodule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 
 @dataclass(eq=False)
@@ -137,11 +138,7 @@ def flatten_graph(gm: fx.GraphModule) -> FlatGraph:
 
 
 class GraphFlattener:
-    """One walk through a graph and what it calls.
-
-    Args:
-        flat: What the walk fills.
-    """
+    """One walk through a graph and what it calls, which fills ``flat``."""
 
     def __init__(self, flat: FlatGraph) -> None:
         self.flat = flat
@@ -158,20 +155,13 @@ class GraphFlattener:
     def _walk(
         self, gm: fx.GraphModule, known: dict[fx.Node, Any], where: Nesting
     ) -> list[Any]:
-        """Walk through a graph.
-
-        Args:
-            gm: The graph.
-            known: The values of its inputs; those of its other nodes are added.
-            where: What it is nested in.
-
-        Returns:
-            The values of its outputs.
-        """
+        """Walk through a graph, add to the values that are known; those of its outputs."""
         for node in gm.graph.nodes:
             if node.op != "output" and node not in known and not node.meta.get("is_graph"):
                 known[node] = self._value(gm, node, known, where)
-        return [known[node] if isinstance(node, fx.Node) else node for node in outputs_of(gm)]
+        returned = gm.graph.output_node().args[0]
+        outputs = graph_outputs(gm.graph) if isinstance(returned, list | tuple) else [returned]
+        return [known[node] if isinstance(node, fx.Node) else node for node in outputs]
 
     def _value(
         self, gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any], where: Nesting
@@ -206,8 +196,10 @@ class GraphFlattener:
         """Add a call of an operator and, before it, the reads of slots that it does."""
         written = [known[target] for target in written_inputs(node)]
         operands = fx.map_arg((node.args, dict(node.kwargs)), lambda each: known[each])
-        args, kwargs = map_values(
-            operands, lambda each: each if each in written else self._read(each, node, where)
+        args, kwargs = map_leaves(
+            operands,
+            (EntryValue, StaticOperand),
+            lambda each: each if each in written else self._read(each, node, where),
         )
         slots = [each.site for each in written if isinstance(each, StaticOperand)]
         entry = self._add(node, "write" if slots else "operator", name_of(node), where)
@@ -279,14 +271,21 @@ def settle(entry: GraphEntry) -> None:
     """Give what no module made the path of the site or value that it belongs to."""
     if entry.node.meta.get("nn_module_stack"):
         return
-    found: list[tuple[str, str]] = [(entry.site, entry.site)]
-    map_values(entry.args, lambda each: found.append(origin_of(each)))
-    entry.path, entry.place = next((pair for pair in found if pair[0]), ("", ""))
+    origins = [(entry.site, entry.site)]
+    origins += [(source.path, source.place) for source in list_sources(entry)]
+    entry.path, entry.place = next((pair for pair in origins if pair[0]), ("", ""))
 
 
-def origin_of(value: Any) -> tuple[str, str]:
-    """Give the path and the place of the entry that a value is of; both empty for others."""
-    return (value.entry.path, value.entry.place) if isinstance(value, EntryValue) else ("", "")
+def list_sources(entry: GraphEntry) -> list[GraphEntry]:
+    """List the entries that one reads."""
+    return [each.entry for each in list_operands(entry) if isinstance(each, EntryValue)]
+
+
+def list_operands(entry: GraphEntry) -> list[EntryValue | StaticOperand]:
+    """List the values and the static operands that an entry reads."""
+    found: list[EntryValue | StaticOperand] = []
+    map_leaves(entry.args, (EntryValue, StaticOperand), found.append)
+    return found
 
 
 def static_operand_of(node: fx.Node) -> StaticOperand | None:
@@ -314,29 +313,12 @@ def spell_slot(site: str, key: tuple[int, int, int, int]) -> str:
     return f"slot[{', '.join([site, *map(str, numbers)])}]"
 
 
-def outputs_of(gm: fx.GraphModule) -> list[Any]:
-    """List what a graph returns; a graph that returns one thing has a list of one."""
-    returned = gm.graph.output_node().args[0]
-    return graph_outputs(gm.graph) if isinstance(returned, list | tuple) else [returned]
-
-
 def pick(args: Any) -> Any:
     """Pick one of several values, as ``getitem`` does."""
     values, index = args
     if isinstance(values, EntryValue):
         return EntryValue(values.entry, (*values.index, index))
     return values[index]
-
-
-def map_values(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to each `EntryValue` and `StaticOperand` in nested operands."""
-    if isinstance(value, EntryValue | StaticOperand):
-        return function(value)
-    if isinstance(value, list | tuple):
-        return tuple(map_values(each, function) for each in value)
-    if isinstance(value, dict):
-        return {name: map_values(each, function) for name, each in value.items()}
-    return value
 
 
 def type_of(value: Any) -> str:

@@ -104,10 +104,8 @@ class GraphDiff(JsonValue):
             return "no difference"
         parts = [f"{name}: {count:+d}" for name, count in self.delta.items()]
         parts.append(describe_saved(self.before, self.after))
-        counts = {name: count_by_path(getattr(self, name)) for name in CHANGES}
+        counts = {
+            name: {path: len(each) for path, each in getattr(self, name).items()}
+            for name in CHANGES
+        }
         return "\n".join((*parts, tabulate_modules(counts, self.by_module), *self.lines))
-
-
-def count_by_path(changes: Mapping[str, tuple[NodeChange, ...]]) -> dict[str, int]:
-    """Count changes by module path."""
-    return {path: len(each) for path, each in changes.items()}

@@ -27,13 +27,7 @@ def name_entries(
     pairs: Mapping[GraphEntry, GraphEntry],
     taken: Mapping[GraphEntry, str],
 ) -> dict[GraphEntry, str]:
-    """Name each entry as its counterpart, else as its node, with a number if need be.
-
-    Args:
-        entries: The entries of a graph.
-        pairs: The counterpart in the other graph of each entry that has one.
-        taken: The names of the other graph's entries.
-    """
+    """Name each entry as its counterpart, else as its node, with a number if that is taken."""
     names = {entry: taken[pairs[entry]] for entry in entries if entry in pairs}
     used = {*taken.values(), *names.values()}
     for entry in entries:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from .flatten import EntryValue, StaticOperand, UnprintedText, map_values
+from .flatten import EntryValue, StaticOperand, UnprintedText, list_operands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -67,14 +67,7 @@ def pair_up(before: list[GraphEntry], after: list[GraphEntry], key: MatchKey) ->
 def pair_alike(
     before: Sequence[GraphEntry], after: Sequence[GraphEntry], pairs: Pairs, least: float
 ) -> None:
-    """Pair each entry, in order, with the one that agrees with it best.
-
-    Args:
-        before: Entries of the first graph that have no counterpart yet.
-        after: Entries of the second graph that have none yet.
-        pairs: All pairs so far; more are added.
-        least: The least share of operands that must agree.
-    """
+    """Pair each entry with the one that agrees best, if ``least`` of their operands do."""
     candidates = defaultdict[Any, list[Any]](list)
     for entry in before:
         candidates[plain_key(entry)].append(entry)
@@ -111,26 +104,14 @@ def place_token(value: EntryValue) -> Hashable:
     return value.entry.operator, value.entry.place, value.index
 
 
-def list_operands(entry: GraphEntry) -> list[Any]:
-    """List what an entry reads, constants left out."""
-    found: list[Any] = []
-    map_values(entry.args, found.append)
-    return found
-
-
 def number_values(entries: Sequence[GraphEntry], known: Numbers) -> dict[GraphEntry, int]:
-    """Give each entry a number; equal values have equal ones.
-
-    Args:
-        entries: The entries of a graph, in order.
-        known: The numbers so far, by what an entry computes; more are added.
-    """
+    """Give equal values equal numbers, which are ``known`` or are added to these."""
     numbers: dict[GraphEntry, int] = {}
 
     def token(value: Any) -> Hashable:
         if isinstance(value, EntryValue):
             return numbers[value.entry], value.index
-        return static_token(value)
+        return value.kind, value.text, value.type
 
     for entry in entries:
         own = str(entry.node.target) if entry.kind == "input" else ""
@@ -144,11 +125,6 @@ def plain_key(entry: GraphEntry) -> tuple[Hashable, ...]:
     """Say what an entry does and for whom, whatever it reads."""
     hidden = tuple(each.text for each in entry.args if isinstance(each, UnprintedText))
     return entry.kind, entry.operator, entry.place, entry.site, hidden
-
-
-def static_token(value: StaticOperand) -> Hashable:
-    """Say what a static operand is, and of which dtype and shape."""
-    return value.kind, value.text, value.type
 
 
 def fold(value: Any, token: Callable[[Any], Hashable]) -> Hashable:

@@ -33,12 +33,7 @@ def describe_saved(before: Amounts, after: Amounts) -> str:
 def tabulate_modules(
     counts: Mapping[str, Mapping[str, int]], saved: Mapping[str, Amounts]
 ) -> str:
-    """Make a table of changes and savings by module; equal blocks are added up.
-
-    Args:
-        counts: How many changes there are, by kind of change and module path.
-        saved: What is saved, by module path.
-    """
+    """Make a table of changes and savings by module; equal blocks are added up."""
     changes = defaultdict[str, Counter[str]](Counter)
     for name, by_path in counts.items():
         for path, count in by_path.items():

@@ -24,15 +24,7 @@ def check_arguments(
     ms: float | None,
     quality: float | None,
 ) -> None:
-    """Refuse what cannot be optimised.
-
-    Args:
-        pipeline: As for `optimise`; so are the others.
-        inputs: Prompts or class labels.
-        orders: Orders that a forecast may have.
-        method: How to forecast.
-        ms: Most time of a trajectory in milliseconds, or None.
-        quality: Least PSNR in decibels, or None.
+    """Refuse what cannot be optimised; the arguments are those of `optimise`.
 
     Raises:
         ScheduleError: An argument is out of range.

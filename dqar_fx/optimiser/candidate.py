@@ -43,16 +43,11 @@ class Candidate:
     guidance: Guidance | None = None
     order: int | None = None
 
-    def is_computed(self, num_steps: int) -> NDArray[np.bool_]:
-        """Whether each site computes at each step: bool ``[steps, sites]``."""
-        mask = np.zeros((num_steps, sum(map(len, self.groups))), bool)
-        for group, steps in zip(self.groups, self.computed, strict=True):
-            mask[np.ix_(steps, group)] = True
-        return mask
-
     def ms(self, measured: Measurements) -> float:
         """Predict the time of a trajectory in the denoiser, in milliseconds."""
-        skipped = ~self.is_computed(measured.num_steps)
+        skipped = np.ones((measured.num_steps, sum(map(len, self.groups))), bool)
+        for group, steps in zip(self.groups, self.computed, strict=True):
+            skipped[np.ix_(steps, group)] = False
         table = None if self.guidance is None else self.guidance.output_table()
         if table is None:
             return float((measured.step_ms - skipped @ measured.saved_ms).sum())
@@ -82,14 +77,7 @@ def schedule_candidate(
     segments: SegmentErrors,
     sites: str | tuple[str, ...],
 ) -> ScheduledCandidate:
-    """Make a candidate's schedule: choose the order of each forecast, and predict its error.
-
-    Args:
-        candidate: Which sites compute at which steps.
-        measured: What was measured of the model.
-        segments: Gives errors by order.
-        sites: The sites that the schedule is meant for, as for ``transform``.
-    """
+    """Make a candidate's schedule: choose the orders of forecasts, and predict its error."""
     num_steps, num_sites = measured.num_steps, len(measured.sites)
     letters = np.full((num_steps, num_sites), "C", dtype="<U1")
     orders = np.zeros((num_steps, num_sites), np.int64)
@@ -119,16 +107,7 @@ def schedule_candidate(
 
 
 def choose_order(errors: Floats, orders: Sequence[int], wanted: int | None) -> int:
-    """Choose the order with the least error, or the highest up to a wanted one.
-
-    Args:
-        errors: float64 ``[orders]``; infinite where too few values are kept.
-        orders: The orders to choose from.
-        wanted: The wanted order, or None.
-
-    Returns:
-        The position of the order.
-    """
+    """The position of the order with the least error, or of the highest up to a wanted one."""
     if wanted is None:
         return int(errors.argmin())
     known = [place for place, order in enumerate(orders) if order <= wanted]
@@ -139,14 +118,7 @@ def choose_order(errors: Floats, orders: Sequence[int], wanted: int | None) -> i
 def count_cache_bytes(
     letters: NDArray[np.str_], orders: Integers, measured: Measurements, method: str
 ) -> int:
-    """Count slot bytes: for each site that is read, as many values as a forecast reads.
-
-    Args:
-        letters: Actions, ``[steps, sites]``.
-        orders: Orders of the forecasts, ``[steps, sites]``.
-        measured: What was measured of the model.
-        method: How to forecast.
-    """
+    """Count slot bytes: for each site that is read, as many values as a forecast reads."""
     is_read = letters != "C"
     if not is_read.any():
         return 0
@@ -161,17 +133,7 @@ def reasons_of(
     errors: Floats,
     measured: Measurements,
 ) -> tuple[tuple[str, ...], ...]:
-    """Say why each site does what it does at each step, with the numbers that decided.
-
-    Args:
-        letters: Actions, ``[steps, sites]``.
-        orders: Orders of the forecasts, ``[steps, sites]``.
-        errors: Predicted errors of the pictures, ``[steps, sites]``.
-        measured: What was measured of the model.
-
-    Returns:
-        The reasons, ``[steps, sites]``.
-    """
+    """Say why each site does what it does at each step, with the numbers that decided."""
 
     def reason(step: int, site: int) -> str:
         error, ms = errors[step, site], measured.saved_ms[site]

@@ -112,12 +112,6 @@ def fit(
 ) -> Schedule:
     """Fit a schedule's weights to the model of a job, whose inputs are one batch.
 
-    Args:
-        job: What the pipeline generates.
-        schedule: A schedule of the whole trajectory.
-        sites: As for ``transform``.
-        ridge: As for `fit_forecasts`.
-
     Raises:
         ScheduleError: The schedule forecasts nothing.
     """
@@ -146,14 +140,7 @@ def with_weights(
     sites: str | tuple[str, ...],
     fingerprint: Fingerprint,
 ) -> Schedule:
-    """Make a schedule of a table's actions and of weights.
-
-    Args:
-        table: The table.
-        weights: float64 ``[steps, sites, points]``.
-        sites: The sites that the schedule is meant for, as for ``transform``.
-        fingerprint: Identifies the model that the weights were fitted to.
-    """
+    """Make a schedule of a table's actions and of weights ``[steps, sites, points]``."""
     steps, columns = range(table.num_steps), range(len(table.sites))
     rule = FittedActions(
         letters=tuple(tuple(action.letter for action in table.row(step)) for step in steps),

@@ -66,15 +66,7 @@ def fit_front(
 def fit_point(
     schedule: Schedule, table: BranchTable, job: PipelineJob, folder: Path | None, ridge: float
 ) -> Schedule:
-    """Fit the weights of a schedule, or read them where that was done before.
-
-    Args:
-        schedule: The schedule of a point.
-        table: Its table.
-        job: What weights are fitted on.
-        folder: The folder that weights are kept in, or None.
-        ridge: As for `fit_forecasts`.
-    """
+    """Fit the weights of a schedule, or read them where that was done before."""
     wide = widen(schedule, table.history)
     assert wide.sites is not None, "a search says which sites its schedules are for"
     resolved = wide.resolve(table.sites, around=table.around)

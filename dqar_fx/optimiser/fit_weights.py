@@ -72,12 +72,6 @@ class FittingProgram:
     Args:
         program: The program, in eager mode.
         fitted: What weights are added to; steps that it has are not fitted again.
-
-    Attributes:
-        captured: The program's.
-        roles: The program's.
-        table: The program's.
-        ahead: The program's.
     """
 
     def __init__(self, program: Program, fitted: FittedWeights) -> None:
@@ -90,15 +84,7 @@ class FittingProgram:
         self._program.reset()
 
     def run(self, leaves: Sequence[Any], position: Position) -> list[torch.Tensor]:
-        """Run one step with fitted weights.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream this is.
-
-        Returns:
-            The denoiser's flat outputs.
-        """
+        """Run one step with fitted weights; the denoiser's flat outputs."""
         step, program, by_step = position.step, self._program, self._fitted.by_step
         forecasts = (self.table.actions[step] == Action.FORECAST).any()
         if not forecasts or not program.can_rehearse(position):

@@ -49,14 +49,6 @@ def transform_for_trials(
 ) -> Denoiser:
     """Make a denoiser whose graphs keep enough steps for every table that is tried.
 
-    Args:
-        job: What the pipeline generates.
-        sites: As for ``transform``.
-        history: How many steps a forecast reads.
-        method: How to forecast.
-        compile: As for ``transform``.
-        guidances: What the unconditional stream may do; none if streams are not told apart.
-
     Raises:
         ScheduleError: Some sites lie inside of others.
     """
@@ -88,14 +80,6 @@ def measure_model(
     identity: str,
 ) -> Measurements:
     """Measure all that a search goes by.
-
-    Args:
-        job: What the pipeline generates.
-        trials: Tries schedules on the job.
-        sites: As for ``transform``.
-        max_age: Steps that a kept value may live.
-        forecast: Order and method of the forecasts whose costs are measured.
-        identity: Differs for another model, scheduler, job or lowering.
 
     Raises:
         ScheduleError: The pipeline did not call its denoiser at every step.
@@ -139,14 +123,7 @@ def add_guided_costs(
     forecast: tuple[int, str],
     guidance: Guidance,
 ) -> Measurements:
-    """Add what steps cost where streams are told apart, with both called and with one.
-
-    Args:
-        measured: The measurements to add to.
-        trials: Tries schedules with a denoiser that tells streams apart.
-        forecast: Order and method of the forecasts whose costs are measured.
-        guidance: Says how streams are told apart.
-    """
+    """Add what steps cost where streams are told apart, with both called and with one."""
     read = np.ones(measured.num_steps, bool)
     read[0] = False
     left_out = replace(guidance, output=Schedule.from_actions(read), keep="output")
@@ -180,11 +157,6 @@ def measure_gain(measured: Measurements, trials: ScheduleTrials) -> Floats:
 
 def recall(folder: Path | None, identity: str, max_age: int) -> Measurements | None:
     """Read what an earlier search in the folder has measured; None if there is nothing.
-
-    Args:
-        folder: The folder, or None.
-        identity: Differs for another model, scheduler, job or lowering.
-        max_age: Steps that a kept value may live.
 
     Raises:
         ScheduleError: The earlier search was of another model, scheduler or job.

@@ -158,12 +158,7 @@ def fit_sensitivity(
 
 
 def spread_gain(known: dict[int, float], num_steps: int) -> Floats:
-    """Interpolate gains, linearly between their logarithms: float64 ``[steps]``.
-
-    Args:
-        known: The gain at some steps.
-        num_steps: Steps of the trajectory.
-    """
+    """Interpolate gains, linearly between their logarithms: float64 ``[steps]``."""
     steps = sorted(step for step, gain in known.items() if gain > 0)
     if not steps:
         return np.ones(num_steps)

@@ -73,7 +73,7 @@ class Search:
         """Find the best point within a time in milliseconds, by some trials; or None."""
         left = num_trials
         for candidate in self.proposals(ms):
-            left -= self.is_new(candidate)
+            left -= candidate not in self.points
             self.try_out(candidate)
             if left <= num_trials // 2:  # the other half improves the best of these
                 break
@@ -129,16 +129,7 @@ class Search:
     def solve(
         self, groups: SiteGroups, ms: float, guidance: Guidance | None
     ) -> Candidate | None:
-        """Find the model's best candidate within a time, by bisection of the price of errors.
-
-        Args:
-            groups: The groups of sites.
-            ms: The time in milliseconds.
-            guidance: What the unconditional stream does.
-
-        Returns:
-            The candidate; None if none is as fast.
-        """
+        """Find the best candidate within a time, by bisection of the price of errors."""
         low, high, best = -12.0, 18.0, None
         for _ in range(26):
             middle = (low + high) / 2
@@ -150,10 +141,6 @@ class Search:
             else:
                 high = middle
         return best
-
-    def is_new(self, candidate: Candidate) -> bool:
-        """Whether a candidate has not been tried yet."""
-        return candidate not in self.points
 
     def try_out(self, candidate: Candidate) -> Point | None:
         """Try a candidate, unless it was tried; None if it keeps too many bytes."""
@@ -198,7 +185,7 @@ class Search:
             move
             for _ in range(4 * NEIGHBOURS)
             for move in [self.move(candidate)]
-            if move is not None and self.is_new(move) and move.ms(self.measured) <= ms
+            if move is not None and move not in self.points and move.ms(self.measured) <= ms
         )
         moves = list(found)[:NEIGHBOURS]
         if not moves:

@@ -33,11 +33,6 @@ class SegmentErrors:
         max_age: Steps that a kept value may live.
         orders: Orders that a forecast may have; the best is taken at each step.
         method: How to forecast.
-
-    Attributes:
-        max_age: The same.
-        orders: The same.
-        method: The same.
     """
 
     def __init__(
@@ -96,12 +91,7 @@ class SegmentErrors:
         return ends[0] == 0 and all(0 < gap <= self.max_age + 1 for gap in gaps)
 
     def error(self, group: Sequence[int], computed: Sequence[int]) -> float:
-        """Sum the errors of a group.
-
-        Args:
-            group: Columns of its sites.
-            computed: The steps that compute, ascending from 0.
-        """
+        """Sum the errors of a group that computes at these steps, ascending from 0."""
         total, columns = 0.0, list(group)
         ends = [*computed, self._measured.num_steps]
         for place, step in enumerate(computed):
@@ -111,12 +101,7 @@ class SegmentErrors:
         return total
 
     def cheapest(self, group: Sequence[int], price: float) -> tuple[int, ...]:
-        """Find the computed steps of a group that cost least, in time and errors together.
-
-        Args:
-            group: Columns of its sites.
-            price: Milliseconds that an error of one costs.
-        """
+        """Find the computed steps of a group that cost least; errors cost a price in ms."""
         steps = self._measured.num_steps
         errors = price * self._errors[..., list(group)].sum(axis=-1)
         cost = float(self._measured.saved_ms[list(group)].sum())

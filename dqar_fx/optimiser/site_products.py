@@ -36,11 +36,9 @@ class ProductRecord:
         num_steps: Steps of the trajectory.
         max_age: How many steps back a kept value may be.
         reuses_per_step: How many reuses to try at each step, of one site each.
-        rng: Chooses them.
+        rng: Chooses these reuses.
 
     Attributes:
-        num_steps: The same.
-        max_age: The same.
         sites: The sites that are observed.
         gram: float64 ``[sites, steps, steps]``: inner products of a site's values at two steps
             that are at most ``max_age`` apart.
@@ -77,13 +75,7 @@ class ProductRecord:
 
 
 class ProductObserver(SiteObserver):
-    """Measures inner products of one input signature's sites, and tries some reuses.
-
-    Args:
-        captured: The model as a graph.
-        sites: As for ``transform``.
-        record: What the measurements are added to.
-    """
+    """Measures inner products of one input signature's sites, and tries some reuses."""
 
     def __init__(
         self, captured: Capture, sites: str | Sequence[str], record: ProductRecord

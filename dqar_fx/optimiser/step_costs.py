@@ -90,11 +90,7 @@ def share_savings(
 def time_steps(
     trials: ScheduleTrials, schedule: Schedule, num_steps: int, guidance: Guidance | None
 ) -> list[float]:
-    """Measure the milliseconds of each step in the denoiser, added up over its streams.
-
-    Returns:
-        Per step the median over batches.
-    """
+    """Measure the median milliseconds of each step in the denoiser, all streams together."""
     times: list[float] = []
 
     def timed(call: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

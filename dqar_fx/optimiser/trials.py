@@ -49,15 +49,7 @@ class PipelineJob:
     call: dict[str, Any]
 
     def run(self, transformer: nn.Module, scheduler: Any = None) -> torch.Tensor:
-        """Generate all pictures.
-
-        Args:
-            transformer: Takes the place of the pipeline's transformer. A denoiser follows the
-                scheduler where that counts its steps.
-            scheduler: Takes the place of its scheduler; a copy of it by default.
-
-        Returns:
-            float32 ``[pictures, ...]``, in the range that the pipeline gives.
+        """Generate all pictures: float32 ``[pictures, ...]``, in the pipeline's range.
 
         Raises:
             DqarError: The pipeline gives no arrays of pictures.
@@ -111,13 +103,7 @@ class ScheduleTrials:
     def psnr(
         self, schedule: Schedule, paths: Sequence[str], guidance: Guidance | None = None
     ) -> float:
-        """The peak signal-to-noise ratio of all pictures together, in decibels.
-
-        Args:
-            schedule: The schedule to try.
-            paths: Module path per site.
-            guidance: What the unconditional stream does; None for what it does already.
-        """
+        """The peak signal-to-noise ratio of all pictures together, in decibels."""
         key = self.salt + digest_of(schedule.resolve(paths), guidance)
         if key not in self.known:
             self.known[key] = psnr(self.right, self.pictures(schedule, guidance))
@@ -144,12 +130,9 @@ class ScheduleTrials:
         guidance: Guidance | None = None,
         around: ForwardWrapper | None = None,
     ) -> torch.Tensor:
-        """Generate the pictures of a schedule: float32 ``[pictures, ...]``.
+        """Generate the pictures of a schedule, with ``around`` wrapped about the forward.
 
-        Args:
-            schedule: The schedule to try.
-            guidance: What the unconditional stream does; None for what it does already.
-            around: Wraps the denoiser's forward; it is given this and the device.
+        They are float32 ``[pictures, ...]``.
         """
         if isinstance(self.denoiser, GuidedDenoiser):
             denoiser: Denoiser = self.denoiser.with_schedule(schedule, guidance=guidance)

@@ -155,14 +155,7 @@ def plan_stages(
     numbers: dict[fx.Node, int],
     inputs: Sequence[fx.Node],
 ) -> tuple[Stage, ...]:
-    """Read off the conditioning's stages, each with the inputs that it depends on.
-
-    Args:
-        gm: The outlined graph.
-        nodes: The calls of stages, in order.
-        numbers: The numbers of tensors that flow.
-        inputs: The flowing inputs of the graph.
-    """
+    """Read off the conditioning's stages, each with the inputs that it depends on."""
     depends = {numbers[node]: frozenset({leaf}) for leaf, node in enumerate(inputs)}
     stages = []
     for node in nodes:
@@ -247,11 +240,6 @@ def select_calls(
     """Select the calls that a row runs, in order, and the variants that they run.
 
     A call is run if something after it reads what it gives, or if one of its sites stores.
-
-    Args:
-        plan: The plan.
-        actions: One action per column of the branch table.
-        specialised: Gives the variant of a region for actions and live outputs.
     """
     needed = set(plan.outputs)
     selected: list[LiveCall] = []

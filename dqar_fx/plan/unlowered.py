@@ -45,17 +45,7 @@ class UnloweredRegions:
     def variant(
         self, region: fx.GraphModule, actions: tuple[Action, ...], live: Live
     ) -> Variant:
-        """Specialise a region.
-
-        Args:
-            region: The region.
-            actions: One action per site of the region.
-            live: Per output, whether anything reads it.
-
-        Returns:
-            The variant, the same object for the same arguments. It has no structure, and its
-            function refuses to run.
-        """
+        """Specialise a region, the same once only; its function refuses to run."""
         key = (region, actions, live)
         if key not in self._known:
             gm, kept, _ = specialise_region(region, actions, live)
@@ -70,12 +60,7 @@ class UnloweredRegions:
         return lambda region, *case: self.variant(plan.regions[region], *case)
 
     def calls(self, plan: Plan, actions: Sequence[int]) -> list[LiveCall]:
-        """Select the calls that a row of a plan runs, in order.
-
-        Args:
-            plan: The plan.
-            actions: One action per column of the branch table.
-        """
+        """Select the calls that a row of a plan runs, in order."""
         return select_calls(plan, actions, self.variants_of(plan))
 
 

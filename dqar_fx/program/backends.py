@@ -36,12 +36,7 @@ class Backend(Protocol):
         """Whether an output may be overwritten when a region runs again."""
 
     def compile(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
-        """What runs a graph whose code has been generated.
-
-        Args:
-            gm: The graph.
-            **shapes: More keywords of ``torch.compile``, for dimensions that are dynamic.
-        """
+        """What runs a graph whose code is generated; ``shapes`` are for ``torch.compile``."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +56,7 @@ class Eager:
 
 @dataclass(frozen=True)
 class Regional:
-    """Compiles the distinct variants of blocks, and of what lies between blocks.
-
-    Attributes:
-        keywords: Passed on to ``torch.compile``.
-    """
+    """Compiles the distinct variants of blocks, and of what lies between blocks."""
 
     keywords: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "regional"

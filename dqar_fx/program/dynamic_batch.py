@@ -58,12 +58,6 @@ class Batches:
         """Let a program share its regions.
 
         The first program of a kind is built a second time, for twice the samples.
-
-        Args:
-            program: The program.
-            leaves: The flat inputs that it was built for.
-            spec: Their structure.
-            build: Builds a program for other flat inputs.
         """
         found = (f for f in self.batch_signatures if f.has(program, leaves, spec))
         alike = next(found, None)
@@ -77,7 +71,8 @@ class Batches:
         batch = alike.batch_of(leaves)
         beside = [(size, plan) for size, plan in alike.plans.items() if size != batch]
         if beside:
-            program.lowering.sharing = Sharing.between(self, batch, program.plan, *beside[0])
+            sharing = Sharing.between(self, batch, program.plan, *beside[0])
+            program.lowering.share = sharing.function_of
 
 
 @dataclass
@@ -99,13 +94,6 @@ class FreeRegion:
         if batch not in self.structures:
             self.structures[batch] = structure_at(self.gm, batch)
         return self.structures[batch]
-
-    def is_captured(self, captured: dict[int, fx.GraphModule]) -> bool:
-        """Whether a region, as it was captured at some batch sizes, is this one."""
-        return all(
-            self.structure_at(batch) == structure_of(gm, describe_layout)
-            for batch, gm in captured.items()
-        )
 
     def function_at(self, batch: int) -> Callable[..., Sequence[Any]]:
         """What runs it at a batch size."""
@@ -165,9 +153,9 @@ class Sharing:
     """How one program shares its regions.
 
     Attributes:
-        batches: With whom.
-        batch: Its batch size.
-        other_batch: Another one.
+        batches: What all programs of the denoiser share.
+        batch: The batch size of the program.
+        other_batch: Another batch size, which was captured as well.
         mates: The region at the other batch size that each region is.
     """
 
@@ -191,20 +179,16 @@ class Sharing:
         region: fx.GraphModule,
         specialised: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]],
     ) -> Callable[..., Sequence[Any]]:
-        """What runs a region; lowered if no region of another batch size is the same.
-
-        Args:
-            lowering: The program's.
-            gm: The region, specialised.
-            region: The region as it was.
-            specialised: Specialises another one likewise.
-        """
+        """What runs a region; lowered if no region of another batch size is the same."""
         captured = {self.batch: gm}
         try:
             if self.batch == 1:  # whose strides do not tell all regions apart
                 captured |= self._captured_beside(gm, region, specialised)
             for known in self.batches.regions:
-                if known.is_captured(captured):
+                if all(
+                    known.structure_at(batch) == structure_of(each, describe_layout)
+                    for batch, each in captured.items()
+                ):
                     return known.function_at(self.batch)
             captured |= self._captured_beside(gm, region, specialised)
             free = free_of(captured, lowering)

@@ -37,7 +37,7 @@ class Explanation:
     disabled: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """All of it; sites and near misses in words where they are objects of torch."""
+        """Give the content of the JSON; sites and near misses of torch are in words."""
         return json.dumps(self._content())
 
     def _content(self) -> dict[str, Any]:

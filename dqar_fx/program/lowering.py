@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dqar_fx.passes.pipeline import (
     COMPILED,
@@ -37,27 +37,20 @@ if TYPE_CHECKING:
 
     from .compile_options import CompileOptions
 
+    SpecialiseRegion = Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]]
+    ShareRegion = Callable[
+        ["Lowering", fx.GraphModule, fx.GraphModule, SpecialiseRegion],
+        Callable[..., Sequence[Any]],
+    ]
+
 logger = logging.getLogger(__name__)
-
-
-class RegionSharing(Protocol):
-    """Finds what runs a region among those compiled for other batch sizes."""
-
-    def function_of(
-        self,
-        lowering: Lowering,
-        gm: fx.GraphModule,
-        region: fx.GraphModule,
-        specialised: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]],
-    ) -> Callable[..., Sequence[Any]]:
-        """What runs a region; lowered if no region of another batch size is the same."""
 
 
 class Lowering:
     """Specialises and lowers regions, each distinct one once.
 
     Args:
-        options: How.
+        options: How to lower.
         observe: Is shown each graph before and after passes, and ``"lowered"`` with the
             letters of its actions.
 
@@ -65,12 +58,13 @@ class Lowering:
         backend: What runs them.
         variants: The lowered variants by structure.
         reports: What passes did to them.
-        sharing: What is shared with programs of other batch sizes; None if nothing.
+        share: Gives what runs a region, maybe as programs of other batch sizes run it; it is
+            given this, the region specialised and as it was, and what specialises others.
         packed_weights: The weights that are packed.
     """
 
     def __init__(self, options: CompileOptions, observe: Observer = ignore) -> None:
-        self.sharing: RegionSharing | None = None
+        self.share: ShareRegion | None = None
         self.packed_weights = PackedWeights()
         self.options, self.backend = options, options.backend
         self._observe = observe
@@ -94,15 +88,7 @@ class Lowering:
         *,
         packs: bool = False,
     ) -> Variant:
-        """The lowered variant of a region for actions and live outputs.
-
-        Args:
-            plan: The plan that calls the region.
-            name: The region's name in that plan.
-            actions: Of its sites.
-            live: Per output, whether anything reads it.
-            packs: Whether its weights may be packed, if the options say so.
-        """
+        """The lowered variant of a region; ``packs`` lets the options pack its weights."""
         region, packs = plan.regions[name], packs and self.options.prepack
         key = (region, actions, live, packs)
         if key not in self._known:
@@ -115,11 +101,11 @@ class Lowering:
                 self.reports += reports
             lowered_as = f"{structure}\npacked {packed}" if packed else structure
             if lowered_as not in self.variants:
-                if self.sharing is None:
+                if self.share is None:
                     function = self.lower(gm)
                 else:
                     again = partial(specialise_region, actions=actions, live=live)
-                    function = self.sharing.function_of(self, gm, region, again)
+                    function = self.share(self, gm, region, again)
                 self.variants[lowered_as] = Variant(gm, function, kept, structure)
                 self._note(gm, actions)
             self._known[key] = replace(
@@ -131,10 +117,6 @@ class Lowering:
         """What tells which inputs the variants of a plan's regions take.
 
         Of those that may never run, too: nothing is lowered, shown or reported.
-
-        Args:
-            plan: The plan.
-            packs: As for `variant`.
         """
         packs = packs and self.options.prepack
         unlowered = self._unlowered[packs]
@@ -165,10 +147,6 @@ class Lowering:
             self._narrowed[stage, live] = gm, kept
         return self._narrowed[stage, live]
 
-    def count_variants(self, region: fx.GraphModule) -> int:
-        """Distinct lowered variants of a region so far."""
-        return len({v.structure for (of, *_), v in self._known.items() if of is region})
-
     def lower(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
         """What runs a graph; ``shapes`` are more keywords of ``torch.compile``."""
         if self.backend.is_compiled:
@@ -182,11 +160,7 @@ class Lowering:
 def prepack_region(
     gm: fx.GraphModule, disable: Collection[str] = (), observe: Observer | None = None
 ) -> tuple[tuple[int, ...], list[PassReport]]:
-    """Let a region's graph take packed weights.
-
-    Returns:
-        Their places among its inputs, and the reports.
-    """
+    """Let a region's graph take packed weights; their places among its inputs, and reports."""
     reports = run_passes(gm, select_passes(PACKED, disable), "region", observe)
     inputs = enumerate(gm.graph.find_nodes(op="placeholder"))
     return tuple(place for place, node in inputs if node.meta.get("packed")), reports

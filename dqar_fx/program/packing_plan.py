@@ -39,7 +39,7 @@ def weights_to_pack(
         return weights
 
     for row in rows:
-        program.bind_unlowered(row, note)
+        program.binder.bind_unlowered(row, note)
     return found
 
 

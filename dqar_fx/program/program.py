@@ -6,11 +6,9 @@ conditioning stages whose inputs changed, walk the bound calls.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from dqar_fx.capture.inputs import Roles
@@ -18,17 +16,19 @@ from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
 from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import StepError
-from dqar_fx.notices import Once, warn
+from dqar_fx.notices import Once
 from dqar_fx.passes import specialise
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.plan.liveness import Liveness
-from dqar_fx.plan.plan import BoundCall, Plan, Variant, bind, execute, select_calls
+from dqar_fx.plan.plan import Plan, Variant, execute
 from dqar_fx.plan.slots import Slots, plan_slots, share_slots, slots_of
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
 
+from .stream import Binder, PreparedStep, Stream
+
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import fx
 
@@ -36,13 +36,12 @@ if TYPE_CHECKING:
     from dqar_fx.conditioning.fixed import ConditioningTable
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.passes import TensorSpec
-    from dqar_fx.plan.liveness import Live, Needs
-    from dqar_fx.plan.plan import CallObserver, PackWeights, Stage, Static
-    from dqar_fx.plan.slot_state import Actions, ForecastWeights, SlotState
+    from dqar_fx.plan.liveness import Live
+    from dqar_fx.plan.plan import CallObserver, Stage
+    from dqar_fx.plan.slot_state import Actions, ForecastWeights
     from dqar_fx.plan.slots import SlotKey
     from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.steps import Position
-    from dqar_fx.steps.timesteps import Timesteps
 
     from .explanation import Explanation
     from .lowering import Lowering
@@ -50,42 +49,6 @@ if TYPE_CHECKING:
 
 MAX_PREPARED = 4096
 """Steps of a stream that are prepared at a time; a trajectory takes one for each step."""
-
-
-@dataclass(frozen=True)
-class PreparedStep:
-    """A step, worked out for what is kept when it begins.
-
-    Attributes:
-        calls: What it runs.
-        after: What is kept when it ends.
-        needs: What of the conditioning they read.
-        num_cold: Sites that start cold.
-        is_checked: Whether to ask at its end for what is not finite.
-    """
-
-    calls: list[BoundCall]
-    after: SlotState
-    needs: Needs
-    num_cold: int
-    is_checked: bool
-
-
-@dataclass
-class Stream:
-    """What one stream keeps between its steps.
-
-    Attributes:
-        slots: The kept outputs.
-        memo: The conditioning that is known.
-        rows: Bound calls by actions, and by places and weights of what is kept.
-        prepared: Steps by what is kept when they begin.
-    """
-
-    slots: Slots
-    memo: Memo = field(default_factory=Memo)
-    rows: dict[Hashable, list[BoundCall]] = field(default_factory=dict)
-    prepared: dict[tuple[SlotState, int], PreparedStep] = field(default_factory=dict)
 
 
 class Program:
@@ -107,6 +70,7 @@ class Program:
         history: How many outputs of a site they keep, as many as its graphs have inputs for.
         explanation: What was found and done.
         streams: The streams that have been called.
+        binder: Binds rows and stages to what they read and write.
         ahead: When conditioning is evaluated for a whole trajectory.
         liveness: What of the conditioning is read.
     """
@@ -133,7 +97,7 @@ class Program:
         self.history = 1 + max((place for _, _, place, _ in slots), default=0)
         self.lowering = lowering
         self.explanation = explanation
-        self._observe = observe
+        self.binder = Binder(plan, lowering, captured.gm, self.slot_specs, observe)
         self.streams: dict[tuple[str | None, int], Stream] = {}
         self.roles = Roles.of(captured.gm)
         self.ahead = AheadPolicy(
@@ -145,9 +109,9 @@ class Program:
             plan.stages,
             ahead=self.ahead,
             copy=lowering.backend.replays,
-            bind=self._bind_stage,
+            bind=self.binder.bind_stage,
             narrow=lowering.narrowed,
-            fill=self._tensor_of,
+            fill=self.binder.fill,
         )
         self.liveness = Liveness(
             plan, table.rows, lowering.unlowered_of, is_compiled=self.ahead.is_compiled
@@ -182,7 +146,7 @@ class Program:
         self._conditioning.forget()
 
     def fix_conditioning(
-        self, leaf: int, labels: Sequence[int], timesteps: Timesteps
+        self, leaf: int, labels: Sequence[int], timesteps: torch.Tensor
     ) -> ConditioningTable:
         """Tabulate the conditioning of labels at timesteps; from now on it has no other.
 
@@ -251,15 +215,6 @@ class Program:
         """Each stage of the conditioning, and which of its outputs any step reads."""
         return zip(self.plan.stages, self.liveness.of_table(), strict=True)
 
-    def bind_unlowered(self, row: Sequence[int], pack: PackWeights) -> None:
-        """Bind a row with nothing lowered; ``pack`` is shown the weights of each call."""
-
-        def fill(static: Static) -> Any:
-            return self._tensor_of(static) if isinstance(static, str) else None
-
-        unlowered = self.lowering.unlowered_of(self.plan, packs=True)
-        bind(select_calls(self.plan, row, unlowered), fill, pack)
-
     @property
     def variants(self) -> dict[str, Variant]:
         """The regions lowered so far, by structure."""
@@ -268,7 +223,7 @@ class Program:
     def reset(self) -> None:
         """Forget all streams, their slots and their conditioning."""
         for stream in self.streams.values():
-            self._report_flags(stream.slots)
+            stream.report_flags(self.table.sites)
         self.streams.clear()
         self._conditioning.forget()
 
@@ -294,64 +249,19 @@ class Program:
     ) -> list[torch.Tensor]:
         """One step of one stream; the flat outputs of the denoiser.
 
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream.
-            weights: Of this step's forecasts, per site; None for the table's.
+        Its forecasts have the given weights, per site, or else the table's.
         """
         stream = self._stream(position.stream)
         slots = stream.slots
         if not slots.holds(position.trajectory):
-            self._begin(slots, position.trajectory)
+            # what was kept is another trajectory's, and weights may have been written
+            stream.report_flags(self.table.sites)
+            self.lowering.packed_weights.refresh()
+            slots.enter(position.trajectory)
         step = self._prepare(stream, position.step, weights)
         if step.num_cold:
             self._warn_cold(step.num_cold, position)
         return self._execute(stream, step, leaves, position)
-
-    def run_row(
-        self, leaves: Sequence[Any], position: Position, row: tuple[Action, ...]
-    ) -> list[torch.Tensor]:
-        """Run a given row in the place of the table's, whatever is kept: to measure it.
-
-        The program needs slots for all that the row stores and reads. What they hold counts
-        as kept, and a forecast reads all of its history.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream.
-            row: One action per site.
-
-        Returns:
-            The flat outputs.
-        """
-        stream = self._stream(position.stream)
-        if not stream.slots.holds(position.trajectory):
-            stream.slots.enter(position.trajectory)
-        if row not in stream.rows:
-            newest = (1.0, *[0.0] * (self.history - 1))
-            weights = (newest,) * len(row)
-            stream.rows[row] = self._bind_row(stream, np.array(row, np.int8), weights)
-        step = PreparedStep(
-            calls=stream.rows[row],
-            after=stream.slots.slot_state,
-            needs=self.liveness.needs(row),
-            num_cold=0,
-            is_checked=self._is_checked(row, position.step),
-        )
-        return self._execute(stream, step, leaves, position)
-
-    def evaluate_conditioning(self, leaves: Sequence[Any], position: Position) -> None:
-        """Evaluate all that the table's first row reads, as for a prompt never seen before.
-
-        What is found is not kept: this is to measure it.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream.
-        """
-        needs = self.liveness.needs(self.table.row(0))
-        values = self.plan.place_inputs(leaves)
-        self._conditioning.evaluate(Memo(), leaves, values, position, needs)
 
     def _execute(
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position
@@ -369,7 +279,7 @@ class Program:
             raise
         slots.slot_state = step.after
         if step.is_checked:
-            self._report_flags(slots)
+            stream.report_flags(self.table.sites)
         # what is kept for a later step is copied before the caller may write to it
         copied = self.plan.outputs if self.lowering.backend.replays else self._shared
         return [
@@ -377,24 +287,13 @@ class Program:
             for number in self.plan.outputs
         ]
 
-    def _begin(self, slots: Slots, trajectory: object) -> None:
-        """A trajectory begins: what was kept is another's, weights may have been written."""
-        self._report_flags(slots)
-        self.lowering.packed_weights.refresh()
-        slots.enter(trajectory)
-
     def rehearse(
         self, leaves: Sequence[Any], position: Position, weights: ForecastWeights
     ) -> list[torch.Tensor]:
         """A step with other weights for its forecasts, which is not the last word.
 
-        What counts as kept afterwards is what was kept before: the same step is to be run
-        again. What it stores is written anew then.
-
-        Args:
-            leaves: The denoiser's flat inputs.
-            position: Which step of which stream; earlier ones of its trajectory have run.
-            weights: Per site, of what it keeps; as `SlotState.weigh` gives them.
+        Earlier steps of its trajectory have run. What counts as kept afterwards is what was
+        kept before: the same step is to be run again, and what it stores is written anew then.
         """
         slots = self._stream(position.stream).slots
         before = slots.slot_state
@@ -431,12 +330,12 @@ class Program:
             return known
         actions, num_cold = state.actions_for(self.table, step)
         if weights is not None:
-            calls = self._bind_row(stream, actions, weights)
+            calls = self.binder.bind_row(stream.slots, actions, weights)
         else:
             weighed = state.weigh(self.table, actions, step)
             row = (actions.tobytes(), state.places(actions), weighed)
             if row not in stream.rows:
-                stream.rows[row] = self._bind_row(stream, actions, weighed)
+                stream.rows[row] = self.binder.bind_row(stream.slots, actions, weighed)
             calls = stream.rows[row]
         made = PreparedStep(
             calls=calls,
@@ -455,62 +354,6 @@ class Program:
         """Whether to look for NaN and infinity after a step: elsewhere, to ask is to wait."""
         is_last = step == self.table.num_steps - 1
         return is_last or (self._is_on_host and Action.STORE in actions)
-
-    def _bind_row(
-        self, stream: Stream, actions: Actions, weights: ForecastWeights
-    ) -> list[BoundCall]:
-        """The calls of a row, with parameters, slots and weights of forecasts filled in."""
-        slots = stream.slots
-        places = slots.slot_state.places(actions)
-        fill = partial(self._tensor_of, slots=slots, places=places, weights=weights)
-        variant = partial(self.lowering.variant, self.plan, packs=True)
-        pack = self.lowering.packed_weights.pack
-        calls = select_calls(self.plan, actions.tolist(), variant)
-        return bind(calls, fill, pack, self._observe)
-
-    def _bind_stage(self, plan: Plan) -> list[BoundCall]:
-        """The calls of a conditioning stage.
-
-        Its weights are not packed: they may be released, or are read once.
-        """
-        calls = select_calls(plan, (), partial(self.lowering.variant, plan))
-        return bind(calls, self._tensor_of, observe=self._observe)
-
-    def _tensor_of(
-        self,
-        static: Static,
-        slots: Slots | None = None,
-        places: tuple[int, ...] = (),
-        weights: tuple[tuple[float, ...], ...] = (),
-    ) -> torch.Tensor:
-        """The slot of a key, weights of a column; else a parameter, without its gradient."""
-        if isinstance(static, tuple):
-            assert slots is not None, "conditioning has no slots"
-            found = slots.buffer(static, places)
-        elif isinstance(static, int):
-            device = self.slot_specs[static, 0, 0, 0].device
-            found = torch.tensor(weights[static], dtype=torch.float32, device=device)
-        else:
-            assert static is not None, "actions are resolved before binding"
-            owner, _, name = static.rpartition(".")
-            found = getattr(self.captured.gm.get_submodule(owner), name).detach()
-        if self.lowering.backend.replays:
-            # else a replayed graph copies every weight, and none is made of what writes slots
-            torch._dynamo.mark_static_address(found, guard=False)  # blocks share one graph
-        return found
-
-    def _report_flags(self, slots: Slots) -> None:
-        """Warn if something was kept that is not finite."""
-        raised = slots.take_flags()
-        if raised:
-            paths = ", ".join(self.table.sites[column] for column in raised)
-            warn(
-                f"{len(raised)} of {len(self.table.sites)} sites kept NaN or infinity, or "
-                f"numbers beyond the range of the cache format, in this trajectory: {paths}. "
-                "Steps that reuse them give NaN or infinity, too. Expected finite numbers "
-                "(below 65504 for cache='fp16'): try cache='bf16' or 'same', and look at "
-                "what the original model gives"
-            )
 
     def _warn_cold(self, cold: int, position: Position) -> None:
         self._once.warn(

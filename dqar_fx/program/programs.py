@@ -45,7 +45,7 @@ class ProgramBuilder(Protocol):
     ) -> Program:
         """Build the program."""
 
-    def with_schedule(self, schedule: Schedule) -> ProgramBuilder:
+    def with_schedule(self, schedule: Schedule, /) -> ProgramBuilder:
         """The same builder for another schedule."""
 
 
@@ -76,11 +76,8 @@ class Programs:
         shared_tensors: Which of the fork's tensors show one memory.
 
     Attributes:
-        builder: The same.
-        options: The same.
-        shared_tensors: The same.
         batches: What programs share across batch sizes.
-        packed_weights: Weights that are packed, for all programs.
+        packed_weights: Those that are packed, for all programs.
     """
 
     def __init__(
@@ -156,13 +153,7 @@ class Programs:
     def lend(
         self, other: Programs, schedule: Schedule, count_kept: Callable[[BranchTable], int]
     ) -> None:
-        """Give the programs of another schedule what was captured and compiled.
-
-        Args:
-            other: The others.
-            schedule: Theirs.
-            count_kept: How many outputs of a site they keep at a time.
-        """
+        """Give the programs of another schedule what was captured and compiled."""
         for key, program in self._known.items():
             table = schedule.resolve(program.table.sites, around=program.table.around)
             if count_kept(table) > program.history:

@@ -25,11 +25,7 @@ MANY_RESTARTS = 3
 
 
 class CallTracker:
-    """Follows the calls of one denoiser, by what they and its user tell.
-
-    Attributes:
-        tracker: What tells their steps.
-    """
+    """Follows the calls of one denoiser, by what they and its user tell."""
 
     def __init__(self) -> None:
         self.tracker = StepTracker()

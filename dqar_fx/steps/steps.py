@@ -93,13 +93,8 @@ class SeenTensor:
 
     def is_equal(self, tensor: torch.Tensor) -> bool:
         """Whether this tensor has the remembered one's values."""
-        before = self.tensor
-        alike = (before.shape, before.dtype, before.device) == (
-            tensor.shape,
-            tensor.dtype,
-            tensor.device,
-        )
-        return alike and torch.equal(before, tensor)
+        kinds = [(each.shape, each.dtype, each.device) for each in (self.tensor, tensor)]
+        return kinds[0] == kinds[1] and torch.equal(self.tensor, tensor)
 
 
 @dataclass
@@ -273,10 +268,5 @@ def agree(
 
 def shows_same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are the same view of one storage."""
-    same_view = (a.shape, a.stride(), a.storage_offset(), a.dtype) == (
-        b.shape,
-        b.stride(),
-        b.storage_offset(),
-        b.dtype,
-    )
-    return same_view and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    views = [(t.shape, t.stride(), t.storage_offset(), t.dtype) for t in (a, b)]
+    return views[0] == views[1] and a.untyped_storage()._cdata == b.untyped_storage()._cdata

@@ -83,13 +83,7 @@ class TimestepSources:
         return self._base, index
 
     def find(self, timestep: torch.Tensor, step: int, *, reads: bool) -> Timesteps | None:
-        """The timesteps that have a call's timestep at this step.
-
-        Args:
-            timestep: Of the call.
-            step: Of the call.
-            reads: Whether to read a timestep on an accelerator, which waits for it.
-        """
+        """The timesteps that have a call's at its step; ``reads`` waits for an accelerator."""
         found = self.read_base(timestep)
         if found is not None and found[1] == step:
             return found[0]

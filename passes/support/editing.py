@@ -8,6 +8,7 @@ parameters last, so that graphs of equal structure can share one compiled functi
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,6 +142,25 @@ def insert_call(like: fx.Node, target: Any, *args: Any) -> fx.Node:
     node.meta = copy_meta(like)
     node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
     return node
+
+
+def replace_calls(
+    graph: fx.Graph,
+    target: Any,
+    is_meant: Callable[[fx.Node], bool],
+    write: Callable[[fx.Node, Callable[..., fx.Node]], fx.Node],
+) -> int:
+    """Replace those calls of an operator that are meant; their number.
+
+    ``write`` is given a call and what inserts others before it, and returns what takes its
+    place.
+    """
+    found = [n for n in graph.find_nodes(op="call_function", target=target) if is_meant(n)]
+    for node in found:
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(write(node, partial(insert_call, node)))
+        graph.erase_node(node)
+    return len(found)
 
 
 def emit(

@@ -19,18 +19,16 @@ def refresh_values(graph: fx.Graph, changed: Iterable[fx.Node]) -> None:
     """Compute the values behind some nodes anew, as far as their layouts become others."""
     stale = set(changed)
     for node in graph.nodes:
-        if stale.isdisjoint(node.all_input_nodes) or not is_operator(node):
+        is_item = node.target is operator.getitem
+        if stale.isdisjoint(node.all_input_nodes) or not (
+            is_item or isinstance(node.target, torch._ops.OpOverload)
+        ):
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         value = node.target(*args, **kwargs)
         if layouts_of(value) != layouts_of(node.meta["val"]):
             stale.add(node)
         node.meta["val"] = value
-
-
-def is_operator(node: fx.Node) -> bool:
-    """Whether a node's function can be called with fake tensors."""
-    return isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
 
 
 def layouts_of(value: object) -> list[str]:

@@ -24,13 +24,6 @@ torch.library.define(
 )
 
 
-def fake_mark(
-    given: list[torch.Tensor], like: list[torch.Tensor], role: str, number: int, path: str
-) -> list[torch.Tensor]:
-    """New tensors of the layouts of ``like``; ``given`` only says what they come from."""
-    return [new_like(each) for each in like]
-
-
 def new_like(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape, strides and offset, in a storage of its own."""
     offset = tensor.storage_offset()
@@ -40,7 +33,9 @@ def new_like(tensor: torch.Tensor) -> torch.Tensor:
     return storage.as_strided(tensor.shape, tensor.stride(), offset)
 
 
-torch.library.register_fake("dqar_fx::mark", fake_mark)
+torch.library.register_fake(
+    "dqar_fx::mark", lambda given, like, *_: [new_like(each) for each in like]
+)
 MARK = torch.ops.dqar_fx.mark.default
 
 

@@ -33,7 +33,7 @@ def count_operators(gm: fx.GraphModule) -> Counter[str]:
 
 
 def count_changes(before: Counter[str], after: Counter[str]) -> dict[str, int]:
-    """Per operator how many there are more, or, negative, fewer; by name."""
+    """Count how many more of each operator there are, or, negative, fewer; by name."""
     names = sorted(before | after)
     return {name: after[name] - before[name] for name in names if after[name] != before[name]}
 

@@ -95,10 +95,9 @@ def test_release_frees_what_no_step_reads(name):
 
 def test_release_goes_on_without_weights_until_another_prompt(monkeypatch):
     case, loads = make_dit(layers=2), []
-    load = dqar_fx.conditioning.release.DiskBytes.load
-    monkeypatch.setattr(
-        dqar_fx.conditioning.release.DiskBytes, "load", lambda *a: loads.append(1) or load(*a)
-    )
+    load = dqar_fx.conditioning.release.load_bytes
+    patched = dqar_fx.conditioning.release, "load_bytes"
+    monkeypatch.setattr(*patched, lambda *a: loads.append(1) or load(*a))
     denoiser = transformed(case)
     for seed in range(3):
         run(case, denoiser, seed)

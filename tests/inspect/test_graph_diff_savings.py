@@ -6,7 +6,7 @@ from torch import nn
 
 import dqar_fx
 from dqar_fx import Schedule, graph_diff
-from dqar_fx.builder.outline import outline
+from dqar_fx.builder.builder import outline
 from dqar_fx.costs.operation import UNKNOWN_TO_TORCH
 from dqar_fx.inspect import Amounts
 from dqar_fx.inspect.flatten import flatten_graph

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dqar_fx
 from dqar_fx import Schedule
-from dqar_fx.program.program import Program
+from dqar_fx.program.stream import Stream
 from tests.helpers.models import make_dit
 from tests.helpers.slow_cases import slow_but
 
@@ -160,7 +160,7 @@ def test_no_step_on_a_cuda_device_reads_from_it(name, cache, monkeypatch):
     module = import_module("dqar_fx.builder.builder")
     monkeypatch.setattr(module, "refuse_format", lambda *_: None)
     asked = []  # of what is not finite: the one question, between trajectories
-    monkeypatch.setattr(Program, "_report_flags", lambda *_: asked.append(step))
+    monkeypatch.setattr(Stream, "report_flags", lambda *_: asked.append(step))
     case = make_dit(layers=2)
     with FakeTensorMode(allow_non_fake_inputs=True), WithoutGuards():
         model = case.model

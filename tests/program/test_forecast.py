@@ -14,6 +14,7 @@ import dqar_fx
 from dqar_fx import Schedule
 from dqar_fx.schedule.forecast import METHODS
 from tests.helpers.hook_oracle import ForecastOracle
+from tests.helpers.lowered_variants import count_variants
 from tests.helpers.models import MAKERS, make_dit
 from tests.helpers.slow_cases import slow_but
 
@@ -129,7 +130,7 @@ def test_forecast_compiles_one_graph_more_whatever_the_order_interval_and_steps(
     )
     run(denoiser, case, 12)
     (region,) = {c.region for c in denoiser.program.plan.calls if c.columns}
-    variants = denoiser.program.lowering.count_variants(denoiser.program.plan.regions[region])
+    variants = count_variants(denoiser.program.lowering, denoiser.program.plan.regions[region])
     assert variants == 3  # computing, storing, forecasting: attention and feed-forward alike
     graphs = counters["stats"]["unique_graphs"]
     assert graphs == len(denoiser.program.variants)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from dqar_fx.builder.outline import outline
+from dqar_fx.builder.builder import outline
 from dqar_fx.costs.rows import all_computed
 from dqar_fx.inspect.amounts import Amounts, add_amounts
 from dqar_fx.inspect.compare import Comparison
@@ -68,9 +68,6 @@ class BlockDiff:
 
 class BlockDiffs:
     """The differences of all rows of one program, each distinct one once.
-
-    Args:
-        program: The program; its table does not matter.
 
     Attributes:
         calls: The calls of a step, in order.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.inspect.flatten import EntryValue, map_values
+from dqar_fx.inspect.flatten import list_sources
 
 from .facts import describe_amounts
 
@@ -59,14 +59,7 @@ def draw_line(
     before: GraphEntry | None,
     after: GraphEntry | None,
 ) -> DrawnLine:
-    """Draw one line; what is empty is left out.
-
-    Args:
-        diff: The block.
-        place: The number of each entry's line.
-        before: The line's entry in the graph before, if it has one.
-        after: The line's entry in the graph after, if it has one.
-    """
+    """Draw the line of an entry before, after, or both; what is empty is left out."""
     texts = [
         None if entry is None else shorten(diff.comparison.text[entry], diff.first)
         for entry in (before, after)
@@ -84,18 +77,6 @@ def draw_line(
         "i": sorted({place[source] for source in list_sources(own) if source in place}),
     }
     return {name: value for name, value in line.items() if value}
-
-
-def list_sources(entry: GraphEntry) -> list[GraphEntry]:
-    """List the entries that one reads."""
-    found: list[GraphEntry] = []
-
-    def note(value: Any) -> None:
-        if isinstance(value, EntryValue):
-            found.append(value.entry)
-
-    map_values(entry.args, note)
-    return found
 
 
 def shorten(text: str, block: str) -> str:

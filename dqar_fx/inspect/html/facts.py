@@ -26,21 +26,18 @@ def describe_model(denoiser: Denoiser) -> dict[str, str]:
     count = sum(parameter.numel() for parameter in parameters)
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
     kinds = dict.fromkeys(site.kind for site in program.explanation.sites)
+    inputs = [
+        f"{node.target} {describe_tensor(value.dtype, value.shape)}"
+        for node in program.captured.gm.graph.find_nodes(op="placeholder")
+        if (value := tensor_value(node)) is not None
+    ]
     return {
         "model": type(denoiser.model).__name__,
         "parameters": f"{quantity(count)} ({', '.join(dtypes)})",
-        "inputs": ", ".join(list_inputs(denoiser)),
+        "inputs": ", ".join(inputs),
         "sites": f"{len(program.table.sites)} ({', '.join(kinds)})",
         "lowering": program.lowering.backend.name,
     }
-
-
-def list_inputs(denoiser: Denoiser) -> Iterable[str]:
-    """List the inputs of the captured call with their dtypes and shapes."""
-    for node in denoiser.program.captured.gm.graph.find_nodes(op="placeholder"):
-        value = tensor_value(node)
-        if value is not None:
-            yield f"{node.target} {describe_tensor(value.dtype, value.shape)}"
 
 
 def describe_tensor(dtype: torch.dtype, shape: Iterable[int]) -> str:

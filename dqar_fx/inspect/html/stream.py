@@ -1,24 +1,28 @@
-"""One stream of a denoiser as a page shows it: cells, distinct rows, and the cost of steps."""
+"""One stream of a denoiser as a page shows it: cells, distinct rows, and the time of steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dqar_fx.costs.kernels import COST_KINDS
 from dqar_fx.costs.report import run_lengths
 from dqar_fx.inspect.summary import ranges
 from dqar_fx.schedule.cells import read_rows
 
-from .chart import draw_chart
 from .facts import describe_amounts, quantity
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dqar_fx.costs.profile import Cost
     from dqar_fx.costs.report import Report, RowReport
     from dqar_fx.costs.rows import StreamTable
     from dqar_fx.schedule.action import Action
     from dqar_fx.schedule.cells import TableCell
 
     from .blocks import BlockDiffs
+
 
 SHADES = 8
 """Number of shades for the age of what is read."""
@@ -43,15 +47,7 @@ class TextTable:
 def view_stream(
     number: int, stream: StreamTable, report: Report, diffs: BlockDiffs, texts: TextTable
 ) -> dict[str, Any]:
-    """Show one stream: the cells of its table, its distinct rows, and its chart.
-
-    Args:
-        number: 0, or 1 for guidance's unconditional stream.
-        stream: The stream.
-        report: The report, which has the costs of its rows.
-        diffs: What rows differ in.
-        texts: The texts of cells; more are added.
-    """
+    """Show one stream: the cells of its table, its distinct rows, and its chart."""
     table = stream.table
     steps = range(table.num_steps)
     rows = dict(stream.rows())
@@ -134,4 +130,49 @@ def describe_row(
         "saved": describe_amounts(saved),
         "ms": f"{row.cost.ms:.3f} ms predicted, {report.computed.ms:.3f} ms if all computed",
         "diffs": diffs.row(actions),
+    }
+
+
+WIDTH, HEIGHT = 12, 200
+"""Width of a bar with its gap, and height of the highest bar, in units of the drawing."""
+NUM_TICKS = 4
+
+
+def draw_chart(steps: Sequence[Mapping[str, Cost] | None]) -> dict[str, Any]:
+    """Draw the bars, ticks and kinds of a chart; costs of None are steps without a call."""
+    known = [{} if costs is None else costs for costs in steps]
+    kinds = [kind for kind in COST_KINDS if any(kind in c and c[kind].ms > 0 for c in known)]
+    totals = [sum(costs[kind].ms for kind in kinds if kind in costs) for costs in known]
+    top = max(totals, default=0.0) or 1.0
+    return {
+        "width": WIDTH * len(known),
+        "height": HEIGHT,
+        "kinds": kinds,
+        "bars": [
+            draw_bar(step, costs, kinds, top, total)
+            for step, (costs, total) in enumerate(zip(known, totals, strict=True))
+        ],
+        "ticks": [
+            {"y": HEIGHT - HEIGHT * part / NUM_TICKS, "ms": f"{top * part / NUM_TICKS:.3g}"}
+            for part in range(NUM_TICKS + 1)
+        ],
+    }
+
+
+def draw_bar(
+    step: int, costs: Mapping[str, Cost], kinds: Sequence[str], top: float, total: float
+) -> dict[str, Any]:
+    """Draw one bar, its parts from the bottom up; ``top`` and ``total`` are milliseconds."""
+    parts, y = [], float(HEIGHT)
+    for kind in kinds:
+        high = HEIGHT * costs[kind].ms / top if kind in costs else 0.0
+        y -= high
+        if high > 0:
+            parts.append({"kind": kind, "y": f"{y:.2f}", "height": f"{high:.2f}"})
+    told = ", ".join(f"{kind} {costs[kind].ms:.3f}" for kind in kinds if kind in costs)
+    return {
+        "x": step * WIDTH,
+        "width": WIDTH - 2,
+        "parts": parts,
+        "told": f"step {step}: {total:.3f} ms ({told})",
     }

@@ -8,10 +8,9 @@ import re
 import pytest
 
 from dqar_fx import DqarError, Report, Schedule
-from dqar_fx.inspect.html.chart import draw_chart
-from dqar_fx.inspect.html.content import make_content
 from dqar_fx.inspect.html.facts import generalise, quantity
-from dqar_fx.inspect.html.page import render
+from dqar_fx.inspect.html.page import make_content, render
+from dqar_fx.inspect.html.stream import draw_chart
 from dqar_fx.inspect.summary import ranges
 from tests.helpers.small_reports import FORECAST, STEPS, make_guided_report, make_report
 
