@@ -62,7 +62,6 @@ TIMED = {
     "find_around": "match",
     "run_passes": "passes",
     "fork": "passes",
-    "outline": "passes",
     "make_plan": "plan",
 }
 """Functions that a transformation calls, none from within another, and their phases."""
