@@ -9,6 +9,7 @@ differs from that of a product of few rows, so that eager mode does it only if a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,12 +54,12 @@ class AheadPolicy:
     is_compiled: bool
     timestep: int | None = None
 
-    @property
+    @cached_property
     def is_wanted(self) -> bool:
         """Whether to evaluate ahead where the timesteps are known."""
         return self.way == "trajectory" or (self.way == "auto" and self.is_compiled)
 
-    @property
+    @cached_property
     def is_asked(self) -> bool:
         """Whether to do so at any cost in memory, or in reading an accelerator."""
         return self.way == "trajectory"
@@ -213,7 +214,8 @@ class Conditioning:
         ):
             rows = self._tabulate(k, values, timesteps, needs.trajectory[k])
             known = TabulatedStage(position.trajectory, timesteps, rows)
-        memo.tabulated[k] = replace(known, trajectory=position.trajectory)
+        if memo.tabulated.get(k) is not known or known.trajectory is not position.trajectory:
+            memo.tabulated[k] = replace(known, trajectory=position.trajectory)
         return known.rows
 
     def _tabulate(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -63,7 +64,7 @@ class Regional:
     is_compiled: ClassVar[bool] = True
     cuts_blocks: ClassVar[bool] = True
 
-    @property
+    @cached_property
     def replays(self) -> bool:
         """Whether it replays CUDA graphs."""
         options = self.keywords.get("options") or {}
