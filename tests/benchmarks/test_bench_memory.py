@@ -10,6 +10,8 @@ from benchmarks import memory
 from benchmarks.harness.geometry import Geometry
 from tests.benchmarks.command_errors import refuse
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--layers", "2", "--width", "32", "--heads", "2", "--tokens", "4", "--steps", "3"]
 
 

@@ -11,6 +11,8 @@ from benchmarks.harness.tables import format_table
 from dqar_fx import Schedule, transform
 from tests.benchmarks.command_errors import refuse
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--model", "geometry", "--layers", "2", "--width", "16", "--heads", "2"]
 TINY += [
     "--tokens",

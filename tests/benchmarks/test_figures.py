@@ -16,6 +16,8 @@ from tests.benchmarks.command_errors import refuse
 from tests.benchmarks.cut_pipeline import cut_pipeline
 from tests.benchmarks.figure_rows import BASELINE, make_row
 
+pytestmark = pytest.mark.slow
+
 SVG = "{http://www.w3.org/2000/svg}"
 STEPS = 30
 """So many that two sites give the policy enough to learn from."""

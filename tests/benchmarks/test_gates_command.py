@@ -27,6 +27,8 @@ from dqar_fx.calibration.calibration import Cells
 from dqar_fx.calibration.fingerprint import Fingerprint
 from tests.benchmarks.command_errors import refuse
 
+pytestmark = pytest.mark.slow
+
 STEPS, NUM_SITES = 40, 6
 SITES = tuple(f"b.{i}.attn" for i in range(NUM_SITES))
 

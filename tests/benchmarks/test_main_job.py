@@ -50,6 +50,7 @@ def finished(tmp_path_factory):
     return out, main([*SMALL, "--steps", "8", "--out", str(out)])
 
 
+@pytest.mark.slow
 def test_main_reference_writes_a_row_per_contender(finished):
     out, code = finished
     rows = read_rows(out)
@@ -60,6 +61,7 @@ def test_main_reference_writes_a_row_per_contender(finished):
     assert all(row["step_ms_median"] > 0 and row["speed_median"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_main_reference_compute_all_gives_equal_pictures(finished):
     rows = {row["name"]: row for row in read_rows(finished[0])}
     for name in NAMES[:2]:
@@ -70,6 +72,7 @@ def test_main_reference_compute_all_gives_equal_pictures(finished):
         assert rows[name]["ceiling"] > 1.0
 
 
+@pytest.mark.slow
 def test_main_reference_rows_tell_table_and_slots(finished):
     row = next(r for r in read_rows(finished[0]) if r["name"] == "interval every=3 warmup=5")
     config = TRANSFORMER_CONFIG
@@ -80,6 +83,7 @@ def test_main_reference_rows_tell_table_and_slots(finished):
     assert row["cache_bytes"] == 4 * config["num_layers"] * batch * tokens * width
 
 
+@pytest.mark.slow
 def test_main_reference_schedules_can_be_run_again(finished):
     rows = {row["name"]: row for row in read_rows(finished[0])}
     sites = [f"block.{i}" for i in range(TRANSFORMER_CONFIG["num_layers"])]
@@ -87,6 +91,7 @@ def test_main_reference_schedules_can_be_run_again(finished):
     assert again == Schedule.linear(8, 5).resolve(sites)
 
 
+@pytest.mark.slow
 def test_main_reference_draws_one_line_of_pictures_per_row(finished):
     with Image.open(finished[0] / "pictures.png") as grid:
         assert grid.height > 84 * len(read_rows(finished[0]))

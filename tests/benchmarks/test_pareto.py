@@ -19,6 +19,8 @@ from benchmarks.reference import PIPELINE
 from dqar_fx import Schedule
 from tests.benchmarks.command_errors import refuse
 
+pytestmark = pytest.mark.slow
+
 OURS = ["fewer", "attention", "all", "forecast"]
 SMALL = ["--quick", "--only", *OURS, "diffusers"]
 PEERS = {("TaylorSeer", "N=3 O=1"), ("FirstBlockCache", "in the stock pipeline")}

@@ -31,6 +31,8 @@ from dqar_fx.steps.steps import Position
 from tests.helpers.models import make_dit, make_flux, make_sd3
 from tests.helpers.slow_cases import slow_but
 
+pytestmark = pytest.mark.slow
+
 STEPS, LAYERS = 6, 3
 INSIDE_BLOCKS = ["all", "block", ["block", "all"]]
 SITES = ["attention", "all", "block", "span", ["block", "all"]]

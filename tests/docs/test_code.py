@@ -11,6 +11,8 @@ from markdown_it import MarkdownIt
 
 from tests.docs.pages import PAGES, README, ROOT, name_of
 
+pytestmark = pytest.mark.slow
+
 PIPELINE, FIFTEEN = ROOT / "examples/pipeline.py", ROOT / "examples/fifteen_lines.py"
 SMALL = ROOT / "benchmarks/reference/small"
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text("utf-8")]

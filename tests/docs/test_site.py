@@ -10,6 +10,8 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT
 
+pytestmark = pytest.mark.slow
+
 LOADED = re.compile(r"""<(?:script|img|link rel="stylesheet")[^>]*?(?:src|href)="([^"]*)""")
 
 

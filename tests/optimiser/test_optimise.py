@@ -17,6 +17,8 @@ from dqar_fx.optimiser.trials import PipelineJob, ScheduleTrials, psnr
 from tests.helpers.error_models import reference_pipeline
 from tests.helpers.slow_cases import slow_but
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 INPUTS = [1, 8]
 FITTED = ["plain", "fitted"]
