@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.errors import OptionError
+from dqar_fx.errors import OptionError, check_known
 
 from .copy_always import copy_always
 from .expand_repeats import expand_repeats
@@ -190,9 +190,7 @@ def check_disable(disable: object) -> tuple[str, ...]:
             f"disable={disable!r}: expected names of passes, such as ('narrow_linears',)"
         )
     for name in disable:
-        if name not in PASS_NAMES:
-            known = ", ".join(PASS_NAMES)
-            raise OptionError(f"disable={name!r} is unknown; known are {known}")
+        check_known("disable=", name, PASS_NAMES)
         if name in REQUIRED:
             raise OptionError(f"disable={name!r}: it cannot be left out: {REQUIRED[name]}")
     return tuple(disable)
