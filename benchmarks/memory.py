@@ -23,11 +23,11 @@ from benchmarks.harness.apart import run_apart
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry, GeometryOptions, draw_timesteps
 from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.memory import STATUS, read_status, restart_peak
 from benchmarks.harness.options import at_least, default_is, one_of, run_command, several
 from benchmarks.harness.rows import write_rows
 from benchmarks.harness.tables import Column, format_table, show_megabytes
 
-STATUS = Path("/proc/self/status")
 VARIANTS = ("kept", "disk", "drop")
 NUM_RUN = 3
 """Steps that are run: one that tabulates and two that read."""
@@ -61,22 +61,6 @@ class Memory:
     def model_bytes(self) -> int:
         """What the model takes during the steps."""
         return self.steps_bytes - self.before_bytes
-
-
-def read_status(field: str) -> int:
-    """Bytes of a field of this process's status."""
-    lines = STATUS.read_text().splitlines()
-    found = next(line for line in lines if line.startswith(f"{field}:"))
-    return 1024 * int(found.split()[1])
-
-
-def restart_peak() -> bool:
-    """Forget the peak so far; whether the kernel did."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 @torch.no_grad()
