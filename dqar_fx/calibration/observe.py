@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dqar_fx.capture.capture import Capture
     from dqar_fx.denoiser.step_denoiser import StepProgram
     from dqar_fx.schedule.table import BranchTable
-    from dqar_fx.steps.steps import Position
+    from dqar_fx.steps.position import Position
 
     from .site_reuse import TensorSequence
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,18 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.errors import DqarError
-from dqar_fx.passes.support.conditioning_nodes import TIMESTEP_NAMES, find_latent
+from dqar_fx.passes.support.conditioning_nodes import TIMESTEP_NAMES, find_latents
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from torch import fx
+
+
+PROMPT_NAMES = re.compile(
+    r"^(y|c|labels?|context|cond)$|encoder_|prompt|text|caption|pooled|class_labels|cap_feats"
+)
+"""Names of arguments in the field that are prompts."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +30,22 @@ class Roles:
 
     Attributes:
         timestep: The timestep, or None for a model that has none.
-        latent: The tensor that is denoised.
+        latents: The tensors that are denoised: one, or a list of them.
         conditioning: All other tensors.
+        names: Per tensor of the conditioning, its argument.
+        prompts: Per tensor of the conditioning, whether its name says that it is a prompt.
     """
 
     timestep: int | None
-    latent: int
+    latents: tuple[int, ...]
     conditioning: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    prompts: tuple[bool, ...] = ()
+
+    @property
+    def latent(self) -> int:
+        """The first of the latents, by whose rows samples are counted."""
+        return self.latents[0]
 
     @classmethod
     def of(cls, gm: fx.GraphModule) -> Roles:
@@ -37,13 +53,18 @@ class Roles:
         inputs = gm.graph.find_nodes(op="placeholder")
         names = [str(node.target) for node in inputs]
         timestep = next((names.index(n) for n in TIMESTEP_NAMES if n in names), None)
-        found = find_latent(gm)
-        latent = 0 if found is None else inputs.index(found)
+        latents = tuple(map(inputs.index, find_latents(gm))) or (0,)
         tensors = [
             i for i, n in enumerate(inputs) if isinstance(n.meta.get("val"), torch.Tensor)
         ]
-        others = tuple(i for i in tensors if i not in (timestep, latent))
-        return cls(timestep, latent, others)
+        others = tuple(i for i in tensors if i != timestep and i not in latents)
+        known = tuple(names[i] for i in others)
+        return cls(timestep, latents, others, known, tuple(map(is_prompt, known)))
+
+
+def is_prompt(name: str) -> bool:
+    """Whether an input is a prompt by its name: text, labels, or what stands for them."""
+    return bool(PROMPT_NAMES.search(name))
 
 
 def signature_of(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Hashable:

@@ -16,7 +16,7 @@ import torch
 
 from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
-from dqar_fx.steps.steps import SeenTensor
+from dqar_fx.steps.seen import SeenTensor
 
 from .memo import TabulatedStage
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.plan.liveness import Live
     from dqar_fx.plan.plan import Plan, Static
-    from dqar_fx.steps.steps import Position
+    from dqar_fx.steps.position import Position
     from dqar_fx.steps.timesteps import Timesteps
 
     from .fixed import ConditioningTable
@@ -160,7 +160,7 @@ class Conditioning:
             if seen is not None and seen.is_same(leaf):
                 continue
             memo.seen[i] = SeenTensor.of(leaf)
-            if seen is None or not (self._compares(i, leaf) and seen.still_equals(leaf)):
+            if seen is None or not (self._compares(i, leaf) and seen.is_equal(leaf)):
                 changed.add(i)
         return changed
 

@@ -9,7 +9,7 @@ import torch
 
 from dqar_fx.errors import DqarError, OptionError
 from dqar_fx.passes.support.graphs import graph_outputs, tensor_value
-from dqar_fx.steps.steps import Position
+from dqar_fx.steps.position import Position
 from dqar_fx.steps.timesteps import Timesteps
 
 from .fixed import ConditioningTable, TablePack

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dqar_fx.errors import DqarError
-from dqar_fx.steps.steps import Position, SeenTensor
+from dqar_fx.steps.position import Position
+from dqar_fx.steps.seen import SeenTensor
 
 from .memo import Memo
 from .parameter_bytes import storage_key

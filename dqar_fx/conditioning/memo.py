@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from dqar_fx.steps.steps import Position, SeenTensor
+    from dqar_fx.steps.position import Position
+    from dqar_fx.steps.seen import SeenTensor
     from dqar_fx.steps.timesteps import Timesteps
 
 Outputs = tuple[torch.Tensor | None, ...]

@@ -21,7 +21,7 @@ from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.program import Program
 from dqar_fx.program.stream import PreparedStep
 from dqar_fx.schedule.schedule import Schedule
-from dqar_fx.steps.steps import Position
+from dqar_fx.steps.position import Position
 from dqar_fx.steps.timesteps import Timesteps
 
 from .clocks import CallClock, StepTimes
@@ -88,13 +88,14 @@ class RowProgram(Program):
         row, stream = self.next_row, self._stream(position.stream)
         if not stream.slots.holds(position.trajectory):
             stream.slots.enter(position.trajectory)
+        actions = np.array(row, np.int8)
         if row not in stream.rows:
             newest = (1.0, *[0.0] * (self.history - 1))
-            actions = np.array(row, np.int8)
             stream.rows[row] = self.binder.bind_row(
                 stream.slots, actions, (newest,) * len(row)
             )
         step = PreparedStep(
+            actions=actions,
             calls=stream.rows[row],
             after=stream.slots.slot_state,
             needs=self.liveness.needs(row),
@@ -165,7 +166,8 @@ class Rehearsal:
         inputs, roles = self._draw(self._num_steps), self._program.roles
         leaves = inputs.leaves
         for step, row in enumerate(rows):
-            leaves[roles.latent] = leaves[roles.latent].clone()
+            for i in roles.latents:
+                leaves[i] = leaves[i].clone()
             if roles.timestep is not None and inputs.timesteps is not None:
                 leaves[roles.timestep] = spread(inputs.timesteps[step], leaves[roles.timestep])
             args, kwargs = pytree.tree_unflatten(leaves, self._program.captured.in_spec)

@@ -164,7 +164,7 @@ class Denoiser(StepDenoiser):
     def _lend(self, other: Denoiser, schedule: Schedule) -> None:
         """Give another denoiser, of that schedule, what was captured and compiled."""
         self._programs.lend(other._programs, schedule, other._count_kept)
-        self._call_tracker.lend(other._call_tracker)
+        self._sessions.lend(other._sessions)
 
     def _count_kept(self, table: BranchTable) -> int:
         """How many outputs of a site are kept at a time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
@@ -10,7 +10,10 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import refuse_gradients
 from dqar_fx.errors import StepError
-from dqar_fx.steps.call_tracker import CallTracker, warn_restarts
+from dqar_fx.steps.calling_pipeline import find_caller
+from dqar_fx.steps.position import Call
+from dqar_fx.steps.session import LengthCheck
+from dqar_fx.steps.sessions import Sessions
 
 from .parameters import ParameterWrapper
 
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
     from dqar_fx.conditioning.conditioning import AheadPolicy
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.schedule.table import BranchTable
-    from dqar_fx.steps.steps import Position
+    from dqar_fx.steps.position import Position
+    from dqar_fx.steps.runs import Run
 
 
 class StepProgram(Protocol):
@@ -66,7 +70,8 @@ class StepDenoiser(ParameterWrapper):
 
     def __init__(self, model: nn.Module, residence: Residence | None = None) -> None:
         super().__init__(model, residence)
-        self._call_tracker = CallTracker()
+        self._sessions = Sessions()
+        self._lengths = LengthCheck()
 
     if TYPE_CHECKING:
 
@@ -75,27 +80,43 @@ class StepDenoiser(ParameterWrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which follows calls of its own."""
-        return {**super().__getstate__(), "_call_tracker": copy(self._call_tracker)}
+        return {**super().__getstate__(), "_lengths": LengthCheck()}
 
     # ---- where the loop is ---------------------------------------------------------------
 
     def cache_context(
-        self, name: str, step_index: int | None = None, **_: Any
+        self,
+        name: str,
+        step_index: int | None = None,
+        num_inference_steps: int | None = None,
+        **_: Any,
     ) -> AbstractContextManager[None]:
         """Name the stream of the calls inside, and their step where it is known.
 
-        Other keywords that diffusers pipelines give (``num_inference_steps``, ``timestep``,
-        ``sigma``) are accepted; the branch table does not need them.
+        Args:
+            name: Of the stream.
+            step_index: The row of the branch table.
+            num_inference_steps: How many rows the run has.
+            **_: Other keywords that diffusers pipelines give (``timestep``, ``sigma``) are
+                accepted; the branch table does not need them.
         """
-        return self._call_tracker.name_stream(name, step_index)
+        return self._sessions.name_stream(name, step_index, num_inference_steps)
 
     def attach_scheduler(self, scheduler: Any) -> Self:
-        """Take the step from a diffusers scheduler's ``step_index``; None detaches.
+        """Take the step from a diffusers scheduler; None detaches.
+
+        Needed only where no diffusers pipeline calls: of one that does, the scheduler is known.
 
         Raises:
-            StepError: The scheduler does not count its steps.
+            StepError: It is no scheduler that counts its steps.
         """
-        self._call_tracker.attach_scheduler(scheduler)
+        if scheduler is not None and not hasattr(scheduler, "step_index"):
+            raise StepError(
+                f"{type(scheduler).__name__} has no step_index, so it cannot tell the step. "
+                "Leave it unattached: the timestep of each call is followed; or call inside "
+                "denoiser.cache_context(name, step_index=...)"
+            )
+        self._sessions.scheduler = scheduler
         self.reset()
         return self
 
@@ -113,13 +134,25 @@ class StepDenoiser(ParameterWrapper):
         Raises:
             StepError: They are no 1-D tensor.
         """
-        self._call_tracker.attach_timesteps(timesteps)
+        if timesteps is not None and not (
+            isinstance(timesteps, torch.Tensor) and timesteps.dim() == 1
+        ):
+            raise StepError(
+                f"timesteps: expected a 1-D tensor with a value for each step, found "
+                f"{timesteps!r}"
+            )
+        self._sessions.attach_timesteps(timesteps)
         self.reset()
         return self
 
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The logs of the latest runs, of the session that is open here; the last may go on."""
+        return tuple(self._sessions.current.runs)
+
     def reset(self) -> None:
         """Start anew: the next call begins a trajectory."""
-        self._call_tracker.reset()
+        self._sessions.reset()
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
         """Reset, under the name that diffusers calls at the end of a pipeline."""
@@ -142,26 +175,45 @@ class StepDenoiser(ParameterWrapper):
     ) -> tuple[StepProgram, list[torch.Tensor]]:
         """One call: the program for its inputs, and the flat outputs."""
         program = self._find_program(leaves, spec)
-        return program, program.run(leaves, self._locate(program, leaves))
+        position = self._locate(program, leaves)
+        program = self._fit(program, position)
+        return program, program.run(leaves, position)
 
     def _locate(self, program: StepProgram, leaves: Sequence[Any]) -> Position:
         """Find the step of this call.
 
         Raises:
-            StepError: It is unknown, or the table has no such step.
+            StepError: It is unknown, or another thread is inside of a run.
         """
-        ahead = program.ahead
-        position = self._call_tracker.locate(
-            program.roles, leaves, wants_timesteps=ahead.is_wanted, reads=ahead.is_asked
-        )
-        if self._call_tracker.restarts(position) and self._reuses(program.table):
-            warn_restarts()
+        sessions, ahead = self._sessions, program.ahead
+        session = sessions.current
+        if session is sessions.default:
+            sessions.claim(find_caller, program.table.num_steps)
+        scheduler = sessions.find_scheduler(self)
+        call = Call.of(program.roles, leaves, program.captured.gm)
+        position = session.locate(call, scheduler)
+        if ahead.is_wanted and position.timesteps is None and call.timestep is not None:
+            sources = session.tracker.timestep_sources
+            timesteps = sources.find(call.timestep, position.step, reads=ahead.is_asked)
+            position = replace(position, timesteps=timesteps)
+        return position
+
+    def _fit(self, program: StepProgram, position: Position) -> StepProgram:
+        """The program whose table is made for the run of a call.
+
+        Raises:
+            StepError: The table has no such step, or the number of steps is not known.
+        """
+        table = program.table
+        session = self._sessions.current
+        if self._reuses(table):
+            session.check_restarts(table.num_steps)
         try:
-            self._call_tracker.check_length(position, program.table.num_steps)
+            self._lengths.check(position, table.num_steps)
         except StepError:
             self.reset()
             raise
-        return position
+        return program
 
     def _reuses(self, table: BranchTable) -> bool:
         """Whether a table ever reuses anything."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dqar_fx.steps.steps import Position
+    from dqar_fx.steps.position import Position
 
     Tensors = Sequence[torch.Tensor]
     StreamKey = tuple[str | None, int]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dqar_fx.program.program import Program
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
-    from dqar_fx.steps.steps import Position
+    from dqar_fx.steps.position import Position
 
     from .guidance import Guidance
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dqar_fx.plan.slot_state import ForecastWeights
     from dqar_fx.program.program import Program
     from dqar_fx.schedule.table import BranchTable
-    from dqar_fx.steps.steps import Position
+    from dqar_fx.steps.position import Position
 
     WeightIndex = tuple[int, int]
     # column of a site, and place in its history

@@ -6,9 +6,11 @@ conditioning stages whose inputs changed, walk the bound calls.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from dqar_fx.capture.inputs import Roles
@@ -16,7 +18,6 @@ from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
 from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import StepError
-from dqar_fx.notices import Once
 from dqar_fx.passes import specialise
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.plan.liveness import Liveness
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from dqar_fx.plan.slot_state import Actions, ForecastWeights
     from dqar_fx.plan.slots import SlotKey
     from dqar_fx.schedule.table import BranchTable
-    from dqar_fx.steps.steps import Position
+    from dqar_fx.steps.position import Position, StreamKey
 
     from .explanation import Explanation
     from .lowering import Lowering
@@ -73,6 +74,7 @@ class Program:
         binder: Binds rows and stages to what they read and write.
         ahead: When conditioning is evaluated for a whole trajectory.
         liveness: What of the conditioning is read.
+        reference: Itself, weakly.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Program:
         self.lowering = lowering
         self.explanation = explanation
         self.binder = Binder(plan, lowering, captured.gm, self.slot_specs, observe)
-        self.streams: dict[tuple[str | None, int], Stream] = {}
+        self.streams: dict[StreamKey, Stream] = {}
         self.roles = Roles.of(captured.gm)
         self.ahead = AheadPolicy(
             conditioning,
@@ -116,8 +118,8 @@ class Program:
         self.liveness = Liveness(
             plan, table.rows, lowering.unlowered_of, is_compiled=self.ahead.is_compiled
         )
+        self.reference = weakref.ref(self)
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
-        self._once = Once()
         devices = {spec.device.type for spec in slots.values()}
         self._is_on_host = devices <= {"cpu"}
 
@@ -222,10 +224,15 @@ class Program:
 
     def reset(self) -> None:
         """Forget all streams, their slots and their conditioning."""
-        for stream in self.streams.values():
+        for stream in list(self.streams.values()):
             stream.report_flags(self.table.sites)
         self.streams.clear()
         self._conditioning.forget()
+
+    def forget_session(self, number: int) -> None:
+        """Forget the streams of a session that is closed."""
+        for key in [key for key in self.streams if key[2:] == (number,)]:
+            self.streams.pop(key).report_flags(self.table.sites)
 
     def row_graph(self, step: int) -> fx.GraphModule:
         """The step's whole graph at a step of the table.
@@ -258,10 +265,14 @@ class Program:
             stream.report_flags(self.table.sites)
             self.lowering.packed_weights.refresh()
             slots.enter(position.trajectory)
-        step = self._prepare(stream, position.step, weights)
-        if step.num_cold:
-            self._warn_cold(step.num_cold, position)
-        return self._execute(stream, step, leaves, position)
+        if position.computes:
+            step = self._prepare_alone(stream)
+        else:
+            step = self._prepare(stream, position.step, weights)
+        outputs = self._execute(stream, step, leaves, position)
+        if position.run is not None:
+            position.run.note(position, self, step.actions, step.num_cold)
+        return outputs
 
     def _execute(
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position
@@ -313,7 +324,7 @@ class Program:
         slot_state, step = self._stream(position.stream).slots.slot_state, position.step
         return slot_state.weigh(self.table, self.table.actions[step], step)
 
-    def _stream(self, key: tuple[str | None, int]) -> Stream:
+    def _stream(self, key: StreamKey) -> Stream:
         if key not in self.streams:
             num_sites = len(self.table.sites)
             slots = Slots(self.slot_specs, num_sites, self.history, self.slot_owners)
@@ -338,6 +349,7 @@ class Program:
                 stream.rows[row] = self.binder.bind_row(stream.slots, actions, weighed)
             calls = stream.rows[row]
         made = PreparedStep(
+            actions=actions,
             calls=calls,
             after=state.after(actions, step),
             needs=self.liveness.needs(actions.tolist()),
@@ -350,16 +362,23 @@ class Program:
             stream.prepared[state, step] = made
         return made
 
+    def _prepare_alone(self, stream: Stream) -> PreparedStep:
+        """A step that computes everything, and neither reads nor keeps anything."""
+        actions = np.zeros(len(self.table.sites), np.int8)
+        key = ("alone", actions.tobytes())
+        if key not in stream.rows:
+            unweighed: ForecastWeights = ((),) * len(actions) if self.history > 1 else ()
+            stream.rows[key] = self.binder.bind_row(stream.slots, actions, unweighed)
+        return PreparedStep(
+            actions=actions,
+            calls=stream.rows[key],
+            after=stream.slots.slot_state,
+            needs=self.liveness.needs(actions.tolist()),
+            num_cold=0,
+            is_checked=False,
+        )
+
     def _is_checked(self, actions: Sequence[int] | Actions, step: int) -> bool:
         """Whether to look for NaN and infinity after a step: elsewhere, to ask is to wait."""
         is_last = step == self.table.num_steps - 1
         return is_last or (self._is_on_host and Action.STORE in actions)
-
-    def _warn_cold(self, cold: int, position: Position) -> None:
-        self._once.warn(
-            f"step {position.step} starts cold: {cold} of {len(self.table.sites)} sites "
-            "should reuse an output that this trajectory has not kept, and are computed "
-            "instead. The trajectory did not begin at step 0, skipped a step, or could not "
-            "be recognised (see Denoiser.cache_context and Denoiser.attach_scheduler)",
-            key="cold",
-        )

@@ -31,6 +31,7 @@ class PreparedStep:
     """A step, worked out for what is kept when it begins.
 
     Attributes:
+        actions: What each site does, int8 ``[sites]``.
         calls: What it runs.
         after: What is kept when it ends.
         needs: What of the conditioning they read.
@@ -38,6 +39,7 @@ class PreparedStep:
         is_checked: Whether to ask at its end for what is not finite.
     """
 
+    actions: Actions
     calls: list[BoundCall]
     after: SlotState
     needs: Needs

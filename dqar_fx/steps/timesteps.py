@@ -9,12 +9,19 @@ counts for a call only if its timestep has the value that stands at that step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .seen import version_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+Range = tuple[float, float]
+"""The least and the greatest of a call's timesteps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +53,13 @@ class Timesteps:
         is_counted = self.version is not None or tensor.device.type != "cpu"
         return is_counted or tensor.tolist() == self.values
 
+    @cached_property
+    def is_monotonic(self) -> bool:
+        """Whether they fall or rise, as a loop goes through them; neighbours may be equal."""
+        pairs = list(pairwise(self.values))
+        falls, rises = all(a >= b for a, b in pairs), all(a <= b for a, b in pairs)
+        return falls != rises
+
     def is_equal(self, other: Timesteps) -> bool:
         """Whether both have the same values."""
         return self is other or self.values == other.values
@@ -56,7 +70,7 @@ class TimestepSources:
 
     Attributes:
         attached: Timesteps that were given, or None.
-        scheduler: One that was attached, or None.
+        scheduler: The one whose run it is, or None.
     """
 
     def __init__(self) -> None:
@@ -70,15 +84,19 @@ class TimestepSources:
         self._base = self._given = None
 
     def read_base(self, timestep: torch.Tensor) -> tuple[Timesteps, int] | None:
-        """The timesteps that a timestep is an element of, and its place there."""
+        """The timesteps that a timestep is an element of, and its place there.
+
+        They rise or fall: a slice of a batch of equal or of any timesteps is no place in time.
+        """
         base = timestep._base
-        single = timestep.numel() == 1 or not any(timestep.stride())
-        if base is None or base.dim() != 1 or base.numel() < 2 or not single:
+        if base is None or base.dim() != 1 or base.numel() < 2 or not is_single(timestep):
             return None
         if base.dtype != timestep.dtype:
             return None
         if self._base is None or not self._base.is_of(base):
             self._base = Timesteps.of(base)
+        if not self._base.is_monotonic:
+            return None
         index = (timestep.storage_offset() - base.storage_offset()) // base.stride(0)
         return self._base, index
 
@@ -90,11 +108,11 @@ class TimestepSources:
         given = self.scheduler_timesteps if self.attached is None else self.attached
         if given is None or not (reads or timestep.device.type == "cpu"):
             return None
-        low, high = torch.stack(torch.aminmax(timestep)).tolist()
-        if low != high:
+        value = value_of(timestep)
+        if value is None:
             return None
         known = self._known(given, timestep)
-        return next((r for r in known if step < len(r.values) and r.values[step] == low), None)
+        return next((r for r in known if step < len(r.values) and r.values[step] == value), None)
 
     @property
     def scheduler_timesteps(self) -> torch.Tensor | None:
@@ -106,23 +124,69 @@ class TimestepSources:
         """Timesteps as a pipeline may pass them, in the dtype of the call's."""
         known = self._given
         if known is None or not known[0].is_of(given) or known[1] != timestep.dtype:
-            timestep_sources = [
-                Timesteps.of(each) for each in self._spellings(given, timestep)
-            ]
-            self._given = known = (Timesteps.of(given), timestep.dtype, timestep_sources)
+            scheduler = self.scheduler if self.attached is None else None
+            read = [Timesteps.of(each) for each in spell(given, timestep, scheduler)]
+            self._given = known = (Timesteps.of(given), timestep.dtype, read)
         return known[2]
 
-    def _spellings(
-        self, given: torch.Tensor, timestep: torch.Tensor
-    ) -> Iterator[torch.Tensor]:
-        own = given.to(timestep.device, timestep.dtype)
-        yield own
-        config = getattr(self.scheduler, "config", None)
-        total = getattr(config, "num_train_timesteps", None)
-        if self.attached is None and total and own.is_floating_point():
-            yield own / total
+
+def spell(
+    timesteps: torch.Tensor, like: torch.Tensor, scheduler: Any = None
+) -> Iterator[torch.Tensor]:
+    """Timesteps as pipelines pass them on, in the dtype and on the device of one.
+
+    As they are; divided by the scheduler's ``num_train_timesteps`` (Flux, SD3); or counted from
+    the other end (Z-Image, Lumina).
+    """
+    own = timesteps.to(like.device, like.dtype)
+    yield own
+    total = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    if total and own.is_floating_point():
+        yield own / total
+        yield 1 - own / total
+        yield (total - own) / total
+        yield (1 - timesteps / total).to(like.device, like.dtype)
 
 
-def version_of(tensor: torch.Tensor) -> int | None:
-    """How often a tensor was written in place; None where that is not recorded."""
-    return None if tensor.is_inference() else tensor._version
+def find_value(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> int | None:
+    """The first place at which a scheduler's timesteps have a call's value; None if nowhere.
+
+    An element of them tells its place; any other timestep is read, which waits for an
+    accelerator.
+    """
+    if not isinstance(timestep, torch.Tensor):
+        return None
+    base = timestep._base
+    if base is not None and is_single(timestep) and base.dtype == timestep.dtype:
+        root = timesteps if timesteps._base is None else timesteps._base
+        if base is root and base.dim() == 1:
+            offset = timestep.storage_offset() - timesteps.storage_offset()
+            return offset // timesteps.stride(0)
+    value = value_of(timestep)
+    if value is None:
+        return None
+    for spelled in spell(timesteps, timestep, scheduler):
+        found = (spelled == value).nonzero()
+        if len(found):
+            return int(found[0])
+    return None
+
+
+def is_single(timestep: torch.Tensor) -> bool:
+    """Whether a timestep is one value by its layout: of one element, or expanded from it."""
+    return timestep.numel() == 1 or not any(timestep.stride())
+
+
+def range_of(timestep: torch.Tensor) -> Range:
+    """The least and the greatest value, which are one where all samples have the same."""
+    if is_single(timestep):
+        value = float(timestep.flatten()[0])
+        return value, value
+    low, high = torch.stack(torch.aminmax(timestep)).tolist()
+    return float(low), float(high)
+
+
+def value_of(timestep: torch.Tensor) -> float | None:
+    """The value that all samples have; None where they have several."""
+    low, high = range_of(timestep)
+    return low if low == high else None

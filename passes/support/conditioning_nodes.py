@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from .blocks import find_blocks, find_runs, find_siblings
@@ -21,30 +23,38 @@ TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step")
 def find_conditioning(gm: fx.GraphModule) -> list[fx.Node]:
     """Nodes that may leave the step, in order."""
     nodes = [n for n in gm.graph.nodes if is_computing(n)]
-    latent = find_latent(gm)
-    if latent is None:
+    latents = find_latents(gm)
+    if not latents:
         return []
-    return choose_nodes(nodes, latent, find_runs(nodes, find_blocks(nodes)))
+    return choose_nodes(nodes, latents, find_runs(nodes, find_blocks(nodes)))
 
 
-def find_latent(gm: fx.GraphModule) -> fx.Node | None:
-    """The placeholder of the latent; None where no input is a floating-point tensor."""
-    inputs: list[fx.Node] = list(gm.graph.find_nodes(op="placeholder"))
+def find_latents(gm: fx.GraphModule) -> list[fx.Node]:
+    """The placeholders of what is denoised: one, or one for each tensor of a list.
+
+    None where no input is a floating-point tensor.
+    """
+    inputs = [n for n in gm.graph.find_nodes(op="placeholder") if tensor_value(n) is not None]
     for name in LATENT_NAMES:
-        for node in inputs:
-            if node.target == name and tensor_value(node) is not None:
-                return node
-    values = ((node, tensor_value(node)) for node in inputs)
-    return next((n for n, v in values if v is not None and v.is_floating_point()), None)
+        found = [node for node in inputs if is_of_argument(str(node.target), name)]
+        if found:
+            return found
+    floats = (node for node in inputs if node.meta["val"].is_floating_point())
+    return list(islice(floats, 1))
+
+
+def is_of_argument(placeholder: str, name: str) -> bool:
+    """Whether an input is an argument, or a tensor of the list that is given for it."""
+    return placeholder == name or bool(re.fullmatch(rf"{re.escape(name)}_\d+", placeholder))
 
 
 def choose_nodes(
-    nodes: Sequence[fx.Node], latent: fx.Node, runs: list[tuple[str, list[fx.Node]]]
+    nodes: Sequence[fx.Node], latents: Sequence[fx.Node], runs: list[tuple[str, list[fx.Node]]]
 ) -> list[fx.Node]:
     """Nodes that may leave the step: latent-independent in every sibling of their block."""
     pinned = {n for n in nodes if not is_pure(n)}
     while True:
-        free = independent_nodes(nodes, {latent} | pinned)
+        free = independent_nodes(nodes, {*latents} | pinned)
         irregular = counterparts_of_dependent(free, runs)
         if not irregular:
             break

@@ -9,7 +9,7 @@ from torch import nn
 
 from dqar_fx.passes import hoist_conditioning
 from dqar_fx.passes.support.blocks import block_of, find_blocks, find_runs, find_siblings
-from dqar_fx.passes.support.conditioning_nodes import find_latent
+from dqar_fx.passes.support.conditioning_nodes import find_latents
 from dqar_fx.passes.support.graphs import is_computing
 from tests.helpers.rewrite_checks import (
     WIDTH,
@@ -270,7 +270,7 @@ def test_find_latent_by_name_else_the_first(names, latent):
     for name in names:
         graph.placeholder(name).meta["val"] = tokens()
     graph.output(())
-    assert find_latent(torch.fx.GraphModule({}, graph)).name == latent
+    assert [n.name for n in find_latents(torch.fx.GraphModule({}, graph))] == [latent]
 
 
 def test_find_blocks_of_a_stack_in_order():

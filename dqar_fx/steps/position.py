@@ -1,0 +1,119 @@
+"""Where a call of the denoiser stands: its run, its step, its stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from dqar_fx.capture.inputs import Roles
+
+    from .reasons import Reason
+    from .runs import Run
+    from .scheduler import SchedulerRun
+    from .timesteps import Timesteps
+
+StreamKey = tuple["str | None", int] | tuple["str | None", int, int]
+"""Name from ``cache_context`` (or None), number among those of that name, number of the session
+where one is open."""
+
+
+@dataclass(frozen=True)
+class NamedStream:
+    """The stream and step that ``cache_context`` named.
+
+    Attributes:
+        name: Of the stream.
+        step_index: The step, where it was given.
+        num_steps: Steps of the run, where they were given.
+    """
+
+    name: str
+    step_index: int | None = None
+    num_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What a run says of itself before its steps: what a schedule's table is made for.
+
+    Attributes:
+        num_rows: Evaluations of the denoiser, per stream.
+        calls: Per row, which evaluation of its solver step it is; empty where each step has one.
+        noise: Per row, the latent's signal-to-noise ratio; None where that is not known.
+    """
+
+    num_rows: int
+    calls: tuple[int, ...] = ()
+    noise: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Position:
+    """The step, stream and run of a call.
+
+    Attributes:
+        trajectory: An object of its own for every stretch of a stream whose kept outputs belong
+            together.
+        stream: Which stream it is.
+        step: Index of the step in the run: the row of the branch table.
+        length: Steps of the run, where known.
+        timesteps: The timesteps of the run, where the call's timestep is the element ``step`` of
+            them; else None.
+        scheduler_run: The run of the scheduler that told the step; None where none did.
+        run: The log of the run; None where nothing is logged.
+        reason: Why something may not be kept that the table reads; None where all is as usual.
+        computes: Whether to compute everything and keep nothing, whatever the table says.
+    """
+
+    trajectory: object
+    stream: StreamKey
+    step: int
+    length: int | None = None
+    timesteps: Timesteps | None = None
+    scheduler_run: SchedulerRun | None = None
+    run: Run | None = None
+    reason: Reason | None = None
+    computes: bool = False
+
+    @property
+    def shape(self) -> RunShape | None:
+        """What the run says of itself; None where its number of steps is not known."""
+        if self.scheduler_run is not None:
+            return self.scheduler_run.shape
+        return None if self.length is None else RunShape(self.length)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What tells one call from others, as it comes in.
+
+    Attributes:
+        signature: Which program runs it: calls of other programs share no kept output.
+        timestep: The timestep argument; None if the model has none.
+        latents: The tensors that are denoised.
+        conditioning: All other tensors.
+        names: Per tensor of the conditioning, its argument.
+        prompts: Per tensor of the conditioning, whether its name says that it is a prompt.
+    """
+
+    signature: Hashable
+    timestep: Any
+    latents: tuple[Any, ...]
+    conditioning: tuple[Any, ...]
+    names: tuple[str, ...] = ()
+    prompts: tuple[bool, ...] = ()
+
+    @classmethod
+    def of(cls, roles: Roles, leaves: Sequence[Any], signature: Hashable) -> Call:
+        """Read a call off its flat inputs."""
+        return cls(
+            signature,
+            None if roles.timestep is None else leaves[roles.timestep],
+            tuple([leaves[i] for i in roles.latents]),
+            tuple([leaves[i] for i in roles.conditioning]),
+            roles.names,
+            roles.prompts,
+        )

@@ -1,0 +1,175 @@
+"""The log of a run: what each call of the denoiser did, beside what the table promised."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dqar_fx.notices import Once
+from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.table import READING
+
+from .reasons import LOST, Reason
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dqar_fx.schedule.table import BranchTable
+
+    from .position import Position, StreamKey
+
+KEPT_RUNS = 8
+"""Runs whose logs a denoiser keeps."""
+
+
+@dataclass(slots=True)
+class LoggedCall:
+    """What one call of the denoiser did.
+
+    Attributes:
+        step: The row of the branch table.
+        stream: Which stream it was.
+        table: What was promised.
+        actions: What each site did, int8 ``[sites]``.
+        num_cold: Sites that the table lets read what was not kept; they computed.
+        why: Why not, or why everything was computed; None where all is as the table says.
+        is_whole: Whether the one site is the whole output, and the model was not called if that
+            was read.
+        milliseconds: What the call took; None where that was not asked for.
+        program: What ran it, while it is there.
+    """
+
+    step: int
+    stream: StreamKey
+    table: BranchTable
+    actions: NDArray[np.int8]
+    num_cold: int
+    why: Reason | None
+    is_whole: bool
+    program: weakref.ref[Any]
+    milliseconds: float | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why something was not reused, in words; empty where all is as the table says."""
+        return "" if self.why is None else self.why.text
+
+    def count(self, *actions: Action) -> int:
+        """How many sites did one of these."""
+        return int(np.isin(self.actions, actions).sum())
+
+    @property
+    def num_promised(self) -> int:
+        """How many sites the table lets read something."""
+        return int(np.isin(self.table.actions[self.step], READING).sum())
+
+
+@dataclass(eq=False)
+class Run:
+    """The calls of one denoiser in one run of the denoising loop.
+
+    Attributes:
+        clock: What told the step: ``"step_index"`` (of ``cache_context``), ``"scheduler"``,
+            ``"place"`` (of the timestep in its tensor) or ``"value"`` (of the timestep).
+        first: The step that it began with.
+        length: Steps of the whole run, where known.
+        token: What the clock knows the run by; None where it does not.
+        once: What warns of each reason at most once.
+        calls: What was done, in order.
+        is_ended: Whether no call will come any more.
+    """
+
+    clock: str
+    first: int
+    length: int | None
+    token: object = field(default=None, repr=False)
+    once: Once = field(default_factory=Once, repr=False)
+    calls: list[LoggedCall] = field(default_factory=list)
+    is_ended: bool = False
+
+    @property
+    def last(self) -> int:
+        """The last step that was called."""
+        return self.calls[-1].step if self.calls else self.first
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it went on to its last step, as far as its length is known."""
+        return self.length is not None and self.last >= self.length - 1
+
+    @property
+    def num_reused(self) -> int:
+        """Cells that read what was kept."""
+        return sum(call.count(*READING) for call in self.calls)
+
+    @property
+    def num_promised(self) -> int:
+        """Cells that the table lets read, in the rows that were walked."""
+        return sum(call.num_promised for call in self.calls)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many cells did not reuse though the table lets them, by reason."""
+        found = Counter[str]()
+        for call in self.calls:
+            if call.why is not None:
+                found[call.reason] += call.num_promised - call.count(*READING)
+        return {reason: cells for reason, cells in found.items() if cells}
+
+    def note(
+        self,
+        position: Position,
+        program: Any,
+        actions: NDArray[np.int8],
+        num_cold: int,
+        whole: BranchTable | None = None,
+    ) -> None:
+        """Log a call that has run, and warn if it reused less than promised for a new reason.
+
+        Args:
+            position: Which one it was.
+            program: What ran it; a `Program`.
+            actions: What each site did, int8 ``[sites]``.
+            num_cold: Sites that should have read what was not kept.
+            whole: The table of the whole output, where that is what was done.
+        """
+        table = program.table if whole is None else whole
+        why = None
+        if num_cold or position.computes:
+            why = position.reason or LOST
+            if why.mend and (position.computes or num_cold):
+                self._warn(position.step, num_cold, len(actions), why)
+        reference = program.reference
+        self.calls.append(
+            LoggedCall(
+                position.step,
+                position.stream,
+                table,
+                actions,
+                num_cold,
+                why,
+                whole is not None,
+                reference,
+            )
+        )
+
+    def _warn(self, step: int, num_cold: int, num_sites: int, why: Reason) -> None:
+        done = f"{num_cold} of {num_sites} sites start cold" if num_cold else "nothing is kept"
+        self.once.warn(
+            f"step {step}: {done} and compute, where the table lets them reuse: {why.text}. What "
+            f"to do: {why.mend}",
+            key=why.kind,
+        )
+
+    def describe(self) -> str:
+        """One line: how far it went, what was reused and what was promised."""
+        length = "" if self.length is None else f" of {self.length}"
+        lacking = "".join(f"; {n} not, since {why}" for why, n in self.reasons.items())
+        return (
+            f"run of steps {self.first} to {self.last}{length}: {len(self.calls)} calls, "
+            f"{self.num_reused} of {self.num_promised} promised cells reused{lacking}"
+        )

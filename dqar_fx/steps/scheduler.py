@@ -1,0 +1,111 @@
+"""Where a diffusers scheduler stands in its run.
+
+Its ``set_timesteps`` begins a run, its ``step`` ends a step. A scheduler that is watched tells
+both; of another one the tensor of timesteps is looked at, which ``set_timesteps`` makes anew,
+and ``step_index``, where it has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from dqar_fx.errors import ScheduleError
+from dqar_fx.schedule.noise import noise_as_set
+
+from .position import RunShape
+from .timesteps import find_value
+
+WATCH = "_dqar_fx_watch"
+"""Attribute of a scheduler that is watched."""
+
+
+@dataclass
+class SchedulerWatch:
+    """What a watched scheduler has told.
+
+    Attributes:
+        run: An object of its own for each run; None before ``set_timesteps`` was called.
+        steps: How often ``step`` was called in it.
+    """
+
+    run: object = None
+    steps: int = 0
+
+    def begin(self) -> None:
+        """Note that ``set_timesteps`` was called."""
+        self.run, self.steps = object(), 0
+
+    def end_step(self) -> None:
+        """Note that ``step`` was called."""
+        self.steps += 1
+
+
+@dataclass(eq=False)
+class SchedulerRun:
+    """One run of a scheduler; the object itself is what tells it from others.
+
+    Attributes:
+        scheduler: The scheduler, whose timesteps are set.
+        timesteps: They, 1-D.
+        start: The index that the run began with, once it is known.
+    """
+
+    scheduler: Any = field(repr=False)
+    timesteps: torch.Tensor
+    start: int | None = None
+
+    @cached_property
+    def shape(self) -> RunShape:
+        """What a schedule's table is made for."""
+        rows, order = len(self.timesteps), int(getattr(self.scheduler, "order", 1) or 1)
+        calls = tuple(i % order for i in range(rows)) if order > 1 else ()
+        try:
+            noise = tuple(noise_as_set(self.scheduler).tolist())
+        except (ScheduleError, AttributeError, IndexError, TypeError, ValueError):
+            noise = None  # a scheduler of another kind
+        is_whole = noise is not None and len(noise) == rows
+        return RunShape(rows, calls, noise if is_whole else None)
+
+
+class SchedulerReader:
+    """Reads the position of one scheduler, call by call."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self._run: SchedulerRun | None = None
+        self._token: object = None
+
+    def read(self, timestep: Any) -> tuple[SchedulerRun, int] | None:
+        """The run that a call belongs to, and its step; None if no timesteps are set.
+
+        Args:
+            timestep: The call's, which is looked up where the scheduler does not count.
+        """
+        scheduler = self.scheduler
+        timesteps = getattr(scheduler, "timesteps", None)
+        watch: SchedulerWatch | None = scheduler.__dict__.get(WATCH)
+        if not isinstance(timesteps, torch.Tensor) or timesteps.dim() != 1:
+            return None
+        token = timesteps if watch is None or watch.run is None else watch.run
+        if self._run is None or token is not self._token:
+            self._token, self._run = token, SchedulerRun(scheduler, timesteps)
+        run = self._run
+        if hasattr(scheduler, "step_index"):
+            index = scheduler.step_index
+            if index is None:
+                index = getattr(scheduler, "begin_index", None)
+            return run, self._start(run, timestep) if index is None else int(index)
+        if token is not timesteps and watch is not None:
+            return run, self._start(run, timestep) + watch.steps
+        found = find_value(timestep, run.timesteps, scheduler)
+        return None if found is None else (run, found)
+
+    def _start(self, run: SchedulerRun, timestep: Any) -> int:
+        if run.start is None:
+            run.start = find_value(timestep, run.timesteps, self.scheduler) or 0
+        return run.start
+
