@@ -9,7 +9,7 @@ from the conditional ones is weighted by frequency, here it is kept as it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ from .skipped_steps import OUTPUT, resolve_inside
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import ArrayLike
     from torch import nn
 
     from dqar_fx.schedule.table import Around, BranchTable
@@ -87,12 +88,35 @@ class Guidance:
                 f"guidance keep={self.keep!r} says what is kept of the unconditional output, "
                 "but no schedule keeps it: give output=Schedule..., too"
             )
-        self.output_table()
+        if self.output is not None and not self.output.waits_for_run:
+            self.output_table()
+
+    def for_run(
+        self, num_rows: int, *, calls: Sequence[int] = (), noise: ArrayLike | None = None
+    ) -> Guidance:
+        """The same guidance with its schedules' number of steps fixed.
+
+        Arguments and errors are those of `Schedule.for_run`.
+        """
+        own = {name: getattr(self, name) for name in ("unconditional", "output")}
+        fixed = {
+            name: schedule.for_run(num_rows, calls=calls, noise=noise)
+            for name, schedule in own.items()
+            if schedule is not None
+        }
+        return replace(self, **fixed)
 
     def output_table(self) -> BranchTable | None:
-        """The table of the whole output, one column; None where it is never kept."""
+        """The table of the whole output, one column; None where it is never kept.
+
+        Raises:
+            ScheduleError: The schedule is for several sites, or `for_run` has not fixed its
+                number of steps yet.
+        """
         if self.output is None:
             return None
+        if self.output.waits_for_run:  # says what to do
+            return self.output.resolve((OUTPUT,))
         try:
             return self.output.resolve((OUTPUT,))
         except ScheduleError as error:
@@ -114,10 +138,14 @@ class Guidance:
             if given is None:
                 continue
             if given.num_steps != schedule.num_steps:
+                own, other = (
+                    "no number of" if length is None else length
+                    for length in (given.num_steps, schedule.num_steps)
+                )
                 raise ScheduleError(
-                    f"guidance {name} is a schedule of {given.num_steps} steps, but the "
-                    f"conditional stream's has {schedule.num_steps}. Both streams run through "
-                    "one trajectory: give all schedules the same num_steps"
+                    f"guidance {name} is a schedule of {own} steps, but the conditional "
+                    f"stream's has {other} steps. Both streams run through one trajectory: "
+                    "give all schedules the same num_steps, or none of them one"
                 )
             given.refuse_other_model(model)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.rules import AnyRunRule
 from dqar_fx.schedule.table import find_read, no_weights
 from dqar_fx.schedule.written_out import WrittenActions
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dqar_fx.schedule.rules import Mask, Moment, Rule
+    from dqar_fx.schedule.run import Run
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
 
@@ -88,7 +90,7 @@ def weights_of_same(table: BranchTable, other: BranchTable) -> NDArray[np.float6
 
 
 @dataclass(frozen=True)
-class WholeModelRule:
+class WholeModelRule(AnyRunRule):
     """A rule for the sites of a model, and, as the last one, for the model as a whole.
 
     Attributes:
@@ -98,6 +100,10 @@ class WholeModelRule:
 
     rule: Rule
     skipped: tuple[bool, ...]
+
+    def for_run(self, run: Run) -> WholeModelRule:
+        """Give the same with the rule inside for a run."""
+        return replace(self, rule=self.rule.for_run(run))
 
     def may_reuse(self, moment: Moment) -> Mask:
         """Allow sites as the rule inside does, and the whole where it is not called."""

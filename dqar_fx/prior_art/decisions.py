@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dqar_fx.errors import ScheduleError
+from dqar_fx.schedule.rules import AnyModelRule
 from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.schedule.written_out import WrittenActions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from dqar_fx.schedule.rules import Mask, Moment
+    from dqar_fx.schedule.run import Run
 
 
 class StepDecision(NamedTuple):
@@ -22,16 +27,69 @@ class StepDecision(NamedTuple):
     order: int = 0
 
 
-def write_out(decisions: Iterable[StepDecision], sites: str | tuple[str, ...]) -> Schedule:
-    """Return the schedule of one decision per step, for these sites."""
+@dataclass(frozen=True)
+class StepRule(AnyModelRule):
+    """One decision per step for all sites, written out when the number of steps is known.
+
+    Attributes:
+        decide: Gives the decisions, for arguments of which the last is the number of steps.
+        arguments: All arguments but that one.
+        highest_order: The highest order of a forecast among the decisions; 0 for none.
+    """
+
+    decide: Callable[..., Iterable[StepDecision]]
+    arguments: tuple[Any, ...]
+    highest_order: int = 0
+
+    @property
+    def max_order(self) -> int:
+        """The highest order of a forecast among the decisions."""
+        return self.highest_order
+
+    def for_run(self, run: Run) -> WrittenActions:
+        """Return the decisions of as many steps as the run has rows."""
+        return self.write(run.num_rows)
+
+    def may_reuse(self, moment: Moment) -> Mask:
+        """Allow all sites or none, as the decision of the step says."""
+        return self.write(moment.num_steps).may_reuse(moment)
+
+    def why(self, moment: Moment, site: int) -> str:
+        """Return the reason of the step's decision."""
+        return self.write(moment.num_steps).why(moment, site)
+
+    def write(self, num_steps: int) -> WrittenActions:
+        """Return the decisions of so many steps."""
+        return write_actions(self.decide(*self.arguments, num_steps))
+
+
+def write_actions(decisions: Iterable[StepDecision]) -> WrittenActions:
+    """Return the rule of one decision per step."""
     steps = tuple(decisions)
-    rule = WrittenActions(
+    return WrittenActions(
         letters=tuple((step.letter,) for step in steps),
         strict=False,
         orders=tuple((step.order,) for step in steps),
         reasons=tuple((step.reason,) for step in steps),
     )
-    return Schedule(len(steps), rule, sites=sites)
+
+
+def write_out(decisions: Iterable[StepDecision], sites: str | tuple[str, ...]) -> Schedule:
+    """Return the schedule of one decision per step, for these sites."""
+    rule = write_actions(decisions)
+    return Schedule(len(rule.letters), rule, sites=sites)
+
+
+def schedule_steps(
+    rule: StepRule, num_steps: int | None, sites: str | tuple[str, ...]
+) -> Schedule:
+    """Return the schedule of a rule for these sites; None is for as many steps as a run has.
+
+    Raises:
+        ScheduleError: The number of steps is no integer, or less than 1.
+    """
+    schedule = Schedule(None, rule, sites=sites)
+    return schedule if num_steps is None else schedule.for_run(num_steps)
 
 
 def read_mask(what: str, values: Any) -> tuple[bool, ...]:

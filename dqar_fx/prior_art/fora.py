@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dqar_fx.schedule.schedule import check_at_least
+from dqar_fx.schedule.schedule import check_at_least, check_known_at_least
 
-from .decisions import StepDecision, write_out
+from .decisions import StepDecision, StepRule, schedule_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dqar_fx.schedule.schedule import Schedule
 
 
-def fora(num_steps: int, every: int = 3) -> Schedule:
+def fora(num_steps: int | None = None, every: int = 3) -> Schedule:
     """Compute attention and feed-forward at each ``every``-th step: FORA.
 
     As in its code, steps are counted back from the last one, which is computed: of 8 steps
@@ -20,7 +22,7 @@ def fora(num_steps: int, every: int = 3) -> Schedule:
     TaylorSeer) count from the first step, which is ``Schedule.interval(num_steps, every)``.
 
     Args:
-        num_steps: Steps of the trajectory.
+        num_steps: Steps of the trajectory; None for as many as a run has.
         every: Distance between computed steps (its N); 1 computes at each step.
 
     Returns:
@@ -32,15 +34,16 @@ def fora(num_steps: int, every: int = 3) -> Schedule:
     Source:
         Selvaraju et al. 2024, arXiv 2407.01425; prathebaselva/FORA, src/models.py.
     """
-    check_at_least(1, num_steps=num_steps, every=every)
-    return write_out((decide_fora(step, num_steps, every) for step in range(num_steps)), "all")
+    check_known_at_least(1, num_steps=num_steps)
+    check_at_least(1, every=every)
+    return schedule_steps(StepRule(decide_fora, (every,)), num_steps, "all")
 
 
-def decide_fora(step: int, num_steps: int, every: int) -> StepDecision:
-    """Return what FORA does at a step."""
-    left = num_steps - 1 - step
-    if step == 0:
-        return StepDecision("C", "FORA computes the first step")
-    if left % every == 0:
-        return StepDecision("C", f"FORA: steps left are a multiple of {every}: {left}")
-    return StepDecision("R", f"FORA: steps left are no multiple of {every}: {left}")
+def decide_fora(every: int, num_steps: int) -> Iterator[StepDecision]:
+    """Yield what FORA does at each step."""
+    yield StepDecision("C", "FORA computes the first step")
+    for left in reversed(range(num_steps - 1)):
+        if left % every == 0:
+            yield StepDecision("C", f"FORA: steps left are a multiple of {every}: {left}")
+        else:
+            yield StepDecision("R", f"FORA: steps left are no multiple of {every}: {left}")

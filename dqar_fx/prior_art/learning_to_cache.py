@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dqar_fx.errors import ScheduleError
+from dqar_fx.schedule.measured import check_length
 from dqar_fx.schedule.rules import AnyModelRule
-from dqar_fx.schedule.schedule import Schedule, check_at_least
+from dqar_fx.schedule.schedule import Schedule, check_known_at_least
 
 from .decisions import check_number
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dqar_fx.schedule.rules import Mask, Moment
+    from dqar_fx.schedule.run import Run
 
 UNREADABLE = (
     OSError,
@@ -38,7 +40,10 @@ UNREADABLE = (
 
 
 def read_learning_to_cache(
-    router: str | Path | Mapping[str, Any], num_steps: int, *, threshold: float = 0.1
+    router: str | Path | Mapping[str, Any],
+    num_steps: int | None = None,
+    *,
+    threshold: float = 0.1,
 ) -> Schedule:
     """Read the routers that Learning-to-Cache has trained for a DiT, one per step.
 
@@ -51,7 +56,8 @@ def read_learning_to_cache(
     Args:
         router: The checkpoint, as torch or as safetensors, or its content:
             ``{"routers": {"0.prob": ..., "1.prob": ..., ...}}``.
-        num_steps: Steps of the trajectory, as many as there are routers.
+        num_steps: Steps of the trajectory, which are as many as there are routers; None to
+            count them.
         threshold: Limit of the scores (its theta): 0.1 in its README for all but 512 pixels,
             which have 0.9; 0.5 in its code by default.
 
@@ -66,11 +72,12 @@ def read_learning_to_cache(
         Ma et al. 2024, arXiv 2406.01733; horseee/learning-to-cache, DiT/models/
         dynamic_models.py and router_models.py.
     """
-    check_at_least(1, num_steps=num_steps)
+    check_known_at_least(1, num_steps=num_steps)
     check_number(threshold=threshold)
-    scores = compute_scores(read_routers(router), num_steps)
+    routers = read_routers(router)
+    scores = compute_scores(routers, len(routers) if num_steps is None else num_steps)
     rule = RouterRule(scores, float(threshold))
-    return Schedule(num_steps, rule, sites=("self", "feed_forward"))
+    return Schedule(len(scores), rule, sites=("self", "feed_forward"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +91,11 @@ class RouterRule(AnyModelRule):
 
     scores: NDArray[np.float32]
     threshold: float
+
+    def for_run(self, run: Run) -> RouterRule:
+        """Return the rule itself; raise `ScheduleError` for another number of steps."""
+        check_length("the router of Learning-to-Cache", len(self.scores), run)
+        return self
 
     def is_routed(self, step: int) -> bool:
         """Return whether a router decides: at the last step, and every other before it."""
@@ -163,10 +175,10 @@ def compute_scores(routers: Mapping[str, Any], num_steps: int) -> NDArray[np.flo
             logit that is no number.
     """
     keys = [f"{number}.prob" for number in reversed(range(num_steps))]
-    if set(keys) != set(routers):
+    if not keys or set(keys) != set(routers):
         raise ScheduleError(
             f"expected {num_steps} routers of Learning-to-Cache, one per step, 0.prob to "
-            f"{keys[0]}; found {len(routers)} entries, such as {next(iter(routers), None)!r}"
+            f"{max(num_steps, 1) - 1}.prob; found {len(routers)} entries, such as {next(iter(routers), None)!r}"
         )
     logits = [torch.as_tensor(routers[key]).detach().float() for key in keys]
     shapes = sorted({tuple(each.shape) for each in logits})

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dqar_fx.errors import ScheduleError
-from dqar_fx.schedule.schedule import check_at_least
+from dqar_fx.schedule.schedule import check_at_least, check_known_at_least
 
-from .decisions import StepDecision, check_number, write_out
+from .decisions import StepDecision, StepRule, check_number, schedule_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +43,8 @@ def magcache(
         ratios: For each step, the mean ratio of the norm of what all blocks add to that of
             the step before; the first step, which has none, has 1. A list, array or tensor,
             such as ``diffusers.hooks.mag_cache.FLUX_MAG_RATIOS``.
-        num_steps: Steps of the trajectory, by default as many as ratios; for another number
-            the nearest ratios are taken.
+        num_steps: Steps of the trajectory; None for as many as a run has. For another number
+            than there are ratios, the nearest ratios are taken.
         threshold: Largest summed error.
         max_skip: Most steps that are skipped in a row (its K).
         retention: Share of the steps, from the first on, that are always computed.
@@ -59,25 +59,31 @@ def magcache(
         Ma et al. 2025, arXiv 2506.09045; diffusers 0.42, hooks/mag_cache.py.
     """
     curve = read_ratios(ratios)
-    if num_steps is not None:
-        check_at_least(1, num_steps=num_steps)
-        curve = nearest_ratios(curve, num_steps)
+    check_known_at_least(1, num_steps=num_steps)
     check_number(threshold=threshold, retention=retention)
     check_at_least(0, max_skip=max_skip)
     if retention > 1:
         raise ScheduleError(f"retention is a share of the steps, at most 1, found {retention}")
-    retained = int(retention * len(curve) + 0.5)
-    known = f"the first {retained} steps are computed, retention {retention:g}"
-    head = [StepDecision("C", f"MagCache: {known}")] * retained
-    return write_out(
-        [*head, *decide_magcache(curve, retained, float(threshold), max_skip)], "span"
-    )
+    limits = float(threshold), int(max_skip), float(retention)
+    rule = StepRule(decide_magcache, (tuple(curve.tolist()), *limits))
+    return schedule_steps(rule, num_steps, "span")
 
 
 def decide_magcache(
-    curve: NDArray[np.float32], retained: int, threshold: float, max_skip: int
+    ratios: tuple[float, ...],
+    threshold: float,
+    max_skip: int,
+    retention: float,
+    num_steps: int,
 ) -> Iterator[StepDecision]:
-    """Yield what MagCache does at each step after the retained ones."""
+    """Yield what MagCache does at each step."""
+    curve = np.asarray(ratios, np.float32)
+    if num_steps != len(curve):
+        curve = nearest_ratios(curve, num_steps)
+    retained = int(retention * num_steps + 0.5)
+    for _ in range(retained):
+        said = f"the first {retained} steps are computed, retention {retention:g}"
+        yield StepDecision("C", f"MagCache: {said}")
     one, zero = np.float32(1), np.float32(0)
     ratio, error, skipped = one, zero, 0
     for step, scale in islice(enumerate(curve), retained, None):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dqar_fx.errors import ScheduleError
-from dqar_fx.schedule.rules import AnyModelRule
+from dqar_fx.schedule.measured import check_length
+from dqar_fx.schedule.rules import AnyModelRule, AnyRunRule
 from dqar_fx.schedule.schedule import Schedule, check_at_least
 
 from .decisions import check_number, read_mask
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.schedule.measured import MeasuredRun
     from dqar_fx.schedule.rules import Mask, Moment
+    from dqar_fx.schedule.run import Run
 
 KEY = re.compile(r"(?P<component>.+?)(?P<block>-\d+)?")
 """A key of a schedule file: ``attn1``, or ``attn1-3`` for that of block 3."""
@@ -70,7 +72,7 @@ def smoothcache(calibration: MeasuredRun, threshold: float, *, lookahead: int = 
 
 
 @dataclass(frozen=True, eq=False)
-class SimilarityRule:
+class SimilarityRule(AnyRunRule):
     """Reuse as long as the outputs of a component's layers stay similar, on average.
 
     Attributes:
@@ -82,6 +84,11 @@ class SimilarityRule:
     calibration: MeasuredRun
     threshold: float
     lookahead: int
+
+    def for_run(self, run: Run) -> SimilarityRule:
+        """Return the rule itself; raise `ScheduleError` for another number of steps."""
+        check_length("the SmoothCache schedule", self.calibration.num_steps, run)
+        return self
 
     @cached_property
     def changes(self) -> NDArray[np.float64]:
@@ -194,6 +201,11 @@ class ComponentRule(AnyModelRule):
     """
 
     masks: tuple[tuple[str, tuple[bool, ...]], ...]
+
+    def for_run(self, run: Run) -> ComponentRule:
+        """Return the rule itself; raise `ScheduleError` for another number of steps."""
+        check_length("the SmoothCache schedule", len(self.masks[0][1]), run)
+        return self
 
     def may_reuse(self, moment: Moment) -> Mask:
         """Allow each site whose component does not compute at this step."""

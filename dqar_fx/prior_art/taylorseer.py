@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.forecast import MAX_ORDER
-from dqar_fx.schedule.schedule import check_at_least
+from dqar_fx.schedule.schedule import check_at_least, check_known_at_least
 
-from .decisions import StepDecision, write_out
+from .decisions import StepDecision, StepRule, schedule_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def taylorseer(
-    num_steps: int,
+    num_steps: int | None = None,
     every: int = 4,
     order: int = 1,
     *,
@@ -36,7 +36,7 @@ def taylorseer(
     it would forecast.
 
     Args:
-        num_steps: Steps of the trajectory.
+        num_steps: Steps of the trajectory; None for as many as a run has.
         every: Distance between full steps (its N: ``interval``, ``fresh_threshold``).
         order: Order of the forecasts (its O: ``max_order``); 0 for reuse. At most 3 here,
             where its code has no limit.
@@ -53,17 +53,19 @@ def taylorseer(
         Liu et al. 2025, arXiv 2503.06923; Shenyi-Z/TaylorSeer, TaylorSeer-DiT,
         cache_functions/cal_type.py and taylor_utils.
     """
-    check_at_least(1, num_steps=num_steps, every=every, first=first)
+    check_known_at_least(1, num_steps=num_steps)
+    check_at_least(1, every=every, first=first)
     check_at_least(0, order=order)
     if order > MAX_ORDER:
         raise ScheduleError(f"order must be at most {MAX_ORDER}, found {order}")
     again = first - 1 + every if start is None else start
     check_at_least(first, start=again)
-    return write_out(decide_taylorseer(num_steps, every, order, first, again), "all")
+    rule = StepRule(decide_taylorseer, (every, order, first, again), order)
+    return schedule_steps(rule, num_steps, "all")
 
 
 def decide_taylorseer(
-    num_steps: int, every: int, order: int, first: int, start: int
+    every: int, order: int, first: int, start: int, num_steps: int
 ) -> Iterator[StepDecision]:
     """Yield what TaylorSeer does at each step."""
     points = 0  # full steps that differences are taken of

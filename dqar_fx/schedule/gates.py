@@ -9,15 +9,16 @@ and "Dynamic reuse policy".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dqar_fx.errors import ScheduleError, check_known
 
+from .measured import check_length
 from .noise import signal_to_noise
-from .rules import AnyModelRule
+from .rules import AnyModelRule, AnyRunRule
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from .measured import MeasuredRun, PredictedErrors
     from .rules import Mask, Moment
+    from .run import Run
 
 
 # ---- signal-to-noise ratio -----------------------------------------------------------------
@@ -37,7 +39,7 @@ class SnrGate(AnyModelRule):
     """Reuse in a window of signal-to-noise ratios, while the ratio has not changed much.
 
     Attributes:
-        snr: The ratio at each step.
+        snr: The ratio at each step; empty where the run has to tell.
         min_snr: Lowest ratio at which to reuse.
         max_snr: Highest ratio at which to reuse.
         max_change: Largest change of the ratio's natural logarithm since an output was kept.
@@ -47,6 +49,29 @@ class SnrGate(AnyModelRule):
     min_snr: float
     max_snr: float
     max_change: float
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether the run has to tell the ratios."""
+        return not self.snr
+
+    def for_run(self, run: Run) -> SnrGate:
+        """Return the gate with the ratios of the run, where it has none of its own.
+
+        Raises:
+            ScheduleError: It has some for another number of steps, or none are known.
+        """
+        if self.snr:
+            check_length("the SNR gate", len(self.snr), run)
+            return self
+        if not run.noise:
+            raise ScheduleError(
+                "the SNR gate has to know the noise levels of the run, and they are not "
+                "known. Give the gate its scheduler and number of steps, "
+                "snr_gate(scheduler, num_steps, ...), or the run its levels, "
+                "schedule.for_run(num_rows, noise=...)"
+            )
+        return replace(self, snr=run.noise)
 
     def changes(self, moment: Moment) -> NDArray[np.float64]:
         """Return how far the logarithm has moved since each site was computed, ``[sites]``."""
@@ -75,8 +100,8 @@ class SnrGate(AnyModelRule):
 
 
 def snr_gate(
-    scheduler: Any,
-    num_steps: int,
+    scheduler: Any = None,
+    num_steps: int | None = None,
     *,
     min_snr: float | None = None,
     max_snr: float | None = None,
@@ -87,8 +112,10 @@ def snr_gate(
     """Reuse where the latent's signal-to-noise ratio allows it.
 
     Args:
-        scheduler: A diffusers scheduler, with alphas or with sigmas; it is not changed.
-        num_steps: As given to the pipeline (``num_inference_steps``).
+        scheduler: A diffusers scheduler, with alphas or with sigmas; it is not changed, and
+            it is not needed without a number of steps.
+        num_steps: As given to the pipeline (``num_inference_steps``). None for as many as a
+            run has, which then has to tell its noise levels.
         min_snr: Compute below this ratio: early steps, all noise.
         max_snr: Compute above this ratio: late steps, details.
         max_change: Compute again once the natural logarithm of the ratio has changed by more
@@ -97,7 +124,8 @@ def snr_gate(
         **options: More arguments of the scheduler's ``set_timesteps``, such as ``mu``.
 
     Raises:
-        ScheduleError: No limit is given, or the scheduler's noise levels are unknown.
+        ScheduleError: No limit is given, the scheduler's noise levels are unknown, or there
+            are arguments for it and no number of steps.
 
     Source:
         DQAR report, "Reuse decision based on SNR + layer scheduling".
@@ -111,21 +139,29 @@ def snr_gate(
     for name, limit in limits.items():
         if limit is not None and np.isnan(limit):
             raise ScheduleError(f"{name} must be a number, found {limit}")
-    snr = signal_to_noise(scheduler, num_steps, **options)
+    if num_steps is None:
+        if options:
+            raise ScheduleError(
+                f"{', '.join(options)}: arguments of the scheduler's set_timesteps, which is "
+                "called with a number of steps. Give num_steps, too"
+            )
+        snr = ()
+    else:
+        snr = tuple(signal_to_noise(scheduler, num_steps, **options).tolist())
     gate = SnrGate(
-        tuple(snr.tolist()),
+        snr,
         0.0 if min_snr is None else min_snr,
         np.inf if max_snr is None else max_snr,
         np.inf if max_change is None else max_change,
     )
-    return Schedule(len(snr), gate, max_age)
+    return Schedule(len(snr) or None, gate, max_age)
 
 
 # ---- attention entropy ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class EntropyGate:
+class EntropyGate(AnyRunRule):
     """Reuse where a site's attention is broad (or narrow) enough.
 
     Attributes:
@@ -137,6 +173,11 @@ class EntropyGate:
     calibration: MeasuredRun
     thresholds: NDArray[np.float64]
     reuse: Literal["above", "below"]
+
+    def for_run(self, run: Run) -> EntropyGate:
+        """Return the gate itself; raise `ScheduleError` for another number of steps."""
+        check_length("the entropy gate", self.calibration.num_steps, run)
+        return self
 
     def may_reuse(self, moment: Moment) -> Mask:
         """Allow each site whose entropy is on the chosen side of its threshold."""
@@ -227,7 +268,7 @@ def thresholds_of(
 
 
 @dataclass(frozen=True, eq=False)
-class PolicyGate:
+class PolicyGate(AnyRunRule):
     """Reuse where the predicted error is small.
 
     Attributes:
@@ -237,6 +278,11 @@ class PolicyGate:
 
     policy: PredictedErrors
     max_error: float
+
+    def for_run(self, run: Run) -> PolicyGate:
+        """Return the gate itself; raise `ScheduleError` for another number of steps."""
+        check_length("the learned policy", self.policy.num_steps, run)
+        return self
 
     def errors(self, moment: Moment) -> NDArray[np.float64]:
         """Return the predicted error of each site, ``[sites]``; infinite at unknown ages."""

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dqar_fx.errors import ScheduleError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from .run import Run
 
 
 class ModelCheck(Protocol):
@@ -64,3 +68,20 @@ class PredictedErrors(MeasuredSites, Protocol):
     @property
     def predicted(self) -> NDArray[np.float64]:
         """Predicted relative error of each reuse, float64 ``[steps, sites, ages]``."""
+
+
+def check_length(what: str, num_steps: int, run: Run) -> None:
+    """Check that a run has as many rows as were measured, or are in a file.
+
+    What was measured holds for the distances between its own steps, so that it is not carried
+    over to steps that lie farther apart or nearer together.
+
+    Raises:
+        ScheduleError: The run has another number of rows.
+    """
+    if run.num_rows != num_steps:
+        raise ScheduleError(
+            f"{what} is good for {num_steps} steps, but the run has {run.num_rows}, counted as "
+            f"calls of the denoiser per stream. Run {num_steps} steps, or measure at "
+            f"{run.num_rows}"
+        )

@@ -7,7 +7,7 @@ it was measured on or read from is a part of it, so the same rule always gives t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from .run import Run
 
     Mask = NDArray[np.bool_]
 
@@ -28,16 +30,35 @@ class Moment:
         num_steps: Steps of the trajectory.
         sites: Module paths, in the order of the table's columns.
         age: int64 ``[sites]``: steps since each site was last computed, at least 1.
+        call: Which call of its solver's step this is, from 0 on; 0 where each step calls
+            once, or where that is not known. Steps are calls: a solver that calls the
+            denoiser twice has twice as many of them.
     """
 
     step: int
     num_steps: int
     sites: tuple[str, ...]
     age: NDArray[np.int64]
+    call: int = 0
 
 
 class Rule(Protocol):
     """Decides which sites may reuse at a step."""
+
+    @property
+    def max_order(self) -> int:
+        """The highest order of a forecast that the rule itself asks for; 0 for none."""
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether it cannot decide before it knows the noise levels of the run."""
+
+    def for_run(self, run: Run) -> Rule:
+        """Return the rule for a run of that length and noise.
+
+        Raises:
+            ScheduleError: The rule is not good for the run, or has to know more of it.
+        """
 
     def may_reuse(self, moment: Moment) -> Mask:
         """Return whether each site may reuse, bool ``[sites]``."""
@@ -49,7 +70,26 @@ class Rule(Protocol):
         """Raise `ScheduleError` if the rule was made for another ``torch.nn.Module``."""
 
 
-class AnyModelRule:
+class AnyRunRule:
+    """The base of rules that are good for runs of any length as they are."""
+
+    @property
+    def max_order(self) -> int:
+        """The highest order of a forecast that the rule itself asks for: none."""
+        return 0
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether it cannot decide before it knows the noise levels of the run: it can."""
+        return False
+
+    def for_run(self, run: Run) -> Any:
+        """Return the rule itself."""
+        del run
+        return self
+
+
+class AnyModelRule(AnyRunRule):
     """The base of rules that fit any model."""
 
     def refuse_other_model(self, model: Any) -> None:
@@ -65,25 +105,28 @@ class LinearRule(AnyModelRule):
 
     Attributes:
         warmup: How many first steps compute everything.
-        full_from: The step from which all sites reuse.
+        full_from: The step from which all sites reuse; None for the step half-way between
+            the end of the warm-up and the end of the trajectory.
     """
 
     warmup: int
-    full_from: int
+    full_from: int | None
 
-    def starts(self, num_sites: int) -> NDArray[np.int64]:
+    def starts(self, num_sites: int, num_steps: int) -> NDArray[np.int64]:
         """Return the first step at which each site reuses, int64 ``[sites]``, ascending."""
-        deepest = max(num_sites - 1, 1)
-        delay = np.arange(num_sites) * (self.full_from - self.warmup)
+        deepest, length = max(num_sites - 1, 1), max(num_steps - self.warmup, 0) // 2
+        if self.full_from is not None:
+            length = self.full_from - self.warmup
+        delay = np.arange(num_sites) * length
         return self.warmup + (2 * delay + deepest) // (2 * deepest)  # exact, half up
 
     def may_reuse(self, moment: Moment) -> Mask:
         """Allow each site to reuse from its first step on."""
-        return np.asarray(moment.step >= self.starts(len(moment.sites)))
+        return np.asarray(moment.step >= self.starts(len(moment.sites), moment.num_steps))
 
     def why(self, moment: Moment, site: int) -> str:
         """Say on which side of the site's first step the moment lies."""
-        start = int(self.starts(len(moment.sites))[site])
+        start = int(self.starts(len(moment.sites), moment.num_steps)[site])
         if moment.step >= start:
             return f"the linear schedule reuses this site from step {start} on"
         if moment.step < self.warmup:
@@ -118,6 +161,39 @@ class IntervalRule(AnyModelRule):
 
 
 @dataclass(frozen=True)
+class ComputeRule(AnyModelRule):
+    """Every site computes at each step."""
+
+    def may_reuse(self, moment: Moment) -> Mask:
+        """Allow no site to reuse."""
+        return np.zeros(len(moment.sites), bool)
+
+    def why(self, moment: Moment, site: int) -> str:
+        """Say that nothing is reused."""
+        del moment, site
+        return "the schedule computes everything"
+
+
+@dataclass(frozen=True)
+class LaterCallRule(AnyModelRule):
+    """Reuse at the second and later calls of a solver's step, after the warm-up."""
+
+    warmup: int
+
+    def may_reuse(self, moment: Moment) -> Mask:
+        """Allow all sites or none to reuse."""
+        may = moment.step >= self.warmup and moment.call > 0
+        return np.full(len(moment.sites), may)
+
+    def why(self, moment: Moment, site: int) -> str:
+        """Say which call of its step the moment is."""
+        del site
+        if moment.step < self.warmup:
+            return f"the first {self.warmup} steps are warm-up"
+        return f"this is call {moment.call}, from 0 on, of a step of the solver"
+
+
+@dataclass(frozen=True)
 class AgeLimit(AnyModelRule):
     """Reuse while a kept output is at most ``max_age`` steps old."""
 
@@ -134,7 +210,7 @@ class AgeLimit(AnyModelRule):
 
 
 @dataclass(frozen=True)
-class RuleCombination:
+class RuleCombination(AnyRunRule):
     """Rules that decide together.
 
     Attributes:
@@ -144,6 +220,15 @@ class RuleCombination:
 
     rules: tuple[Rule, ...]
     join: ClassVar[Callable[..., Any]]
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether one of the rules does."""
+        return any(rule.needs_noise for rule in self.rules)
+
+    def for_run(self, run: Run) -> Self:
+        """Return the same combination of the rules for a run."""
+        return type(self)(tuple(rule.for_run(run) for rule in self.rules))
 
     def may_reuse(self, moment: Moment) -> Mask:
         """Allow each site by the joined decision."""

@@ -3,11 +3,13 @@
 `Schedule.resolve` turns a rule into a verified `BranchTable`: it refreshes what grows older
 than ``max_age``, and marks as STORE exactly those computations that a later REUSE reads.
 Schedules combine: ``a & b`` reuses where both do, ``a | b`` where one does.
+
+A schedule needs no number of steps: `Schedule.for_run` fixes it when a run says how many.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,17 @@ from dqar_fx.errors import ScheduleError
 
 from .action import LETTERS, Action
 from .forecast import MAX_ORDER, METHODS, points_of
-from .rules import AgeLimit, AllOf, AnyOf, IntervalRule, LinearRule, Moment
+from .rules import (
+    AgeLimit,
+    AllOf,
+    AnyOf,
+    ComputeRule,
+    IntervalRule,
+    LaterCallRule,
+    LinearRule,
+    Moment,
+)
+from .run import Run
 from .table import READING, BranchTable, find_covered, find_read, no_weights
 from .written_out import WrittenActions, read_letters, read_orders, read_weights
 
@@ -32,43 +44,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a trajectory of ``num_steps`` steps reuses attention.
+    """How a trajectory reuses attention.
 
     Attributes:
-        num_steps: Steps of the trajectory.
+        num_steps: Steps of the trajectory, which are rows of the table: a solver that calls
+            the denoiser twice per step has two rows for it. None if a run says how many.
         rule: Decides which cells may reuse.
         max_age: The most steps that a kept output may be old; older ones are computed again.
             None for no limit.
         order: Order of the forecast that replaces reuse; 0 for plain reuse.
         method: How to forecast, a name of `forecast.METHODS`.
         sites: The sites that the schedule is meant for, as for ``transform``; None for any.
+        resample: Whether `for_run` may make a schedule of another number of steps from this
+            one: each row then does what the row of the nearest noise level does.
+        run: What `for_run` was told of the run; None if it was not called.
 
     Raises:
-        ScheduleError: ``num_steps`` or ``max_age`` is no integer or less than 1, or actions
-            are written out for another number of steps.
+        ScheduleError: ``num_steps`` or ``max_age`` is no integer or less than 1, actions are
+            written out for another number of steps, or with weights that no other number of
+            steps can have and ``resample``.
     """
 
-    num_steps: int
+    num_steps: int | None
     rule: Rule
     max_age: int | None = None
     order: int = 0
     method: str = "taylor"
     sites: str | tuple[str, ...] | None = None
+    resample: bool = field(default=False, repr=False)
+    run: Run | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        check_at_least(1, num_steps=self.num_steps)
-        if self.max_age is not None:
-            check_at_least(1, max_age=self.max_age)
-        if isinstance(self.rule, WrittenActions) and len(self.rule.letters) != self.num_steps:
+        check_known_at_least(1, num_steps=self.num_steps, max_age=self.max_age)
+        if not isinstance(self.rule, WrittenActions):
+            return
+        if len(self.rule.letters) != self.num_steps:
             raise ScheduleError(
                 f"actions are written out for {len(self.rule.letters)} steps but num_steps is "
                 f"{self.num_steps}"
+            )
+        if self.resample and self.rule.weights:
+            raise ScheduleError(
+                "weights of forecasts hold for the steps that they were made for, and cannot "
+                "be resampled: leave out the weights, or resample=True"
             )
 
     @classmethod
     def linear(
         cls,
-        num_steps: int,
+        num_steps: int | None = None,
         warmup: int = 5,
         *,
         full_from: int | None = None,
@@ -77,7 +101,7 @@ class Schedule:
         """Spread reuse from shallow to deep sites after a warm-up, as the report does.
 
         Args:
-            num_steps: Steps of the trajectory.
+            num_steps: Steps of the trajectory; None for as many as a run has.
             warmup: How many first steps compute everything.
             full_from: Step from which all sites reuse; by default half-way between the end
                 of the warm-up and the end of the trajectory.
@@ -89,20 +113,30 @@ class Schedule:
         Source:
             DQAR report, "Layer scheduling strategy".
         """
-        check_at_least(1, num_steps=num_steps, warmup=warmup)
-        late = warmup + max(num_steps - warmup, 0) // 2 if full_from is None else full_from
-        check_at_least(warmup, full_from=late)
-        return cls(num_steps, LinearRule(warmup, late), max_age)
+        check_known_at_least(1, num_steps=num_steps)
+        check_at_least(1, warmup=warmup)
+        check_known_at_least(warmup, full_from=full_from)
+        return cls(num_steps, LinearRule(warmup, full_from), max_age)
 
     @classmethod
     def interval(
-        cls, num_steps: int, every: int, *, warmup: int = 1, max_age: int | None = None
+        cls,
+        num_steps: int | None = None,
+        every: int | None = None,
+        *,
+        warmup: int = 1,
+        max_age: int | None = None,
     ) -> Schedule:
         """Compute at each ``every``-th step after the warm-up, reuse between.
 
+        Steps are calls of the denoiser here as everywhere: with a solver that calls it twice
+        per step, ``every=3`` computes at first and second calls in turn. Add
+        ``| Schedule.second_calls()`` to compute at first calls alone.
+
         Args:
-            num_steps: Steps of the trajectory.
-            every: Distance between computed steps; 1 computes at each step.
+            num_steps: Steps of the trajectory; None for as many as a run has.
+            every: Distance between computed steps; 1 computes at each step. It has to be
+                given.
             warmup: How many first steps compute everything.
             max_age: The most steps that a kept output may be old.
 
@@ -112,13 +146,38 @@ class Schedule:
         Source:
             FORA, arXiv 2407.01425; Pyramid Attention Broadcast, arXiv 2408.12588.
         """
-        check_at_least(1, num_steps=num_steps, every=every, warmup=warmup)
+        check_known_at_least(1, num_steps=num_steps)
+        if every is None:
+            raise ScheduleError(
+                "every must be an integer, found None: an interval needs the distance between "
+                "computed steps, Schedule.interval(every=3)"
+            )
+        check_at_least(1, every=every, warmup=warmup)
         return cls(num_steps, IntervalRule(every, warmup), max_age)
 
     @classmethod
-    def compute_all(cls, num_steps: int) -> Schedule:
+    def compute_all(cls, num_steps: int | None = None) -> Schedule:
         """Compute everything at every step, as the untransformed model does."""
-        return cls(num_steps, IntervalRule(every=1, warmup=num_steps))
+        return cls(num_steps, ComputeRule())
+
+    @classmethod
+    def second_calls(cls, num_steps: int | None = None, *, warmup: int = 1) -> Schedule:
+        """Reuse at the second and later calls of each step of the solver.
+
+        Such solvers (Heun's) call the denoiser twice per step; `for_run` says which call each
+        row is. Where each step calls once, or that is not known, everything is computed.
+        ``a | Schedule.second_calls()`` adds these calls to what ``a`` reuses.
+
+        Args:
+            num_steps: Rows of the table: calls of the denoiser, not steps of the solver. None
+                for as many as a run has.
+            warmup: How many first rows compute everything.
+
+        Raises:
+            ScheduleError: An argument is out of range.
+        """
+        check_at_least(1, warmup=warmup)
+        return cls(num_steps, LaterCallRule(warmup))
 
     @classmethod
     def from_actions(
@@ -129,6 +188,8 @@ class Schedule:
         orders: ArrayLike | None = None,
         method: str = "taylor",
         weights: ArrayLike | None = None,
+        resample: bool = False,
+        noise: ArrayLike | None = None,
     ) -> Schedule:
         """Write a schedule out, action by action.
 
@@ -144,14 +205,96 @@ class Schedule:
             method: How to forecast, see `forecast`.
             weights: Weights of the forecasts, ``[steps, sites, points]``, in place of the
                 method's; see `BranchTable`.
+            resample: Whether a run may have another number of steps than are written. Each of
+                its rows then does what the written row of the nearest noise level does, or
+                of the nearest relative position where noise levels are not known; it
+                computes where nothing is kept, or what is kept is older than ``max_age`` or,
+                for its share of the run, than anything that is read as written; and what is
+                stored is found anew.
+            noise: Signal-to-noise ratio of the latent at each step, float ``[steps]``, as
+                ``dqar_fx.signal_to_noise`` gives it; None if it is not known.
 
         Raises:
-            ScheduleError: The actions, orders or weights have none of these shapes, or a
-                letter or number is no action.
+            ScheduleError: The actions, orders, weights or noise have none of these shapes, a
+                letter or number is no action, or weights should be resampled.
         """
         letters, strict = read_letters(actions)
-        rule = WrittenActions(letters, strict, read_orders(orders), read_weights(weights))
-        return cls(len(letters), rule, max_age, method=method)
+        known = Run.of(len(letters), (), noise).noise
+        written = read_orders(orders), read_weights(weights)
+        rule = WrittenActions(letters, strict, *written, noise=known)
+        return cls(len(letters), rule, max_age, method=method, resample=resample)
+
+    @classmethod
+    def from_table(cls, table: BranchTable) -> Schedule:
+        """Write a branch table out again, for its own sites and as far as it is good."""
+        written = cls.from_actions(
+            table.actions,
+            max_age=table.max_age,
+            orders=table.orders if table.orders.any() else None,
+            method=table.method,
+            weights=table.weights if table.weights.size else None,
+            resample=table.resample,
+            noise=table.noise or None,
+        )
+        return replace(written, sites=table.sites)
+
+    def for_run(
+        self, num_rows: int, *, calls: Sequence[int] = (), noise: ArrayLike | None = None
+    ) -> Schedule:
+        """Return the schedule with its number of steps fixed, as a run has them.
+
+        Args:
+            num_rows: Rows of the table: evaluations of the denoiser per stream. A
+                second-order solver of diffusers has ``len(scheduler.timesteps)`` of them, one
+                less than twice its steps.
+            calls: Which call of its solver's step each row is: 0 for the first, 1 for the
+                second. Heun's has 0, 1, 0, 1, ..., 0, see `run.calls_as_set`; empty or all 0
+                where each step calls once.
+            noise: Signal-to-noise ratio of the latent at each row, float ``[rows]``, as
+                `noise.noise_as_set` gives it; None if it is not known.
+
+        Returns:
+            This schedule itself where it has that number already and learns nothing new.
+
+        Raises:
+            ScheduleError: The schedule is for another number of steps, or its rule is not
+                good for the run, or needs noise levels that are not known.
+        """
+        check_at_least(1, num_rows=num_rows)
+        run = Run.of(num_rows, calls, noise)
+        is_same = self.num_steps == run.num_rows
+        if is_same and self.run is not None:
+            run = replace(
+                self.run,
+                calls=run.calls or self.run.calls,
+                noise=run.noise or self.run.noise,
+            )
+        rule = self.rule.for_run(run)  # first: it knows best why it is not good for the run
+        if not (is_same or self.num_steps is None or self.resample):
+            raise ScheduleError(
+                f"the schedule is for {self.num_steps} steps, but the run has {run.num_rows}, "
+                "counted as calls of the denoiser per stream. Give a schedule without a "
+                "number of steps, such as Schedule.interval(every=3), or say that this one "
+                "may be resampled: replace(schedule, resample=True)"
+            )
+        fixed = replace(
+            self,
+            num_steps=run.num_rows,
+            rule=rule,
+            resample=self.resample and is_same,
+            run=run if run.calls or run.noise else None,
+        )
+        return self if fixed == self else fixed
+
+    @property
+    def waits_for_run(self) -> bool:
+        """Whether a run has to say more before there is a table: its length or its noise."""
+        return self.num_steps is None or self.rule.needs_noise
+
+    @property
+    def max_history(self) -> int:
+        """How many outputs of a site are kept at a time, at most, whatever the run."""
+        return points_of(self.method, self.order or self.rule.max_order)
 
     def forecast(self, order: int = 1, method: str = "taylor") -> Schedule:
         """Return the same schedule with forecasts in place of reuse.
@@ -187,23 +330,34 @@ class Schedule:
     def _combined(self, other: Schedule, how: type[AllOf | AnyOf]) -> Schedule:
         if not isinstance(other, Schedule):
             return NotImplemented
-        if other.num_steps != self.num_steps:
+        pair = (self, other)
+        lengths = {each.num_steps for each in pair if each.num_steps is not None}
+        if len(lengths) > 1:
             raise ScheduleError(
                 f"schedules of {self.num_steps} and {other.num_steps} steps cannot be combined"
             )
+        resample = all(each.resample or each.num_steps is None for each in pair)
+        runs = [each.run for each in pair if each.run is not None]
         if (self.order, self.method) != (other.order, other.method):
             raise ScheduleError(
                 "combine schedules first, then forecast: (a & b).forecast(...)"
             )
-        known = {each.sites for each in (self, other)} - {None}
+        known = {each.sites for each in pair} - {None}
         if len(known) > 1:
             raise ScheduleError(
                 f"schedules for sites={self.sites!r} and {other.sites!r} cannot be combined: "
                 "replace(schedule, sites=None), and give the sites to transform"
             )
         rule = how((self.aged_rule(), other.aged_rule()))
-        sites = next(iter(known), None)
-        return Schedule(self.num_steps, rule, None, self.order, self.method, sites)
+        return Schedule(
+            next(iter(lengths), None),
+            rule,
+            order=self.order,
+            method=self.method,
+            sites=next(iter(known), None),
+            resample=resample and bool(lengths),
+            run=next(iter(runs), None),
+        )
 
     def aged_rule(self) -> Rule:
         """Return the rule with ``max_age`` as a part of it."""
@@ -221,18 +375,46 @@ class Schedule:
 
         Raises:
             ScheduleError: The rule is written out for another number of sites, or the table
-                is invalid, see `BranchTable`.
+                is invalid, see `BranchTable`. Or no run has said yet how many steps there
+                are, see `for_run`.
         """
-        paths, rule = tuple(str(path) for path in sites), self.rule
+        if self.num_steps is None:
+            raise ScheduleError(
+                "the schedule has no number of steps, so that there is no table yet: a run "
+                "says how many. To make one now, say it: "
+                "schedule.for_run(20).resolve(sites)"
+            )
+        return self.for_run(self.num_steps).make_table(tuple(map(str, sites)), around)
+
+    def make_table(self, paths: tuple[str, ...], around: Around) -> BranchTable:
+        """Do what `resolve` does, where the rule is that of the run."""
+        rule, weights, noise = self.rule, no_weights(), self.known_run.noise
         if isinstance(rule, WrittenActions):
+            noise = noise or rule.noise
+            if rule.weights and not self.order:
+                weights = np.array(rule.weights)
+        if isinstance(rule, WrittenActions) and rule.oldest is None:
             actions = self.resolve_written(rule, len(paths), around)
         else:
             actions = self.mark_stores(self.decide(paths, around))
-        weights = no_weights()
-        if isinstance(rule, WrittenActions) and rule.weights and not self.order:
-            weights = np.array(rule.weights)
-        facts = (self.max_age, self.reason, self.orders_of(actions), self.method)
-        return BranchTable(actions, paths, *facts, tuple(around), weights)
+        return BranchTable(
+            actions,
+            paths,
+            max_age=self.max_age,
+            reason=self.reason,
+            orders=self.orders_of(actions),
+            method=self.method,
+            around=tuple(around),
+            weights=weights,
+            noise=noise,
+            resample=self.resample,
+        )
+
+    @property
+    def known_run(self) -> Run:
+        """What is known of the run, at least its number of rows."""
+        assert self.num_steps is not None, "the number of steps is fixed before it is used"
+        return Run(self.num_steps) if self.run is None else self.run
 
     def orders_of(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:
         """Return the order that a forecast has in each cell, int8 ``[steps, sites]``."""
@@ -265,10 +447,11 @@ class Schedule:
         Raises:
             ScheduleError: The rule gives a mask of another shape than ``[sites]``.
         """
-        actions = np.zeros((self.num_steps, len(sites)), np.int8)
+        run = self.known_run
+        actions = np.zeros((run.num_rows, len(sites)), np.int8)
         computed = np.zeros(len(sites), np.int64)
-        for step in range(1, self.num_steps):
-            moment = Moment(step, self.num_steps, sites, step - computed)
+        for step in range(1, run.num_rows):
+            moment = Moment(step, run.num_rows, sites, step - computed, run.call_of(step))
             reuse = self.rule.may_reuse(moment)
             if reuse.shape != computed.shape:
                 raise ScheduleError(
@@ -281,13 +464,17 @@ class Schedule:
             covered = find_covered(reuse[None], around)[0]
             actions[step, covered] = Action.COVERED
             computed[~reuse & ~covered] = step
+        if isinstance(self.rule, WrittenActions):  # whose orders are 0 where it reuses
+            is_forecast = (actions == Action.REUSE) & (self.orders_of(actions) > 0)
+            actions[is_forecast] = Action.FORECAST
         return actions
 
     def reason(self, table: BranchTable, step: int, site: int) -> str:
         """Return why a cell of this schedule's table is what it is."""
-        if step == 0 and not isinstance(self.rule, WrittenActions):
+        rule, call = self.rule, self.known_run.call_of(step)
+        if step == 0 and not (isinstance(rule, WrittenActions) and rule.oldest is None):
             return "nothing is kept yet"
-        moment = Moment(step, table.num_steps, table.sites, table.ages[step])
+        moment = Moment(step, table.num_steps, table.sites, table.ages[step], call)
         is_refresh = not table.is_read[step, site] and self.rule.may_reuse(moment)[site]
         if is_refresh and self.max_age is not None:
             return AgeLimit(self.max_age).why(moment, site)
@@ -324,3 +511,13 @@ def check_at_least(minimum: int, **values: int) -> None:
             raise ScheduleError(f"{name} must be an integer, found {value!r}")
         if value < minimum:
             raise ScheduleError(f"{name} must be at least {minimum}, found {value}")
+
+
+def check_known_at_least(minimum: int, **values: int | None) -> None:
+    """Check the same of each named value that is not None.
+
+    Raises:
+        ScheduleError: A value is no integer, or less than the minimum.
+    """
+    known = {name: value for name, value in values.items() if value is not None}
+    check_at_least(minimum, **known)

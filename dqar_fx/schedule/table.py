@@ -16,6 +16,7 @@ from dqar_fx.errors import ScheduleError
 
 from .action import LETTERS, Action
 from .forecast import MAX_ORDER, points_of
+from .run import read_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,12 +53,17 @@ class BranchTable:
         weights: Weights of what each FORECAST reads, newest first, in place of the method's;
             float64 ``[steps, sites, points]``. A cell of zeros leaves it to the method, and
             so does a trajectory that has kept other steps. Empty where the method weighs all.
+        noise: Signal-to-noise ratio of the latent at each step that the table is for; empty
+            where it is not known. Equality ignores it.
+        resample: Whether runs of another number of steps may be made of it, by
+            `Schedule.from_table` and `Schedule.for_run`; if not, it is good for its own
+            number alone. Equality ignores it.
 
     Raises:
         ScheduleError: A REUSE that no STORE reaches, a STORE that nothing reads, an output
             older than ``max_age``, a site that is covered and should not be or the other way
-            round, an unknown action, a wrong number of columns, or weights that are no
-            numbers or of another shape.
+            round, an unknown action, a wrong number of columns, weights that are no numbers
+            or of another shape, or noise levels of another number of steps.
     """
 
     actions: NDArray[np.int8]
@@ -68,6 +74,8 @@ class BranchTable:
     method: str = "taylor"
     around: tuple[tuple[int, ...], ...] = ()
     weights: NDArray[np.float64] = field(default_factory=no_weights, repr=False)
+    noise: tuple[float, ...] = field(default=(), repr=False)
+    resample: bool = False
 
     def __post_init__(self) -> None:
         actions = np.array(self.actions)
@@ -103,6 +111,11 @@ class BranchTable:
             object.__setattr__(self, name, array)
         if not any(self.around):
             object.__setattr__(self, "around", ())
+        if len(self.noise) not in (0, self.num_steps):
+            raise ScheduleError(
+                f"a branch table of {self.num_steps} steps needs as many noise levels, or "
+                f"none; found {len(self.noise)}"
+            )
         self._verify()
         self._verify_weights()
 
@@ -277,11 +290,15 @@ class BranchTable:
             content["around"] = self.around
         if self.weights.size:
             content["weights"] = self.weights.tolist()
+        if self.resample:
+            content["resample"] = True
+        if self.noise:  # JSON has no infinity: null is a latent without noise
+            content["noise"] = [None if np.isinf(ratio) else ratio for ratio in self.noise]
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> BranchTable:
-        """Read what `save` wrote; ``Schedule.from_actions(table.actions)`` makes it run.
+        """Read what `save` wrote; ``Schedule.from_table(table)`` makes it run.
 
         Raises:
             ScheduleError: The file cannot be read, or breaks a rule.
@@ -293,6 +310,10 @@ class BranchTable:
             max_age = None if max_age is None else operator.index(max_age)
             orders = np.array(content.get("orders") or [[0]], np.int8).T
             weights = np.array(content.get("weights") or no_weights(), np.float64)
+            ratios = [np.inf if each is None else each for each in content.get("noise", ())]
+            noise, resample = read_noise(ratios), content.get("resample", False)
+            if not isinstance(resample, bool):
+                raise TypeError(f"resample is {resample!r}, not true or false")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"
@@ -305,6 +326,8 @@ class BranchTable:
             method=content.get("method", "taylor"),
             around=tuple(tuple(each) for each in content.get("around", ())),
             weights=weights,
+            noise=noise,
+            resample=resample,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy as np
 from dqar_fx.errors import ScheduleError
 
 from .action import LETTERS, Action
+from .forecast import MAX_ORDER
 from .rules import AnyModelRule
+from .run import find_nearest_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +20,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from .rules import Mask, Moment
+    from .run import Run
 
     Letters = tuple[tuple[str, ...], ...]
+
+READING, COMPUTING = ("R", "F"), ("C", "S")
+"""Letters that read what was kept, and that compute."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,10 @@ class WrittenActions(AnyModelRule):
             forecast method weighs what is kept.
         reasons: Why each letter is what it is, ``[steps, sites or 1]``; empty where that is
             not known.
+        noise: Signal-to-noise ratio of the latent at each step that they were written for;
+            empty where that is not known.
+        oldest: Where they stand for those of another number of steps: the most steps that a
+            kept output may be old. None where they are as they were written.
     """
 
     letters: Letters
@@ -42,6 +52,60 @@ class WrittenActions(AnyModelRule):
     orders: tuple[tuple[int, ...], ...] = ((0,),)
     weights: tuple[tuple[tuple[float, ...], ...], ...] = ()
     reasons: tuple[tuple[str, ...], ...] = ()
+    noise: tuple[float, ...] = field(default=(), repr=False)
+    oldest: int | None = None
+
+    @property
+    def max_order(self) -> int:
+        """The highest order of a forecast that is written; 0 for none."""
+        if not any("F" in row for row in self.letters):
+            return 0
+        return min(max(map(max, self.orders)), MAX_ORDER)
+
+    def for_run(self, run: Run) -> WrittenActions:
+        """Return what each row of a run does: what the nearest of the written ones does.
+
+        See `find_nearest_rows`. No output is read that is older, for its share of the run,
+        than the oldest that is read as written, since rows that compute may be no one's
+        nearest. What is stored has to be found out anew.
+
+        Raises:
+            ScheduleError: The run has another number of rows, and weights are written out.
+        """
+        num_rows = len(self.letters)
+        if run.num_rows == num_rows:
+            return self
+        if self.weights:
+            raise ScheduleError(
+                f"weights of forecasts are written out for {num_rows} steps, but the run has "
+                f"{run.num_rows}: they hold for these steps alone"
+            )
+        nearest = find_nearest_rows(run, num_rows, self.noise)
+        letters = np.where(np.array(self.letters) == "S", "C", np.array(self.letters))
+        orders = np.where(letters == "F", np.array(self.orders), 0)
+        told = [[f"row {row} of {num_rows}: {t}" for t in self.texts(row)] for row in nearest]
+        share = -(-self.oldest_read() * run.num_rows // num_rows)  # rounded up
+        return replace(
+            self,
+            letters=tuple(map(tuple, letters[nearest].tolist())),
+            strict=False,
+            orders=tuple(map(tuple, orders[nearest].tolist())),
+            reasons=tuple(map(tuple, told)),
+            noise=run.noise,
+            oldest=max(share, 1),
+        )
+
+    def texts(self, row: int) -> tuple[str, ...]:
+        """Return why each letter of a row is what it is, one for all sites or one per site."""
+        written = tuple(f"written out: {letter}" for letter in self.letters[row])
+        return self.reasons[row] if self.reasons else written
+
+    def oldest_read(self) -> int:
+        """Return the most steps that lie between a read and its site's last computation."""
+        letters = np.array(self.letters)
+        step = np.arange(len(letters))[:, None]
+        computed = np.maximum.accumulate(np.where(np.isin(letters, COMPUTING), step, 0))
+        return int(np.max((step - computed)[np.isin(letters, READING)], initial=0))
 
     def spread(self, num_sites: int) -> NDArray[np.str_]:
         """Return the letters of that many sites, ``[steps, sites]``.
@@ -58,15 +122,17 @@ class WrittenActions(AnyModelRule):
         return np.broadcast_to(letters, (letters.shape[0], num_sites))
 
     def may_reuse(self, moment: Moment) -> Mask:
-        """Allow each site that has an R or an F at this step."""
-        return np.isin(self.spread(len(moment.sites))[moment.step], ("R", "F"))
+        """Allow each site that has an R or an F at this step, if that is young enough."""
+        may = np.isin(self.spread(len(moment.sites))[moment.step], READING)
+        return may if self.oldest is None else may & (moment.age <= self.oldest)
 
     def why(self, moment: Moment, site: int) -> str:
         """Return the reason that was written beside the letter or, without one, the letter."""
-        if not self.reasons:
-            return f"written out: {self.spread(len(moment.sites))[moment.step, site]}"
-        reasons = self.reasons[moment.step]
-        return reasons[site if len(reasons) > 1 else 0]
+        texts = self.texts(moment.step)
+        said, age = texts[site if len(texts) > 1 else 0], moment.age[site]
+        if self.oldest is None or age <= self.oldest:
+            return said
+        return f"{said}; what is kept is {age} steps old, beyond {self.oldest}"
 
 
 def read_letters(actions: str | Sequence[str] | ArrayLike) -> tuple[Letters, bool]:
