@@ -22,7 +22,7 @@ from dqar_fx.passes.support.runner import fork, ignore, run_passes
 from dqar_fx.plan.plan import make_plan
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.program.lowering import Lowering
-from dqar_fx.program.program import Program
+from dqar_fx.program.program import Program, count_kept, table_before_run
 
 from .cache_support import refuse_format
 from .choose_sites import choose_sites
@@ -68,6 +68,11 @@ class Builder:
         """A builder of programs with another second schedule."""
         return replace(self, other=other)
 
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """All schedules that its graphs must be able to follow."""
+        return (self.schedule,) if self.other is None else (self.schedule, self.other)
+
     def __call__(
         self,
         model: nn.Module,
@@ -94,9 +99,8 @@ class Builder:
         refuse_format(self.cache, (spec for match in chosen for spec in match.site.kept))
         paths = [match.site.path for match in chosen]
         around = find_around(chosen)
-        table = self.schedule.resolve(paths, around=around)
-        other = table if self.other is None else self.other.resolve(paths, around=around)
-        history = max(table.history, other.history)
+        table = table_before_run(self.schedule, paths, around)
+        history = max(count_kept(each, paths, around) for each in self.schedules)
 
         bound = {"matches": chosen, "cache": self.cache, "history": history}
         late = select_passes(AFTER_SITES, disable, {insert_guards: bound})
@@ -118,6 +122,7 @@ class Builder:
                 disabled=disable,
             ),
             conditioning=self.way,
+            schedule=self.schedule,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.utils import _pytree as pytree
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from dqar_fx.program.programs import ProgramBuilder
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
+    from dqar_fx.steps.position import Position
+
+    from .step_denoiser import StepProgram
 
 
 class Denoiser(StepDenoiser):
@@ -122,6 +125,9 @@ class Denoiser(StepDenoiser):
         self._programs.reset()
         super().reset()
 
+    def _forget_session(self, number: int | None) -> None:
+        self._programs.forget_session(number)
+
     # ---- lowering ------------------------------------------------------------------------
 
     def compile(self, *, unit: str = "regional", **keywords: Any) -> None:
@@ -153,7 +159,7 @@ class Denoiser(StepDenoiser):
         programs = self._programs
         builder = programs.builder.with_schedule(schedule)
         other = Denoiser(self.model, builder, programs.options, self._residence)
-        self._lend(other, schedule)
+        self._lend(other, (schedule,))
         return other
 
     def _refuse_other_model(self, schedule: Schedule) -> None:
@@ -161,14 +167,10 @@ class Denoiser(StepDenoiser):
         self._residence.bring_back()
         schedule.refuse_other_model(self.model)
 
-    def _lend(self, other: Denoiser, schedule: Schedule) -> None:
-        """Give another denoiser, of that schedule, what was captured and compiled."""
-        self._programs.lend(other._programs, schedule, other._count_kept)
+    def _lend(self, other: Denoiser, schedules: Sequence[Schedule]) -> None:
+        """Give another denoiser, of these schedules, what was captured and compiled."""
+        self._programs.lend(other._programs, schedules)
         self._sessions.lend(other._sessions)
-
-    def _count_kept(self, table: BranchTable) -> int:
-        """How many outputs of a site are kept at a time."""
-        return table.history
 
     def compile_repeated_blocks(self, **keywords: Any) -> None:
         """Compile regionally, under the name that diffusers has for it."""
@@ -188,6 +190,11 @@ class Denoiser(StepDenoiser):
     def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         return self._programs.find(leaves, spec)
 
+    def _fit(self, program: StepProgram, position: Position) -> Program:
+        fitted = self._programs.fit(cast("Program", program), position.shape)
+        super()._fit(fitted, position)
+        return fitted
+
     def _forget_programs(self) -> None:
         self._programs.forget()
         self.reset()
@@ -205,8 +212,20 @@ class Denoiser(StepDenoiser):
 
     @property
     def table(self) -> BranchTable:
-        """The branch table of the latest captured signature."""
-        return self.program.table
+        """The branch table of the latest captured signature.
+
+        Raises:
+            DqarError: Nothing has been captured yet, or the schedule has no number of steps and
+                no run has said how many.
+        """
+        program = self.program
+        if program.schedule is not None and program.schedule.waits_for_run:
+            raise DqarError(
+                "the schedule has no number of steps, so that its table is made when a run says "
+                "how many: run the pipeline once, or look at "
+                "denoiser.with_schedule(schedule.for_run(50)).table"
+            )
+        return program.table
 
     @property
     def cache_bytes(self) -> int:

@@ -78,6 +78,9 @@ class StepDenoiser(ParameterWrapper):
         def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> StepProgram:
             """The program for these inputs; built if there is none."""
 
+        def _forget_session(self, number: int | None) -> None:
+            """Forget the streams of a session; None for what has none."""
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which follows calls of its own."""
         return {**super().__getstate__(), "_lengths": LengthCheck()}
@@ -155,9 +158,14 @@ class StepDenoiser(ParameterWrapper):
         self._sessions.reset()
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
-        """Reset, under the name that diffusers calls at the end of a pipeline."""
+        """End the run of this session, as diffusers asks for at the end of a pipeline."""
         del recurse
-        self.reset()
+        session = self._sessions.current
+        if session is self._sessions.default and self._sessions.is_only_default:
+            self.reset()
+        else:
+            self._forget_session(session.number)
+            session.reset()
 
     # ---- a call --------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import torch
 
 from dqar_fx.errors import DqarError
 from dqar_fx.passes.support.conditioning_nodes import LATENT_NAMES
+from dqar_fx.steps.seen import SeenTensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,35 +30,35 @@ class BatchHalves:
         unconditional: Those of the unconditional one.
         rows: How many samples each half has.
         order: A name of `ORDERS`.
+        latent: What is denoised, both halves of it.
     """
 
     conditional: list[Any]
     unconditional: list[Any]
     rows: int
     order: str
+    latent: torch.Tensor
 
     @classmethod
-    def of(cls, leaves: Sequence[Any], named: Mapping[str, Any], order: str) -> BatchHalves:
+    def of(
+        cls, leaves: Sequence[Any], named: Mapping[str, Any], order: str
+    ) -> BatchHalves | None:
         """Take the inputs of a batch apart, which has its halves in an order of `ORDERS`.
 
-        Raises:
-            DqarError: The batch has no two halves.
+        None where the latent has an odd number of rows.
         """
-        rows = count_rows(named, leaves)
-        if rows % 2 or not rows:
-            raise DqarError(
-                f"guidance batched={order!r} means two halves of one batch, but the latent "
-                f"has {rows} rows: expected an even number. Call with both streams, or "
-                "transform without guidance; for streams with calls of their own, batched=None"
-            )
+        latent = find_latent(named, leaves)
+        rows = 0 if latent is None or not latent.dim() else latent.shape[0]
+        if latent is None or rows % 2 or not rows:
+            return None
         middle = rows // 2
         split = [isinstance(x, torch.Tensor) and x.shape[:1] == (rows,) for x in leaves]
         pairs = list(zip(leaves, split, strict=True))
         first = [leaf[:middle] if is_split else leaf for leaf, is_split in pairs]
         second = [leaf[middle:] if is_split else leaf for leaf, is_split in pairs]
         if order == "conditional_first":
-            return cls(first, second, middle, order)
-        return cls(second, first, middle, order)
+            return cls(first, second, middle, order, latent)
+        return cls(second, first, middle, order, latent)
 
     def join(self, conditional: Tensors, unconditional: Tensors) -> list[torch.Tensor]:
         """The outputs of the whole batch, from those of the streams.
@@ -78,10 +79,38 @@ class BatchHalves:
         return [torch.cat(pair) for pair in zip(first, second, strict=True)]
 
 
-def count_rows(named: Mapping[str, Any], leaves: Sequence[Any]) -> int:
-    """The batch size: rows of the latent, which is known before anything is captured."""
+def find_latent(named: Mapping[str, Any], leaves: Sequence[Any]) -> torch.Tensor | None:
+    """The latent, which is known before anything is captured."""
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     given = (named.get(name) for name in LATENT_NAMES)
     found = [value for value in given if isinstance(value, torch.Tensor)]
     found += [value for value in tensors if value.is_floating_point()]
-    return found[0].shape[0] if found and found[0].dim() else 0
+    return found[0] if found else None
+
+
+class HalvesCheck:
+    """Looks whether the halves of a batch are those of guidance: both denoise one latent.
+
+    Values are read once for each prompt: whoever turns guidance on or off gives others.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[SeenTensor] = []
+        self._rows = 0
+        self._found = False
+
+    def look(self, halves: BatchHalves) -> bool:
+        """Whether both halves have the same latents."""
+        prompts = [
+            leaf
+            for leaf in (*halves.conditional, *halves.unconditional)
+            if isinstance(leaf, torch.Tensor) and leaf._base is not halves.latent
+        ]
+        is_known = self._rows == halves.rows and len(self._seen) == len(prompts)
+        pairs = zip(self._seen, prompts, strict=False)
+        is_cheap = halves.latent.device.type == "cpu"
+        if is_cheap or not (is_known and all(seen.is_same(new) for seen, new in pairs)):
+            first, second = halves.latent.chunk(2)
+            self._found = torch.equal(first, second)
+            self._seen, self._rows = list(map(SeenTensor.of, prompts)), halves.rows
+        return self._found

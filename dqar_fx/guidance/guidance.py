@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dqar_fx.schedule.table import Around, BranchTable
+    from dqar_fx.steps.position import StreamKey
 
 KEPT = ("output", "difference")
 
@@ -161,10 +162,10 @@ class Guidance:
             return f"calls inside cache_context({self.stream!r})"
         return f"a nameless call number {self.stream}, from 0 on, at each step"
 
-    def describe(self, table: BranchTable) -> str:
-        """In words, given the table of the unconditional stream's sites."""
+    def describe(self, table: BranchTable, output: BranchTable | None) -> str:
+        """In words, given the tables of the unconditional stream's sites and whole output."""
         own = "the same schedule" if self.unconditional is None else "a schedule of its own"
-        output, done = self.output_table(), "computed at each step"
+        done = "computed at each step"
         if output is not None:
             letters = "".join(Action(a).letter for a in output.actions[:, 0])
             done = f"{letters}, its {self.keep} kept"
@@ -174,9 +175,9 @@ class Guidance:
             f"  its whole output: {done}"
         )
 
-    def is_unconditional(self, stream: tuple[str | None, int]) -> bool:
+    def is_unconditional(self, stream: StreamKey) -> bool:
         """Whether a stream that has calls of its own is the unconditional one."""
-        name, number = stream
+        name, number, *_ = stream
         if isinstance(self.stream, str):
             return name == self.stream
         return name is None and number == self.stream

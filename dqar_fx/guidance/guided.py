@@ -7,9 +7,11 @@ steps that it leaves out misnumber nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import numpy as np
 from torch.utils import _pytree as pytree
 
 from dqar_fx.denoiser.denoiser import Denoiser
@@ -17,9 +19,11 @@ from dqar_fx.notices import Once
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
+from dqar_fx.schedule.run import Run as RunShape
 from dqar_fx.schedule.table import READING
+from dqar_fx.steps.position import session_of
 
-from .batch_halves import BatchHalves
+from .batch_halves import BatchHalves, HalvesCheck
 from .streams import Streams
 from .unconditional import UnconditionalStream
 
@@ -46,6 +50,10 @@ if TYPE_CHECKING:
 
         def with_schedule(self, schedule: Schedule) -> GuidedBuilder:
             """The same builder for another schedule."""
+
+        @property
+        def schedules(self) -> tuple[Schedule, ...]:
+            """What its graphs must be able to follow."""
 
         def with_other(self, other: Schedule | None) -> GuidedBuilder:
             """The same builder with another second schedule."""
@@ -92,24 +100,33 @@ class GuidedDenoiser(Denoiser):
         guidance.check(schedule, model)
         self.guidance = guidance
         self._schedule = schedule
-        self._output_table = guidance.output_table()
         self._others: dict[Program, UnconditionalStream] = {}
-        self._streams = Streams()
+        self._streams = defaultdict[int | None, Streams](Streams)
+        self._halves = HalvesCheck()
         self._once = Once()
 
     # ---- as any denoiser -----------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave graphs and kept outputs out: a copy captures anew."""
-        return {**super().__getstate__(), "_others": {}, "_streams": Streams()}
+        own = {"_others": {}, "_streams": defaultdict(Streams), "_halves": HalvesCheck()}
+        return {**super().__getstate__(), **own}
 
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
-        alone = self._streams.reset()
+        alone = [end for streams in self._streams.values() for end in streams.reset()]
         for other in self._others.values():
             other.reset()
         super().reset()
         for end in alone:
+            self._warn_alone(end)
+
+    def _forget_session(self, number: int | None) -> None:
+        super()._forget_session(number)
+        for other in self._others.values():
+            other.forget_session(number)
+        streams = self._streams.pop(number, None)
+        for end in () if streams is None else streams.reset():
             self._warn_alone(end)
 
     def _forget_programs(self) -> None:
@@ -136,49 +153,45 @@ class GuidedDenoiser(Denoiser):
         other = GuidedDenoiser(
             self.model, builder, self._programs.options, schedule, guidance, self._residence
         )
-        self._lend(other, schedule)
+        self._lend(other, builder.schedules)
         return other
 
-    def _count_kept(self, table: BranchTable) -> int:
-        other = self.guidance.resolve(self._schedule, table.sites, table.around)
-        return max(table.history, other.history)
-
     def _reuses(self, table: BranchTable) -> bool:
-        output = self._output_table
+        output = self.guidance_table
         return super()._reuses(table) or (output is not None and output.reuse_ratio > 0)
 
     # ---- programs ------------------------------------------------------------------------
 
     def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
-        if self.guidance.batched is not None:
-            leaves = self._split(leaves, spec).conditional
-        return self._find_stream(leaves, spec)
-
-    def _find_stream(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
-        """The conditional program for the inputs of one stream; the other is beside it."""
-        program = super()._find_program(leaves, spec)
-        self._beside(program)
-        return program
+        halves = None if self.guidance.batched is None else self._split(leaves, spec)
+        return super()._find_program(leaves if halves is None else halves.conditional, spec)
 
     def _beside(self, program: Program) -> UnconditionalStream:
         """What the unconditional stream has for the signature of a conditional program."""
         if program not in self._others:
             known = self._others.items()
             self._others = {p: other for p, other in known if p in self._programs}
-            self._others[program] = UnconditionalStream.of(
-                program, self._schedule, self.guidance
-            )
+            guidance, schedule = self.guidance, program.schedule or self._schedule
+            if schedule.num_steps is not None:
+                run = schedule.run or RunShape(schedule.num_steps)
+                guidance = guidance.for_run(
+                    run.num_rows, calls=run.calls, noise=run.noise or None
+                )
+            self._others[program] = UnconditionalStream.of(program, schedule, guidance)
         return self._others[program]
 
     def captured_programs(self) -> list[Program]:
         """The program of each captured signature, then those of the unconditional stream."""
-        others = [self._beside(program).program for program in self._programs]
-        return [*super().captured_programs(), *others]
+        programs = super().captured_programs()
+        others = (self._beside(program).program for program in programs if is_fitted(program))
+        return [*programs, *others]
 
-    def _split(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> BatchHalves:
+    def _split(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> BatchHalves | None:
+        """The halves of a batch; None where a call has none, as with guidance off."""
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         named = self._signature.bind(*args, **kwargs).arguments
-        return BatchHalves.of(leaves, named, str(self.guidance.batched))
+        halves = BatchHalves.of(leaves, named, str(self.guidance.batched))
+        return halves if halves is not None and self._halves.look(halves) else None
 
     # ---- a call --------------------------------------------------------------------------
 
@@ -187,40 +200,43 @@ class GuidedDenoiser(Denoiser):
     ) -> tuple[Program, list[torch.Tensor]]:
         if self.guidance.batched is None:
             return self._run_alone(leaves, spec)
-        return self._run_halves(leaves, spec)
+        halves = self._split(leaves, spec)
+        if halves is None:
+            return cast("tuple[Program, list[torch.Tensor]]", super()._run(leaves, spec))
+        return self._run_halves(halves, spec)
 
     def _run_halves(
-        self, leaves: Sequence[Any], spec: pytree.TreeSpec
+        self, halves: BatchHalves, spec: pytree.TreeSpec
     ) -> tuple[Program, list[torch.Tensor]]:
         """Run both streams of a batch, one after the other."""
-        halves = self._split(leaves, spec)
-        program = self._find_stream(halves.conditional, spec)
-        position = self._locate(program, leaves)  # both halves tell which trajectory it is
+        found = self._programs.find(halves.conditional, spec)
+        position = self._locate(found, halves.conditional)
+        program = self._fit(found, position)
         mine, other = program.run(halves.conditional, position), self._beside(program)
-        its = self._run_unconditional(other, halves.unconditional, position, mine)
+        streams = self._streams[session_of(position.stream)]
+        streams.note_conditional(position, mine)
+        joined, _ = streams.join(self._locate(found, halves.unconditional))
+        its = self._run_unconditional(other, halves.unconditional, joined, mine)
         return program, halves.join(mine, its)
 
     def _run_alone(
         self, leaves: Sequence[Any], spec: pytree.TreeSpec
     ) -> tuple[Program, list[torch.Tensor]]:
         """Run the one stream that this call is of."""
-        program = self._find_stream(leaves, spec)
-        other, position = self._beside(program), self._locate(program, leaves)
+        found = self._programs.find(leaves, spec)
+        position = self._locate(found, leaves)
+        program = self._fit(found, position)
+        other, streams = self._beside(program), self._streams[session_of(position.stream)]
         if self.guidance.is_unconditional(position.stream):
-            joined, base = self._streams.join(position)
+            joined, base = streams.join(position)
             return program, self._run_unconditional(other, leaves, joined, base)
-        self._streams.forget_latest()
+        streams.forget_latest()
         outputs = program.run(leaves, position)
-        held = other.hold(outputs) if other.holds and self._is_kept(position) else ()
-        end = self._streams.note_conditional(position, held)
+        held = other.hold(outputs) if other.holds and is_kept(other, position) else ()
+        end = streams.note_conditional(position, held)
         if end is not None:
             self._warn_alone(end)
         return program, outputs
-
-    def _is_kept(self, position: Position) -> bool:
-        """Whether the unconditional output of a step is stored or read."""
-        table = self._output_table
-        return table is not None and table.actions[position.step, 0] != Action.COMPUTE
 
     def _run_unconditional(
         self,
@@ -236,15 +252,21 @@ class GuidedDenoiser(Denoiser):
         action, is_cold = kept.action_at(position)
         onto = base if self.guidance.keeps_difference else None
         shapes = [spec.shape for spec in other.outputs]
+        if position.computes:
+            action, is_cold = Action.COMPUTE, False
         if onto is not None and [value.shape for value in onto] != shapes:
             if action != Action.COMPUTE:
                 self._warn_baseless(position)
             return other.program.run(leaves, position)
-        if is_cold:
-            self._warn_cold(position)
         if action in READING:
+            if position.run is not None:
+                done = np.array([action], np.int8)
+                position.run.note(position, other.program, done, 0, kept.table)
             return kept.read(position.step, action, onto)
         outputs = other.program.run(leaves, position)
+        if is_cold and position.run is not None:
+            done = np.array([action], np.int8)
+            position.run.note(position, other.program, done, 1, kept.table)
         if action == Action.STORE:
             kept.write(position.step, outputs, onto)
         return outputs
@@ -270,15 +292,6 @@ class GuidedDenoiser(Denoiser):
             key="baseless",
         )
 
-    def _warn_cold(self, position: Position) -> None:
-        self._once.warn(
-            f"guidance: the unconditional stream starts cold at step {position.step}: it "
-            "should read an output that this trajectory has not kept, and computes it "
-            "instead. The trajectory did not begin at step 0, skipped a step, or could not be "
-            "recognised (see Denoiser.cache_context and Denoiser.attach_scheduler)",
-            key="cold",
-        )
-
     # ---- inspection ----------------------------------------------------------------------
 
     @property
@@ -293,7 +306,7 @@ class GuidedDenoiser(Denoiser):
     @property
     def guidance_table(self) -> BranchTable | None:
         """What is done with the unconditional stream's whole output; None if never kept."""
-        return self._output_table
+        return None if self.guidance.output is None else self._beside(self.program).table
 
     @property
     def cache_bytes(self) -> int:
@@ -306,5 +319,16 @@ class GuidedDenoiser(Denoiser):
         facts = {each.name: getattr(found, each.name) for each in fields(found)}
         steps = range(table.num_steps) if step is None else (step,)
         facts["rows"] += read_rows(table, steps, stream=1)
-        said = self.guidance.describe(table)
+        said = self.guidance.describe(table, self.guidance_table)
         return GuidedExplanation(**facts, guidance=said)
+
+
+def is_fitted(program: Program) -> bool:
+    """Whether the table of a program is made."""
+    return program.schedule is None or not program.schedule.waits_for_run
+
+
+def is_kept(other: UnconditionalStream, position: Position) -> bool:
+    """Whether the unconditional output of a step is stored or read."""
+    table = other.table
+    return table is not None and table.actions[position.step, 0] != Action.COMPUTE

@@ -10,10 +10,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dqar_fx.steps.position import Position
+    from dqar_fx.steps.position import Position, StreamKey
 
     Tensors = Sequence[torch.Tensor]
-    StreamKey = tuple[str | None, int]
 
 
 @dataclass(frozen=True)

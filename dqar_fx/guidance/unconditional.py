@@ -12,6 +12,7 @@ from dqar_fx.passes import TensorSpec
 from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.plan.slots import Slots, plan_slots
 from dqar_fx.schedule.action import Action
+from dqar_fx.steps.position import session_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from dqar_fx.program.program import Program
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
-    from dqar_fx.steps.position import Position
+    from dqar_fx.steps.position import Position, StreamKey
 
     from .guidance import Guidance
 
     Tensors = Sequence[torch.Tensor]
-    StreamKey = tuple[str | None, int]
 
 
 class WholeOutput:
@@ -156,6 +156,12 @@ class UnconditionalStream:
         for buffer, output in zip(self.held, outputs, strict=True):
             buffer.copy_(output)
         return self.held
+
+    def forget_session(self, number: int | None) -> None:
+        """Forget the streams of a session; None for what has none."""
+        self.program.forget_session(number)
+        for key in [key for key in self.kept if session_of(key) == number]:
+            del self.kept[key]
 
     def reset(self) -> None:
         """Forget all kept outputs and streams."""

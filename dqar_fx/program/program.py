@@ -7,6 +7,7 @@ conditioning stages whose inputs changed, walk the bound calls.
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from dqar_fx.plan.plan import Plan, Variant, execute
 from dqar_fx.plan.slots import Slots, plan_slots, share_slots, slots_of
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
+from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.steps.position import session_of
 
 from .stream import Binder, PreparedStep, Stream
 
@@ -41,13 +44,16 @@ if TYPE_CHECKING:
     from dqar_fx.plan.plan import CallObserver, Stage
     from dqar_fx.plan.slot_state import Actions, ForecastWeights
     from dqar_fx.plan.slots import SlotKey
-    from dqar_fx.schedule.table import BranchTable
+    from dqar_fx.schedule.run import Run as RunShape
+    from dqar_fx.schedule.table import Around, BranchTable
     from dqar_fx.steps.position import Position, StreamKey
 
     from .explanation import Explanation
     from .lowering import Lowering
 
 
+MAX_LENGTHS = 4
+"""Lengths of runs, or kinds of them, whose tables are kept for one input signature."""
 MAX_PREPARED = 4096
 """Steps of a stream that are prepared at a time; a trajectory takes one for each step."""
 
@@ -61,6 +67,7 @@ class Program:
             function, such as a clock around it; None to call the function itself.
 
     Attributes:
+        schedule: What the table is made of; None if nothing else can be.
         captured: The model as a graph, untouched.
         guarded: The same with conditioning hoisted and every site guarded.
         roles: Which input plays which part.
@@ -88,7 +95,10 @@ class Program:
         explanation: Explanation,
         conditioning: str = "auto",
         observe: CallObserver | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
+        self.schedule = schedule
+        self._fitted: OrderedDict[RunShape, Program] = OrderedDict()
         self.captured = captured
         self.guarded = guarded
         self.table = table
@@ -123,7 +133,52 @@ class Program:
         devices = {spec.device.type for spec in slots.values()}
         self._is_on_host = devices <= {"cpu"}
 
-    def with_table(self, table: BranchTable) -> Program:
+    def with_schedule(self, schedule: Schedule) -> Program:
+        """Another program over the same graphs and lowered regions, for another schedule.
+
+        Raises:
+            ScheduleError: The schedule does not fit the sites.
+        """
+        table = table_before_run(schedule, self.table.sites, self.table.around)
+        return self.with_table(table, schedule)
+
+    def for_run(self, shape: RunShape | None) -> Program:
+        """The program whose table is made for a run: itself, or one beside it.
+
+        Args:
+            shape: What the run says of itself; None where it does not say how long it is.
+
+        Raises:
+            StepError: The table needs to know how long the run is.
+            ScheduleError: The schedule is not for such a run.
+        """
+        schedule = self.schedule
+        if schedule is None or not (schedule.waits_for_run or schedule.resample):
+            return self
+        if shape is None and schedule.waits_for_run:
+            raise StepError(
+                "the schedule has no number of steps, and this run does not say how many it "
+                "has. Expected a diffusers pipeline, or attach_scheduler(scheduler), or "
+                "timesteps that are elements of one tensor, or "
+                "cache_context(name, num_inference_steps=...); or a schedule that has its "
+                "number, such as Schedule.interval(50, every=2)"
+            )
+        if shape is None or shape.num_rows == schedule.num_steps:
+            return self
+        if shape not in self._fitted:
+            fixed = schedule.for_run(shape.num_rows, calls=shape.calls, noise=shape.noise or None)
+            self._fitted[shape] = self.with_schedule(fixed)
+            if len(self._fitted) > MAX_LENGTHS:
+                self._fitted.popitem(last=False)
+        self._fitted.move_to_end(shape)
+        return self._fitted[shape]
+
+    @property
+    def fitted(self) -> tuple[Program, ...]:
+        """The programs beside this one that were made for runs."""
+        return tuple(self._fitted.values())
+
+    def with_table(self, table: BranchTable, schedule: Schedule | None = None) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
         other = Program(
             captured=self.captured,
@@ -133,6 +188,7 @@ class Program:
             lowering=self.lowering,
             explanation=self.explanation,
             conditioning=self.ahead.way,
+            schedule=schedule,
         )
         if self._conditioning.residence is not None:
             other.attach(self._conditioning.residence)
@@ -229,9 +285,9 @@ class Program:
         self.streams.clear()
         self._conditioning.forget()
 
-    def forget_session(self, number: int) -> None:
-        """Forget the streams of a session that is closed."""
-        for key in [key for key in self.streams if key[2:] == (number,)]:
+    def forget_session(self, number: int | None) -> None:
+        """Forget the streams of a session; None for what has none."""
+        for key in [key for key in self.streams if session_of(key) == number]:
             self.streams.pop(key).report_flags(self.table.sites)
 
     def row_graph(self, step: int) -> fx.GraphModule:
@@ -382,3 +438,24 @@ class Program:
         """Whether to look for NaN and infinity after a step: elsewhere, to ask is to wait."""
         is_last = step == self.table.num_steps - 1
         return is_last or (self._is_on_host and Action.STORE in actions)
+
+
+def table_before_run(schedule: Schedule, sites: Sequence[str], around: Around) -> BranchTable:
+    """The table of a schedule; while that waits for a run, one that computes everything.
+
+    Raises:
+        ScheduleError: The schedule does not fit the sites.
+    """
+    known = Schedule.compute_all(1) if schedule.waits_for_run else schedule
+    return known.resolve(sites, around)
+
+
+def count_kept(schedule: Schedule, sites: Sequence[str], around: Around) -> int:
+    """How many outputs of a site a schedule keeps at a time, whatever the run.
+
+    Raises:
+        ScheduleError: The schedule does not fit the sites.
+    """
+    if schedule.waits_for_run or schedule.resample:
+        return schedule.max_history
+    return schedule.resolve(sites, around).history

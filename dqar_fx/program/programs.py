@@ -15,19 +15,19 @@ from dqar_fx.errors import DqarError
 from .dynamic_batch import Batches
 from .packed_weights import PackedWeights
 from .packing_plan import refuse_nothing_packed
+from .program import Program, count_kept
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from torch import nn
 
     from dqar_fx.capture.shared_tensors import SharedTensors
     from dqar_fx.conditioning.release import Residence
+    from dqar_fx.schedule.run import Run as RunShape
     from dqar_fx.schedule.schedule import Schedule
-    from dqar_fx.schedule.table import BranchTable
 
     from .compile_options import CompileOptions
-    from .program import Program
 
 MAX_PROGRAMS = 8
 """Input signatures that are kept; the least recently used one goes first."""
@@ -100,7 +100,9 @@ class Programs:
         return Programs, given
 
     def __iter__(self) -> Iterator[Program]:
-        return iter(self._known.values())
+        for program in list(self._known.values()):
+            yield program
+            yield from program.fitted
 
     def __len__(self) -> int:
         return len(self._known)
@@ -150,17 +152,35 @@ class Programs:
             program.attach(self._residence)
         return program
 
-    def lend(
-        self, other: Programs, schedule: Schedule, count_kept: Callable[[BranchTable], int]
-    ) -> None:
-        """Give the programs of another schedule what was captured and compiled."""
+    def lend(self, other: Programs, schedules: Sequence[Schedule]) -> None:
+        """Give the programs of other schedules what was captured and compiled.
+
+        Args:
+            other: The programs, for the first of the schedules.
+            schedules: What the graphs must be able to follow.
+        """
         for key, program in self._known.items():
-            table = schedule.resolve(program.table.sites, around=program.table.around)
-            if count_kept(table) > program.history:
+            sites, around = program.table.sites, program.table.around
+            if any(count_kept(each, sites, around) > program.history for each in schedules):
                 continue  # its graphs keep fewer steps: captured anew when called
-            other._known[key] = other._latest = program.with_table(table)
+            other._known[key] = other._latest = program.with_schedule(schedules[0])
         other.batches, other.packed_weights = self.batches, self.packed_weights
         other.shared_tensors = self.shared_tensors.copy()
+
+    def fit(self, program: Program, shape: RunShape | None) -> Program:
+        """The program whose table is made for a run, which is the latest one then.
+
+        Raises:
+            StepError: The table needs to know how long the run is.
+            ScheduleError: The schedule is not for such a run.
+        """
+        self._latest = program.for_run(shape)
+        return self._latest
+
+    def forget_session(self, number: int | None) -> None:
+        """Forget the streams of a session; None for what has none."""
+        for program in self:
+            program.forget_session(number)
 
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""

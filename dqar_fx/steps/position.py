@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dqar_fx.schedule.run import Run as RunShape
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
@@ -20,6 +22,11 @@ StreamKey = tuple["str | None", int] | tuple["str | None", int, int]
 where one is open."""
 
 
+def session_of(stream: StreamKey) -> int | None:
+    """The number of the session that a stream is of; None if it has none."""
+    return stream[2] if len(stream) == 3 else None
+
+
 @dataclass(frozen=True)
 class NamedStream:
     """The stream and step that ``cache_context`` named.
@@ -33,21 +40,6 @@ class NamedStream:
     name: str
     step_index: int | None = None
     num_steps: int | None = None
-
-
-@dataclass(frozen=True)
-class RunShape:
-    """What a run says of itself before its steps: what a schedule's table is made for.
-
-    Attributes:
-        num_rows: Evaluations of the denoiser, per stream.
-        calls: Per row, which evaluation of its solver step it is; empty where each step has one.
-        noise: Per row, the latent's signal-to-noise ratio; None where that is not known.
-    """
-
-    num_rows: int
-    calls: tuple[int, ...] = ()
-    noise: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import torch
 
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.noise import noise_as_set
+from dqar_fx.schedule.run import Run as RunShape
+from dqar_fx.schedule.run import calls_as_set
 
-from .position import RunShape
 from .timesteps import find_value
 
 WATCH = "_dqar_fx_watch"
@@ -61,14 +62,12 @@ class SchedulerRun:
     @cached_property
     def shape(self) -> RunShape:
         """What a schedule's table is made for."""
-        rows, order = len(self.timesteps), int(getattr(self.scheduler, "order", 1) or 1)
-        calls = tuple(i % order for i in range(rows)) if order > 1 else ()
+        rows = len(self.timesteps)
         try:
-            noise = tuple(noise_as_set(self.scheduler).tolist())
+            noise = noise_as_set(self.scheduler)
+            return RunShape.of(rows, calls_as_set(self.scheduler), noise)
         except (ScheduleError, AttributeError, IndexError, TypeError, ValueError):
-            noise = None  # a scheduler of another kind
-        is_whole = noise is not None and len(noise) == rows
-        return RunShape(rows, calls, noise if is_whole else None)
+            return RunShape(rows)  # a scheduler whose noise levels are not known
 
 
 class SchedulerReader:

@@ -139,6 +139,11 @@ class Sessions:
         opened.refuse_strangers()
         return opened.session
 
+    @property
+    def is_only_default(self) -> bool:
+        """Whether no session is open anywhere."""
+        return not self._opened
+
     def find_scheduler(self, denoiser: nn.Module) -> Any:
         """The scheduler that was attached, or that of the pipeline that calls; else None."""
         if self.scheduler is not None:

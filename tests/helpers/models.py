@@ -25,11 +25,15 @@ class Case:
     top: float = 900.0
     fall: float = 10.0
     dtype: torch.dtype = field(default=torch.float32)
+    has_halves: bool = False
+    """Whether the second half of the batch denoises what the first does, as in guidance."""
 
     def inputs(self, step: int, seed: int = 0) -> dict[str, Any]:
         """Keyword arguments of the call at a step of the trajectory with this seed."""
         generator = torch.Generator().manual_seed(1000 * seed + step)
         latent = torch.randn(self.latent_shape, generator=generator).to(self.dtype)
+        if self.has_halves:
+            latent = torch.cat([latent[: len(latent) // 2]] * 2)
         timestep = torch.full((self.latent_shape[0],), self.top - self.fall * step)
         return {"hidden_states": latent, "timestep": timestep, **self.given}
 
