@@ -8,7 +8,7 @@ steps that it leaves out misnumber nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -201,22 +201,30 @@ class GuidedDenoiser(Denoiser):
         if self.guidance.batched is None:
             return self._run_alone(leaves, spec)
         halves = self._split(leaves, spec)
-        if halves is None:
-            return cast("tuple[Program, list[torch.Tensor]]", super()._run(leaves, spec))
-        return self._run_halves(halves, spec)
+        return self._run_batch(leaves, halves, spec)
 
-    def _run_halves(
-        self, halves: BatchHalves, spec: pytree.TreeSpec
+    def _run_batch(
+        self, leaves: Sequence[Any], halves: BatchHalves | None, spec: pytree.TreeSpec
     ) -> tuple[Program, list[torch.Tensor]]:
-        """Run both streams of a batch, one after the other."""
-        found = self._programs.find(halves.conditional, spec)
-        position = self._locate(found, halves.conditional)
-        program = self._fit(found, position)
-        mine, other = program.run(halves.conditional, position), self._beside(program)
+        """Run both streams of a batch, one after the other; all as one where it has no halves.
+
+        A batch without halves goes on with what the conditional stream has kept.
+        """
+        conditional = leaves if halves is None else halves.conditional
+        found = self._programs.find(conditional, spec)
+        position = self._locate(found, conditional)
         streams = self._streams[session_of(position.stream)]
-        streams.note_conditional(position, mine)
-        joined, _ = streams.join(self._locate(found, halves.unconditional))
-        its = self._run_unconditional(other, halves.unconditional, joined, mine)
+        if halves is None:
+            position = replace(position, trajectory=streams.pair(position.trajectory, None))
+            program = self._fit(found, position)
+            return program, program.run(conditional, position)
+        other = self._locate(found, halves.unconditional)
+        both = streams.pair(position.trajectory, other.trajectory)
+        position, other = (replace(each, trajectory=both) for each in (position, other))
+        program = self._fit(found, position)
+        mine = program.run(conditional, position)
+        beside = self._beside(program)
+        its = self._run_unconditional(beside, halves.unconditional, other, mine)
         return program, halves.join(mine, its)
 
     def _run_alone(

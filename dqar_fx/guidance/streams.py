@@ -43,6 +43,7 @@ class Streams:
         self._latest: ConditionalCall | None = None
         self._runs: dict[StreamKey, tuple[object, object]] = {}
         self._watches: dict[StreamKey, StreamWatch] = {}
+        self._pair: tuple[object, object, object] = (None, None, None)
 
     def note_conditional(self, position: Position, outputs: Tensors) -> Position | None:
         """Remember a conditional call.
@@ -74,6 +75,26 @@ class Streams:
         joined = replace(position, trajectory=self._runs[position.stream])
         return joined, () if known is None else known.outputs
 
+    def pair(self, conditional: object, unconditional: object) -> object:
+        """What both streams of a batch know their trajectory by.
+
+        It is another one when that of either is; a batch without an unconditional stream goes
+        on with the conditional one's.
+
+        Args:
+            conditional: The conditional stream's trajectory.
+            unconditional: The unconditional one's; None if the batch has none.
+        """
+        before, own, other = self._pair
+        if own is not conditional:
+            other, before = unconditional, object()
+        elif other is None or unconditional is None:
+            other = other or unconditional
+        elif other is not unconditional:
+            other, before = unconditional, object()
+        self._pair = before, conditional, other
+        return before
+
     def forget_latest(self) -> None:
         """No conditional call has come in this step."""
         self._latest = None
@@ -84,4 +105,5 @@ class Streams:
         self._latest = None
         self._runs.clear()
         self._watches.clear()
+        self._pair = (None, None, None)
         return alone

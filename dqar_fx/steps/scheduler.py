@@ -31,10 +31,12 @@ class SchedulerWatch:
     Attributes:
         run: An object of its own for each run; None before ``set_timesteps`` was called.
         steps: How often ``step`` was called in it.
+        watchers: How many pipelines watch it.
     """
 
     run: object = None
     steps: int = 0
+    watchers: int = 0
 
     def begin(self) -> None:
         """Note that ``set_timesteps`` was called."""

@@ -123,6 +123,7 @@ def test_batched_halves_equal_the_oracle(case, plain, cond, uncond, output, keep
 @pytest.mark.parametrize("keep", slow_but("difference", of=KEPT))
 def test_batched_unconditional_first_in_text_models(make, keep):
     case = make(batch=4)
+    case.has_halves = True
     actions, order = ("CRCR", "CCRR", "CRCR"), "unconditional_first"
     denoiser = guided(case, *actions, keep=keep, batched=order)
     oracle = Guided(case.model, *actions, keep=keep)

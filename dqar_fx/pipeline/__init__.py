@@ -1,0 +1,1 @@
+"""A stock pipeline as the unit of use: transformed, followed, and told about."""
