@@ -24,7 +24,9 @@ from dqar_fx.passes import CannotExpand
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
 
+from .inputs import autocast_devices
 from .repeats import RepeatedBlocks, hide_frames
+from .scopes import inline_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -44,11 +46,14 @@ class Capture:
             its module path and its source line.
         in_spec: How the flat leaves become the arguments ``(args, kwargs)`` of the call.
         out_spec: How the flat outputs become what the model returns.
+        cast_on: Types of the devices for which the graph is to run without autocast, since
+            the casts that were made in the call are operators of its own.
     """
 
     gm: fx.GraphModule
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    cast_on: tuple[str, ...] = ()
 
 
 def fork_model(model: nn.Module) -> nn.Module:
@@ -113,6 +118,8 @@ def trace_repeats(
         if not RepeatedBlocks.watch(own):
             return None
         exported = torch.export.export(own, args, kwargs, strict=False)
+        if inline_scopes(exported, autocast_devices(pytree.tree_leaves((args, kwargs)))):
+            raise CannotExpand("a forward has casts that are to be written out")
         refuse_writes(exported)
         gm = flatten_export(exported)
         hide_frames(gm)
@@ -128,13 +135,16 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     """All of a model as a graph."""
     # a fork, so that moving the denoiser leaves this graph's parameters in place
     exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
-    if writes(exported):
-        exported = exported.run_decompositions({})  # the same in functional form
+    ambient = autocast_devices(pytree.tree_leaves((args, kwargs)))
+    is_retraced = inline_scopes(exported, ambient) or writes(exported)
+    if is_retraced:  # the same in functional form, and all casts are operators
+        exported = exported.run_decompositions({})
     written = exported.graph_signature.buffers_to_mutate
     if written:  # a step would depend on the last
         raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
     spec = exported.call_spec
-    return Capture(flatten_export(exported), spec.in_spec, spec.out_spec)
+    cast_on = ambient if is_retraced else ()
+    return Capture(flatten_export(exported), spec.in_spec, spec.out_spec, cast_on)
 
 
 def refuse_writes(exported: ExportedProgram) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dqar_fx.capture.inputs import Roles
+from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
 from dqar_fx.conditioning.memo import Memo
@@ -261,7 +262,8 @@ class Program:
         step = self._prepare(stream, position.step, weights)
         if step.num_cold:
             self._warn_cold(step.num_cold, position)
-        return self._execute(stream, step, leaves, position)
+        with without_autocast(self.captured.cast_on):
+            return self._execute(stream, step, leaves, position)
 
     def _execute(
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position
