@@ -24,6 +24,7 @@ from dqar_fx.passes import CannotExpand
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
 
+from .failures import locate_failure
 from .inputs import autocast_devices
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
@@ -56,18 +57,29 @@ class Capture:
     cast_on: tuple[str, ...] = ()
 
 
+@torch.inference_mode(mode=False)
 def fork_model(model: nn.Module) -> nn.Module:
     """A copy that shares every parameter's and buffer's storage, in evaluation mode.
 
+    Tensors of the copy are ordinary ones, also where the original was made in inference mode.
     Moving or converting the copy leaves the original where it is. Parameters of the copy
     need no gradients, which some models cannot be exported with.
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        shared = nn.Parameter(parameter.detach(), requires_grad=False)
+        shared = nn.Parameter(share_memory(parameter), requires_grad=False)
         memo[id(parameter)] = shared
-    memo.update({id(buffer): buffer.detach() for buffer in model.buffers()})
+    memo.update({id(buffer): share_memory(buffer) for buffer in model.buffers()})
     return copy.deepcopy(model, memo).eval()
+
+
+def share_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor over the memory of another; an ordinary one, also of an inference tensor."""
+    if not tensor.is_inference():
+        return tensor.detach()
+    memory = tensor.untyped_storage()
+    shared = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return shared.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def capture(
@@ -98,9 +110,9 @@ def capture(
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise CaptureError(
-            f"{type(model).__name__} cannot be captured as one graph. torch.export said: "
-            f"{type(error).__name__}: {reason[0] if reason else 'nothing'}. Expected a "
-            "forward without data-dependent control flow that accepts these inputs; found "
+            f"{type(model).__name__} cannot be captured as one graph: it fails"
+            f"{locate_failure(error, type(model))}. torch.export said: {type(error).__name__}: "
+            f"{reason[0] if reason else 'nothing'}. Expected a forward without data-dependent control flow that accepts these inputs; found "
             f"inputs {spell_inputs(model, args, kwargs)}. Try torch.export.export(model, "
             "args, kwargs, strict=False) on its own for the whole report"
         ) from error

@@ -36,6 +36,7 @@ class ParameterWrapper(Wrapper):
         def _forget_programs(self) -> None:
             """Capture anew, as a subclass does it."""
 
+    @torch.inference_mode(mode=False)  # or the graphs could not be used outside of it
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Move or convert the parameters; graphs are captured anew where that changed them.
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import signature_of
@@ -130,6 +131,7 @@ class Programs:
         self._latest = self._known[key]
         return self._latest
 
+    @torch.inference_mode(mode=False)  # or what is kept could not be written to later
     @no_collection()
     def _build(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """Build a program for these inputs."""

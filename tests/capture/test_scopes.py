@@ -135,7 +135,9 @@ def test_nodes_in_a_scope_keep_their_modules():
     gm = capture(model, inputs(0), {}).gm
     linears = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
     paths = [list(node.meta["nn_module_stack"].values())[-1][0] for node in linears]
-    wanted = [f"blocks.{i}.{part}" for i in (0, 1) for part in ("qkv", "out", "", "out", "out")]
+    wanted = [
+        f"blocks.{i}.{part}" for i in (0, 1) for part in ("qkv", "out", "", "out", "out")
+    ]
     assert paths == [path.rstrip(".") for path in wanted]
 
 
