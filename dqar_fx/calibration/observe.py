@@ -67,7 +67,7 @@ class ObservedDenoiser(StepDenoiser):
         return list(self.programs.values())[-1].table
 
     def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> StepProgram:
-        key = signature_of(leaves, spec)
+        key = self._model_state.number, signature_of(leaves, spec)
         if key not in self.programs:
             args, kwargs = pytree.tree_unflatten(leaves, spec)
             with no_collection():

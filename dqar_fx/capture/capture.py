@@ -108,13 +108,14 @@ def capture(
             once = trace_repeats(model, args, kwargs) if expands else None
             captured = once or trace(model, args, kwargs)
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines() or ["nothing"]
         raise CaptureError(
             f"{type(model).__name__} cannot be captured as one graph: it fails"
-            f"{locate_failure(error, type(model))}. torch.export said: {type(error).__name__}: "
-            f"{reason[0] if reason else 'nothing'}. Expected a forward without data-dependent control flow that accepts these inputs; found "
-            f"inputs {spell_inputs(model, args, kwargs)}. Try torch.export.export(model, "
-            "args, kwargs, strict=False) on its own for the whole report"
+            f"{locate_failure(error, type(model))}. torch.export said: "
+            f"{type(error).__name__}: {lines[0]}. Expected a forward without data-dependent "
+            "control flow that accepts these inputs; found inputs "
+            f"{spell_inputs(model, args, kwargs)}. Try torch.export.export(model, args, "
+            "kwargs, strict=False) on its own for the whole report"
         ) from error
     ms, size = 1e3 * (perf_counter() - start), len(captured.gm.graph.nodes)
     logger.info("captured %s: %d nodes, %.0f ms", type(model).__name__, size, ms)
@@ -130,9 +131,10 @@ def trace_repeats(
         if not RepeatedBlocks.watch(own):
             return None
         exported = torch.export.export(own, args, kwargs, strict=False)
-        if inline_scopes(exported, autocast_devices(pytree.tree_leaves((args, kwargs)))):
-            raise CannotExpand("a forward has casts that are to be written out")
-        refuse_writes(exported)
+        has_casts = inline_scopes(
+            exported, autocast_devices(pytree.tree_leaves((args, kwargs)))
+        )
+        refuse_retracing(exported, has_casts=has_casts)
         gm = flatten_export(exported)
         hide_frames(gm)
         for each in AFTER_TRACING:
@@ -159,8 +161,13 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     return Capture(flatten_export(exported), spec.in_spec, spec.out_spec, cast_on)
 
 
-def refuse_writes(exported: ExportedProgram) -> None:
-    """Raise for a program that writes to a tensor: what is copied must not depend on when."""
+def refuse_retracing(exported: ExportedProgram, *, has_casts: bool) -> None:
+    """Raise for a program that is to be traced again, to write casts out or without writes.
+
+    What is copied must not depend on when it was written to.
+    """
+    if has_casts:
+        raise CannotExpand("autocast in a forward casts")
     if writes(exported):
         raise CannotExpand("an operator writes to a tensor")
 

@@ -42,7 +42,7 @@ def inline_scopes(exported: ExportedProgram, ambient: Iterable[str]) -> bool:
         ambient: Types of the devices for which autocast is on around the call.
 
     Raises:
-        ValueError: The program has a graph inside of it that is no scope.
+        NotImplementedError: The program has a graph inside of it that is no scope.
     """
     scopes = list(find_scopes(exported.graph_module))
     autocasts = [node for node in scopes if node.target is AUTOCAST]
@@ -107,7 +107,7 @@ def refuse_graphs(graph: fx.Graph) -> None:
     """Raise for a graph inside of a graph: what runs has one level."""
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
-            raise ValueError(f"{node.target} has a graph of its own, %{node.name}")
+            raise NotImplementedError(f"{node.target} has a graph of its own, %{node.name}")
 
 
 @contextmanager

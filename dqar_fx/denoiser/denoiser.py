@@ -57,7 +57,7 @@ class Denoiser(StepDenoiser):
         super().__init__(model, residence)
         shared_tensors = SharedTensors(getattr(model, "_orig_mod", model))
         self._programs = Programs(
-            self.model, builder, options, self._residence, shared_tensors
+            self.model, builder, options, self._residence, shared_tensors, self._model_state
         )
 
     # ---- parameters ----------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_a_graph_that_is_no_scope_is_refused():
 
 
 def make_mochi():
-    """Mochi, which asks for autocast to float32 in each block, and its inputs but the latent."""
+    """Mochi, which asks for autocast to float32, and its inputs but the latent."""
     model = MochiTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=8,

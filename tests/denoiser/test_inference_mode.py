@@ -67,10 +67,10 @@ def test_denoiser_is_used_in_and_out_of_inference_mode(build, built, loaded):
         case = make_dit(layers=1)
     with MODES[built]():
         denoiser = build(case)
-    oracle, kept = Oracle(case.model), []
+    oracle = Oracle(case.model)
     with torch.inference_mode():
-        for step in range(len(ACTIONS)):
-            kept.append(oracle(denoiser_row(step), **case.inputs(step)).clone())
+        rows = [["CSR".index(action)] for action in ACTIONS]
+        kept = [oracle(row, **case.inputs(step)) for step, row in enumerate(rows)]
     for mode in (*MODES.values(), *MODES.values()):
         denoiser.reset()
         for step, wanted in enumerate(kept):
@@ -80,8 +80,3 @@ def test_denoiser_is_used_in_and_out_of_inference_mode(build, built, loaded):
     for step, wanted in enumerate(kept):  # one trajectory, in and out
         with MODES["inside" if step % 2 else "outside"]():
             assert torch.allclose(denoiser(**case.inputs(step)).sample, wanted, atol=1e-5)
-
-
-def denoiser_row(step):
-    """The actions of the oracle's sites at a step."""
-    return ["CSR".index(ACTIONS[step])]
