@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
 NOT_OF_MODELS = tuple(
@@ -66,11 +66,11 @@ def module_of(frame: FrameType) -> Iterator[nn.Module]:
         yield owner
 
 
-def path_of(modules: list[nn.Module], kind: type[nn.Module]) -> str:
+def path_of(modules: Sequence[nn.Module], kind: type[nn.Module]) -> str:
     """The path of the innermost module in the model, or its class where it has none."""
     for root in modules:
         if type(root) is kind:
-            for path, module in root.named_modules():
-                if module is modules[-1] and path:
-                    return path
+            paths = [path for path, module in root.named_modules() if module is modules[-1]]
+            if paths and paths[0]:
+                return str(paths[0])
     return type(modules[-1]).__name__

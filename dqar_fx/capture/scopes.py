@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.amp import autocast_mode
 
 from dqar_fx.passes.support.editing import inline
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 GRADIENTS = torch.ops.higher_order.wrap_with_set_grad_enabled
-PLACE_OF_BODY = {AUTOCAST: 4, GRADIENTS: 1}
+PLACE_OF_BODY: dict[Any, int] = {AUTOCAST: 4, GRADIENTS: 1}
 """Where among the arguments of a scope's operator its graph is; its inputs follow."""
 
 
@@ -88,13 +89,13 @@ def inline_in(gm: fx.GraphModule, *, keep_ends: bool) -> None:
         with gm.graph.inserting_before(node):
             if is_kept:
                 settings = node.args[:place]
-                entered = gm.graph.call_function(torch.amp._enter_autocast, settings)
+                entered = gm.graph.call_function(autocast_mode._enter_autocast, settings)
             given: Any = node.args[place + 1 :]
             results = inline(gm.graph, body, given)
             if is_kept:
-                gm.graph.call_function(torch.amp._exit_autocast, (entered,))
+                gm.graph.call_function(autocast_mode._exit_autocast, (entered,))
         for item in list(node.users):  # a scope gives a tuple
-            item.replace_all_uses_with(results[item.args[1]])  # type: ignore[index]  # a number
+            item.replace_all_uses_with(results[item.args[1]])
             gm.graph.erase_node(item)
         gm.graph.erase_node(node)
     for graph in gm.graph.find_nodes(op="get_attr"):
