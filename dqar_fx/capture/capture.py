@@ -25,6 +25,7 @@ from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
 
 from .failures import locate_failure
+from .functional import trace_again, writes
 from .inputs import autocast_devices
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
@@ -152,7 +153,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     ambient = autocast_devices(pytree.tree_leaves((args, kwargs)))
     is_retraced = inline_scopes(exported, ambient) or writes(exported)
     if is_retraced:  # the same in functional form, and all casts are operators
-        exported = exported.run_decompositions({})
+        exported = trace_again(exported)
     written = exported.graph_signature.buffers_to_mutate
     if written:  # a step would depend on the last
         raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
@@ -190,15 +191,6 @@ def separate(inputs: Any) -> Any:
         return leaf.clone() if is_again else leaf
 
     return pytree.tree_map(own, inputs)
-
-
-def writes(exported: ExportedProgram) -> bool:
-    """Whether an operator of a program writes to a tensor."""
-    targets = (node.target for node in exported.graph.nodes if node.op == "call_function")
-    return any(
-        isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
-        for target in targets
-    )
 
 
 def spell_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -48,10 +48,11 @@ def locate_failure(error: BaseException, kind: type[nn.Module]) -> str:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on; the first cause first."""
-    if error is not None:
-        yield from causes(error.__cause__ or error.__context__)
+    """An error, what it was raised from, and so on."""
+    while error is not None:
         yield error
+        hidden = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or hidden
 
 
 def is_of_model(frame: FrameType) -> bool:

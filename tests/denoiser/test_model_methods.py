@@ -7,9 +7,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PixArtSigmaPAGPipeline,
     PixArtTransformer2DModel,
+    SD3Transformer2DModel,
     SkyReelsV2Transformer3DModel,
+    StableDiffusion3PAGPipeline,
 )
 from torch import nn
 
@@ -226,8 +229,12 @@ def test_what_observes_a_denoiser_follows_methods(model):
 # ---- methods that stock pipelines call ---------------------------------------------------
 
 
+def rand(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def make_pixart_pipeline():
-    """PixArt with perturbed attention guidance in its last block."""
+    """PixArt with perturbed attention guidance in its last block, and its inputs."""
     model = PixArtTransformer2DModel(
         num_attention_heads=3,
         attention_head_dim=8,
@@ -247,46 +254,70 @@ def make_pixart_pipeline():
         scheduler=DDIMScheduler(),
         pag_applied_layers="blocks.1",
     )
+    return pipe, {
+        "prompt": None,
+        "negative_prompt": None,
+        "prompt_attention_mask": torch.ones(1, 7),
+        "negative_prompt_attention_mask": torch.ones(1, 7),
+        "use_resolution_binning": False,
+    }
+
+
+def make_sd3_pipeline():
+    """SD3 with perturbed attention guidance in its last block, and its inputs."""
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=32,
+        pooled_projection_dim=64,
+    )
+    scheduler, nothing = FlowMatchEulerDiscreteScheduler(), [None] * 7
+    pipe = StableDiffusion3PAGPipeline(
+        settled(model), scheduler, *nothing, pag_applied_layers="blocks.1"
+    )
+    return pipe, {
+        "pooled_prompt_embeds": rand(1, 64, seed=3),
+        "negative_pooled_prompt_embeds": rand(1, 64, seed=4),
+    }
+
+
+def generate(pipe, given, pag_scale):
     pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def generate(pipe, pag_scale):
-    def rand(*shape, seed):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
     return pipe(
-        prompt=None,
-        negative_prompt=None,
         prompt_embeds=rand(1, 7, 32, seed=0),
         negative_prompt_embeds=rand(1, 7, 32, seed=1),
-        prompt_attention_mask=torch.ones(1, 7),
-        negative_prompt_attention_mask=torch.ones(1, 7),
         latents=rand(1, 4, 8, 8, seed=2),
         num_inference_steps=STEPS,
         height=64,
         width=64,
-        use_resolution_binning=False,
         output_type="latent",
         pag_scale=pag_scale,
+        **given,
     ).images
 
 
-def test_perturbed_attention_guidance_is_captured_once_per_state():
-    pipe = make_pixart_pipeline()
+@pytest.mark.parametrize("make", [make_pixart_pipeline, make_sd3_pipeline])
+def test_perturbed_attention_guidance_is_captured_once_per_state(make):
+    pipe, given = make()
     scales = (0.0, 3.0, 0.0, 3.0)
-    wanted = [generate(pipe, scale) for scale in scales]
+    wanted = [generate(pipe, given, scale) for scale in scales]
     assert not torch.equal(wanted[0], wanted[1])
     model, processors = pipe.transformer, dict(pipe.transformer.attn_processors)
     pipe.transformer = dqar_fx.transform(model, Schedule.compute_all(STEPS))
     for scale, images in zip(scales, wanted, strict=True):
-        assert torch.equal(generate(pipe, scale), images)
+        assert torch.equal(generate(pipe, given, scale), images)
     assert len(pipe.transformer.captured_programs()) == 2
     assert model.attn_processors == processors
 
 
 def test_processors_that_are_written_past_any_method_are_seen():
-    model = make_pixart_pipeline().transformer
+    model = make_pixart_pipeline()[0].transformer
     denoiser = dqar_fx.transform(model, Schedule.compute_all(STEPS))
     given = {
         "hidden_states": torch.randn(1, 4, 8, 8),
