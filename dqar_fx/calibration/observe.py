@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import Roles, signature_of
+from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.conditioning import AheadPolicy
 from dqar_fx.denoiser.step_denoiser import StepDenoiser
 from dqar_fx.errors import DqarError
@@ -67,7 +68,7 @@ class ObservedDenoiser(StepDenoiser):
         return list(self.programs.values())[-1].table
 
     def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> StepProgram:
-        key = signature_of(leaves, spec)
+        key = self._model_state.number, signature_of(leaves, spec)
         if key not in self.programs:
             args, kwargs = pytree.tree_unflatten(leaves, spec)
             with no_collection():
@@ -158,9 +159,10 @@ class SiteObserver(ABC):
         if trajectory is not position.trajectory:
             past = {}
         past = {step: past[step] for step in past if position.step - step <= self._max_age}
-        values = self._graph(*leaves)
-        outputs, exposed = values[: self._num_outputs], values[self._num_outputs :]
-        now = self.look(ObservedStep(leaves, position, outputs, exposed, past))
+        with without_autocast(self.captured.cast_on):
+            values = self._graph(*leaves)
+            outputs, exposed = values[: self._num_outputs], values[self._num_outputs :]
+            now = self.look(ObservedStep(leaves, position, outputs, exposed, past))
         self._past[position.stream] = position.trajectory, {**past, position.step: now}
         return list(outputs)
 

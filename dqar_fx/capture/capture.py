@@ -24,7 +24,11 @@ from dqar_fx.passes import CannotExpand
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
 
+from .failures import locate_failure
+from .functional import trace_again, writes
+from .inputs import autocast_devices
 from .repeats import RepeatedBlocks, hide_frames
+from .scopes import inline_scopes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -44,25 +48,39 @@ class Capture:
             its module path and its source line.
         in_spec: How the flat leaves become the arguments ``(args, kwargs)`` of the call.
         out_spec: How the flat outputs become what the model returns.
+        cast_on: Types of the devices for which the graph is to run without autocast, since
+            the casts that were made in the call are operators of its own.
     """
 
     gm: fx.GraphModule
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    cast_on: tuple[str, ...] = ()
 
 
+@torch.inference_mode(mode=False)
 def fork_model(model: nn.Module) -> nn.Module:
     """A copy that shares every parameter's and buffer's storage, in evaluation mode.
 
+    Tensors of the copy are ordinary ones, also where the original was made in inference mode.
     Moving or converting the copy leaves the original where it is. Parameters of the copy
     need no gradients, which some models cannot be exported with.
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        shared = nn.Parameter(parameter.detach(), requires_grad=False)
+        shared = nn.Parameter(share_memory(parameter), requires_grad=False)
         memo[id(parameter)] = shared
-    memo.update({id(buffer): buffer.detach() for buffer in model.buffers()})
+    memo.update({id(buffer): share_memory(buffer) for buffer in model.buffers()})
     return copy.deepcopy(model, memo).eval()
+
+
+def share_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor over the memory of another; an ordinary one, also of an inference tensor."""
+    if not tensor.is_inference():
+        return tensor.detach()
+    memory = tensor.untyped_storage()
+    shared = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return shared.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def capture(
@@ -91,13 +109,14 @@ def capture(
             once = trace_repeats(model, args, kwargs) if expands else None
             captured = once or trace(model, args, kwargs)
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines() or ["nothing"]
         raise CaptureError(
-            f"{type(model).__name__} cannot be captured as one graph. torch.export said: "
-            f"{type(error).__name__}: {reason[0] if reason else 'nothing'}. Expected a "
-            "forward without data-dependent control flow that accepts these inputs; found "
-            f"inputs {spell_inputs(model, args, kwargs)}. Try torch.export.export(model, "
-            "args, kwargs, strict=False) on its own for the whole report"
+            f"{type(model).__name__} cannot be captured as one graph: it fails"
+            f"{locate_failure(error, type(model))}. torch.export said: "
+            f"{type(error).__name__}: {lines[0]}. Expected a forward without data-dependent "
+            "control flow that accepts these inputs; found inputs "
+            f"{spell_inputs(model, args, kwargs)}. Try torch.export.export(model, args, "
+            "kwargs, strict=False) on its own for the whole report"
         ) from error
     ms, size = 1e3 * (perf_counter() - start), len(captured.gm.graph.nodes)
     logger.info("captured %s: %d nodes, %.0f ms", type(model).__name__, size, ms)
@@ -113,7 +132,10 @@ def trace_repeats(
         if not RepeatedBlocks.watch(own):
             return None
         exported = torch.export.export(own, args, kwargs, strict=False)
-        refuse_writes(exported)
+        has_casts = inline_scopes(
+            exported, autocast_devices(pytree.tree_leaves((args, kwargs)))
+        )
+        refuse_retracing(exported, has_casts=has_casts)
         gm = flatten_export(exported)
         hide_frames(gm)
         for each in AFTER_TRACING:
@@ -128,17 +150,25 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     """All of a model as a graph."""
     # a fork, so that moving the denoiser leaves this graph's parameters in place
     exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
-    if writes(exported):
-        exported = exported.run_decompositions({})  # the same in functional form
+    ambient = autocast_devices(pytree.tree_leaves((args, kwargs)))
+    is_retraced = inline_scopes(exported, ambient) or writes(exported)
+    if is_retraced:  # the same in functional form, and all casts are operators
+        exported = trace_again(exported)
     written = exported.graph_signature.buffers_to_mutate
     if written:  # a step would depend on the last
         raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
     spec = exported.call_spec
-    return Capture(flatten_export(exported), spec.in_spec, spec.out_spec)
+    cast_on = ambient if is_retraced else ()
+    return Capture(flatten_export(exported), spec.in_spec, spec.out_spec, cast_on)
 
 
-def refuse_writes(exported: ExportedProgram) -> None:
-    """Raise for a program that writes to a tensor: what is copied must not depend on when."""
+def refuse_retracing(exported: ExportedProgram, *, has_casts: bool) -> None:
+    """Raise for a program that is to be traced again, to write casts out or without writes.
+
+    What is copied must not depend on when it was written to.
+    """
+    if has_casts:
+        raise CannotExpand("autocast in a forward casts")
     if writes(exported):
         raise CannotExpand("an operator writes to a tensor")
 
@@ -161,15 +191,6 @@ def separate(inputs: Any) -> Any:
         return leaf.clone() if is_again else leaf
 
     return pytree.tree_map(own, inputs)
-
-
-def writes(exported: ExportedProgram) -> bool:
-    """Whether an operator of a program writes to a tensor."""
-    targets = (node.target for node in exported.graph.nodes if node.op == "call_function")
-    return any(
-        isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
-        for target in targets
-    )
 
 
 def spell_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

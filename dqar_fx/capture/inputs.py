@@ -83,9 +83,14 @@ def signature_of(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Hashable:
 
 def casts_of(leaves: Sequence[Any]) -> tuple[torch.dtype, ...]:
     """What autocast, where it is on, casts to on the devices of a call."""
+    return tuple(map(torch.get_autocast_dtype, autocast_devices(leaves)))
+
+
+def autocast_devices(leaves: Sequence[Any]) -> tuple[str, ...]:
+    """Types of the devices of a call for which autocast is on."""
     devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
     return tuple(
-        torch.get_autocast_dtype(device)
+        device
         for device in sorted(devices)
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     )

@@ -60,7 +60,7 @@ class Denoiser(StepDenoiser):
         super().__init__(model, residence)
         shared_tensors = SharedTensors(getattr(model, "_orig_mod", model))
         self._programs = Programs(
-            self.model, builder, options, self._residence, shared_tensors
+            self.model, builder, options, self._residence, shared_tensors, self._model_state
         )
 
     # ---- parameters ----------------------------------------------------------------------
@@ -79,6 +79,7 @@ class Denoiser(StepDenoiser):
         merged = self._programs.shared_tensors.merged_bytes
         return self._residence.count(self.captured_programs(), self.model, merged)
 
+    @torch.inference_mode(mode=False)  # the table is read in calls outside of it
     def drop_conditioning(self, timesteps: torch.Tensor, **labels: Sequence[int]) -> Denoiser:
         """Tabulate fixed labels at fixed timesteps, and drop the parameters for good.
 

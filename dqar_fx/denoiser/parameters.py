@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from dqar_fx.capture.model_state import ModelState, memory_by_name
 from dqar_fx.capture.shared_tensors import once_per_memory
 from dqar_fx.conditioning.release import Residence
 from dqar_fx.errors import DqarError
@@ -30,12 +31,14 @@ class ParameterWrapper(Wrapper):
         super().__init__(model)
         self._residence = Residence() if residence is None else residence
         self._residence.add_model(self.model)
+        self._model_state = ModelState(self.model)
 
     if TYPE_CHECKING:
 
         def _forget_programs(self) -> None:
             """Capture anew, as a subclass does it."""
 
+    @torch.inference_mode(mode=False)  # or the graphs could not be used outside of it
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Move or convert the parameters; graphs are captured anew where that changed them.
 
@@ -47,9 +50,26 @@ class ParameterWrapper(Wrapper):
         before = self._placement()
         super()._apply(once_per_memory(fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
         if before != self._placement():
+            self._model_state.look_again()
             self._residence.forget_saved()
             self._forget_programs()
         return self
+
+    @torch.inference_mode(mode=False)  # as for a move
+    def _call_method(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the fork; graphs stay for the states in which they were captured.
+
+        Where the method wrote to a tensor or took one away, all are captured anew.
+        """
+        self._residence.bring_back()
+        before = memory_by_name(self.model).items()
+        try:
+            return super()._call_method(method, *args, **kwargs)
+        finally:
+            self._model_state.look_again()
+            if not before <= memory_by_name(self.model).items():
+                self._residence.forget_saved()
+                self._forget_programs()
 
     def _changes(self, fn: Callable[..., Any]) -> bool:
         """Whether a function of tensors may change them; known only of what was dropped."""

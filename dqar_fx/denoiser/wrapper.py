@@ -1,4 +1,4 @@
-"""The wrapper of a transformed model: whatever the original shows, but not its methods."""
+"""The wrapper of a transformed model: whatever the original shows, and its own methods."""
 
 from __future__ import annotations
 
@@ -15,9 +15,35 @@ from dqar_fx.capture.capture import fork_model
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LIBRARY = (
+    "diffusers.configuration_utils",
+    "diffusers.loaders",
+    "diffusers.models.cache_utils",
+    "diffusers.models.modeling_utils",
+    "diffusers.utils",
+    "torch",
+    "transformers.modeling_utils",
+)
+"""Where methods are from that load, save, adapt, wrap or cache any model, not its graph."""
+OF_LIBRARY = frozenset(
+    {
+        "get_memory_footprint",
+        "num_parameters",
+        "register_to_config",
+        "reset_attention_backend",
+        "set_attention_backend",
+    }
+)
+"""Methods from there that do for a denoiser what they do for a model."""
+PRIVATE = frozenset({"_set_ar_attention"})
+"""Methods by name that pipelines call although they are no public ones."""
+
 
 class Wrapper(nn.Module):
     """Has the original's forward signature, ``config``, ``dtype``, ``device``, attributes.
+
+    It has the methods of the original's own class, too. They are applied to the fork, never to
+    the original; what they change, the next call follows.
 
     Args:
         model: The original; it is not modified.
@@ -86,17 +112,34 @@ class Wrapper(nn.Module):
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes and submodules of the original; not its methods, which know no graph."""
+        """Attributes, submodules and methods of the original; not what knows no graph."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             model = self.__dict__.get("_modules", {}).get("model")
-            if model is None or name.startswith("_") or not hasattr(model, name):
+            is_private = name.startswith("_") and name not in PRIVATE
+            if model is None or is_private or not hasattr(model, name):
                 raise
             value = getattr(model, name)
             if isinstance(value, nn.Module) or not callable(value):
                 return value
-            raise AttributeError(
-                f"{type(self).__name__} has no method {name!r}; to change the model, "
-                "call its methods before dqar_fx.transform"
-            ) from None
+            if not inspect.ismethod(value) or is_of_library(type(model), name):
+                raise AttributeError(
+                    f"{type(self).__name__} has no method {name!r}, which would not change "
+                    "what was captured; to change the model, call its methods before "
+                    "dqar_fx.transform"
+                ) from None
+            return partial(self._call_method, value)
+
+    def _call_method(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the fork; what returns the fork, returns this module."""
+        result = method(*args, **kwargs)
+        return self if result is self.model else result
+
+
+def is_of_library(kind: type, name: str) -> bool:
+    """Whether a class has a method from a library that would not change what was captured."""
+    owner = next((each for each in kind.__mro__ if name in vars(each)), kind)
+    parts = owner.__module__.split(".")
+    prefixes = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    return name not in OF_LIBRARY and not prefixes.isdisjoint(LIBRARY)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dqar_fx.capture.inputs import Roles
+from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
 from dqar_fx.conditioning.memo import Memo
@@ -325,7 +326,8 @@ class Program:
             step = self._prepare_alone(stream)
         else:
             step = self._prepare(stream, position.step, weights)
-        outputs = self._execute(stream, step, leaves, position)
+        with without_autocast(self.captured.cast_on):
+            outputs = self._execute(stream, step, leaves, position)
         if position.run is not None:
             position.run.note(position, self, step.actions, step.num_cold)
         return outputs

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import signature_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from dqar_fx.capture.model_state import ModelState
     from dqar_fx.capture.shared_tensors import SharedTensors
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.schedule.run import Run as RunShape
@@ -74,9 +76,9 @@ class Programs:
         options: How to lower.
         residence: Where the conditioning's parameters are.
         shared_tensors: Which of the fork's tensors show one memory.
+        model_state: The state that the fork is in, for each of which there are programs.
 
     Attributes:
-        batches: What programs share across batch sizes.
         packed_weights: Those that are packed, for all programs.
     """
 
@@ -87,17 +89,19 @@ class Programs:
         options: CompileOptions,
         residence: Residence,
         shared_tensors: SharedTensors,
+        model_state: ModelState,
     ) -> None:
         self.builder, self.options, self.shared_tensors = builder, options, shared_tensors
-        self.batches, self.packed_weights = Batches(), PackedWeights()
+        self.model_state, self.packed_weights = model_state, PackedWeights()
+        self._batches: dict[int, Batches] = defaultdict(Batches)
         self._model, self._residence = model, residence
-        self._known: OrderedDict[Hashable, Program] = OrderedDict()
+        self._known: OrderedDict[tuple[int, Hashable], Program] = OrderedDict()
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
         """Let a copy or a pickle capture anew."""
-        given = (self._model, self.builder, self.options, self._residence, self.shared_tensors)
-        return Programs, given
+        given = (self._model, self.builder, self.options, self._residence)
+        return Programs, (*given, self.shared_tensors, self.model_state)
 
     def __iter__(self) -> Iterator[Program]:
         for program in list(self._known.values()):
@@ -106,6 +110,11 @@ class Programs:
 
     def __len__(self) -> int:
         return len(self._known)
+
+    @property
+    def batches(self) -> Batches:
+        """What programs for the state of the model share across batch sizes."""
+        return self._batches[self.model_state.number]
 
     @property
     def latest(self) -> Program:
@@ -122,7 +131,7 @@ class Programs:
 
     def find(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """The program for these inputs; built if there is none."""
-        key = signature_of(leaves, spec)
+        key = self.model_state.number, signature_of(leaves, spec)
         if key in self._known:
             self._known.move_to_end(key)
         else:
@@ -132,6 +141,7 @@ class Programs:
         self._latest = self._known[key]
         return self._latest
 
+    @torch.inference_mode(mode=False)  # or what is kept could not be written to later
     @no_collection()
     def _build(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """Build a program for these inputs."""
@@ -159,12 +169,16 @@ class Programs:
             other: The programs, for the first of the schedules.
             schedules: What the graphs must be able to follow.
         """
+        other.model_state.take_over(self.model_state)
+        state = self.model_state.number
         for key, program in self._known.items():
+            if key[0] != state:
+                continue  # the other's fork is of the model as it is now
             sites, around = program.table.sites, program.table.around
             if any(count_kept(each, sites, around) > program.history for each in schedules):
                 continue  # its graphs keep fewer steps: captured anew when called
             other._known[key] = other._latest = program.with_schedule(schedules[0])
-        other.batches, other.packed_weights = self.batches, self.packed_weights
+        other._batches[state], other.packed_weights = self.batches, self.packed_weights
         other.shared_tensors = self.shared_tensors.copy()
 
     def fit(self, program: Program, shape: RunShape | None) -> Program:
@@ -186,13 +200,15 @@ class Programs:
         """Start anew: no kept output and no conditioning is used again."""
         if self.shared_tensors.loosen(self._model):
             self._clear()  # their graphs read one of what is equal no longer
+        self.model_state.look_again()
         for program in self:
             program.reset()
 
     def forget(self) -> None:
         """Capture and compile anew."""
         self._clear()
-        self.batches, self.packed_weights = Batches(), PackedWeights()
+        self._batches.clear()
+        self.packed_weights = PackedWeights()
 
     def _clear(self) -> None:
         self._known.clear()
