@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def settled(model: Model, seed: int = 1) -> Model:
+def settled(model: Model, seed: int = 1, dtype: torch.dtype = torch.float32) -> Model:
     """Gives every parameter random values, also those that begin at zero; evaluation mode.
 
     Values have a standard deviation of ``0.8 / sqrt(columns)``, so that attention changes the
-    model's output as much as the rest of a block does.
+    model's output as much as the rest of a block does. They are drawn in float32.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             deviation = 0.8 / max(parameter.shape[-1:].numel(), 1) ** 0.5
             parameter.normal_(std=deviation, generator=generator)
-    return model.requires_grad_(False).eval()
+    # not the model's own `to`, which warns of modules to be kept in float32 if there are none
+    return torch.nn.Module.to(model.requires_grad_(False).eval(), dtype)
 
 
 def seeded(seed: int, *shape: int) -> torch.Tensor:
@@ -34,3 +37,23 @@ def quiet(pipe: Pipeline) -> Pipeline:
     """The pipeline without its progress bar."""
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_vae(channels: int) -> AutoencoderKL:
+    """A VAE whose latent has the picture's height and width."""
+    vae = AutoencoderKL(
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        latent_channels=channels,
+        shift_factor=0.1,
+        scaling_factor=1.0,
+    )
+    return settled(vae)
+
+
+@contextmanager
+def seeded_draws(seed: int) -> Iterator[None]:
+    """Seeds what is drawn from PyTorch's own generator while inside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
