@@ -68,7 +68,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the oracle gives, the tables it followed, and per call the sites without a value."""
+    """What the oracle gives, by which tables, and per call the sites without a value."""
 
     sample: torch.Tensor
     tables: dict[str, ActionsByPath]

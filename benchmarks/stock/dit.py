@@ -32,7 +32,7 @@ def make(scheduler: type[Any]) -> DiTPipeline:
         sample_size=8,
         patch_size=2,
     )
-    return quiet(DiTPipeline(settled(model), tiny_vae(4), scheduler()))
+    return quiet(DiTPipeline(settled(model), tiny_vae(4, scale=1.0), scheduler()))
 
 
 def call(pipe: DiTPipeline, seed: int) -> torch.Tensor:

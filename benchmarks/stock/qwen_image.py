@@ -14,7 +14,6 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from PIL import Image
-from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.stock.stock import Stock
@@ -23,15 +22,11 @@ from benchmarks.stock.tiny import quiet, seeded, settled
 CHANNELS, SIZE = 64, 64
 
 
-class PoolingVAE(nn.Module):
+class PoolingVAE:
     """Takes means of 64x64 pixels for a latent: the editor scales pictures to a megapixel."""
 
     temperal_downsample = (True,) * 6
-    config = SimpleNamespace(
-        z_dim=CHANNELS // 4,
-        latents_mean=[0.0] * (CHANNELS // 4),
-        latents_std=[1.0] * (CHANNELS // 4),
-    )
+    config = SimpleNamespace(z_dim=16, latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
 
     def encode(self, pictures: torch.Tensor) -> SimpleNamespace:
         """The latents ``[B, 16, 1, H / 64, W / 64]`` of pictures ``[B, 3, 1, H, W]``."""

@@ -24,7 +24,7 @@ GEOMETRY: dict[str, Any] = {
     "sample_size": SIZE,
     "patch_size": 1,
     "in_channels": CHANNELS,
-    "num_layers": 2,
+    "num_layers": 3,
     "attention_head_dim": 8,
     "num_attention_heads": 4,
     "caption_projection_dim": 32,
@@ -35,7 +35,7 @@ GEOMETRY: dict[str, Any] = {
 
 
 def make(kind: type[Any], **more: Any) -> Any:
-    """An SD3 of two blocks, with a VAE that pictures pass."""
+    """An SD3 of three blocks, with a VAE that pictures pass."""
     model = settled(SD3Transformer2DModel(**GEOMETRY))
     parts = dict.fromkeys(f"{part}{n}" for part in ENCODERS for n in ("", "_2", "_3"))
     scheduler = FlowMatchEulerDiscreteScheduler()
@@ -48,7 +48,7 @@ ENCODERS = ("text_encoder", "tokenizer")
 
 
 def make_controlled() -> StableDiffusion3ControlNetPipeline:
-    """The same with a ControlNet of two blocks."""
+    """The same with a ControlNet of three blocks."""
     controlnet = settled(SD3ControlNetModel(**GEOMETRY), seed=2)
     return make(StableDiffusion3ControlNetPipeline, controlnet=controlnet)
 

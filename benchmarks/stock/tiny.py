@@ -39,14 +39,14 @@ def quiet(pipe: Pipeline) -> Pipeline:
     return pipe
 
 
-def tiny_vae(channels: int) -> AutoencoderKL:
-    """A VAE whose latent has the picture's height and width."""
+def tiny_vae(channels: int, scale: float = 0.1) -> AutoencoderKL:
+    """A VAE whose latent has the picture's height and width, and is scaled for denoising."""
     vae = AutoencoderKL(
         block_out_channels=(8,),
         norm_num_groups=4,
         latent_channels=channels,
         shift_factor=0.1,
-        scaling_factor=1.0,
+        scaling_factor=scale,
     )
     return settled(vae)
 
