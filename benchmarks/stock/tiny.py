@@ -16,14 +16,14 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 def settled(model: Model, seed: int = 1, dtype: torch.dtype = torch.float32) -> Model:
     """Gives every parameter random values, also those that begin at zero; evaluation mode.
 
-    Values have a standard deviation of ``0.8 / sqrt(columns)``, so that attention changes the
+    Values have a standard deviation of 0.8 by the root of what they sum up, so that attention changes the
     model's output as much as the rest of a block does. They are drawn in float32.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            deviation = 0.8 / max(parameter.shape[-1:].numel(), 1) ** 0.5
-            parameter.normal_(std=deviation, generator=generator)
+            fan_in = parameter.shape[1:] if parameter.ndim > 1 else parameter.shape
+            parameter.normal_(std=0.8 / fan_in.numel() ** 0.5, generator=generator)
     # not the model's own `to`, which warns of modules to be kept in float32 if there are none
     return torch.nn.Module.to(model.requires_grad_(False).eval(), dtype)
 
