@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from benchmarks.stock import dit, flux, flux2, pixart, qwen_image, sd3, z_image
+from benchmarks.stock import (
+    aura_flow,
+    chroma,
+    dit,
+    flux,
+    flux2,
+    hunyuan_dit,
+    lumina,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    sdxl,
+    z_image,
+)
 
 STOCK = (
     *dit.STOCK,
@@ -12,4 +26,10 @@ STOCK = (
     *flux2.STOCK,
     *qwen_image.STOCK,
     *z_image.STOCK,
+    *sana.STOCK,
+    *aura_flow.STOCK,
+    *lumina.STOCK,
+    *chroma.STOCK,
+    *hunyuan_dit.STOCK,
+    *sdxl.STOCK,
 )

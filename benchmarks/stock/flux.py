@@ -47,9 +47,15 @@ def make(
 ) -> Any:
     """A Flux of one double and two single blocks."""
     model = FluxTransformer2DModel(in_channels=channels, **GEOMETRY)
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     parts = {**dict.fromkeys(PARTS), "transformer": settled(model, dtype=dtype), "vae": vae}
-    return quiet(kind(scheduler=scheduler, **parts, **more))
+    return quiet(kind(scheduler=make_scheduler(), **parts, **more))
+
+
+def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The one whose timesteps are those of 1024x1024 pixels, for 16 tokens."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_image_seq_len=16, base_shift=1.15
+    )
 
 
 def make_control() -> FluxControlPipeline:
@@ -57,9 +63,8 @@ def make_control() -> FluxControlPipeline:
     model = settled(
         FluxTransformer2DModel(in_channels=2 * VAE_LATENT, out_channels=VAE_LATENT, **GEOMETRY)
     )
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     parts = {**dict.fromkeys(PARTS), "transformer": model, "vae": tiny_vae(VAE_LATENT // 4)}
-    return quiet(FluxControlPipeline(scheduler=scheduler, **parts))
+    return quiet(FluxControlPipeline(scheduler=make_scheduler(), **parts))
 
 
 def make_controlled() -> FluxControlNetPipeline:

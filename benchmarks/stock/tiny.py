@@ -16,8 +16,8 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 def settled(model: Model, seed: int = 1, dtype: torch.dtype = torch.float32) -> Model:
     """Gives every parameter random values, also those that begin at zero; evaluation mode.
 
-    Values have a standard deviation of 0.8 by the root of what they sum up, so that attention changes the
-    model's output as much as the rest of a block does. They are drawn in float32.
+    Values have a standard deviation of 0.8 by the root of how many are summed up, so that
+    attention changes the output as much as the rest of a block does; drawn in float32.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
