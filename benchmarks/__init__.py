@@ -15,5 +15,6 @@
     python -m benchmarks.compile_cost   # cold and warm compilation, in processes of their own
     python -m benchmarks.overhead       # what a step takes outside of its regions
     python -m benchmarks.scale          # growth of a transformation with layers and steps
+    python -m benchmarks.pipelines      # does every stock pipeline do what it must?
     python -m benchmarks.cost_model     # predicted against measured time of trajectories
 """

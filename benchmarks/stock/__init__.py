@@ -1,0 +1,1 @@
+"""Stock pipelines with tiny random components, and what each must show when transformed."""

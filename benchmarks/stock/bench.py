@@ -1,0 +1,35 @@
+"""All stock pipelines of the bench."""
+
+from __future__ import annotations
+
+from benchmarks.stock import (
+    aura_flow,
+    chroma,
+    dit,
+    flux,
+    flux2,
+    hunyuan_dit,
+    lumina,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    sdxl,
+    z_image,
+)
+
+STOCK = (
+    *dit.STOCK,
+    *pixart.STOCK,
+    *sd3.STOCK,
+    *flux.STOCK,
+    *flux2.STOCK,
+    *qwen_image.STOCK,
+    *z_image.STOCK,
+    *sana.STOCK,
+    *aura_flow.STOCK,
+    *lumina.STOCK,
+    *chroma.STOCK,
+    *hunyuan_dit.STOCK,
+    *sdxl.STOCK,
+)

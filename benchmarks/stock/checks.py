@@ -1,0 +1,255 @@
+"""What each stock pipeline must show when it is transformed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+import dqar_fx
+from benchmarks.stock.oracle import ActionsByPath, following
+from benchmarks.stock.stock import Stock
+from benchmarks.stock.watch import Visit, watched
+from dqar_fx import Action
+from dqar_fx.schedule.rules import AnyModelRule, Moment
+
+SEED, OTHER_SEED = 0, 1
+COMPUTED = (Action.COMPUTE, Action.STORE)
+REUSED = 0.6
+"""Share of the cells of an aperiodic table that may reuse."""
+
+
+@dataclass(frozen=True)
+class RandomRule(AnyModelRule):
+    """Each site may reuse at steps of its own, drawn at random: no period, no two alike.
+
+    Attributes:
+        seed: Of the draw.
+    """
+
+    seed: int
+
+    def may_reuse(self, moment: Moment) -> NDArray[np.bool_]:
+        """Draws for each site by its path: it does the same in every table that it is in."""
+        draws = [
+            np.random.default_rng((self.seed, moment.step, zlib.crc32(site.encode()))).random()
+            for site in moment.sites
+        ]
+        return np.array(draws) < REUSED
+
+    def why(self, moment: Moment, site: int) -> str:
+        """Names the draw."""
+        return f"drawn at random, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a check holds, and a short word on it."""
+
+    is_right: bool
+    word: str
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What the untouched pipeline gives for a seed, and its calls."""
+
+    sample: torch.Tensor
+    visits: list[Visit]
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the oracle gives, by which tables, and per call the sites without a value."""
+
+    sample: torch.Tensor
+    tables: dict[str, ActionsByPath]
+    cold: dict[str, list[set[str]]]
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """What a transformed pipeline gives, its denoisers, and the run that each wrote down."""
+
+    pipe: DiffusionPipeline
+    sample: torch.Tensor
+    denoisers: dict[str, Any]
+    runs: dict[str, Any]
+
+
+class Trial:
+    """What is found out of one stock pipeline; each part when it is first asked for."""
+
+    def __init__(self, stock: Stock) -> None:
+        self.stock = stock
+
+    @cached_property
+    def plain(self) -> Plain:
+        """One request, untouched."""
+        pipe = self.stock.make()
+        with watched(pipe, self.stock.denoisers) as watch:
+            sample = self.stock.call(pipe, SEED)
+        return Plain(sample, watch.visits(), watch.num_rows)
+
+    @cached_property
+    def schedule(self) -> dqar_fx.Schedule:
+        """An aperiodic table of the pipeline's own, different at each site."""
+        seed = zlib.crc32(self.stock.name.encode())
+        return dqar_fx.Schedule(self.plain.num_rows, RandomRule(seed))
+
+    def enable(self, schedule: dqar_fx.Schedule) -> DiffusionPipeline:
+        """A new pipeline, transformed as a whole."""
+        return dqar_fx.enable(self.stock.make(), schedule)
+
+    def transform(self, schedule: dqar_fx.Schedule) -> DiffusionPipeline:
+        """A new pipeline, each denoiser of which was transformed by itself."""
+        pipe = self.stock.make()
+        for name in self.stock.denoisers:
+            setattr(pipe, name, dqar_fx.transform(getattr(pipe, name), schedule))
+        return pipe
+
+    def run(self, pipe: DiffusionPipeline, seed: int = SEED) -> Transformed:
+        """One request to a transformed pipeline."""
+        sample = self.stock.call(pipe, seed)
+        denoisers = {name: getattr(pipe, name) for name in self.stock.denoisers}
+        runs = {name: denoiser.runs[-1] for name, denoiser in denoisers.items()}
+        return Transformed(pipe, sample, denoisers, runs)
+
+    @cached_property
+    def enabled(self) -> Transformed:
+        """The first request to a pipeline with the aperiodic table."""
+        return self.run(self.enable(self.schedule))
+
+    @cached_property
+    def bare(self) -> Transformed:
+        """The same where denoisers were put into the pipeline."""
+        return self.run(self.transform(self.schedule))
+
+    @cached_property
+    def expected(self) -> Expected:
+        """What the oracle gives with the tables of the transformed denoisers."""
+        return self.follow(read_tables(self.enabled.denoisers))
+
+    def follow(self, tables: dict[str, ActionsByPath]) -> Expected:
+        """What the oracle gives with given tables."""
+        pipe = self.stock.make()
+        with following(pipe, tables, self.plain.visits) as followers:
+            sample = self.stock.call(pipe, SEED)
+        return Expected(sample, tables, {name: f.cold for name, f in followers.items()})
+
+    def visits_of(self, name: str) -> list[Visit]:
+        """Where each call of a denoiser belongs."""
+        return [visit for visit in self.plain.visits if visit.denoiser == name]
+
+
+def read_tables(denoisers: Mapping[str, Any]) -> dict[str, ActionsByPath]:
+    """What each site of each denoiser does at each row, in whichever program it is."""
+    return {
+        name: {
+            path: program.table.actions[:, column]
+            for program in denoiser.captured_programs()
+            for column, path in enumerate(program.table.sites)
+        }
+        for name, denoiser in denoisers.items()
+    }
+
+
+def compare(found: torch.Tensor, wanted: torch.Tensor) -> Verdict:
+    """Whether values are equal bit for bit, or else how far from each other."""
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return Verdict(False, f"{found.dtype} {[*found.shape]}, not {[*wanted.shape]}")
+    if torch.equal(found, wanted):
+        return Verdict(True, "equal")
+    error = (found.double() - wanted.double()).norm() / wanted.double().norm()
+    return Verdict(False, f"differs by {error:.1e}")
+
+
+def check_exact(trial: Trial) -> Verdict:
+    """Computing everything equals the untouched pipeline bit for bit."""
+    pipe = trial.enable(dqar_fx.Schedule.compute_all(trial.plain.num_rows))
+    return compare(trial.stock.call(pipe, SEED), trial.plain.sample)
+
+
+def check_oracle(trial: Trial) -> Verdict:
+    """The aperiodic table gives what the oracle gives, not what the pipeline gives."""
+    return judge_oracle(trial, trial.enabled)
+
+
+def judge_oracle(trial: Trial, found: Transformed) -> Verdict:
+    """Whether a request gave what the oracle gives."""
+    if torch.equal(trial.expected.sample, trial.plain.sample):
+        return Verdict(False, "reuse changes nothing")
+    return compare(found.sample, trial.expected.sample)
+
+
+def check_rows(trial: Trial) -> Verdict:
+    """At each call, the denoiser's step is the scheduler's."""
+    return judge_rows(trial, trial.enabled)
+
+
+def judge_rows(trial: Trial, found: Transformed) -> Verdict:
+    """Whether each call of a request was at the scheduler's step."""
+    num_wrong = num_calls = 0
+    for name, run in found.runs.items():
+        rows, wanted = [call.step for call in run.calls], trial.visits_of(name)
+        if len(rows) != len(wanted):
+            return Verdict(False, f"{len(rows)} of {len(wanted)} calls")
+        num_wrong += sum(r != visit.row for r, visit in zip(rows, wanted, strict=True))
+        num_calls += len(rows)
+    return Verdict(not num_wrong, f"{num_calls - num_wrong} of {num_calls}")
+
+
+def check_as_promised(trial: Trial) -> Verdict:
+    """At each call each site did what the table says, unless its stream had kept nothing."""
+    reused = promised = 0
+    for name, run in trial.enabled.runs.items():
+        table = trial.expected.tables[name]
+        for call, visit, cold in zip(
+            run.calls, trial.visits_of(name), trial.expected.cold[name], strict=True
+        ):
+            done = dict(zip(call.table.sites, map(Action, call.actions), strict=True))
+            row = {path: Action(int(table[path][visit.row])) for path in done}
+            for path, action in done.items():
+                if action != row[path] and not (path in cold and action in COMPUTED):
+                    word = f"row {visit.row}, {path}: {action.name}, not {row[path].name}"
+                    return Verdict(False, word)
+            if call.num_cold != len(cold):
+                return Verdict(
+                    False, f"row {visit.row}: {call.num_cold} cold, not {len(cold)}"
+                )
+            reused += sum(action == Action.REUSE for action in done.values())
+            promised += sum(action == Action.REUSE for action in row.values())
+    return Verdict(reused > 0, f"{reused} of {promised} cells")
+
+
+def check_again(trial: Trial) -> Verdict:
+    """Another request gives what it gives on a new pipeline."""
+    second = trial.run(trial.enabled.pipe, OTHER_SEED)
+    return compare(second.sample, trial.run(trial.enable(trial.schedule), OTHER_SEED).sample)
+
+
+def check_bare(trial: Trial) -> Verdict:
+    """The oracle's values and the scheduler's steps, with denoisers put into the pipeline."""
+    verdicts = judge_oracle(trial, trial.bare), judge_rows(trial, trial.bare)
+    wrong = [verdict.word for verdict in verdicts if not verdict.is_right]
+    return Verdict(not wrong, ", ".join(wrong) or "equal")
+
+
+Check = Callable[[Trial], Verdict]
+
+CHECKS: dict[str, Check] = {
+    "exact": check_exact,
+    "oracle": check_oracle,
+    "rows": check_rows,
+    "as_promised": check_as_promised,
+    "again": check_again,
+    "bare": check_bare,
+}

@@ -1,0 +1,135 @@
+"""The oracle: an untouched pipeline whose attention outputs plain hooks keep and replace."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from benchmarks.stock.watch import Visit
+from dqar_fx import Action
+
+Tensors = tuple[torch.Tensor, ...]
+ActionsByPath = Mapping[str, NDArray[np.int8]]
+"""What a site does at each row, by its module path."""
+
+
+@dataclass
+class Follower:
+    """Does at each call of a denoiser what a row of its table says.
+
+    A site that should reuse what its stream has not kept computes, and keeps it.
+
+    Attributes:
+        table: What each site does.
+        visit: The call that is under way.
+        kept: Per site and sample, the sample's slices of the outputs; per site and samples
+            of a call, outputs that have no dimension of samples.
+        cold: For each call so far, the sites that had nothing to reuse.
+    """
+
+    table: ActionsByPath
+    visit: Visit | None = None
+    kept: dict[tuple[str, Hashable], Tensors] = field(default_factory=dict)
+    cold: list[set[str]] = field(default_factory=list)
+
+    def begin(self, visit: Visit) -> None:
+        """A call begins."""
+        self.visit = visit
+        self.cold.append(set())
+
+    def end_site(self, path: str, outputs: Tensors) -> Tensors:
+        """What a site gives in the place of its outputs."""
+        action = Action(int(self.table[path][self.visit.row]))
+        if action == Action.REUSE:
+            kept = self.find(path, outputs)
+            if kept is not None:
+                return kept
+            self.cold[-1].add(path)
+        if action in (Action.STORE, Action.REUSE):
+            self.keep(path, outputs)
+        return outputs
+
+    def is_split(self, outputs: Tensors) -> bool:
+        """Whether outputs have a row for each sample of the call."""
+        return all(output.shape[0] == len(self.visit.samples) for output in outputs)
+
+    def keep(self, path: str, outputs: Tensors) -> None:
+        """Copies outputs, those of each sample apart."""
+        if not self.is_split(outputs):
+            self.kept[path, self.visit.samples] = tuple(map(torch.clone, outputs))
+            return
+        for number, sample in enumerate(self.visit.samples):
+            self.kept[path, sample] = tuple(output[number].clone() for output in outputs)
+
+    def find(self, path: str, outputs: Tensors) -> Tensors | None:
+        """What was kept of such outputs for this call's samples; None if some was not."""
+        if not self.is_split(outputs):
+            kept = self.kept.get((path, self.visit.samples))
+            return None if kept is None else tuple(map(torch.clone, kept))
+        of_samples = [self.kept.get((path, sample)) for sample in self.visit.samples]
+        shapes = [output.shape[1:] for output in outputs]
+        for kept in of_samples:
+            if kept is None or [each.shape for each in kept] != shapes:
+                return None
+        return tuple(map(torch.stack, zip(*of_samples, strict=True)))
+
+
+@contextmanager
+def following(
+    pipe: DiffusionPipeline, tables: Mapping[str, ActionsByPath], visits: Sequence[Visit]
+) -> Iterator[dict[str, Follower]]:
+    """Lets the denoisers of an untouched pipeline follow tables while inside.
+
+    Args:
+        pipe: The pipeline.
+        tables: By the name of the denoiser in the pipeline.
+        visits: Where each call belongs, in their order.
+    """
+    remaining = iter(visits)
+    followers = {name: Follower(table) for name, table in tables.items()}
+    with ExitStack() as stack:
+        for name, follower in followers.items():
+            model = getattr(pipe, name)
+            begin = begin_call(follower, name, remaining)
+            stack.callback(model.register_forward_pre_hook(begin).remove)
+            for path in follower.table:
+                hook = replace_outputs(follower, path)
+                stack.callback(model.get_submodule(path).register_forward_hook(hook).remove)
+        yield followers
+    if next(remaining, None) is not None:
+        raise ValueError("the pipeline made fewer calls than before")
+
+
+def begin_call(follower: Follower, name: str, remaining: Iterator[Visit]) -> Any:
+    """The hook of a denoiser."""
+
+    def begin(*_: Any) -> None:
+        visit = next(remaining)
+        if visit.denoiser != name:
+            raise ValueError(f"expected a call of {visit.denoiser}, found one of {name}")
+        follower.begin(visit)
+
+    return begin
+
+
+def replace_outputs(follower: Follower, path: str) -> Any:
+    """The hook of a site."""
+
+    def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(output)
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        given = follower.end_site(path, tuple(leaves[i] for i in places))
+        for i, value in zip(places, given, strict=True):
+            leaves[i] = value
+        return pytree.tree_unflatten(leaves, spec)
+
+    return replace
