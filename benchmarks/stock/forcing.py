@@ -10,8 +10,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from .stock import Stock
-from .tiny import quiet, seeded, settled
+from benchmarks.stock.stock import Stock
+from benchmarks.stock.tiny import quiet, seeded, settled
 
 STEPS = 6
 
@@ -71,9 +71,7 @@ def call_skyreels(pipe: SkyReelsV2Pipeline, seed: int, **more: object) -> torch.
     ).frames
 
 
-def call_asynchronous(
-    pipe: SkyReelsV2DiffusionForcingPipeline, seed: int
-) -> torch.Tensor:
+def call_asynchronous(pipe: SkyReelsV2DiffusionForcingPipeline, seed: int) -> torch.Tensor:
     """One request in which each frame is two steps behind the one before: 12 calls of 6."""
     return call_skyreels(pipe, seed, ar_step=2)
 
@@ -85,9 +83,7 @@ def call_causal(pipe: SkyReelsV2DiffusionForcingPipeline, seed: int) -> torch.Te
 
 def call_long(pipe: SkyReelsV2DiffusionForcingPipeline, seed: int) -> torch.Tensor:
     """One request of 6 latent frames, 4 at a time: the second run begins with two done."""
-    return call_skyreels(
-        pipe, seed, num_frames=21, base_num_frames=13, overlap_history=5
-    )
+    return call_skyreels(pipe, seed, num_frames=21, base_num_frames=13, overlap_history=5)
 
 
 STOCK = (

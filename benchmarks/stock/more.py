@@ -14,8 +14,8 @@ from diffusers import (
     HiDreamImageTransformer2DModel,
 )
 
-from .stock import Stock
-from .tiny import quiet, seeded, settled
+from benchmarks.stock.stock import Stock
+from benchmarks.stock.tiny import quiet, seeded, settled
 
 STEPS = 8
 
@@ -126,5 +126,10 @@ def call_hidream(pipe: HiDreamImagePipeline, seed: int) -> torch.Tensor:
 STOCK = (
     Stock("CogView3-Plus", make_cogview3, call_cogview),
     Stock("CogView4", make_cogview4, call_cogview),
-    Stock("HiDream", make_hidream, call_hidream),
+    Stock(
+        "HiDream",
+        make_hidream,
+        call_hidream,
+        waits_for="its experts read the latent on the host",
+    ),
 )

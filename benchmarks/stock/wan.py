@@ -13,8 +13,8 @@ from diffusers import (
     WanVACETransformer3DModel,
 )
 
-from .stock import Stock
-from .tiny import quiet, seeded, settled
+from benchmarks.stock.stock import Stock
+from benchmarks.stock.tiny import quiet, seeded, settled
 
 STEPS = 8
 GEOMETRY = {
@@ -122,7 +122,7 @@ def call_wan(pipe: WanPipeline, seed: int, **more: object) -> torch.Tensor:
 
 def call_first_frame(pipe: WanImageToVideoPipeline, seed: int) -> torch.Tensor:
     """One request that begins with a random picture."""
-    return call_wan(pipe, seed, image=seeded(seed + 2, 1, 3, 32, 32).clamp(-1, 1))
+    return call_wan(pipe, seed, image=seeded(seed + 2, 1, 3, 32, 32).sigmoid())
 
 
 STOCK = (
