@@ -22,6 +22,8 @@ from .guidance.guidance import Guidance
 from .inspect import GraphDiff, graph_diff
 from .optimiser import Front, Optimum, fit_forecasts, optimise
 from .passes import Site
+from .pipeline.enable import disable, enable, enabled
+from .pipeline.summary import Summary, summary
 from .schedule.action import Action
 from .schedule.gates import entropy_gate, policy_gate, snr_gate
 from .schedule.noise import signal_to_noise
@@ -52,8 +54,12 @@ __all__ = [
     "Site",
     "SiteError",
     "StepError",
+    "Summary",
     "calibrate",
     "compare",
+    "disable",
+    "enable",
+    "enabled",
     "entropy_gate",
     "fit_forecasts",
     "graph_diff",
@@ -63,5 +69,6 @@ __all__ = [
     "prior_art",
     "signal_to_noise",
     "snr_gate",
+    "summary",
     "transform",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
@@ -16,6 +17,7 @@ from dqar_fx.steps.session import LengthCheck
 from dqar_fx.steps.sessions import Sessions
 
 from .parameters import ParameterWrapper
+from .request import RequestSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +68,13 @@ class StepDenoiser(ParameterWrapper):
     """A module with the original's forward, each call of which is a step of a trajectory.
 
     A subclass says which program runs a call.
+
+    Attributes:
+        times_calls: Whether the log of a run has the time of each call. An accelerator is
+            waited for then, before and after each, which makes a run slower.
     """
+
+    times_calls = False
 
     def __init__(self, model: nn.Module, residence: Residence | None = None) -> None:
         super().__init__(model, residence)
@@ -148,6 +156,14 @@ class StepDenoiser(ParameterWrapper):
         self.reset()
         return self
 
+    def session(self) -> RequestSession:
+        """A session: slots, clock and log of one request among several at a time.
+
+        Raises:
+            StepError: Too many are open.
+        """
+        return RequestSession(self._sessions, self._forget_session)
+
     @property
     def runs(self) -> tuple[Run, ...]:
         """The logs of the latest runs, of the session that is open here; the last may go on."""
@@ -174,9 +190,25 @@ class StepDenoiser(ParameterWrapper):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         refuse_gradients(leaves)
         with torch.inference_mode(mode=False), torch.no_grad():
-            program, outputs = self._run(leaves, spec)
-        result = pytree.tree_unflatten(outputs, program.captured.out_spec)
-        return result.to_tuple() if as_tuple else result
+            if self.times_calls:
+                program, outputs = self._run_timed(leaves, spec)
+            else:
+                program, outputs = self._run(leaves, spec)
+        spec = program.captured.out_spec
+        if as_tuple:  # without the object, whose class may be deprecated
+            return unflatten_fields(outputs, spec)
+        return pytree.tree_unflatten(outputs, spec)
+
+    def _run_timed(
+        self, leaves: Sequence[Any], spec: pytree.TreeSpec
+    ) -> tuple[StepProgram, list[torch.Tensor]]:
+        """One call, whose time is logged; an accelerator is waited for before and after."""
+        synchronise(self.device)
+        start = perf_counter()
+        found = self._run(leaves, spec)
+        synchronise(self.device)
+        self._sessions.current.note_time(1e3 * (perf_counter() - start))
+        return found
 
     def _run(
         self, leaves: Sequence[Any], spec: pytree.TreeSpec
@@ -226,3 +258,18 @@ class StepDenoiser(ParameterWrapper):
     def _reuses(self, table: BranchTable) -> bool:
         """Whether a table ever reuses anything."""
         return table.reuse_ratio > 0
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what an accelerator has been given to do."""
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
+
+
+def unflatten_fields(outputs: Sequence[Any], spec: pytree.TreeSpec) -> tuple[Any, ...]:
+    """The fields of an output object as a tuple, as its ``to_tuple`` gives them."""
+    leaves, fields = iter(outputs), spec.children()
+    return tuple(
+        pytree.tree_unflatten([next(leaves) for _ in range(field.num_leaves)], field)
+        for field in fields
+    )

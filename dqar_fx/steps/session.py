@@ -52,6 +52,11 @@ class Session:
             self.runs.append(position.run)
         return position
 
+    def note_time(self, milliseconds: float) -> None:
+        """Log what the call that ran last took."""
+        if self.runs and self.runs[-1].calls:
+            self.runs[-1].calls[-1].milliseconds = milliseconds
+
     def end_run(self) -> None:
         """Note that no call of the latest run will come any more."""
         if self.runs and not self.runs[-1].is_ended:

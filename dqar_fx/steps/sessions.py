@@ -35,12 +35,14 @@ class OpenSession:
 
     Args:
         session: The session.
-        frame: The function that opened it.
+        frame: The function that opened it; None if it is not to be left open there.
     """
 
-    def __init__(self, session: Session, frame: FrameType) -> None:
+    def __init__(self, session: Session, frame: FrameType | None) -> None:
         self.session = session
-        self._code, self._frame_id = frame.f_code, id(frame)
+        is_generator = frame is not None and frame.f_code.co_flags & inspect.CO_GENERATOR
+        self._code = frame.f_code if frame is not None and is_generator else None
+        self._frame_id = id(frame)
         self._thread = threading.get_ident()
 
     def refuse_strangers(self) -> None:
@@ -49,9 +51,7 @@ class OpenSession:
         Raises:
             StepError: The call is not made from the generator that opened the session.
         """
-        if not self._code.co_flags & inspect.CO_GENERATOR:
-            return
-        if threading.get_ident() != self._thread:
+        if self._code is None or threading.get_ident() != self._thread:
             return
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -220,8 +220,8 @@ class Sessions:
         return id(session) in self._opened
 
     @contextmanager
-    def enter(self, session: Session, frame: FrameType) -> Iterator[None]:
-        """Let calls inside belong to a session, which the function of a frame opens."""
+    def enter(self, session: Session, frame: FrameType | None) -> Iterator[None]:
+        """Let calls inside belong to a session, which the function of a frame opens, if any."""
         before = _OPEN.get()
         _OPEN.set({**before, id(self): OpenSession(session, frame)})
         try:

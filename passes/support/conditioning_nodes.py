@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LATENT_NAMES = ("hidden_states", "sample", "latents", "x")
 """Names of the latent argument in the field; else the first floating-point tensor."""
+LATENTS_BESIDE = ("audio_hidden_states",)
+"""Names of further latents, which the field has beside the first one."""
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step")
 """Names of the argument that is another one at every step."""
 
@@ -30,15 +32,16 @@ def find_conditioning(gm: fx.GraphModule) -> list[fx.Node]:
 
 
 def find_latents(gm: fx.GraphModule) -> list[fx.Node]:
-    """The placeholders of what is denoised: one, or one for each tensor of a list.
+    """The placeholders of what is denoised; none where no input is a floating-point tensor.
 
-    None where no input is a floating-point tensor.
+    One, or one for each tensor of a list, and the sound that is denoised beside a video.
     """
     inputs = [n for n in gm.graph.find_nodes(op="placeholder") if tensor_value(n) is not None]
     for name in LATENT_NAMES:
         found = [node for node in inputs if is_of_argument(str(node.target), name)]
         if found:
-            return found
+            beside = (node for node in inputs if node.target in LATENTS_BESIDE)
+            return [*found, *beside]
     floats = (node for node in inputs if node.meta["val"].is_floating_point())
     return list(islice(floats, 1))
 

@@ -1,0 +1,262 @@
+"""What a run reused, beside what its table promised: the table that is printed after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tabulate import tabulate
+
+from dqar_fx.costs.workload_counter import WorkloadCounter
+from dqar_fx.denoiser.denoiser import Denoiser
+from dqar_fx.errors import DqarError
+from dqar_fx.json_value import JsonValue
+from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.table import READING
+
+from .enable import find_enabled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dqar_fx.steps.position import StreamKey
+    from dqar_fx.steps.runs import LoggedCall, Run
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class StreamSummary(JsonValue):
+    """What one stream of a run did.
+
+    Attributes:
+        name: Its name from ``cache_context``, else the number of its call in a step.
+        steps: The rows that were walked, one per call.
+        promised: Cells that the table lets read, in these rows.
+        computed: Cells that were computed and not kept.
+        stored: Cells that were computed and kept.
+        reused: Cells that read what was kept.
+        forecast: Cells that read a forecast from it.
+        cold: Cells that should have read, and computed.
+        skipped: Calls that were answered from the whole output, without the model.
+        reasons: Why cells did not read though the table lets them: how many, by reason.
+        macs: Multiply-accumulates of the steps, without conditioning; None where its graphs are
+            not there any more.
+        computed_macs: The same if all had been computed.
+        milliseconds: What the calls took; None where that was not asked for.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    promised: int
+    computed: int
+    stored: int
+    reused: int
+    forecast: int
+    cold: int
+    skipped: int
+    reasons: dict[str, int]
+    macs: int | None
+    computed_macs: int | None
+    milliseconds: float | None
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of all rows that were walked, but those that a site around them covers."""
+        return self.computed + self.stored + self.reused + self.forecast
+
+
+@dataclass(frozen=True)
+class RunSummary(JsonValue):
+    """What one run of one denoiser did.
+
+    Attributes:
+        denoiser: Its place in the pipeline, or its class.
+        clock: What told the step, see `dqar_fx.steps.runs.Run`.
+        first: The step that the run began with.
+        last: The last step that was called.
+        length: Steps of the whole run, where known.
+        num_runs: Runs whose logs are kept.
+        streams: What each stream did.
+    """
+
+    denoiser: str
+    clock: str
+    first: int
+    last: int
+    length: int | None
+    num_runs: int
+    streams: tuple[StreamSummary, ...]
+
+    @property
+    def reused(self) -> int:
+        """Cells that read what was kept, or a forecast from it."""
+        return sum(stream.reused + stream.forecast for stream in self.streams)
+
+    @property
+    def promised(self) -> int:
+        """Cells that the table lets read."""
+        return sum(stream.promised for stream in self.streams)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why cells did not read though the table lets them: how many, by reason."""
+        found: dict[str, int] = {}
+        for stream in self.streams:
+            for reason, cells in stream.reasons.items():
+                found[reason] = found.get(reason, 0) + cells
+        return found
+
+    def __str__(self) -> str:
+        length = "" if self.length is None else f" of {self.length}"
+        lines = [f"{self.denoiser}: steps {self.first} to {self.last}{length}"]
+        rows = [format_stream(stream) for stream in self.streams]
+        lines.append(
+            tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+        )
+        lines.append(f"reused {self.reused} of the {self.promised} cells that the table promised")
+        lines += [f"  {cells} not: {reason}" for reason, cells in self.reasons.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Summary(JsonValue):
+    """What the latest run of a pipeline did.
+
+    Attributes:
+        runs: One for each denoiser that was called.
+        never_called: Denoisers that were not.
+    """
+
+    runs: tuple[RunSummary, ...]
+    never_called: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        parts = [str(run) for run in self.runs]
+        parts += [f"{name}: was not called yet" for name in self.never_called]
+        return "\n\n".join(parts)
+
+
+def summary(pipe: Any, run: int = -1) -> Summary:
+    """Tell what a run reused, beside what the table promised.
+
+    Args:
+        pipe: A pipeline that was given to `enable`, or a denoiser.
+        run: Which of the latest runs; the last one by default.
+
+    Raises:
+        DqarError: The pipeline is not enabled, or there is no such run.
+    """
+    if isinstance(pipe, Denoiser):
+        denoisers = {type(pipe.model).__name__: pipe}
+    else:
+        denoisers = find_enabled(pipe).denoisers
+    called = {name: denoiser for name, denoiser in denoisers.items() if denoiser.runs}
+    try:
+        runs = [(name, d.runs[run], len(d.runs)) for name, d in called.items()]
+    except IndexError:
+        kept = max(len(denoiser.runs) for denoiser in called.values())
+        raise DqarError(f"there is no run {run}: the logs of {kept} are kept") from None
+    counters: dict[int, WorkloadCounter] = {}
+    return Summary(
+        tuple(summarise_run(*each, counters) for each in runs),
+        tuple(name for name in denoisers if name not in called),
+    )
+
+
+def summarise_run(
+    name: str, run: Run, num_runs: int, counters: dict[int, WorkloadCounter]
+) -> RunSummary:
+    """Tell what one run of a denoiser did; ``counters`` are those of its graphs."""
+    by_stream: dict[StreamKey, list[LoggedCall]] = {}
+    for call in run.calls:
+        by_stream.setdefault(call.stream, []).append(call)
+    streams = tuple(
+        summarise_stream(key, calls, counters) for key, calls in by_stream.items()
+    )
+    return RunSummary(name, run.clock, run.first, run.last, run.length, num_runs, streams)
+
+
+def summarise_stream(
+    key: StreamKey, calls: Sequence[LoggedCall], counters: dict[int, WorkloadCounter]
+) -> StreamSummary:
+    """Tell what one stream did."""
+    name, number = key[:2]
+    reasons: dict[str, int] = {}
+    for call in calls:
+        lacking = call.num_promised - call.count(*READING)
+        if call.reason and lacking:
+            reasons[call.reason] = reasons.get(call.reason, 0) + lacking
+    times = [call.milliseconds for call in calls]
+    macs = [count_macs(call, counters) for call in calls]
+    return StreamSummary(
+        name=f"call {number}" if name is None else f"{name} {number}" if number else name,
+        steps=tuple(call.step for call in calls),
+        promised=sum(call.num_promised for call in calls),
+        computed=total(calls, Action.COMPUTE),
+        stored=total(calls, Action.STORE),
+        reused=total(calls, Action.REUSE),
+        forecast=total(calls, Action.FORECAST),
+        cold=sum(call.num_cold for call in calls),
+        skipped=sum(call.is_whole and call.count(*READING) for call in calls),
+        reasons=reasons,
+        macs=add(own for own, _ in macs),
+        computed_macs=add(full for _, full in macs),
+        milliseconds=add(times),
+    )
+
+
+def total(calls: Iterable[LoggedCall], action: Action) -> int:
+    """How many cells of some calls did that."""
+    return sum(call.count(action) for call in calls)
+
+
+def add(values: Iterable[Number | None]) -> Number | None:
+    """The sum; None if one of the values is not known."""
+    known = list(values)
+    return None if any(value is None for value in known) else sum(v for v in known if v)
+
+
+def count_macs(
+    call: LoggedCall, counters: dict[int, WorkloadCounter]
+) -> tuple[int | None, int | None]:
+    """The multiply-accumulates of a call's step, and those if all had been computed."""
+    program = call.program()
+    if program is None:
+        return None, None
+    plan = program.plan
+    if id(plan) not in counters:
+        counters[id(plan)] = WorkloadCounter(program)
+    counter = counters[id(plan)]
+    everything = (Action.COMPUTE,) * len(program.table.sites)
+    full = sum_macs(counter, everything)
+    if call.is_whole:
+        return (0 if call.count(*READING) else None), full
+    return sum_macs(counter, tuple(Action(int(a)) for a in call.actions)), full
+
+
+def sum_macs(counter: WorkloadCounter, actions: tuple[Action, ...]) -> int:
+    """The multiply-accumulates of a row."""
+    kernels = counter.count_row(actions).kernels
+    return sum(kernel.macs * times for kernel, times in kernels.items())
+
+
+def format_stream(stream: StreamSummary) -> dict[str, str]:
+    """One line of the table."""
+    known = stream.macs is not None and stream.computed_macs
+    line = {
+        "stream": stream.name,
+        "calls": str(len(stream.steps)),
+        "computed": str(stream.computed + stream.stored),
+        "reused": str(stream.reused),
+        "promised": str(stream.promised),
+        "cold": str(stream.cold),
+        "MACs": f"{stream.macs / stream.computed_macs:.1%}" if known else "-",
+    }
+    if stream.forecast:
+        line["forecast"] = str(stream.forecast)
+    if stream.skipped:
+        line["calls saved"] = str(stream.skipped)
+    if stream.milliseconds is not None:
+        line["ms"] = f"{stream.milliseconds:.1f}"
+    return line
