@@ -26,7 +26,8 @@ def trace_again(exported: ExportedProgram) -> ExportedProgram:
     """The same program without writes, and with casts that autocast makes as operators."""
     spell_diagonals(exported.graph)
     exported.graph_module.recompile()
-    return exported.run_decompositions({})
+    traced: ExportedProgram = exported.run_decompositions({})
+    return traced
 
 
 def spell_diagonals(graph: fx.Graph) -> None:
