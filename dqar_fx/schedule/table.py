@@ -284,7 +284,7 @@ class BranchTable:
             for site, column in zip(self.sites, self.actions.T, strict=True)
         }
         content: dict[str, Any] = {"max_age": self.max_age, "actions": columns}
-        if self.orders.any():
+        if self.orders.any() or self.method != "taylor":
             content |= {"method": self.method, "orders": self.orders.T.tolist()}
         if any(self.around):
             content["around"] = self.around
