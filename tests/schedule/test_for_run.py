@@ -170,9 +170,10 @@ def test_combination_takes_the_number_of_the_part_that_has_one():
                  Schedule.interval(12, 3) & Schedule.linear()):  # fmt: skip
         assert both.num_steps == 12
         expected = Schedule.linear(12) & Schedule.interval(12, 3)
-        assert both.resolve(paths(3)).actions.tolist() == expected.resolve(
-            paths(3)
-        ).actions.tolist()
+        assert (
+            both.resolve(paths(3)).actions.tolist()
+            == expected.resolve(paths(3)).actions.tolist()
+        )
     assert (Schedule.linear() | Schedule.interval(every=2)).num_steps is None
 
 
@@ -229,7 +230,11 @@ def test_snr_gate_without_noise_says_what_to_do():
     mixed = gate | Schedule.interval(6, 2)
     assert mixed.num_steps == 6
     assert mixed.waits_for_run
-    for fail in (lambda: gate.for_run(6), lambda: mixed.for_run(6), lambda: mixed.resolve("a")):
+    for fail in (
+        lambda: gate.for_run(6),
+        lambda: mixed.for_run(6),
+        lambda: mixed.resolve("a"),
+    ):
         with pytest.raises(ScheduleError, match="noise levels of the run"):
             fail()
     ready = mixed.for_run(6, noise=[0.0, 0.01, 0.1, 1.0, 10.0, 100.0])
@@ -307,7 +312,9 @@ def test_calls_as_set_of_first_order_are_zero():
         scheduler = make()
         scheduler.set_timesteps(5)
         assert calls_as_set(scheduler) == (0,) * 5
-        assert Schedule.linear().for_run(5, calls=calls_as_set(scheduler)) == Schedule.linear(5)
+        assert Schedule.linear().for_run(5, calls=calls_as_set(scheduler)) == Schedule.linear(
+            5
+        )
     with pytest.raises(ScheduleError, match="int has no timesteps"):
         calls_as_set(3)
 

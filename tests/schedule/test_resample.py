@@ -200,7 +200,9 @@ def test_weights_cannot_be_resampled():
     given = {"orders": 1, "weights": weights}
     with pytest.raises(ScheduleError, match="cannot be resampled"):
         Schedule.from_actions("SSF", resample=True, **given)
-    with pytest.raises(ScheduleError, match="weights of forecasts are written out for 3 steps"):
+    with pytest.raises(
+        ScheduleError, match="weights of forecasts are written out for 3 steps"
+    ):
         Schedule.from_actions("SSF", **given).for_run(4)
 
 
@@ -216,7 +218,9 @@ def test_noise_of_another_number_of_steps_is_an_error():
 
 @FEW
 @given(written(), st.booleans(), st.booleans())
-def test_saved_table_keeps_for_what_it_is_good(tmp_path_factory, schedule, resample, has_noise):
+def test_saved_table_keeps_for_what_it_is_good(
+    tmp_path_factory, schedule, resample, has_noise
+):
     noise = [0.0, *np.geomspace(0.01, 9, 40)[: schedule.num_steps - 1]] if has_noise else None
     if has_noise:
         noise[-1] = np.inf
@@ -224,7 +228,14 @@ def test_saved_table_keeps_for_what_it_is_good(tmp_path_factory, schedule, resam
     schedule = schedule.for_run(schedule.num_steps, noise=noise)
     sites, path = paths(len(schedule.rule.letters[0])), tmp_path_factory.mktemp("t") / "t.json"
     table = Schedule(
-        schedule.num_steps, schedule.rule, None, 0, schedule.method, None, resample, schedule.run
+        schedule.num_steps,
+        schedule.rule,
+        None,
+        0,
+        schedule.method,
+        None,
+        resample,
+        schedule.run,
     ).resolve(sites)
     table.save(path)
     loaded = BranchTable.load(path)
