@@ -122,7 +122,7 @@ def measure_model(
 
 
 def read_noise_levels(scheduler: Any, num_calls: int) -> Floats:
-    """The signal-to-noise ratio at each call: float64 ``[calls]``, empty if it is not known."""
+    """The signal-to-noise ratio at each call: float64 ``[calls]``, empty if unknown."""
     try:
         noise = noise_as_set(scheduler)
     except ScheduleError:

@@ -1,6 +1,7 @@
 """Written-out schedules at another number of steps: each row does what its nearest does."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,14 +18,14 @@ STEPS = st.integers(1, 24)
 
 
 @st.composite
-def written(draw, **more):
+def written(draw):
     """Letters of a valid written-out schedule, its orders, and how it may be resampled."""
     num_steps, num_sites = draw(STEPS), draw(st.integers(1, 4))
     row = st.lists(st.sampled_from("CRF"), min_size=num_steps - 1, max_size=num_steps - 1)
     texts = ["C" + "".join(draw(row)) for _ in range(num_sites)]
     orders = [[draw(st.integers(1, 3)) for _ in range(num_sites)] for _ in range(num_steps)]
     method = draw(st.sampled_from(["taylor", "least_squares"]))
-    return Schedule.from_actions(texts, orders=orders, method=method, resample=True, **more)
+    return Schedule.from_actions(texts, orders=orders, method=method, resample=True)
 
 
 def ratios(draw, num_steps):
@@ -224,19 +225,9 @@ def test_saved_table_keeps_for_what_it_is_good(
     noise = [0.0, *np.geomspace(0.01, 9, 40)[: schedule.num_steps - 1]] if has_noise else None
     if has_noise:
         noise[-1] = np.inf
-    schedule = Schedule(schedule.num_steps, schedule.rule, None, 0, schedule.method)
-    schedule = schedule.for_run(schedule.num_steps, noise=noise)
-    sites, path = paths(len(schedule.rule.letters[0])), tmp_path_factory.mktemp("t") / "t.json"
-    table = Schedule(
-        schedule.num_steps,
-        schedule.rule,
-        None,
-        0,
-        schedule.method,
-        None,
-        resample,
-        schedule.run,
-    ).resolve(sites)
+    num_steps, sites = schedule.num_steps, paths(len(schedule.rule.letters[0]))
+    table = replace(schedule.for_run(num_steps, noise=noise), resample=resample).resolve(sites)
+    path = tmp_path_factory.mktemp("table") / "table.json"
     table.save(path)
     loaded = BranchTable.load(path)
     assert loaded == table
@@ -244,7 +235,7 @@ def test_saved_table_keeps_for_what_it_is_good(
     again = Schedule.from_table(loaded)
     assert again.sites == tuple(sites)
     assert again.resolve(sites) == table
-    other, levels = schedule.num_steps + 3, np.geomspace(0.02, 7, schedule.num_steps + 3)
+    other, levels = num_steps + 3, np.geomspace(0.02, 7, num_steps + 3)
     if not resample:
         with pytest.raises(ScheduleError):
             again.for_run(other)
