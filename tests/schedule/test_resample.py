@@ -184,6 +184,13 @@ def test_resample_in_guidance_keeps_its_forecasts():
     assert (table.actions == Action.FORECAST).any()
 
 
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_resample_other_number_of_sites_named(num_rows):
+    schedule = Schedule.from_actions(["CRR", "CCR"], resample=True).for_run(num_rows)
+    with pytest.raises(ScheduleError, match="has 2 sites but the model has 3"):
+        schedule.resolve("abc")
+
+
 # ---- what cannot be ----------------------------------------------------------------------
 
 
