@@ -383,7 +383,8 @@ class Schedule:
             )
         fixed = self.for_run(self.num_steps)
         run = Run(self.num_steps) if fixed.run is None else fixed.run
-        return TableMaker(fixed, run).make(tuple(map(str, sites)), around)
+        how = fixed.max_age, fixed.order, fixed.method, fixed.resample
+        return TableMaker(fixed.rule, run, *how).make(tuple(map(str, sites)), around)
 
     def refuse_other_model(self, model: Any) -> None:
         """Refuse a ``torch.nn.Module`` that the rule was not made for.
