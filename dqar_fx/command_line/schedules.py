@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,18 +102,13 @@ def named_schedule(name: str, options: ScheduleOptions) -> Schedule:
 def saved_schedule(table: BranchTable, file: str, options: ScheduleOptions) -> Schedule:
     """The schedule of a table, for the sites that the table has."""
     refuse_others(file, options, ("steps",))
-    schedule = Schedule.from_actions(
-        table.actions,
-        max_age=table.max_age,
-        orders=table.orders if table.orders.any() else None,
-        method=table.method,
-        weights=table.weights if table.weights.size else None,
-    )
-    return replace(check_steps(schedule, file, options), sites=table.sites)
+    return check_steps(Schedule.from_table(table), file, options)
 
 
 def check_steps(schedule: Schedule, text: str, options: ScheduleOptions) -> Schedule:
-    """The schedule, if it has as many steps as were asked for."""
+    """The schedule with as many steps as were asked for, if it has them or is resampled."""
+    if options.steps is not None and schedule.resample:
+        return schedule.for_run(options.steps)
     if options.steps not in (None, schedule.num_steps):
         raise ScheduleError(
             f"--steps {options.steps}, but {text} is a schedule of {schedule.num_steps} steps"

@@ -97,6 +97,7 @@ def schedule_candidate(
         strict=False,
         orders=tuple(map(tuple, orders.tolist())),
         reasons=reasons_of(letters, orders, errors, measured),
+        noise=tuple(measured.noise.tolist()),
     )
     schedule = Schedule(num_steps, rule, method=segments.method, sites=sites)
     return ScheduledCandidate(

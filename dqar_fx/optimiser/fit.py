@@ -24,7 +24,7 @@ from dqar_fx.errors import ScheduleError
 from dqar_fx.passes import FORMATS
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.schedule.action import Action
-from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.schedule.schedule import Schedule, check_at_least
 from dqar_fx.schedule.written_out import WrittenActions
 
 from .arguments import check_inputs
@@ -59,6 +59,7 @@ def fit_forecasts(
     schedule: Schedule,
     *,
     sites: str | Sequence[str] | None = None,
+    num_steps: int | None = None,
     seed: int = 0,
     ridge: float = RIDGE,
     **call: Any,
@@ -75,6 +76,8 @@ def fit_forecasts(
         inputs: Prompts or class labels: the pipeline's first argument.
         schedule: A schedule of the whole trajectory, with forecasts.
         sites: As for ``transform``; by default those that the schedule is meant for.
+        num_steps: Denoising steps (``num_inference_steps``), by default as many as the
+            schedule has; it has to be given where that has no number of its own.
         seed: Seed of the noise.
         ridge: What holds the weights where they are, as a share of the mean squared effect of
             a weight; above 0. A strong one (1) gains less on these pictures, and may gain
@@ -96,15 +99,22 @@ def fit_forecasts(
         raise ScheduleError(f"ridge={ridge!r}: expected a number above 0, such as {RIDGE}")
     if sites is None:
         sites = "attention" if schedule.sites is None else schedule.sites
-    length = count_timesteps(pipeline.scheduler, schedule.num_steps)
-    if length != schedule.num_steps:
+    steps = schedule.num_steps if num_steps is None else num_steps
+    if steps is None:
+        raise ScheduleError(
+            "the schedule has no number of steps: say how many the pipeline shall run, "
+            "num_steps=20"
+        )
+    check_at_least(1, num_steps=steps)
+    length = count_timesteps(pipeline.scheduler, steps)
+    if schedule.num_steps not in (None, length):
         raise ScheduleError(
             f"the schedule has {schedule.num_steps} steps, but the pipeline's scheduler makes "
-            f"{length} of as many. Give a schedule of {length} steps"
+            f"{length} of {steps}. Give a schedule of {length} steps, or without a number"
         )
-    job = PipelineJob(pipeline, tuple(inputs), seed, schedule.num_steps, len(inputs), call)
+    job = PipelineJob(pipeline, tuple(inputs), seed, steps, len(inputs), call)
     wanted = sites if isinstance(sites, str) else tuple(sites)
-    return fit(job, schedule, wanted, ridge)
+    return fit(job, schedule.for_run(length), wanted, ridge)
 
 
 def fit(
@@ -154,6 +164,7 @@ def with_weights(
             )
             for step in steps
         ),
+        noise=table.noise,
         fingerprint=fingerprint,
     )
     return Schedule(table.num_steps, rule, table.max_age, method=table.method, sites=sites)

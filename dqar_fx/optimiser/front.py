@@ -200,17 +200,13 @@ def describe_guidance(guidance: Guidance | None) -> str:
 
 def read_point(folder: Path, row: dict[str, Any]) -> Point:
     """Read a point, given its row of ``front.json``."""
-    table = BranchTable.load(folder / row["table"])
-    weights = table.weights if table.weights.size else None
-    plain = Schedule.from_actions(
-        table.actions, orders=table.orders, method=table.method, weights=weights
-    )
+    plain = Schedule.from_table(BranchTable.load(folder / row["table"]))
     reasons = tuple(tuple(each) for each in row["reasons"])
     written = plain.rule
     assert isinstance(written, WrittenActions)
     # what is stored follows from what is read, also where a stream is left out
     letters = tuple(tuple(c.replace("S", "C") for c in row) for row in written.letters)
-    rule = WrittenActions(letters, False, written.orders, written.weights, reasons)
+    rule = replace(written, letters=letters, strict=False, reasons=reasons)
     sites = row["sites"] if isinstance(row["sites"], str) else tuple(row["sites"])
     return Point(
         ms=row["ms"],

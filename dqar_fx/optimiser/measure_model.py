@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import replace
@@ -16,6 +17,7 @@ from dqar_fx.capture.capture import capture
 from dqar_fx.errors import ScheduleError
 from dqar_fx.guidance.guidance import Guidance
 from dqar_fx.schedule.forecast import MAX_ORDER, points_of
+from dqar_fx.schedule.noise import noise_as_set
 from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.transform import transform
 
@@ -92,7 +94,8 @@ def measure_model(
         model,
         lambda fork, args, kwargs: ProductObserver(capture(fork, args, kwargs), sites, record),
     )
-    job.run(denoiser)
+    scheduler = copy.deepcopy(job.pipeline.scheduler)
+    job.run(denoiser, scheduler)
     missing = [step for step in range(num_calls) if not record.gram[:, step, step].any()]
     if missing:
         raise ScheduleError(
@@ -113,8 +116,18 @@ def measure_model(
         saved_ms=saved_ms,
         fingerprint=Fingerprint.of(model),
         identity=f"{identity}-{max_age}",
+        noise=read_noise_levels(scheduler, num_calls),
     )
     return replace(without_gain, gain=measure_gain(without_gain, trials))
+
+
+def read_noise_levels(scheduler: Any, num_calls: int) -> Floats:
+    """The signal-to-noise ratio at each call: float64 ``[calls]``, empty if unknown."""
+    try:
+        noise = noise_as_set(scheduler)
+    except ScheduleError:
+        return np.zeros(0)
+    return noise if len(noise) == num_calls else np.zeros(0)
 
 
 def add_guided_costs(

@@ -41,6 +41,8 @@ class Measurements:
             calls both, and of one that leaves the unconditional one out. It is empty where
             there is no guidance to search.
         guided_saved_ms: float64 ``[2, sites]``: ``saved_ms`` of the same steps.
+        noise: float64 ``[steps]``: signal-to-noise ratio of the latent; empty where it is not
+            known.
     """
 
     sites: tuple[str, ...]
@@ -55,6 +57,7 @@ class Measurements:
     identity: str = ""
     guided_ms: Floats = field(default_factory=lambda: np.zeros(0))
     guided_saved_ms: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    noise: Floats = field(default_factory=lambda: np.zeros(0))
 
     @property
     def num_steps(self) -> int:
@@ -88,7 +91,7 @@ class Measurements:
     def save(self, folder: str | Path) -> None:
         """Write ``measured.safetensors`` and ``measured.json`` to a folder."""
         names = ("gram", "sensitivity", "gain", "saved_ms", "guided_ms", "guided_saved_ms")
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in (*names, "noise")}
         facts = {
             "sites": self.sites,
             "kinds": self.kinds,
@@ -119,6 +122,11 @@ class Measurements:
         except (KeyError, TypeError, ValueError) as error:
             raise ScheduleError(f"{folder}: what was measured lacks {error}") from None
         steps, sites = loaded.num_steps, len(loaded.sites)
+        if len(loaded.noise) not in (0, steps):
+            raise ScheduleError(
+                f"{folder}: what was measured is damaged: {steps} steps, but "
+                f"{len(loaded.noise)} noise levels"
+            )
         if loaded.sensitivity.shape != (steps, sites) or len(loaded.gain) != steps:
             raise ScheduleError(
                 f"{folder}: what was measured is damaged: {sites} sites and {steps} steps, "

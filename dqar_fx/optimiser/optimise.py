@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from dqar_fx.calibration.pipeline_run import count_timesteps
 from dqar_fx.schedule.forecast import points_of
 from dqar_fx.schedule.schedule import check_at_least
 
@@ -146,6 +147,8 @@ def optimise(
     check_at_least(1, trials=trials)
     wanted = sites if isinstance(sites, str) else tuple(sites)
     job = PipelineJob(pipeline, tuple(inputs), seed, num_steps, batch_size, call)
+    length = count_timesteps(pipeline.scheduler, num_steps)
+    guidances = tuple(guidance.for_run(length) for guidance in guidances)
     path = None if folder is None else Path(folder)
     history = max(points_of(method, order) for order in orders)
 

@@ -178,7 +178,8 @@ def compute_scores(routers: Mapping[str, Any], num_steps: int) -> NDArray[np.flo
     if not keys or set(keys) != set(routers):
         raise ScheduleError(
             f"expected {num_steps} routers of Learning-to-Cache, one per step, 0.prob to "
-            f"{max(num_steps, 1) - 1}.prob; found {len(routers)} entries, such as {next(iter(routers), None)!r}"
+            f"{max(num_steps, 1) - 1}.prob; found {len(routers)} entries, such as "
+            f"{next(iter(routers), None)!r}"
         )
     logits = [torch.as_tensor(routers[key]).detach().float() for key in keys]
     shapes = sorted({tuple(each.shape) for each in logits})

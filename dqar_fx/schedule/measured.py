@@ -81,7 +81,7 @@ def check_length(what: str, num_steps: int, run: Run) -> None:
     """
     if run.num_rows != num_steps:
         raise ScheduleError(
-            f"{what} is good for {num_steps} steps, but the run has {run.num_rows}, counted as "
-            f"calls of the denoiser per stream. Run {num_steps} steps, or measure at "
+            f"{what} is good for {num_steps} steps, but the run has {run.num_rows}, counted "
+            f"as calls of the denoiser per stream. Run {num_steps} steps, or measure at "
             f"{run.num_rows}"
         )

@@ -10,14 +10,12 @@ A schedule needs no number of steps: `Schedule.for_run` fixes it when a run says
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dqar_fx.errors import ScheduleError
 
-from .action import LETTERS, Action
 from .forecast import MAX_ORDER, METHODS, points_of
 from .rules import (
     AgeLimit,
@@ -27,19 +25,18 @@ from .rules import (
     IntervalRule,
     LaterCallRule,
     LinearRule,
-    Moment,
 )
 from .run import Run
-from .table import READING, BranchTable, find_covered, find_read, no_weights
+from .table_maker import TableMaker
 from .written_out import WrittenActions, read_letters, read_orders, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
     from .rules import Rule
-    from .table import Around
+    from .table import Around, BranchTable
 
 
 @dataclass(frozen=True)
@@ -384,101 +381,10 @@ class Schedule:
                 "says how many. To make one now, say it: "
                 "schedule.for_run(20).resolve(sites)"
             )
-        return self.for_run(self.num_steps).make_table(tuple(map(str, sites)), around)
-
-    def make_table(self, paths: tuple[str, ...], around: Around) -> BranchTable:
-        """Do what `resolve` does, where the rule is that of the run."""
-        rule, weights, noise = self.rule, no_weights(), self.known_run.noise
-        if isinstance(rule, WrittenActions):
-            noise = noise or rule.noise
-            if rule.weights and not self.order:
-                weights = np.array(rule.weights)
-        if isinstance(rule, WrittenActions) and rule.oldest is None:
-            actions = self.resolve_written(rule, len(paths), around)
-        else:
-            actions = self.mark_stores(self.decide(paths, around))
-        return BranchTable(
-            actions,
-            paths,
-            max_age=self.max_age,
-            reason=self.reason,
-            orders=self.orders_of(actions),
-            method=self.method,
-            around=tuple(around),
-            weights=weights,
-            noise=noise,
-            resample=self.resample,
-        )
-
-    @property
-    def known_run(self) -> Run:
-        """What is known of the run, at least its number of rows."""
-        assert self.num_steps is not None, "the number of steps is fixed before it is used"
-        return Run(self.num_steps) if self.run is None else self.run
-
-    def orders_of(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Return the order that a forecast has in each cell, int8 ``[steps, sites]``."""
-        orders = np.full_like(actions, self.order)
-        if isinstance(self.rule, WrittenActions) and not self.order:
-            orders[:] = self.rule.orders
-        return orders
-
-    def mark_stores(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Return the actions with each COMPUTE that a later cell reads as a STORE.
-
-        A REUSE becomes a FORECAST if the schedule as a whole forecasts.
-        """
-        marked = actions.copy()
-        if self.order:
-            marked[actions == Action.REUSE] = Action.FORECAST
-        is_read = np.isin(marked, READING)
-        points = np.vectorize(partial(points_of, self.method))(self.orders_of(actions))
-        points = np.where(marked == Action.FORECAST, points, is_read)  # reuse reads one
-        computed = marked == Action.COMPUTE
-        marked[computed & find_read(computed, is_read, points)] = Action.STORE
-        return marked
-
-    def decide(self, sites: tuple[str, ...], around: Around) -> NDArray[np.int8]:
-        """Return the rule's actions, int8 ``[steps, sites]``, without stores.
-
-        A cell reuses where the rule allows it and its kept output is young enough, is covered
-        where a site around it reuses, and computes otherwise.
-
-        Raises:
-            ScheduleError: The rule gives a mask of another shape than ``[sites]``.
-        """
-        run = self.known_run
-        actions = np.zeros((run.num_rows, len(sites)), np.int8)
-        computed = np.zeros(len(sites), np.int64)
-        for step in range(1, run.num_rows):
-            moment = Moment(step, run.num_rows, sites, step - computed, run.call_of(step))
-            reuse = self.rule.may_reuse(moment)
-            if reuse.shape != computed.shape:
-                raise ScheduleError(
-                    f"{self.rule} gave a mask of shape {list(reuse.shape)} at step {step}, "
-                    f"expected one value for each of {len(sites)} sites"
-                )
-            if self.max_age is not None:
-                reuse = reuse & (moment.age <= self.max_age)
-            actions[step, reuse] = Action.REUSE
-            covered = find_covered(reuse[None], around)[0]
-            actions[step, covered] = Action.COVERED
-            computed[~reuse & ~covered] = step
-        if isinstance(self.rule, WrittenActions):  # whose orders are 0 where it reuses
-            is_forecast = (actions == Action.REUSE) & (self.orders_of(actions) > 0)
-            actions[is_forecast] = Action.FORECAST
-        return actions
-
-    def reason(self, table: BranchTable, step: int, site: int) -> str:
-        """Return why a cell of this schedule's table is what it is."""
-        rule, call = self.rule, self.known_run.call_of(step)
-        if step == 0 and not (isinstance(rule, WrittenActions) and rule.oldest is None):
-            return "nothing is kept yet"
-        moment = Moment(step, table.num_steps, table.sites, table.ages[step], call)
-        is_refresh = not table.is_read[step, site] and self.rule.may_reuse(moment)[site]
-        if is_refresh and self.max_age is not None:
-            return AgeLimit(self.max_age).why(moment, site)
-        return self.rule.why(moment, site)
+        fixed = self.for_run(self.num_steps)
+        run = Run(self.num_steps) if fixed.run is None else fixed.run
+        how = fixed.max_age, fixed.order, fixed.method, fixed.resample
+        return TableMaker(fixed.rule, run, *how).make(tuple(map(str, sites)), around)
 
     def refuse_other_model(self, model: Any) -> None:
         """Refuse a ``torch.nn.Module`` that the rule was not made for.
@@ -487,17 +393,6 @@ class Schedule:
             ScheduleError: The rule was calibrated on another model.
         """
         self.rule.refuse_other_model(model)
-
-    def resolve_written(
-        self, rule: WrittenActions, num_sites: int, around: Around
-    ) -> NDArray[np.int8]:
-        """Return written-out actions, int8 ``[steps, sites]``, with their stores."""
-        to_number = np.vectorize(LETTERS.get, otypes=[np.int8])
-        actions: NDArray[np.int8] = to_number(rule.spread(num_sites))
-        if rule.strict:
-            return actions
-        actions[find_covered(np.isin(actions, READING), around)] = Action.COVERED
-        return self.mark_stores(actions)
 
 
 def check_at_least(minimum: int, **values: int) -> None:

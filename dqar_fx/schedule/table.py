@@ -111,6 +111,8 @@ class BranchTable:
             object.__setattr__(self, name, array)
         if not any(self.around):
             object.__setattr__(self, "around", ())
+        if not isinstance(self.resample, bool):
+            raise ScheduleError(f"resample is true or false, found {self.resample!r}")
         if len(self.noise) not in (0, self.num_steps):
             raise ScheduleError(
                 f"a branch table of {self.num_steps} steps needs as many noise levels, or "
@@ -284,7 +286,7 @@ class BranchTable:
             for site, column in zip(self.sites, self.actions.T, strict=True)
         }
         content: dict[str, Any] = {"max_age": self.max_age, "actions": columns}
-        if self.orders.any():
+        if self.orders.any() or self.method != "taylor":
             content |= {"method": self.method, "orders": self.orders.T.tolist()}
         if any(self.around):
             content["around"] = self.around
@@ -311,9 +313,7 @@ class BranchTable:
             orders = np.array(content.get("orders") or [[0]], np.int8).T
             weights = np.array(content.get("weights") or no_weights(), np.float64)
             ratios = [np.inf if each is None else each for each in content.get("noise", ())]
-            noise, resample = read_noise(ratios), content.get("resample", False)
-            if not isinstance(resample, bool):
-                raise TypeError(f"resample is {resample!r}, not true or false")
+            noise = read_noise(ratios)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"
@@ -327,7 +327,7 @@ class BranchTable:
             around=tuple(tuple(each) for each in content.get("around", ())),
             weights=weights,
             noise=noise,
-            resample=resample,
+            resample=content.get("resample", False),
         )
 
     @property

@@ -130,7 +130,8 @@ class WrittenActions(AnyModelRule):
         """Return the reason that was written beside the letter or, without one, the letter."""
         texts = self.texts(moment.step)
         said, age = texts[site if len(texts) > 1 else 0], moment.age[site]
-        if self.oldest is None or age <= self.oldest:
+        letter = self.spread(len(moment.sites))[moment.step, site]
+        if self.oldest is None or age <= self.oldest or letter not in READING:
             return said
         return f"{said}; what is kept is {age} steps old, beyond {self.oldest}"
 

@@ -52,6 +52,20 @@ def test_saved_table_is_printed_and_is_a_schedule(config, capsys, tmp_path):
     assert BranchTable.load(again) == BranchTable.load(saved)
 
 
+def test_saved_table_that_may_be_resampled_takes_other_steps(config, capsys, tmp_path):
+    saved, again = tmp_path / "saved.json", tmp_path / "again.json"
+    noise = np.geomspace(0.1, 9, 9)
+    schedule = Schedule.from_actions("CCRRCRRCR", resample=True, noise=noise)
+    schedule.resolve(ATTENTION).save(saved)
+    argv = ("table", config, "--schedule", saved, "--steps", 13, "--out", again)
+    assert run(capsys, *argv)[0] == 0
+    assert BranchTable.load(again) == schedule.for_run(13).resolve(ATTENTION)
+    Schedule.from_actions("CCRR").resolve(ATTENTION).save(saved)
+    assert "is a schedule of 4 steps" in expect_error(
+        capsys, "table", config, "--schedule", saved, "--steps", "13"
+    )
+
+
 def test_fitted_weights_of_a_saved_table_are_kept(config, capsys, tmp_path):
     saved, again = tmp_path / "saved.json", tmp_path / "again.json"
     plain = Schedule.interval(9, 3, warmup=3).forecast(1).resolve(ATTENTION)

@@ -305,6 +305,46 @@ def test_guidance_of_another_number_of_steps_is_refused(case, name):
         denoiser.with_schedule(Schedule.interval(4, 2))
 
 
+def test_guidance_without_a_number_of_steps_is_fixed_with_the_run(case):
+    own, output = Schedule.interval(every=2), Schedule.interval(every=3).forecast(1)
+    guidance = Guidance(own, output, keep="difference", batched=FIRST)
+    guidance.check(Schedule.linear(), case.model)
+    with pytest.raises(ScheduleError, match="no number of steps"):
+        guidance.output_table()
+    with pytest.raises(ScheduleError, match=r"of no number of steps.* has 7 steps"):
+        guidance.check(Schedule.linear(7), case.model)
+    for num_rows in (7, 12):
+        fixed = guidance.for_run(num_rows)
+        expected = Guidance(
+            own.for_run(num_rows), output.for_run(num_rows), "difference", FIRST
+        )
+        assert fixed == expected
+        fixed.check(Schedule.linear(num_rows), case.model)
+        assert fixed.output_table() == output.for_run(num_rows).resolve(
+            fixed.output_table().sites
+        )
+    assert guidance.for_run(7).for_run(7) == guidance.for_run(7)
+    with pytest.raises(ScheduleError, match="for 7 steps, but the run has 8"):
+        guidance.for_run(7).for_run(8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(every=st.integers(1, 5), warmup=st.integers(1, 4), rows=st.integers(2, 20))
+def test_guidance_for_run_gives_the_tables_of_fixed_numbers(every, warmup, rows):
+    output, sites = Schedule.interval(every=3, warmup=2), Schedule.linear(warmup=warmup)
+    own = Schedule.interval(every=every)
+    found = Guidance(own, output).for_run(rows).resolve(sites.for_run(rows), SITES, ())
+    fixed = Guidance(Schedule.interval(rows, every), Schedule.interval(rows, 3, warmup=2))
+    assert found == fixed.resolve(Schedule.linear(rows, warmup), SITES, ())
+
+
+def test_guidance_gate_that_waits_for_noise_is_fixed_with_the_run():
+    gate = dqar_fx.snr_gate(max_change=1.0)
+    guidance = Guidance(output=gate | Schedule.interval(4, 9, warmup=3))
+    fixed = guidance.for_run(4, noise=[0.1, 0.2, 3.0, 4.0])
+    assert letters_of(fixed.output_table().actions[:, 0]) == "SRSR"
+
+
 def test_guidance_that_is_none_is_refused(case):
     with pytest.raises(ScheduleError, match=r"expected a dqar_fx\.Guidance"):
         dqar_fx.transform(case.model, Schedule.interval(4, 2), guidance="uncond")

@@ -85,7 +85,10 @@ def test_fit_keeps_the_actions_and_brings_pictures_nearer(pipe, fitted):
 
 
 def test_fit_is_deterministic(pipe, fitted):
-    again = fit_forecasts(pipe, INPUTS, PLAIN, sites="all", seed=7, guidance_scale=1.5)
+    rule = Schedule.interval(every=3, warmup=2).forecast(2)
+    again = fit_forecasts(
+        pipe, INPUTS, rule, sites="all", num_steps=STEPS, seed=7, guidance_scale=1.5
+    )
     assert again.rule.letters == fitted.rule.letters
     assert np.allclose(again.rule.weights, fitted.rule.weights, rtol=1e-2, atol=1e-2)
 
@@ -165,6 +168,16 @@ def test_fit_refuses_a_schedule_of_another_length(pipe):
     given = SimpleNamespace(transformer=pipe.transformer, scheduler=scheduler)
     with pytest.raises(ScheduleError, match="has 8 steps, but"):
         fit_forecasts(given, INPUTS, PLAIN)
+
+
+def test_fit_refuses_no_number_of_steps(pipe):
+    rule = Schedule.interval(every=3, warmup=2).forecast(2)
+    with pytest.raises(ScheduleError, match="say how many the pipeline shall run"):
+        fit_forecasts(pipe, INPUTS, rule)
+    with pytest.raises(ScheduleError, match="num_steps must be at least 1, found 0"):
+        fit_forecasts(pipe, INPUTS, rule, num_steps=0)
+    with pytest.raises(ScheduleError, match=r"has 8 steps, but .* makes 9 of 9"):
+        fit_forecasts(pipe, INPUTS, PLAIN, num_steps=9)
 
 
 @pytest.mark.parametrize("ridge", [0.0, -1.0, float("nan"), float("inf")])

@@ -142,6 +142,24 @@ def test_front_saves_and_loads(optimum, tmp_path):
     assert [p["psnr_db"] for p in facts["points"]] == [p.psnr_db for p in again.points]
 
 
+def test_front_knows_the_noise_of_its_steps_and_may_be_resampled(pipe, optimum, tmp_path):
+    noise = tuple(dqar_fx.signal_to_noise(pipe.scheduler, STEPS).tolist())
+    assert optimum.table.noise == noise
+    with pytest.raises(ScheduleError, match=f"{STEPS} steps, but the run has {STEPS + 3}"):
+        optimum.schedule.for_run(STEPS + 3)
+    points = [p for p in optimum.front.points if not p.schedule.rule.weights]
+    loose = replace(points[0], schedule=replace(points[0].schedule, resample=True))
+    replace(optimum.front, points=(loose,)).save(tmp_path)
+    (again,) = Front.load(tmp_path).points
+    levels = dqar_fx.signal_to_noise(pipe.scheduler, STEPS + 3)
+    found, expected = (
+        each.schedule.for_run(STEPS + 3, noise=levels).resolve(optimum.front.sites)
+        for each in (again, loose)
+    )
+    assert found == expected
+    assert "predicted error" in found.why(STEPS, 0)
+
+
 def test_front_that_is_damaged_rejected(tmp_path):
     (tmp_path / "front.json").write_text('{"points": [{}]}')
     with pytest.raises(ScheduleError, match="no front can be read"):

@@ -126,7 +126,7 @@ def test_magcache_of_flux_computes_as_diffusers_hook(num_steps):
 def test_magcache_gives_what_diffusers_hook_gives():
     ratios = [1.0, 0.99, 1.01, 0.98, 0.97, 0.9, 0.99, 0.98, 0.97, 0.9]
     expected, steps = run_magcache(10, ratios)
-    schedule = magcache(ratios)
+    schedule = magcache(ratios, num_steps=10)
     outputs, table = run_transformed(schedule)
     assert table.sites == ("transformer_blocks.0:2",)
     assert isinstance(schedule.rule, WrittenActions)

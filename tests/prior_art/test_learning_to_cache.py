@@ -52,6 +52,16 @@ def test_read_learning_to_cache_equals_its_counter(seed, num_steps, blocks, thre
     table = schedule.resolve(sites_of(blocks))
     assert bits_of(table) == learning_to_cache_run(routers, num_steps, threshold)
     assert schedule.sites == ("self", "feed_forward")
+    counted = read_learning_to_cache({"routers": routers}, threshold=threshold)
+    assert counted.num_steps == num_steps
+    assert counted.resolve(sites_of(blocks)) == table
+
+
+def test_read_learning_to_cache_is_good_for_its_own_number_of_steps():
+    schedule = read_learning_to_cache(random_routers(0, 6, 2))
+    assert schedule.for_run(6) is schedule
+    said = error_of(lambda: schedule.for_run(7))
+    assert said.startswith("the router of Learning-to-Cache is good for 6 steps, but the run")
 
 
 def logits(*scores):

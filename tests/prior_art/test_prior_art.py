@@ -13,7 +13,7 @@ MADE = [
     lambda: fora(6),
     lambda: taylorseer(6, 2, 2),
     lambda: step_mask("110100"),
-    lambda: magcache(RATIO),
+    lambda: magcache(RATIO, num_steps=6),
 ]
 
 
@@ -21,6 +21,26 @@ MADE = [
 def test_prior_art_equal_ones_are_equal_and_hashable(make):
     assert make() == make()
     assert len({make(), make()}) == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [fora, lambda n: fora(n, 2), taylorseer, lambda n: taylorseer(n, 3, 2),
+     lambda n: magcache(RATIO, num_steps=n)],
+)  # fmt: skip
+@pytest.mark.parametrize("num_steps", [1, 2, 6, 13])
+def test_prior_art_without_a_number_of_steps_takes_the_runs(make, num_steps):
+    rule, fixed = make(None), make(num_steps)
+    assert rule.num_steps is None
+    assert rule == make(None)
+    assert rule.for_run(num_steps) == fixed
+    assert rule.for_run(num_steps).resolve("ab") == fixed.resolve("ab")
+    assert rule.max_history >= fixed.max_history == fixed.resolve("ab").history
+    mixed = (rule | Schedule.interval(num_steps, 2)).resolve("ab")
+    assert mixed == (fixed | Schedule.interval(num_steps, 2)).resolve("ab")
+    moment = Moment(num_steps - 1, num_steps, ("a", "b"), np.ones(2, int))
+    assert rule.rule.may_reuse(moment).tolist() == fixed.rule.may_reuse(moment).tolist()
+    assert rule.rule.why(moment, 1) == fixed.rule.why(moment, 1)
 
 
 @pytest.mark.parametrize("make", MADE)

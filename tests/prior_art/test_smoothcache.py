@@ -191,6 +191,17 @@ def test_read_smoothcache_golden_from_a_file(tmp_path):
     assert table.why(3, 0).endswith("STORE, the SmoothCache schedule has attn1 at 1: compute")
 
 
+def test_smoothcache_is_good_for_its_own_number_of_steps():
+    measured = smoothcache(golden_calibration(), 0.1, lookahead=2)
+    for schedule in (measured, read_smoothcache(GOLDEN)):
+        steps = schedule.num_steps
+        assert schedule.for_run(steps) is schedule
+        both = schedule & dqar_fx.Schedule.linear()
+        for each in (schedule, both):
+            said = error_of(lambda each=each: each.for_run(99))
+            assert said.startswith(f"the SmoothCache schedule is good for {steps} steps, but")
+
+
 def test_read_smoothcache_what_is_not_named_computes():
     table = read_smoothcache({"attn1": [1, 0, 0]}).resolve(sites_of(1))
     assert texts_of(table) == ["SRR", "CCC"]

@@ -65,7 +65,7 @@ A, B, C = Says("a", (True, True, False)), Says("b", (True, False, False)), Says(
 @given(st.integers(1, 20), st.integers(0, 40), SITES)
 def test_linear_starts_lie_on_the_line_rounded_half_up(warmup, length, num_sites):
     rule = LinearRule(warmup, warmup + length)
-    starts = rule.starts(num_sites).tolist()
+    starts = rule.starts(num_sites, 60).tolist()
     deepest = max(num_sites - 1, 1)
     assert starts == [
         floor(warmup + Fraction(site * length, deepest) + Fraction(1, 2))
@@ -81,7 +81,7 @@ def test_linear_starts_lie_on_the_line_rounded_half_up(warmup, length, num_sites
 def test_linear_allows_from_each_sites_start_on(warmup, length, num_sites, step):
     rule = LinearRule(warmup, warmup + length)
     now = moment(step, range(1, num_sites + 1))
-    starts = rule.starts(num_sites)
+    starts = rule.starts(num_sites, 60)
     found = rule.may_reuse(now)
     assert (found.dtype, found.shape) == (np.bool_, (num_sites,))
     assert found.tolist() == [step >= start for start in starts]
@@ -239,7 +239,7 @@ def test_rule_equal_ones_are_equal_and_hashable(make):
 
 def test_linear_half_way_starts_round_up():
     for num_sites in (3, 5, 9):
-        starts = LinearRule(1, num_sites // 2 + 1).starts(num_sites)
+        starts = LinearRule(1, num_sites // 2 + 1).starts(num_sites, 60)
         exact = [1 + Fraction(s * (num_sites // 2), num_sites - 1) for s in range(num_sites)]
         halves = [(s, e) for s, e in zip(starts, exact, strict=True) if e.denominator == 2]
         assert halves

@@ -82,7 +82,7 @@ def test_schedule_written_out_again_gives_the_same_table(schedule, num_sites):
         (lambda: Schedule.linear(9, max_age="2"), "max_age must be an integer, found '2'"),
         (lambda: Schedule.interval(0, 2), "num_steps must be at least 1, found 0"),
         (lambda: Schedule.interval(9, 0), "every must be at least 1, found 0"),
-        (lambda: Schedule.interval(9, None), "every must be an integer, found None"),
+        (lambda: Schedule.interval(9, "2"), "every must be an integer, found '2'"),
         (lambda: Schedule.interval(9, 2, warmup=0), "warmup must be at least 1, found 0"),
         (lambda: Schedule.interval(9, 2, max_age=-1), "max_age must be at least 1, found -1"),
         (lambda: Schedule.compute_all(0), "num_steps must be at least 1, found 0"),

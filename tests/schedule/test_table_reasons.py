@@ -65,11 +65,11 @@ def test_why_interval_tells_the_place_between_computed_steps():
     ]
 
 
-def test_why_compute_all_tells_that_all_is_warm_up():
+def test_why_compute_all_tells_that_everything_is_computed():
     assert said(Schedule.compute_all(3), (0, 0), (1, 0), (2, 3)) == [
         "COMPUTE, nothing is kept yet",
-        "COMPUTE, the first 3 steps are warm-up",
-        "COMPUTE, the first 3 steps are warm-up",
+        "COMPUTE, the schedule computes everything",
+        "COMPUTE, the schedule computes everything",
     ]
 
 
