@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress, repeat
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -252,9 +254,7 @@ def gives(outputs: Outputs | None, live: Live) -> bool:
     """Whether what a stage gave has the live outputs."""
     if outputs is None:
         return False
-    return all(
-        value is not None for value, is_live in zip(outputs, live, strict=True) if is_live
-    )
+    return all(map(is_not, compress(outputs, live), repeat(None)))
 
 
 def unify(value: torch.Tensor, *, copy: bool) -> torch.Tensor:

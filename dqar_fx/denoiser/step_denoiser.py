@@ -245,9 +245,9 @@ class StepDenoiser(ParameterWrapper):
             StepError: The table has no such step, or the number of steps is not known.
         """
         table = program.table
-        session = self._sessions.current
-        if self._reuses(table):
-            session.check_restarts(table.num_steps)
+        run = position.run
+        if run is not None and not run.calls and self._reuses(table):
+            self._sessions.current.check_restarts(table.num_steps)
         try:
             self._lengths.check(position, table.num_steps)
         except StepError:

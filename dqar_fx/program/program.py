@@ -326,7 +326,10 @@ class Program:
             step = self._prepare_alone(stream)
         else:
             step = self._prepare(stream, position.step, weights)
-        with without_autocast(self.captured.cast_on):
+        if self.captured.cast_on:
+            with without_autocast(self.captured.cast_on):
+                outputs = self._execute(stream, step, leaves, position)
+        else:
             outputs = self._execute(stream, step, leaves, position)
         if position.run is not None:
             position.run.note(position, self, step.actions, step.num_cold)

@@ -62,7 +62,7 @@ class Session:
         if self.runs and not self.runs[-1].is_ended:
             run = self.runs[-1]
             run.is_ended = True
-            if run.calls:
+            if run.calls and logger.isEnabledFor(logging.INFO):
                 logger.info("%s", run.describe())
 
     def reset(self) -> None:
@@ -77,8 +77,6 @@ class Session:
         Args:
             num_rows: Rows of the branch table.
         """
-        if self.runs[-1].calls:
-            return
         before = self.runs[-2] if len(self.runs) > 1 else None
         is_guess = before is not None and before.clock in ("value", "place")
         is_short = is_guess and before is not None and 2 * (before.last + 1) < num_rows
