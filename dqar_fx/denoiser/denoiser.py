@@ -192,7 +192,9 @@ class Denoiser(StepDenoiser):
         return self._programs.find(leaves, spec)
 
     def _fit(self, program: StepProgram, position: Position) -> Program:
-        fitted = self._programs.fit(cast("Program", program), position.shape)
+        fitted = cast("Program", program)
+        if fitted.is_refitted:
+            fitted = self._programs.fit(fitted, position.shape)
         super()._fit(fitted, position)
         return fitted
 

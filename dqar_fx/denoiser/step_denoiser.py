@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -229,9 +230,8 @@ class StepDenoiser(ParameterWrapper):
         session = sessions.current
         if session is sessions.default:
             sessions.claim(find_caller, program.table.num_steps)
-        scheduler = sessions.find_scheduler(self)
         call = Call.of(program.roles, leaves, program.captured.gm)
-        position = session.locate(call, scheduler)
+        position = session.locate(call, partial(sessions.find_scheduler, self))
         if ahead.is_wanted and position.timesteps is None and call.timestep is not None:
             sources = session.tracker.timestep_sources
             timesteps = sources.find(call.timestep, position.step, reads=ahead.is_asked)

@@ -12,6 +12,8 @@ from torch import nn
 
 from dqar_fx.capture.capture import fork_model
 
+from .binding import Binder
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -59,7 +61,8 @@ class Wrapper(nn.Module):
         self._signature = inspect.signature(original.forward)
         asks = self._signature.parameters.get("return_dict")
         is_diffusers = isinstance(original, ModelMixin)
-        self._gives_objects = is_diffusers and asks is not None and asks.default is True
+        gives_objects = is_diffusers and asks is not None and asks.default is True
+        self._binder = Binder(self._signature, takes_return_dict=gives_objects)
 
     @property
     def forward(self) -> Callable[..., Any]:
@@ -89,9 +92,7 @@ class Wrapper(nn.Module):
         The graph always gives the model's output object: ``return_dict=False`` is answered
         from it, not by a second graph.
         """
-        bound = self._signature.bind(*args, **kwargs)
-        as_tuple = self._gives_objects and not bound.arguments.pop("return_dict", True)
-        return bound.args, bound.kwargs, as_tuple
+        return self._binder.bind(args, kwargs)
 
     @property
     def config(self) -> Any:

@@ -69,6 +69,7 @@ class Program:
 
     Attributes:
         schedule: What the table is made of; None if nothing else can be.
+        is_refitted: Whether runs of other lengths have tables of their own.
         captured: The model as a graph, untouched.
         guarded: The same with conditioning hoisted and every site guarded.
         roles: Which input plays which part.
@@ -99,6 +100,9 @@ class Program:
         schedule: Schedule | None = None,
     ) -> None:
         self.schedule = schedule
+        self.is_refitted = schedule is not None and (
+            schedule.waits_for_run or schedule.resample
+        )
         self._fitted: OrderedDict[RunShape, Program] = OrderedDict()
         self.captured = captured
         self.guarded = guarded
@@ -154,7 +158,7 @@ class Program:
             ScheduleError: The schedule is not for such a run.
         """
         schedule = self.schedule
-        if schedule is None or not (schedule.waits_for_run or schedule.resample):
+        if schedule is None or not self.is_refitted:
             return self
         if shape is None and schedule.waits_for_run:
             raise StepError(

@@ -42,7 +42,7 @@ class NamedStream:
     num_steps: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Position:
     """The step, stream and run of a call.
 
@@ -78,7 +78,7 @@ class Position:
         return None if self.length is None else RunShape(self.length)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """What tells one call from others, as it comes in.
 

@@ -13,6 +13,8 @@ from .runs import KEPT_RUNS, Run
 from .tracker import StepTracker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .position import Call, Position
 
 logger = logging.getLogger("dqar_fx.runs")
@@ -39,13 +41,13 @@ class Session:
         self.runs: deque[Run] = deque(maxlen=KEPT_RUNS)
         self._short_runs = 0
 
-    def locate(self, call: Call, scheduler: Any) -> Position:
+    def locate(self, call: Call, find_scheduler: Callable[[], Any]) -> Position:
         """Find the position of a call, and keep the log of its run.
 
         Raises:
             StepError: Nothing tells which step it is.
         """
-        position = self.tracker.locate(call, scheduler)
+        position = self.tracker.locate(call, find_scheduler)
         if not self.runs or position.run is not self.runs[-1]:
             assert position.run is not None, "the tracker logs every run"
             self.end_run()

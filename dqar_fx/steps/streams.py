@@ -99,9 +99,11 @@ class RunStream:
         kept = (i for i in range(len(self.seen)) if i not in changed)
         return is_sure or any(self.seen[i].is_same(call.conditioning[i]) for i in kept)
 
-    def go_on(self, call: Call, changed: Sequence[int], step: int) -> None:
-        """Note a call of this stream, at its step or at a later one."""
-        for i, tensor in enumerate(call.conditioning):
+    def go_on(
+        self, call: Call, changed: Sequence[int], step: int, *, is_same: bool = False
+    ) -> None:
+        """Note a call of this stream, whose tensors may be known to be the very same ones."""
+        for i, tensor in () if is_same else enumerate(call.conditioning):
             if not self.seen[i].is_same(tensor):
                 self.seen[i] = SeenTensor.of(tensor)
         if step != self.step:
@@ -128,12 +130,17 @@ class RunStreams:
 
     def find(self, name: str | None, call: Call, *, called: bool = False) -> RunStream | None:
         """The stream that has this conditioning, among those called at this step or not."""
-        for by_value in (False, True):
-            for stream in self._known:
-                if stream.name != name or (stream in self._called) != called:
-                    continue
-                if stream.find_changed(call, by_value=by_value) == []:
-                    return stream
+        found = self._find_equal(name, call, called=called, by_value=False)
+        return found or self._find_equal(name, call, called=called, by_value=True)
+
+    def _find_equal(
+        self, name: str | None, call: Call, *, called: bool, by_value: bool
+    ) -> RunStream | None:
+        for stream in self._known:
+            if stream.name != name or (stream in self._called) != called:
+                continue
+            if stream.find_changed(call, by_value=by_value) == []:
+                return stream
         return None
 
     def choose(
@@ -148,14 +155,17 @@ class RunStreams:
             is_sure: Whether it is known that the run is the one of the calls before.
         """
         changed: list[int] = []
-        stream = self.find(name, call)
+        stream = self._find_equal(name, call, called=False, by_value=False)
+        is_same = stream is not None
+        if stream is None:
+            stream = self._find_equal(name, call, called=False, by_value=True)
         if stream is None:
             stream, changed = self._find_nearest(name, call, is_sure=is_sure)
         before = None if stream is None else stream.step
         if stream is None:
             stream = self._begin(name, call, step)
         else:
-            stream.go_on(call, changed, step)
+            stream.go_on(call, changed, step, is_same=is_same)
         self._called.add(stream)
         return stream, before
 

@@ -31,10 +31,16 @@ from .streams import RunStream, RunStreams
 from .timesteps import Timesteps, TimestepSources, range_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .timesteps import Range
 
 
-@dataclass(frozen=True)
+def no_scheduler() -> None:
+    """What gives no scheduler."""
+
+
+@dataclass(slots=True)
 class Reading:
     """What the clock says of one call.
 
@@ -62,7 +68,7 @@ class Moment:
         step: Its step.
         index: What the clock said at the latest call.
         scheduler_run: The run of the scheduler, where there is one.
-        timestep: The timestep of the latest call.
+        timestep: The timestep of the latest call, where a scheduler tells the time.
         latents: What was denoised in it; empty where the clock does not ask.
         first: The timesteps of its first step, where their values tell the time.
         latest: Those of its latest step.
@@ -114,17 +120,19 @@ class StepTracker:
         self._now = self._reader = self._unheeded = None
         self.timestep_sources.forget()
 
-    def locate(self, call: Call, scheduler: Any = None) -> Position:
+    def locate(self, call: Call, find_scheduler: Callable[[], Any] = no_scheduler) -> Position:
         """Find the position of a call.
 
         Args:
             call: The call.
-            scheduler: The one whose run it belongs to, where one is known.
+            find_scheduler: Gives the scheduler whose run it belongs to; None where none is
+                known. It is not asked while a run goes on by the places of timesteps.
 
         Raises:
             StepError: Nothing tells which step this is.
         """
         name = self.context.name if self.context else None
+        scheduler = None if self._goes_on_by_place(call.timestep) else find_scheduler()
         reading = self._read(call.timestep, scheduler)
         if self._stands_still(reading, name, call):
             self._unheeded = reading.token
@@ -170,6 +178,16 @@ class StepTracker:
             return Reading("value", length=None if named is None else named.num_steps)
         timesteps, index = place
         return Reading("place", timesteps, index, len(timesteps.values), timesteps)
+
+    def _goes_on_by_place(self, timestep: Any) -> bool:
+        """Whether a call's timestep is at the next place of those that tell the time, or there."""
+        now = self._now
+        if now is None or now.run.clock != "place" or not isinstance(timestep, torch.Tensor):
+            return False
+        found = self.timestep_sources.read_base(timestep)
+        if found is None or found[0] is not now.run.token or now.index is None:
+            return False
+        return found[1] - now.index in (0, 1)
 
     def _read_scheduler(self, timestep: Any, scheduler: Any) -> Reading | None:
         self.timestep_sources.scheduler = scheduler
@@ -229,10 +247,10 @@ class StepTracker:
             now.step += steps
             now.streams.next_step()
         now.index = reading.index
-        if isinstance(call.timestep, torch.Tensor):
-            now.timestep = SeenTensor.of(call.timestep)
         if reading.clock != "scheduler":
-            now.latents = tuple(map(SeenTensor.of, call.latents))
+            now.latents = tuple([SeenTensor.of(latent) for latent in call.latents])
+        elif isinstance(call.timestep, torch.Tensor):
+            now.timestep = SeenTensor.of(call.timestep)
         return now
 
     def _count_steps(

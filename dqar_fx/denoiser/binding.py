@@ -1,0 +1,69 @@
+"""Arguments in the order of a signature, found once for each way of passing them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from inspect import Signature
+
+Source = int | str
+"""Where an argument comes from: its place among the positional ones, or its keyword."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How the arguments of one way of calling are ordered.
+
+    Attributes:
+        positional: The sources of the arguments that are passed by position.
+        named: The sources of those that are passed by name.
+        as_tuple: The source of ``return_dict``; None where it is not passed.
+    """
+
+    positional: tuple[Source, ...]
+    named: Mapping[str, Source]
+    as_tuple: Source | None
+
+
+class Binder:
+    """Puts arguments in the order of a signature.
+
+    Args:
+        signature: The signature.
+        takes_return_dict: Whether ``return_dict`` says how the result is given, and is taken
+            out.
+    """
+
+    def __init__(self, signature: Signature, *, takes_return_dict: bool) -> None:
+        self._signature, self._takes_return_dict = signature, takes_return_dict
+        self._known: dict[tuple[int | str, ...], Binding] = {}
+
+    def bind(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+        """Arguments by position and by name, and whether a tuple is asked for.
+
+        Raises:
+            TypeError: They do not fit the signature.
+        """
+        key = (len(args), *kwargs)
+        if key not in self._known:
+            self._known[key] = self._find(len(args), kwargs)
+        found = self._known[key]
+
+        def read(source: Source) -> Any:
+            return args[source] if isinstance(source, int) else kwargs[source]
+
+        as_tuple = found.as_tuple is not None and not read(found.as_tuple)
+        positional = tuple(map(read, found.positional))
+        return positional, {name: read(source) for name, source in found.named.items()}, as_tuple
+
+    def _find(self, num_args: int, names: Mapping[str, Any]) -> Binding:
+        bound = self._signature.bind(*range(num_args), **{name: name for name in names})
+        as_tuple = None
+        if self._takes_return_dict:
+            as_tuple = bound.arguments.pop("return_dict", None)
+        return Binding(bound.args, bound.kwargs, as_tuple)
