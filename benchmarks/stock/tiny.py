@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -56,4 +57,12 @@ def seeded_draws(seed: int) -> Iterator[None]:
     """Seeds what is drawn from PyTorch's own generator while inside."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def unwarned(message: str) -> Iterator[None]:
+    """Ignores a library's warnings that begin so, while inside."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message)
         yield
