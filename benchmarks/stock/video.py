@@ -315,7 +315,7 @@ STOCK = (
     Stock(
         "HunyuanVideo, bfloat16, 100 steps", make_hunyuan_video_bf16, call_hunyuan_video_long
     ),
-    Stock("Mochi", make_mochi, call_mochi, waits_for="its forward has an autocast region"),
+    Stock("Mochi", make_mochi, call_mochi),
     Stock("Allegro", make_allegro, call_allegro),
     Stock("Latte", make_latte, call_latte),
 )
