@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import (
     AceStepPipeline,
@@ -119,7 +121,7 @@ def make_ace_step() -> AceStepPipeline:
     )
 
 
-def call_ace_step(pipe: AceStepPipeline, seed: int, **more: object) -> torch.Tensor:
+def call_ace_step(pipe: AceStepPipeline, seed: int, **more: Any) -> torch.Tensor:
     """One request of 8 latents, guidance in the same batch."""
     return pipe(
         prompt=str(seed),

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from benchmarks.stock import (
+    audio,
     aura_flow,
     chroma,
     dit,
     flux,
     flux2,
+    forcing,
     hunyuan_dit,
     lumina,
+    more,
     pixart,
     qwen_image,
     sana,
     sd3,
     sdxl,
+    video,
+    wan,
     z_image,
 )
 
@@ -32,4 +37,9 @@ STOCK = (
     *chroma.STOCK,
     *hunyuan_dit.STOCK,
     *sdxl.STOCK,
+    *more.STOCK,
+    *video.STOCK,
+    *wan.STOCK,
+    *forcing.STOCK,
+    *audio.STOCK,
 )

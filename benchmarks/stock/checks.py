@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,12 +77,12 @@ class Expected:
 
 @dataclass(frozen=True)
 class Transformed:
-    """What a transformed pipeline gives, its denoisers, and the run that each wrote down."""
+    """What a transformed pipeline gives, its denoisers, and the calls that each wrote down."""
 
     pipe: DiffusionPipeline
     sample: torch.Tensor
     denoisers: dict[str, Any]
-    runs: dict[str, Any]
+    calls: dict[str, list[Any]]
 
 
 class Trial:
@@ -117,11 +117,14 @@ class Trial:
         return pipe
 
     def run(self, pipe: DiffusionPipeline, seed: int = SEED) -> Transformed:
-        """One request to a transformed pipeline."""
+        """One request to a transformed pipeline; the calls are those of all its requests."""
         sample = self.stock.call(pipe, seed)
         denoisers = {name: getattr(pipe, name) for name in self.stock.denoisers}
-        runs = {name: denoiser.runs[-1] for name, denoiser in denoisers.items()}
-        return Transformed(pipe, sample, denoisers, runs)
+        calls = {
+            name: [call for run in denoiser.runs for call in run.calls]
+            for name, denoiser in denoisers.items()
+        }
+        return Transformed(pipe, sample, denoisers, calls)
 
     @cached_property
     def enabled(self) -> Transformed:
@@ -144,6 +147,11 @@ class Trial:
         with following(pipe, tables, self.plain.visits) as followers:
             sample = self.stock.call(pipe, SEED)
         return Expected(sample, tables, {name: f.cold for name, f in followers.items()})
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any call has a row, so that anything can be reused."""
+        return any(visit.row is not None for visit in self.plain.visits)
 
     def visits_of(self, name: str) -> list[Visit]:
         """Where each call of a denoiser belongs."""
@@ -185,7 +193,7 @@ def check_oracle(trial: Trial) -> Verdict:
 
 def judge_oracle(trial: Trial, found: Transformed) -> Verdict:
     """Whether a request gave what the oracle gives."""
-    if torch.equal(trial.expected.sample, trial.plain.sample):
+    if trial.has_rows and torch.equal(trial.expected.sample, trial.plain.sample):
         return Verdict(False, "reuse changes nothing")
     return compare(found.sample, trial.expected.sample)
 
@@ -198,36 +206,59 @@ def check_rows(trial: Trial) -> Verdict:
 def judge_rows(trial: Trial, found: Transformed) -> Verdict:
     """Whether each call of a request was at the scheduler's step."""
     num_wrong = num_calls = 0
-    for name, run in found.runs.items():
-        rows, wanted = [call.step for call in run.calls], trial.visits_of(name)
-        if len(rows) != len(wanted):
-            return Verdict(False, f"{len(rows)} of {len(wanted)} calls")
-        num_wrong += sum(r != visit.row for r, visit in zip(rows, wanted, strict=True))
-        num_calls += len(rows)
+    for name, calls in found.calls.items():
+        wanted = trial.visits_of(name)
+        if len(calls) != len(wanted):
+            return Verdict(False, f"{len(calls)} of {len(wanted)} calls")
+        for call, visit in zip(calls, wanted, strict=True):
+            num_wrong += visit.row not in (None, call.step)
+        num_calls += len(calls)
     return Verdict(not num_wrong, f"{num_calls - num_wrong} of {num_calls}")
 
 
 def check_as_promised(trial: Trial) -> Verdict:
     """At each call each site did what the table says, unless its stream had kept nothing."""
     reused = promised = 0
-    for name, run in trial.enabled.runs.items():
-        table = trial.expected.tables[name]
-        for call, visit, cold in zip(
-            run.calls, trial.visits_of(name), trial.expected.cold[name], strict=True
-        ):
+    for name, calls in trial.enabled.calls.items():
+        table, cold = trial.expected.tables[name], trial.expected.cold[name]
+        for call, visit, cold_paths in zip(calls, trial.visits_of(name), cold, strict=True):
             done = dict(zip(call.table.sites, map(Action, call.actions), strict=True))
-            row = {path: Action(int(table[path][visit.row])) for path in done}
-            for path, action in done.items():
-                if action != row[path] and not (path in cold and action in COMPUTED):
-                    word = f"row {visit.row}, {path}: {action.name}, not {row[path].name}"
-                    return Verdict(False, word)
-            if call.num_cold != len(cold):
-                return Verdict(
-                    False, f"row {visit.row}: {call.num_cold} cold, not {len(cold)}"
-                )
+            row = dict.fromkeys(done, Action.COMPUTE)
+            if visit.row is not None:
+                row = {path: Action(int(table[path][visit.row])) for path in done}
+            broken = find_broken(call, visit, row, done, cold_paths)
+            if broken is not None:
+                return Verdict(False, broken)
             reused += sum(action == Action.REUSE for action in done.values())
             promised += sum(action == Action.REUSE for action in row.values())
-    return Verdict(reused > 0, f"{reused} of {promised} cells")
+    return Verdict(reused > 0 or not trial.has_rows, f"{reused} of {promised} cells")
+
+
+def find_broken(
+    call: Any,
+    visit: Visit,
+    row: Mapping[str, Action],
+    done: Mapping[str, Action],
+    cold: Collection[str],
+) -> str | None:
+    """What a call did otherwise than promised; None if nothing.
+
+    Args:
+        call: What the denoiser wrote down.
+        visit: Where the call belongs.
+        row: What each site should do.
+        done: What each site did.
+        cold: Sites whose stream had kept nothing.
+    """
+    may_compute = {*cold} if visit.row is not None else {*done}
+    for path, action in done.items():
+        if action != row[path] and not (path in may_compute and action in COMPUTED):
+            return f"row {visit.row}, {path}: {action.name}, not {row[path].name}"
+    if visit.row is None:
+        return None if call.reason else "no row, and no reason is given"
+    if call.num_cold != len(cold):
+        return f"row {visit.row}: {call.num_cold} cold, not {len(cold)}"
+    return None
 
 
 def check_again(trial: Trial) -> Verdict:

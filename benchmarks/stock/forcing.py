@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import (
     SkyReelsV2DiffusionForcingPipeline,
@@ -16,7 +18,7 @@ from benchmarks.stock.tiny import quiet, seeded, settled
 STEPS = 6
 
 
-def _transformer(**more: object) -> SkyReelsV2Transformer3DModel:
+def _transformer(**more: Any) -> SkyReelsV2Transformer3DModel:
     return settled(
         SkyReelsV2Transformer3DModel(
             patch_size=(1, 2, 2),
@@ -54,7 +56,7 @@ def make_forcing() -> SkyReelsV2DiffusionForcingPipeline:
     )
 
 
-def call_skyreels(pipe: SkyReelsV2Pipeline, seed: int, **more: object) -> torch.Tensor:
+def call_skyreels(pipe: SkyReelsV2Pipeline, seed: int, **more: Any) -> torch.Tensor:
     """One request of 4 latent frames of 4 x 4, guidance in a call of its own."""
     text = seeded(seed, 1, 16, 32)
     given = {"num_frames": 13, **more}

@@ -26,7 +26,8 @@ ActionsByPath = Mapping[str, NDArray[np.int8]]
 class Follower:
     """Does at each call of a denoiser what a row of its table says.
 
-    A site that should reuse what its stream has not kept computes, and keeps it.
+    A site that should reuse what its stream has not kept computes, and keeps it. A call that
+    has no row computes, and keeps nothing.
 
     Attributes:
         table: What each site does.
@@ -48,6 +49,8 @@ class Follower:
 
     def end_site(self, path: str, outputs: Tensors) -> Tensors:
         """What a site gives in the place of its outputs."""
+        if self.visit.row is None:
+            return outputs
         action = Action(int(self.table[path][self.visit.row]))
         if action == Action.REUSE:
             kept = self.find(path, outputs)

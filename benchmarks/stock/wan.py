@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -103,7 +105,7 @@ def make_vace() -> WanVACEPipeline:
     return quiet(WanVACEPipeline(None, None, _vae(), _scheduler(), transformer=settled(model)))
 
 
-def call_wan(pipe: WanPipeline, seed: int, **more: object) -> torch.Tensor:
+def call_wan(pipe: WanPipeline, seed: int, **more: Any) -> torch.Tensor:
     """One request of eight steps: 3 latent frames of 4 x 4, guidance in a call of its own."""
     text = seeded(seed, 1, 16, 32)
     return pipe(

@@ -65,15 +65,18 @@ class Call:
         denoiser: Its name in the pipeline.
         context: Name of the cache context around it; None without one.
         arguments: By name; the first one is the latent.
-        row: Number of the scheduler's step that follows, which it begins or goes on with.
-        step: How many steps of any scheduler came before.
+        run: How often a scheduler was given timesteps before.
+        step: How many calls or groups of calls, each followed by steps, came before.
+        rows: Numbers of the steps that follow: of the scheduler, or of its copies for parts of
+            the latent.
     """
 
     denoiser: str
     context: str | None
     arguments: dict[str, Argument]
+    run: int
     step: int
-    row: int = -1
+    rows: set[int] = field(default_factory=set)
 
     @property
     def num_samples(self) -> int:
@@ -87,12 +90,12 @@ class Visit:
 
     Attributes:
         denoiser: Its name in the pipeline.
-        row: Of the branch table.
+        row: Of the branch table; None in a run whose parts stand at different steps.
         samples: For each sample of the call, what tells its stream from all others.
     """
 
     denoiser: str
-    row: int
+    row: int | None
     samples: tuple[Hashable, ...]
 
 
@@ -103,19 +106,29 @@ class Watch:
     Attributes:
         calls: In their order.
         num_rows: Steps for which the scheduler has timesteps.
-        num_steps: Steps of any scheduler so far that ended a call.
+        num_runs: How often a scheduler was given timesteps.
     """
 
     calls: list[Call] = field(default_factory=list)
     num_rows: int = 0
-    num_steps: int = 0
+    num_runs: int = 0
 
-    def end_step(self, row: int) -> None:
-        """The scheduler's step of that number follows the calls that have no row yet."""
-        pending = [call for call in self.calls if call.row < 0]
-        for call in pending:
-            call.row = row
-        self.num_steps += bool(pending)
+    def begin_run(self, num_rows: int) -> None:
+        """A scheduler was given timesteps for so many steps."""
+        self.num_rows = num_rows
+        self.num_runs += 1
+
+    def add_call(self, name: str, context: str | None, arguments: dict[str, Argument]) -> None:
+        """A denoiser is called: in the step of the call before, unless steps have followed."""
+        step = self.calls[-1].step + bool(self.calls[-1].rows) if self.calls else 0
+        self.calls.append(Call(name, context, arguments, self.num_runs, step))
+
+    def add_step(self, row: int) -> None:
+        """The scheduler's step of that number follows the latest calls."""
+        for call in reversed(self.calls):
+            if call.step != self.calls[-1].step:
+                break
+            call.rows.add(row)
 
     def visits(self) -> list[Visit]:
         """Where each call belongs.
@@ -123,8 +136,9 @@ class Watch:
         Raises:
             ValueError: A call was followed by no step of the scheduler.
         """
-        if any(call.row < 0 for call in self.calls):
+        if not all(call.rows for call in self.calls):
             raise ValueError("a call of the denoiser was followed by no step of the scheduler")
+        uneven = {call.run for call in self.calls if len(call.rows) > 1}
         names = {call.denoiser for call in self.calls}
         static = {name: find_static(self.calls, name) for name in names}
         visits, seen = [], defaultdict[int, Counter[Hashable]](Counter)
@@ -138,7 +152,8 @@ class Watch:
             for key in keys:
                 samples.append((key, before[key] - left[key]))
                 left[key] -= 1
-            visits.append(Visit(call.denoiser, call.row, tuple(samples)))
+            row = None if call.run in uneven else min(call.rows)
+            visits.append(Visit(call.denoiser, row, tuple(samples)))
         return visits
 
 
@@ -161,7 +176,7 @@ def list_samples(call: Call, static: set[str]) -> list[Hashable]:
     given = {name: call.arguments[name] for name in call.arguments if name in static}
     for_each = [a for a in given.values() if len(a.samples) == call.num_samples]
     for_all = [(n, a.whole) for n, a in given.items() if len(a.samples) != call.num_samples]
-    shared = (call.denoiser, call.context, *for_all)
+    shared = (call.denoiser, call.run, call.context, *for_all)
     return [(*shared, *(a.samples[i] for a in for_each)) for i in range(call.num_samples)]
 
 
@@ -188,7 +203,7 @@ def noted_calls(model: nn.Module, name: str, watch: Watch) -> Iterator[None]:
         given = signature.bind(*args, **kwargs).arguments
         arguments = {key: Argument.of(value) for key, value in given.items()}
         context = contexts[-1] if contexts else None
-        watch.calls.append(Call(name, context, arguments, watch.num_steps))
+        watch.add_call(name, context, arguments)
 
     @contextmanager
     def named(context: str, *_: Any, **__: Any) -> Iterator[None]:
@@ -216,7 +231,8 @@ def counted_steps(scheduler: Any, watch: Watch) -> Iterator[None]:
         @functools.wraps(kind.set_timesteps)
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             super().set_timesteps(*args, **kwargs)
-            self.num_counted, watch.num_rows = 0, len(self.timesteps)
+            self.num_counted = 0
+            watch.begin_run(len(self.timesteps))
 
         @functools.wraps(kind.step)
         def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -226,7 +242,7 @@ def counted_steps(scheduler: Any, watch: Watch) -> Iterator[None]:
             self.num_counted += 1
             if getattr(self, "step_index", None) not in (None, row + 1):
                 raise ValueError(f"step {row} was counted, and now is {self.step_index}")
-            watch.end_step(row)
+            watch.add_step(row)
             return result
 
         def find_row(self, timestep: Any) -> int:

@@ -79,7 +79,7 @@ def test_residuals_do_not_tell_a_stream():
 
 def call_of(step, **given):
     arguments = {name: Argument.of(value) for name, value in given.items()}
-    return Call("transformer", None, arguments, step)
+    return Call("transformer", None, arguments, 0, step)
 
 
 def test_argument_that_changes_at_each_step_is_not_static():
@@ -96,7 +96,7 @@ def test_equal_calls_of_one_step_are_streams_by_their_order():
     for step in range(4):
         for _ in range(2):
             watch.calls.append(call_of(step, x=torch.zeros(2), prompt=torch.ones(2, 3)))
-        watch.end_step(step)
+        watch.add_step(step)
     visits = watch.visits()
     numbers = [[number for _, number in visit.samples] for visit in visits]
     assert numbers == [[0, 1], [2, 3]] * 4
@@ -106,6 +106,21 @@ def test_call_without_a_step_is_an_error():
     watch = Watch([call_of(0, x=torch.zeros(1))])
     with pytest.raises(ValueError, match="no step of the scheduler"):
         watch.visits()
+
+
+def test_parts_of_a_latent_at_different_steps_have_no_row():
+    watch = Watch()
+    for run, behind in enumerate((0, 2)):
+        watch.begin_run(6)
+        for step in range(2, 6):
+            arguments = {"x": Argument.of(torch.zeros(1)), "prompt": Argument.of("some")}
+            watch.add_call("transformer", None, arguments)
+            watch.add_step(step)
+            watch.add_step(step - behind)
+        assert watch.num_runs == run + 1
+    visits = watch.visits()
+    assert [visit.row for visit in visits] == [2, 3, 4, 5, None, None, None, None]
+    assert len({visit.samples for visit in visits}) == 2, "runs share no stream"
 
 
 # ---- what is kept --------------------------------------------------------------------------
