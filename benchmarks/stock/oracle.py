@@ -32,14 +32,13 @@ class Follower:
     Attributes:
         table: What each site does.
         visit: The call that is under way.
-        kept: Per site and sample, the sample's slices of the outputs; per site and samples
-            of a call, outputs that have no dimension of samples.
+        kept: Per site and samples of a call, the latest row that was kept, and its outputs.
         cold: For each call so far, the sites that had nothing to reuse.
     """
 
     table: ActionsByPath
     visit: Visit | None = None
-    kept: dict[tuple[str, Hashable], Tensors] = field(default_factory=dict)
+    kept: dict[tuple[str, Hashable], tuple[int, Tensors]] = field(default_factory=dict)
     cold: list[set[str]] = field(default_factory=list)
 
     def begin(self, visit: Visit) -> None:
@@ -61,29 +60,23 @@ class Follower:
             self.keep(path, outputs)
         return outputs
 
-    def is_split(self, outputs: Tensors) -> bool:
-        """Whether outputs have a row for each sample of the call."""
-        return all(output.shape[0] == len(self.visit.samples) for output in outputs)
-
     def keep(self, path: str, outputs: Tensors) -> None:
-        """Copies outputs, those of each sample apart."""
-        if not self.is_split(outputs):
-            self.kept[path, self.visit.samples] = tuple(map(torch.clone, outputs))
-            return
-        for number, sample in enumerate(self.visit.samples):
-            self.kept[path, sample] = tuple(output[number].clone() for output in outputs)
+        """Copies outputs, with their row."""
+        kept = self.visit.row, tuple(map(torch.clone, outputs))
+        self.kept[path, self.visit.samples] = kept
 
     def find(self, path: str, outputs: Tensors) -> Tensors | None:
-        """What was kept of such outputs for this call's samples; None if some was not."""
-        if not self.is_split(outputs):
-            kept = self.kept.get((path, self.visit.samples))
-            return None if kept is None else tuple(map(torch.clone, kept))
-        of_samples = [self.kept.get((path, sample)) for sample in self.visit.samples]
-        shapes = [output.shape[1:] for output in outputs]
-        for kept in of_samples:
-            if kept is None or [each.shape for each in kept] != shapes:
-                return None
-        return tuple(map(torch.stack, zip(*of_samples, strict=True)))
+        """What was kept of such outputs for this call's samples; None if nothing was.
+
+        A batch that shrinks or grows is another one, which has kept nothing yet; nor has one
+        that was away at the row that stores what is read now.
+        """
+        row, kept = self.kept.get((path, self.visit.samples), (-1, ()))
+        stored = np.nonzero(self.table[path][: self.visit.row] == Action.STORE)[0]
+        shapes = [output.shape for output in outputs]
+        if row < stored.max(initial=0) or [each.shape for each in kept] != shapes:
+            return None
+        return tuple(map(torch.clone, kept))
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Slots:
             own where left out.
 
     Attributes:
+        specs: Shape, strides, dtype and device of each slot.
         buffers: One tensor per slot, at an address that does not change.
         slot_state: What the buffers hold of this trajectory.
     """
@@ -55,6 +56,7 @@ class Slots:
         history: int = 1,
         owners: Mapping[SlotKey, SlotKey] | None = None,
     ) -> None:
+        self.specs = dict(specs)
         owners = owners or {key: key for key in specs}
         own = {key: specs[key].allocate() for key in sorted(set(owners.values()))}
         self.buffers: dict[SlotKey, torch.Tensor] = {key: own[owners[key]] for key in specs}
@@ -83,6 +85,12 @@ class Slots:
         if self.history > 1:  # what a forecast multiplies by zero must be a number
             for buffer in self.buffers.values():
                 buffer.zero_()
+
+    def copy_from(self, other: Slots) -> None:
+        """Take over what others of the same specs and owners hold."""
+        for key, buffer in self.buffers.items():
+            buffer.copy_(other.buffers[key])
+        self.slot_state = other.slot_state
 
     def forget(self) -> None:
         """Let nothing be read that is in the buffers now."""

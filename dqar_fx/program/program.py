@@ -28,7 +28,7 @@ from dqar_fx.plan.slots import Slots, plan_slots, share_slots, slots_of
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
 from dqar_fx.schedule.schedule import Schedule
-from dqar_fx.steps.position import session_of
+from dqar_fx.steps.position import Stretch, session_of
 
 from .stream import Binder, PreparedStep, Stream
 
@@ -326,6 +326,7 @@ class Program:
             stream.report_flags(self.table.sites)
             self.lowering.packed_weights.refresh()
             slots.enter(position.trajectory)
+        self._carry_over(slots, position)
         if position.computes:
             step = self._prepare_alone(stream)
         else:
@@ -338,6 +339,24 @@ class Program:
         if position.run is not None:
             position.run.note(position, self, step.actions, step.num_cold)
         return outputs
+
+    def _carry_over(self, slots: Slots, position: Position) -> None:
+        """Take over what another program has kept of a stream, which this one runs from now on.
+
+        Programs of other dtypes of the latent or the timestep may keep the same outputs.
+        """
+        stretch = position.trajectory
+        if not isinstance(stretch, Stretch):
+            return
+        before, stretch.program = stretch.program, self.reference
+        if before is None or before is self.reference:
+            return
+        other = before()
+        stream = None if other is None else other.streams.get(position.stream)
+        if other is None or stream is None or other.table != self.table:
+            return
+        if stream.slots.holds(stretch) and stream.slots.specs == slots.specs:
+            slots.copy_from(stream.slots)
 
     def _execute(
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position

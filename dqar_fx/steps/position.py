@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,19 @@ class NamedStream:
     name: str
     step_index: int | None = None
     num_steps: int | None = None
+
+
+class Stretch:
+    """A stretch of a stream whose kept outputs belong together.
+
+    Attributes:
+        program: What ran its latest call, and holds what was kept; a `Program`.
+    """
+
+    __slots__ = ("program",)
+
+    def __init__(self) -> None:
+        self.program: weakref.ref[Any] | None = None
 
 
 @dataclass(slots=True)

@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
 
 def move_together(stream: RunStream, timestep: Any) -> bool:
-    """Note the timesteps of a stream's call; whether one row of the table is that of all."""
+    """Note the timesteps of a stream's call; whether one row of the table is that of all.
+
+    Once it is not, it is not any more in this run: nothing tells how far each sample has come.
+    """
+    if not stream.is_parted:
+        stream.is_parted = not has_one_row(stream, timestep)
+    return not stream.is_parted
+
+
+def has_one_row(stream: RunStream, timestep: Any) -> bool:
+    """Note the timesteps of a stream's call; whether its samples are still at one step."""
     if not isinstance(timestep, torch.Tensor) or is_single(timestep):
         was_mixed, stream.times, stream.held = stream.times is not None, None, None
         return not was_mixed

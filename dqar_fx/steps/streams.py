@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .position import Stretch
 from .reasons import OTHER_SHAPES, other_conditioning
 from .seen import SeenTensor
 
@@ -37,7 +38,7 @@ class RunStream:
         seen: Its conditioning at its last call.
         first: The step of its first call.
         step: The step of its last call.
-        token: An object of its own, until what was kept is not good for it any more.
+        token: Stands for what was kept, until that is not good for it any more.
         transitions: How often it went on to another step.
         changes: Per tensor of the conditioning, at how many of these it changed.
         reason: Why it was not there before, or started anew; None if it began with its run.
@@ -45,6 +46,7 @@ class RunStream:
         held: Which of its samples or tokens stand at a timestep that does not change; None
             where that is not known.
         is_new: Whether it was called once only.
+        is_parted: Whether its samples do not go through their steps together.
     """
 
     name: str | None
@@ -53,13 +55,14 @@ class RunStream:
     seen: list[SeenTensor]
     first: int
     step: int
-    token: object = field(default_factory=object)
+    token: Stretch = field(default_factory=Stretch)
     transitions: int = 0
     changes: list[int] = field(default_factory=list)
     reason: Reason | None = None
     times: torch.Tensor | None = None
     held: torch.Tensor | None = None
     is_new: bool = True
+    is_parted: bool = False
 
     def find_changed(self, call: Call, *, by_value: bool) -> list[int] | None:
         """Which tensors of a call's conditioning are not what they were.
@@ -161,6 +164,8 @@ class RunStreams:
             stream = self._find_equal(name, call, called=False, by_value=True)
         if stream is None:
             stream, changed = self._find_nearest(name, call, is_sure=is_sure)
+        if stream is None:
+            stream = self._find_cast(name, call)
         before = None if stream is None else stream.step
         if stream is None:
             stream = self._begin(name, call, step)
@@ -183,6 +188,22 @@ class RunStreams:
             if best[0] is None or (len(changed), -stream.step) < (len(best[1]), -best[0].step):
                 best = stream, changed
         return best
+
+    def _find_cast(self, name: str | None, call: Call) -> RunStream | None:
+        """The stream that has this conditioning in a call of another program.
+
+        As where a scheduler gives the latent back in another dtype than it began with.
+        """
+        for stream in self._known:
+            if stream.name != name or stream in self._called:
+                continue
+            if len(stream.seen) == len(call.conditioning) and all(
+                seen.agrees(tensor)
+                for seen, tensor in zip(stream.seen, call.conditioning, strict=True)
+            ):
+                stream.signature = call.signature
+                return stream
+        return None
 
     def _begin(self, name: str | None, call: Call, step: int) -> RunStream:
         """A stream that was not there before, or whose prompt is another one now."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Range = tuple[float, float]
-"""The least and the greatest of a call's timesteps."""
+"""The greatest and the least of a call's timesteps. In this order they compare as the timesteps of
+those samples that go on: what stands still is a given frame at 0, or waits at the first one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,12 +179,12 @@ def is_single(timestep: torch.Tensor) -> bool:
 
 
 def range_of(timestep: torch.Tensor) -> Range:
-    """The least and the greatest value, which are one where all samples have the same."""
+    """The greatest and the least value, which are one where all samples have the same."""
     if is_single(timestep):
         value = float(timestep.flatten()[0])
         return value, value
     low, high = torch.stack(torch.aminmax(timestep)).tolist()
-    return float(low), float(high)
+    return float(high), float(low)
 
 
 def value_of(timestep: torch.Tensor) -> float | None:

@@ -14,14 +14,14 @@ listened to any more in that run.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from dqar_fx.errors import StepError
 from dqar_fx.notices import Once
 
-from .position import Call, NamedStream, Position
+from .position import Call, NamedStream, Position, Stretch
 from .reasons import MIXED, Reason, absent, joined, late
 from .runs import Run
 from .samples import move_together
@@ -108,7 +108,7 @@ class StepTracker:
         self._now: Moment | None = None
         self._direction = 0
         self._reader: SchedulerReader | None = None
-        self._unheeded: object = None
+        self._unheeded: SchedulerRun | None = None
 
     @property
     def run(self) -> Run | None:
@@ -135,7 +135,7 @@ class StepTracker:
         scheduler = None if self._goes_on_by_place(call.timestep) else find_scheduler()
         reading = self._read(call.timestep, scheduler)
         if self._stands_still(reading, name, call):
-            self._unheeded = reading.token
+            self._unheeded = cast("SchedulerRun", reading.token)
             reading = self._read(call.timestep, scheduler)
             self._change_clock(reading)
         now = self._go_to(reading, name, call)
@@ -143,7 +143,7 @@ class StepTracker:
         stream, before = now.streams.choose(name, call, now.step, is_sure=is_sure)
         is_mixed = not move_together(stream, call.timestep)
         if is_mixed:
-            stream.token = object()  # what was kept belongs to other steps of its samples
+            stream.token = Stretch()  # what was kept belongs to other steps of its samples
         return Position(
             trajectory=stream.token,
             stream=(name, stream.number, *self._session),
@@ -175,7 +175,8 @@ class StepTracker:
             )
         place = self.timestep_sources.read_base(timestep)
         if place is None:
-            return Reading("value", length=None if named is None else named.num_steps)
+            known = None if self._unheeded is None else len(self._unheeded.timesteps)
+            return Reading("value", length=known if named is None else named.num_steps or known)
         timesteps, index = place
         return Reading("place", timesteps, index, len(timesteps.values), timesteps)
 
@@ -237,11 +238,11 @@ class StepTracker:
             first = reading.index or 0
             run = Run(reading.clock, first, reading.length, reading.token, self._once)
             self._now = now = Moment(run, first, reading.index, first=found, latest=found)
-            if isinstance(reading.token, SchedulerRun):
-                now.scheduler_run = reading.token
+            is_told = isinstance(reading.token, SchedulerRun)
+            now.scheduler_run = cast("SchedulerRun", reading.token) if is_told else self._unheeded
         elif steps:
-            if found is not None and now.latest is not None and sum(found) != sum(now.latest):
-                now.direction = 1 if sum(found) > sum(now.latest) else -1
+            if found is not None and now.latest is not None and found != now.latest:
+                now.direction = 1 if found > now.latest else -1
                 self._direction = now.direction
             now.latest = found
             now.step += steps
@@ -282,7 +283,7 @@ class StepTracker:
             return self._count_at_same_value(now, name, call)
         if found == now.first:
             return None
-        turn = 1 if sum(found) > sum(now.latest) else -1
+        turn = 1 if found > now.latest else -1
         if now.direction:
             return 1 if turn == now.direction else None
         known = now.streams.find(name, call) is not None
