@@ -215,6 +215,7 @@ class Player:
         self.pipeline = world.pipeline(self.clock, place)
         self.seeds = count(1 if request.repeats else 1000 * next(world.numbers))
         self.own: dict[int, torch.Tensor] = {}  # prompts of its own, by stream
+        self.called: dict[tuple[int, int], list[int]] = {}  # steps, by stream and batch
         self.number, self.executed, self.last_step = 0, -1, None
         self.knows_rows, self.is_hurt, self.has_gap = True, False, False
 
@@ -406,10 +407,25 @@ class Player:
         self.last_step = step
         if self.clock == "place" and self.has_gap:
             self.knows_rows = False
+        if self.clock == "value" and self.executed:
+            direction = 1 if request.rises else -1
+            if -direction in truth.directions and self.has_changes:
+                self.knows_rows = False
+            truth.directions.add(direction)
         if self.clock == "value" and request.equal is not None:
             is_partial = any(stream.absent for stream in request.streams)
             if request.equal == request.start + 1 or (is_partial and step >= request.equal):
                 self.knows_rows = False
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether a step may have what the step before had not."""
+        request = self.request
+        is_constant = request.swap is None and request.resize is None
+        is_constant &= request.data in ("none", "constant")
+        return not is_constant or any(
+            stream.change is not None or stream.absent for stream in request.streams
+        )
 
     @property
     def is_strict(self) -> bool:
@@ -439,10 +455,13 @@ class Player:
         assert logged.stream[0] == self.name_of(place)
         assert logged.reason != LOST or self.truth.is_hurt, "no reason is known"
         stream, _, number = self.prompt_number(place, step)
+        batch = len(inputs["hidden_states"])
+        called = self.called.setdefault((place, batch), [])
+        called.append(step)
         travels = stream.how == "travels" and stream.change is not None
-        if travels and stream.change <= request.start + 1:
-            number = -place - 1
-        key = (self.truth.epoch, self.name_of(place), number, len(inputs["hidden_states"]))
+        if travels and stream.change <= [*called, step + 1][1]:
+            number = -place - 1  # it has changed at every step so far
+        key = (self.truth.epoch, self.name_of(place), number, batch)
         kept = self.truth.kept[key]
         if request.samples == "forcing" and self.number:
             assert REUSE not in logged.actions

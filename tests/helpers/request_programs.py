@@ -130,7 +130,9 @@ def settle(request: Request, schedule: str) -> Request:
     if changes.get("samples", request.samples) != "one":
         changes |= {"batch": 2, "resize": None, "data": "none", "equal": None}
     if clock == "place":
-        changes["times"] = "step"
+        changes |= {"times": "step", "length": max(request.length, 2)}
+        if request.length <= 2:
+            changes["equal"] = None
     streams = request.streams
     travelling = [s for s in streams if s.change is not None and s.how == "travels"]
     if travelling:

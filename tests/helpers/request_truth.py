@@ -9,6 +9,9 @@ since the program of calls was written before. Only where no rule could know bet
   step that is next.
 * With values alone, two equal first timesteps look like a request that was given up after its
   first step.
+* With values alone, of a first and a second timestep that go in the other direction than those of
+  the request before, with a prompt, residual or size that was not there at the first, the second
+  looks like a new request.
 * With values alone, a stream that was not called at a step and comes first at the next, whose
   timestep is equal, looks like one that comes late.
 """
@@ -89,12 +92,14 @@ class Truth:
         stands: Where the clock may stand; more than one after a call that failed.
         kept: Per request and stream, and per site: steps, and what was stored at them.
         is_hurt: Whether a call failed in it.
+        directions: In which timesteps have gone in it, where their values told the time.
     """
 
     epoch: int = 0
     stands: list[Stand] = field(default_factory=list)
     kept: dict[Hashable, Kept] = field(default_factory=lambda: defaultdict(new_kept))
     is_hurt: bool = False
+    directions: set[int] = field(default_factory=set)
 
     def begin(self, clock: str, now: float, *, has_latent: bool) -> bool:
         """Begin a request at its first call; whether it is certain that a clock can tell."""
