@@ -232,9 +232,9 @@ class Player:
 
     def latent_at(self, batch: int, before: torch.Tensor | None) -> torch.Tensor:
         made = self.random(batch)
-        if self.request.latents == "shared":
+        if self.request.latents == "shared" and self.is_alone:
             return self.world.latents[batch].copy_(made)
-        if self.request.latents == "in place" and before is not None and len(before) == batch:
+        if self.request.latents != "new" and before is not None and len(before) == batch:
             return before.copy_(made)
         return made
 
