@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dqar_fx.passes import specialise
 from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.passes.support.runner import fork, run_pass
+from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .plan import Variant, select_calls
 
@@ -47,13 +48,14 @@ class UnloweredRegions:
     ) -> Variant:
         """Specialise a region, the same once only; its function refuses to run."""
         key = (region, actions, live)
-        if key not in self._known:
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        with TRACING:
             gm, kept, _ = specialise_region(region, actions, live)
             packed = () if self._prepack is None else self._prepack(gm)
-            self._known[key] = Variant(
-                gm, refuse_to_run, kept, "", frozenset(kept[i] for i in packed)
-            )
-        return self._known[key]
+        made = Variant(gm, refuse_to_run, kept, "", frozenset(kept[i] for i in packed))
+        return self._known.setdefault(key, made)
 
     def variants_of(self, plan: Plan) -> Specialised:
         """Give the variants of a plan's regions by name, as `bind` asks for them."""

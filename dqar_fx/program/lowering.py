@@ -21,6 +21,7 @@ from dqar_fx.passes.pipeline import (
 from dqar_fx.passes.support.editing import generate_code
 from dqar_fx.passes.support.graphs import structure_of
 from dqar_fx.passes.support.runner import ignore, run_passes
+from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.plan import Variant
 from dqar_fx.plan.unlowered import UnloweredRegions, specialise_region
 
@@ -91,6 +92,21 @@ class Lowering:
         """The lowered variant of a region; ``packs`` lets the options pack its weights."""
         region, packs = plan.regions[name], packs and self.options.prepack
         key = (region, actions, live, packs)
+        if key in self._known:
+            return self._known[key]
+        with TRACING:
+            return self._make_variant(region, actions, live, packs=packs)
+
+    def _make_variant(
+        self,
+        region: fx.GraphModule,
+        actions: tuple[Action, ...],
+        live: tuple[bool, ...],
+        *,
+        packs: bool,
+    ) -> Variant:
+        """Lower a variant, unless another thread has done so meanwhile."""
+        key = (region, actions, live, packs)
         if key not in self._known:
             gm, kept, report = specialise_region(region, actions, live, self._observe)
             self.reports.append(report)
@@ -142,7 +158,10 @@ class Lowering:
     ) -> tuple[fx.GraphModule, tuple[int, ...]]:
         """What `narrow_stage` gives, worked out once per stage and live outputs."""
         if (stage, live) not in self._narrowed:
-            gm, kept, reports = narrow_stage(stage, live, self.options.disable, self._observe)
+            with TRACING:
+                gm, kept, reports = narrow_stage(
+                    stage, live, self.options.disable, self._observe
+                )
             self.reports += reports
             self._narrowed[stage, live] = gm, kept
         return self._narrowed[stage, live]

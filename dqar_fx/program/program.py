@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import StepError
 from dqar_fx.passes import specialise
 from dqar_fx.passes.support.runner import fork
+from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.liveness import Liveness
 from dqar_fx.plan.plan import Plan, Variant, execute
 from dqar_fx.plan.slots import Slots, plan_slots, share_slots, slots_of
@@ -170,13 +172,20 @@ class Program:
             )
         if shape is None or shape.num_rows == schedule.num_steps:
             return self
-        if shape not in self._fitted:
-            fixed = schedule.for_run(shape.num_rows, calls=shape.calls, noise=shape.noise or None)
-            self._fitted[shape] = self.with_schedule(fixed)
-            if len(self._fitted) > MAX_LENGTHS:
-                self._fitted.popitem(last=False)
-        self._fitted.move_to_end(shape)
-        return self._fitted[shape]
+        known = self._fitted.get(shape)
+        if known is not None:
+            with suppress(KeyError):  # another thread has just left it out
+                self._fitted.move_to_end(shape)
+            return known
+        with TRACING:
+            if shape not in self._fitted:
+                fixed = schedule.for_run(
+                    shape.num_rows, calls=shape.calls, noise=shape.noise or None
+                )
+                self._fitted[shape] = self.with_schedule(fixed)
+                if len(self._fitted) > MAX_LENGTHS:
+                    self._fitted.popitem(last=False)
+            return self._fitted[shape]
 
     @property
     def fitted(self) -> tuple[Program, ...]:

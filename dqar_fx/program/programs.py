@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict, defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import signature_of
 from dqar_fx.errors import DqarError
+from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .dynamic_batch import Batches
 from .packed_weights import PackedWeights
@@ -132,14 +133,18 @@ class Programs:
     def find(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """The program for these inputs; built if there is none."""
         key = self.model_state.number, signature_of(leaves, spec)
-        if key in self._known:
-            self._known.move_to_end(key)
+        found = self._known.get(key)
+        if found is None:
+            with TRACING:
+                found = self._known.get(key) or self._build(leaves, spec)
+                self._known[key] = found
+                if len(self._known) > MAX_PROGRAMS:
+                    self._known.popitem(last=False)
         else:
-            self._known[key] = self._build(leaves, spec)
-            if len(self._known) > MAX_PROGRAMS:
-                self._known.popitem(last=False)
-        self._latest = self._known[key]
-        return self._latest
+            with suppress(KeyError):  # another thread has just left it out
+                self._known.move_to_end(key)
+        self._latest = found
+        return found
 
     @torch.inference_mode(mode=False)  # or what is kept could not be written to later
     @no_collection()
@@ -188,8 +193,8 @@ class Programs:
             StepError: The table needs to know how long the run is.
             ScheduleError: The schedule is not for such a run.
         """
-        self._latest = program.for_run(shape)
-        return self._latest
+        self._latest = fitted = program.for_run(shape)
+        return fitted
 
     def forget_session(self, number: int | None) -> None:
         """Forget the streams of a session; None for what has none."""

@@ -99,14 +99,16 @@ class SchedulerReader:
             index = scheduler.step_index
             if index is None:
                 index = getattr(scheduler, "begin_index", None)
-            return run, self._start(run, timestep) if index is None else int(index)
+            return run, self._start(run, timestep, 0) if index is None else int(index)
         if token is not timesteps and watch is not None:
-            return run, self._start(run, timestep) + watch.steps
+            return run, self._start(run, timestep, watch.steps) + watch.steps
         found = find_value(timestep, run.timesteps, scheduler)
         return None if found is None else (run, found)
 
-    def _start(self, run: SchedulerRun, timestep: Any) -> int:
+    def _start(self, run: SchedulerRun, timestep: Any, steps: int) -> int:
+        """The index that a run began with, found at its first call, after some steps."""
         if run.start is None:
-            run.start = find_value(timestep, run.timesteps, self.scheduler) or 0
+            found = find_value(timestep, run.timesteps, self.scheduler) or 0
+            run.start = max(found - steps, 0)
         return run.start
 

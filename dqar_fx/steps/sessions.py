@@ -162,10 +162,8 @@ class Sessions:
             StepError: Another thread is inside of a run.
         """
         thread = threading.get_ident()
-        if self._owner is not None:
+        if self._owner is not None and self._owner[0] != thread:
             owner, code = self._owner
-            if owner == thread:
-                return
             run = self.default.tracker.run
             is_over = run is None or run.is_ended or run.last >= (run.length or num_rows) - 1
             if not is_over and is_running(owner, code):

@@ -3,7 +3,8 @@
 What stays the same from step to step tells streams apart: prompts, labels, positions. Tensors
 that have changed at every step so far (residuals of a ControlNet, a second timestep, a prompt
 that travels) are data of the step. A prompt that changes otherwise is another prompt, whose
-outputs are not kept yet.
+outputs are not kept yet; and so is one that travels, where it alone would tell several streams
+apart.
 """
 
 from __future__ import annotations
@@ -146,6 +147,10 @@ class RunStreams:
                 return stream
         return None
 
+    def knows(self, name: str | None, call: Call) -> bool:
+        """Whether any stream has this conditioning."""
+        return any(self.find(name, call, called=called) for called in (True, False))
+
     def choose(
         self, name: str | None, call: Call, step: int, *, is_sure: bool
     ) -> tuple[RunStream, int | None]:
@@ -185,6 +190,8 @@ class RunStreams:
             changed = stream.find_changed(call, by_value=True)
             if changed is None or not stream.takes_for_data(call, changed, is_sure=is_sure):
                 continue
+            if not has_prompt_besides(call, changed) and self._has_other_since(stream):
+                continue
             if best[0] is None or (len(changed), -stream.step) < (len(best[1]), -best[0].step):
                 best = stream, changed
         return best
@@ -198,12 +205,19 @@ class RunStreams:
             if stream.name != name or stream in self._called:
                 continue
             if len(stream.seen) == len(call.conditioning) and all(
-                seen.agrees(tensor)
+                seen.is_same(tensor) or seen.is_equal(tensor)
                 for seen, tensor in zip(stream.seen, call.conditioning, strict=True)
             ):
                 stream.signature = call.signature
                 return stream
         return None
+
+    def _has_other_since(self, stream: RunStream) -> bool:
+        """Whether another stream of the name was called at a stream's last step, or since."""
+        return any(
+            other is not stream and other.name == stream.name and other.step >= stream.step
+            for other in self._known
+        )
 
     def _begin(self, name: str | None, call: Call, step: int) -> RunStream:
         """A stream that was not there before, or whose prompt is another one now."""
@@ -235,3 +249,9 @@ class RunStreams:
                     n + (i in changed) for i, n in enumerate(stream.changes)
                 ]
                 return
+
+
+def has_prompt_besides(call: Call, changed: Sequence[int]) -> bool:
+    """Whether no prompt of a call has changed, or another one has not, which tells its stream."""
+    is_changed = [i in changed for i, is_prompt in enumerate(call.prompts) if is_prompt]
+    return not all(is_changed) or not is_changed

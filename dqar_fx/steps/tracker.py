@@ -68,7 +68,9 @@ class Moment:
         step: Its step.
         index: What the clock said at the latest call.
         scheduler_run: The run of the scheduler, where there is one.
-        timestep: The timestep of the latest call, where a scheduler tells the time.
+        timestep: The timestep of the latest call, where a scheduler tells the time; it may be
+            written to since.
+        times: What its values were.
         latents: What was denoised in it; empty where the clock does not ask.
         first: The timesteps of its first step, where their values tell the time.
         latest: Those of its latest step.
@@ -80,7 +82,8 @@ class Moment:
     step: int
     index: int | None
     scheduler_run: SchedulerRun | None = None
-    timestep: SeenTensor | None = None
+    timestep: torch.Tensor | None = None
+    times: torch.Tensor | None = None
     latents: tuple[SeenTensor, ...] = ()
     first: Range | None = None
     latest: Range | None = None
@@ -118,6 +121,7 @@ class StepTracker:
     def reset(self) -> None:
         """Forget the run: the next call starts a new one."""
         self._now = self._reader = self._unheeded = None
+        self._direction = 0
         self.timestep_sources.forget()
 
     def locate(self, call: Call, find_scheduler: Callable[[], Any] = no_scheduler) -> Position:
@@ -211,21 +215,21 @@ class StepTracker:
         now = self._now
         if now is None or reading.clock != "scheduler" or reading.index != now.index:
             return False
-        if now.run.token is not reading.token or now.timestep is None:
+        if now.run.token is not reading.token or now.times is None:
             return False
         again = now.streams.find(name, call, called=True)
-        return again is not None and not now.timestep.agrees(call.timestep)
+        return again is not None and not torch.equal(now.times, call.timestep)
 
     def _change_clock(self, reading: Reading) -> None:
         """Let another clock tell the time from the call before on."""
         now = self._now
         assert now is not None, "a call came before"
         assert now.timestep is not None, "it had a timestep"
-        before = now.timestep.tensor
-        place = self.timestep_sources.read_base(before)
+        assert now.times is not None, "it had a timestep"
+        place = self.timestep_sources.read_base(now.timestep)
         now.run.clock, now.run.token = reading.clock, reading.token
         now.index = None if place is None else place[1]
-        now.first = now.latest = range_of(before)
+        now.first = now.latest = range_of(now.times)
 
     # ---- runs and steps ------------------------------------------------------------------
 
@@ -251,7 +255,7 @@ class StepTracker:
         if reading.clock != "scheduler":
             now.latents = tuple([SeenTensor.of(latent) for latent in call.latents])
         elif isinstance(call.timestep, torch.Tensor):
-            now.timestep = SeenTensor.of(call.timestep)
+            now.timestep, now.times = call.timestep, call.timestep.clone()
         return now
 
     def _count_steps(
@@ -286,8 +290,10 @@ class StepTracker:
         turn = 1 if found > now.latest else -1
         if now.direction:
             return 1 if turn == now.direction else None
-        known = now.streams.find(name, call) is not None
-        return None if turn == -self._direction and not known else 1
+        if turn != -self._direction or now.streams.knows(name, call):
+            return 1
+        self._direction = 0  # should they go on like this, it was no new run
+        return None
 
     def _count_at_same_value(self, now: Moment, name: str | None, call: Call) -> int | None:
         """Steps to a call at the same timestep: another stream, a next step, or a new run."""

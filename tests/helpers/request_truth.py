@@ -1,0 +1,170 @@
+"""What may be read: a plain model of requests, streams and steps, which knows each call's own.
+
+Nothing of the package's clock is in it. It knows which request, stream and step each call is,
+since the program of calls was written before. Only where no rule could know better it says so:
+
+* With timestep values alone, a request that begins where the one before it, given up, would have
+  gone on looks like that one going on: at a timestep further in the same direction, or at the
+  same one after the first step. The same holds of ``cache_context(step_index=...)`` with the
+  step that is next.
+* With values alone, two equal first timesteps look like a request that was given up after its
+  first step.
+* With values alone, of a first and a second timestep that go in the other direction than those of
+  the request before, with a prompt, residual or size that was not there at the first, the second
+  looks like a new request.
+* With values alone, a stream that was not called at a step and comes first at the next, whose
+  timestep is equal, looks like one that comes late.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tests.helpers.tiny_denoiser import run_with
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+COMPUTE, STORE, REUSE = 0, 1, 2
+Kept = dict[int, list[tuple[int, torch.Tensor]]]
+"""Per site: steps, and what was stored at them."""
+
+
+def new_kept() -> Kept:
+    """Nothing yet."""
+    return defaultdict(list)
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where a clock may stand, as far as it tells one request from the next.
+
+    Attributes:
+        clock: Its kind.
+        first: Index or timestep that its run began with.
+        latest: Index or timestep of the latest call.
+        direction: 1 if timesteps rise, -1 if they fall, 0 if there was one only.
+        is_first_step: Whether the run is at its first step.
+    """
+
+    clock: str
+    first: float
+    latest: float
+    direction: int
+    is_first_step: bool
+
+    def can_go_on(self, clock: str, now: float, *, has_latent: bool) -> bool:
+        """Whether the first call of a request may look like one more of this run.
+
+        Args:
+            clock: That of the request.
+            now: Its index or timestep.
+            has_latent: Whether its latent may have the values of the latest call's.
+        """
+        if clock != self.clock or clock not in ("index", "value"):
+            return False
+        if now == self.latest:
+            return has_latent or not self.is_first_step
+        if clock == "index":
+            return now == self.latest + 1
+        if now == self.first:
+            return False
+        return self.direction in (0, 1 if now > self.latest else -1)
+
+    def after(self, now: float) -> Stand:
+        """Where it stands after another call of the run."""
+        direction = self.direction or (now > self.latest) - (now < self.latest)
+        is_first_step = self.is_first_step and now == self.latest
+        return Stand(self.clock, self.first, now, direction, is_first_step)
+
+
+@dataclass
+class Truth:
+    """What was stored in one session, and what may be read.
+
+    Attributes:
+        epoch: Number of the request, or of the first of several that cannot be told apart.
+        stands: Where the clock may stand; more than one after a call that failed.
+        kept: Per request and stream, and per site: steps, and what was stored at them.
+        is_hurt: Whether a call failed in it.
+        directions: In which timesteps have gone in it, where their values told the time.
+    """
+
+    epoch: int = 0
+    stands: list[Stand] = field(default_factory=list)
+    kept: dict[Hashable, Kept] = field(default_factory=lambda: defaultdict(new_kept))
+    is_hurt: bool = False
+    directions: set[int] = field(default_factory=set)
+
+    def begin(self, clock: str, now: float, *, has_latent: bool) -> bool:
+        """Begin a request at its first call; whether it is certain that a clock can tell."""
+        is_certain = not any(
+            stand.can_go_on(clock, now, has_latent=has_latent) for stand in self.stands
+        )
+        if is_certain:
+            self.epoch += 1
+            self.stands = [Stand(clock, now, now, 0, True)]
+        else:
+            self.stands = [*self.stands, Stand(clock, now, now, 0, True)]
+        return is_certain
+
+    def go_on(self, now: float, *, fails: bool = False) -> None:
+        """Note a call."""
+        before = self.stands if fails else []
+        self.stands = [*before, *(stand.after(now) for stand in self.stands)]
+
+
+def source_of(actions: Any, row: int, site: int) -> int:
+    """The row whose output a reuse reads, by the table."""
+    return next(i for i in range(row - 1, -1, -1) if actions[i, site] == STORE)
+
+
+def check_call(
+    tiny: Any,
+    inputs: dict[str, Any],
+    output: torch.Tensor,
+    logged: Any,
+    kept: Kept,
+    *,
+    is_strict: bool,
+) -> None:
+    """Check one call against what was kept of its stream, and note what it stores.
+
+    Args:
+        tiny: The model.
+        inputs: The call's.
+        output: What the denoiser gave.
+        logged: What its log says of the call.
+        kept: What may be read.
+        is_strict: Whether nothing may be lost for any reason.
+    """
+    table, done, row = logged.table.actions, logged.actions.tolist(), logged.step
+    choices, lost = {}, []
+    for site, action in enumerate(done):
+        if table[row, site] != REUSE:
+            assert action == table[row, site] or (logged.why and action == COMPUTE)
+            continue
+        source = source_of(table, row, site)
+        good = [value for step, value in reversed(kept[site]) if source <= step < row]
+        if action == REUSE:
+            assert good, f"site {site} read what is not of this stream, at row {row}"
+            choices[site] = good
+        else:
+            lost.append(site)
+            assert logged.reason, f"site {site} did not reuse at row {row}, and no reason is given"
+            assert not (good and is_strict), f"row {row}, site {site} is lost: {logged.reason}"
+    for replaced in product(*choices.values()):
+        expected, computed = run_with(tiny, inputs, dict(zip(choices, replaced, strict=True)))
+        if torch.equal(expected, output):
+            break
+    else:
+        raise AssertionError(f"row {row} read a stale value: {done}")
+    assert logged.num_cold == len([site for site in lost if done[site] == STORE])
+    for site, action in enumerate(done):
+        if action == STORE:
+            kept[site].append((row, computed[site]))
