@@ -27,6 +27,7 @@ from dqar_fx.passes.support.editing import make_module
 from .failures import locate_failure
 from .functional import trace_again, writes
 from .inputs import autocast_devices
+from .one_at_a_time import ONE_AT_A_TIME
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
 
@@ -102,7 +103,7 @@ def capture(
     """
     start = perf_counter()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with ONE_AT_A_TIME, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
             expands = bool(select_passes(AFTER_TRACING, disable))

@@ -176,6 +176,10 @@ class StepDenoiser(ParameterWrapper):
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
         """End the run of this session, as diffusers asks for at the end of a pipeline."""
         del recurse
+        self._end_run()
+
+    def _end_run(self) -> None:
+        """Forget what this session has kept, and how far its run has come; no other's."""
         session = self._sessions.current
         if session is self._sessions.default and self._sessions.is_only_default:
             self.reset()
@@ -227,11 +231,14 @@ class StepDenoiser(ParameterWrapper):
         """
         sessions, ahead = self._sessions, program.ahead
         session = sessions.current
-        if session is sessions.default:
-            sessions.claim(find_caller, program.table.num_steps)
         scheduler = sessions.find_scheduler(self)
         call = Call.of(program.roles, leaves, program.captured.gm)
-        position = session.locate(call, scheduler)
+        if session is sessions.default:
+            with sessions.claiming:
+                sessions.claim(find_caller, program.table.num_steps)
+                position = session.locate(call, scheduler)
+        else:
+            position = session.locate(call, scheduler)
         if ahead.is_wanted and position.timesteps is None and call.timestep is not None:
             sources = session.tracker.timestep_sources
             timesteps = sources.find(call.timestep, position.step, reads=ahead.is_asked)
@@ -251,7 +258,7 @@ class StepDenoiser(ParameterWrapper):
         try:
             self._lengths.check(position, table.num_steps)
         except StepError:
-            self.reset()
+            self._end_run()
             raise
         return program
 

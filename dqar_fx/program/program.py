@@ -9,12 +9,14 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from dataclasses import replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dqar_fx.capture.inputs import Roles
+from dqar_fx.capture.one_at_a_time import ONE_AT_A_TIME
 from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
@@ -100,6 +102,7 @@ class Program:
     ) -> None:
         self.schedule = schedule
         self._fitted: OrderedDict[RunShape, Program] = OrderedDict()
+        self._fitting = Lock()
         self.captured = captured
         self.guarded = guarded
         self.table = table
@@ -166,18 +169,21 @@ class Program:
             )
         if shape is None or shape.num_rows == schedule.num_steps:
             return self
-        if shape not in self._fitted:
-            fixed = schedule.for_run(shape.num_rows, calls=shape.calls, noise=shape.noise or None)
-            self._fitted[shape] = self.with_schedule(fixed)
-            if len(self._fitted) > MAX_LENGTHS:
-                self._fitted.popitem(last=False)
-        self._fitted.move_to_end(shape)
-        return self._fitted[shape]
+        with self._fitting:
+            if shape not in self._fitted:
+                calls, noise = shape.calls, shape.noise or None
+                fixed = schedule.for_run(shape.num_rows, calls=calls, noise=noise)
+                self._fitted[shape] = self.with_schedule(fixed)
+                if len(self._fitted) > MAX_LENGTHS:
+                    self._fitted.popitem(last=False)
+            self._fitted.move_to_end(shape)
+            return self._fitted[shape]
 
     @property
     def fitted(self) -> tuple[Program, ...]:
         """The programs beside this one that were made for runs."""
-        return tuple(self._fitted.values())
+        with self._fitting:
+            return tuple(self._fitted.values())
 
     def with_table(self, table: BranchTable, schedule: Schedule | None = None) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
@@ -288,7 +294,7 @@ class Program:
 
     def forget_session(self, number: int | None) -> None:
         """Forget the streams of a session; None for what has none."""
-        for key in [key for key in self.streams if session_of(key) == number]:
+        for key in [key for key in list(self.streams) if session_of(key) == number]:
             self.streams.pop(key).report_flags(self.table.sites)
 
     def row_graph(self, step: int) -> fx.GraphModule:
@@ -397,6 +403,14 @@ class Program:
         known = stream.prepared.get((state, step))
         if known is not None and weights is None:
             return known
+        with ONE_AT_A_TIME:
+            return self._work_out(stream, step, weights)
+
+    def _work_out(
+        self, stream: Stream, step: int, weights: ForecastWeights | None
+    ) -> PreparedStep:
+        """Lower and bind what a step runs."""
+        state = stream.slots.slot_state
         actions, num_cold = state.actions_for(self.table, step)
         if weights is not None:
             calls = self.binder.bind_row(stream.slots, actions, weights)
@@ -424,14 +438,16 @@ class Program:
         """A step that computes everything, and neither reads nor keeps anything."""
         actions = np.zeros(len(self.table.sites), np.int8)
         key = ("alone", actions.tobytes())
-        if key not in stream.rows:
-            unweighed: ForecastWeights = ((),) * len(actions) if self.history > 1 else ()
-            stream.rows[key] = self.binder.bind_row(stream.slots, actions, unweighed)
+        with ONE_AT_A_TIME:
+            if key not in stream.rows:
+                unweighed: ForecastWeights = ((),) * len(actions) if self.history > 1 else ()
+                stream.rows[key] = self.binder.bind_row(stream.slots, actions, unweighed)
+            needs = self.liveness.needs(actions.tolist())
         return PreparedStep(
             actions=actions,
             calls=stream.rows[key],
             after=stream.slots.slot_state,
-            needs=self.liveness.needs(actions.tolist()),
+            needs=needs,
             num_cold=0,
             is_checked=False,
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 from collections import OrderedDict, defaultdict
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import signature_of
+from dqar_fx.capture.one_at_a_time import ONE_AT_A_TIME
 from dqar_fx.errors import DqarError
 
 from .dynamic_batch import Batches
@@ -96,6 +98,7 @@ class Programs:
         self._batches: dict[int, Batches] = defaultdict(Batches)
         self._model, self._residence = model, residence
         self._known: OrderedDict[tuple[int, Hashable], Program] = OrderedDict()
+        self._order = Lock()  # of what was used when
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
@@ -132,14 +135,25 @@ class Programs:
     def find(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """The program for these inputs; built if there is none."""
         key = self.model_state.number, signature_of(leaves, spec)
-        if key in self._known:
-            self._known.move_to_end(key)
-        else:
-            self._known[key] = self._build(leaves, spec)
-            if len(self._known) > MAX_PROGRAMS:
-                self._known.popitem(last=False)
-        self._latest = self._known[key]
-        return self._latest
+        found = self._look_up(key)
+        if found is None:
+            with ONE_AT_A_TIME:
+                found = self._look_up(key)  # another thread may have built it meanwhile
+                if found is None:
+                    found = self._build(leaves, spec)
+                    with self._order:
+                        self._known[key] = found
+                        if len(self._known) > MAX_PROGRAMS:
+                            self._known.popitem(last=False)
+        self._latest = found
+        return found
+
+    def _look_up(self, key: tuple[int, Hashable]) -> Program | None:
+        """The program of a key, which is the most recently used one then; None if none is."""
+        with self._order:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
 
     @torch.inference_mode(mode=False)  # or what is kept could not be written to later
     @no_collection()

@@ -98,9 +98,7 @@ def calls_as_set(scheduler: Any) -> tuple[int, ...]:
     return tuple(row % order for row in range(len(scheduler.timesteps)))
 
 
-def find_nearest_rows(
-    run: Run, num_rows: int, noise: tuple[float, ...]
-) -> NDArray[np.int64]:
+def find_nearest_rows(run: Run, num_rows: int, noise: tuple[float, ...]) -> NDArray[np.int64]:
     """Find, for each row of a run, the row that is nearest to it among others.
 
     Nearest is that of the nearest logarithm of the signal-to-noise ratio, where both are

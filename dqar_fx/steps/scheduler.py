@@ -18,7 +18,7 @@ from dqar_fx.schedule.noise import noise_as_set
 from dqar_fx.schedule.run import Run as RunShape
 from dqar_fx.schedule.run import calls_as_set
 
-from .timesteps import find_value
+from .timesteps import find_start, find_value
 
 WATCH = "_dqar_fx_watch"
 """Attribute of a scheduler that is watched."""
@@ -107,6 +107,5 @@ class SchedulerReader:
 
     def _start(self, run: SchedulerRun, timestep: Any) -> int:
         if run.start is None:
-            run.start = find_value(timestep, run.timesteps, self.scheduler) or 0
+            run.start = find_start(timestep, run.timesteps, self.scheduler) or 0
         return run.start
-

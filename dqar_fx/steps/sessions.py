@@ -74,6 +74,7 @@ class Sessions:
         default: What calls belong to where no session is open.
         scheduler: The one that was attached; None if none was.
         timesteps: Those that were attached; None if none were.
+        claiming: Held from a `claim` until the call's run is known.
     """
 
     def __init__(self) -> None:
@@ -84,6 +85,7 @@ class Sessions:
         self._numbers = count()
         self._opened: dict[int, Session] = {}
         self._owner: tuple[int, CodeType] | None = None
+        self.claiming = threading.Lock()
         self._pipelines = CallingPipeline()
 
     def __copy__(self) -> Sessions:

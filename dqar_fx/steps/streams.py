@@ -184,7 +184,9 @@ class RunStreams:
         else:
             number = next(i for i in range(len(numbers) + 1) if i not in numbers)
         seen = [SeenTensor.of(tensor) for tensor in call.conditioning]
-        made = RunStream(name, number, call.signature, seen, step, step, changes=[0] * len(seen))
+        made = RunStream(
+            name, number, call.signature, seen, step, step, changes=[0] * len(seen)
+        )
         self._inherit(made, call)
         self._known.append(made)
         return made
@@ -200,7 +202,5 @@ class RunStreams:
                 names = ", ".join(dict.fromkeys(call.names[i] for i in changed))
                 made.reason = other_conditioning(names)
                 made.transitions = stream.transitions + 1
-                made.changes = [
-                    n + (i in changed) for i, n in enumerate(stream.changes)
-                ]
+                made.changes = [n + (i in changed) for i, n in enumerate(stream.changes)]
                 return
