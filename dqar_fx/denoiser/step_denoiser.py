@@ -11,7 +11,6 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import refuse_gradients
 from dqar_fx.errors import StepError
-from dqar_fx.steps.calling_pipeline import find_caller
 from dqar_fx.steps.position import Call
 from dqar_fx.steps.session import LengthCheck
 from dqar_fx.steps.sessions import Sessions
@@ -230,17 +229,11 @@ class StepDenoiser(ParameterWrapper):
             StepError: It is unknown, or another thread is inside of a run.
         """
         sessions, ahead = self._sessions, program.ahead
-        session = sessions.current
         scheduler = sessions.find_scheduler(self)
         call = Call.of(program.roles, leaves, program.captured.gm)
-        if session is sessions.default:
-            with sessions.claiming:
-                sessions.claim(find_caller, program.table.num_steps)
-                position = session.locate(call, scheduler)
-        else:
-            position = session.locate(call, scheduler)
+        position = sessions.locate(call, scheduler, program.table.num_steps)
         if ahead.is_wanted and position.timesteps is None and call.timestep is not None:
-            sources = session.tracker.timestep_sources
+            sources = sessions.current.tracker.timestep_sources
             timesteps = sources.find(call.timestep, position.step, reads=ahead.is_asked)
             position = replace(position, timesteps=timesteps)
         return position
