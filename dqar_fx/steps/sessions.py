@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -185,8 +186,7 @@ class Sessions:
         if owner is None or owner.thread == threading.get_ident():
             return
         run = owner.run
-        is_over = run.is_ended or run.last >= (run.length or num_rows) - 1
-        if not is_over and owner.is_running:
+        if not is_over(run, num_rows) and owner.is_running:
             raise StepError(
                 "another thread is inside of a run of this denoiser (in "
                 f"{owner.calling[-1][1].co_name}, at step {run.last}), whose kept outputs and "
@@ -282,6 +282,18 @@ class Owner:
         """Whether the loop has not been left yet."""
         now = calling_functions(sys._current_frames().get(self.thread))
         return bool(self.calling) and self.calling[-1] in now
+
+
+def is_over(run: Run, num_rows: int) -> bool:
+    """Whether a run has come to the end of its last step, as far as that can be known.
+
+    Its last step has as many calls as the one before.
+    """
+    if run.is_ended or run.last < (run.length or num_rows) - 1:
+        return run.is_ended
+    calls = Counter(call.step for call in run.calls)
+    before = [calls[step] for step in calls if step != run.last]
+    return not before or calls[run.last] >= before[-1]
 
 
 def calling_functions(frame: FrameType | None) -> Calling:

@@ -78,7 +78,7 @@ def test_second_thread_without_a_session_is_refused_in_a_run(denoiser, alone):
     found = []
     for number, latent in enumerate(request(denoiser, 1)):
         found.append(latent)
-        if number < 3 * STEPS - 2:
+        if number < 3 * STEPS - 2:  # the last call is the one before the last latent
             in_thread(intrude)
     assert are_equal(finish(found), alone[1])
 
