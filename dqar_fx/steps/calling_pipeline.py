@@ -62,7 +62,7 @@ def holds(pipeline: DiffusionPipeline, denoiser: nn.Module) -> bool:
     return any(held is denoiser for held in vars(pipeline).values())
 
 
-def is_passing_on(frame: FrameType) -> bool:
+def is_passing_on(frame: FrameType, packages: tuple[str, ...] = PASSING_ON) -> bool:
     """Whether a frame is of a package that calls on behalf of others."""
     name: str = frame.f_globals.get("__name__") or ""
-    return name.partition(".")[0] in PASSING_ON
+    return name.partition(".")[0] in packages

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dqar_fx.errors import StepError
 from dqar_fx.notices import Once
 
-from .calling_pipeline import CallingPipeline, is_passing_on
+from .calling_pipeline import PASSING_ON, CallingPipeline, is_passing_on
 from .position import NamedStream
 from .session import Session
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 MAX_SESSIONS = 64
 """Sessions of one denoiser that may be open at a time; each has slots of its own."""
+
+RUNNING_THREADS = ("asyncio", "concurrent", "threading")
+"""Packages whose functions go on when what they run is over."""
 
 _OPEN: ContextVar[dict[int, OpenSession]] = ContextVar("dqar_fx_sessions", default={})  # noqa: B039  # never written to
 
@@ -279,9 +282,10 @@ class Owner:
 
     @property
     def is_running(self) -> bool:
-        """Whether the loop has not been left yet."""
+        """Whether the loop has not been left yet; after one call any function may have it."""
         now = calling_functions(sys._current_frames().get(self.thread))
-        return bool(self.calling) and self.calling[-1] in now
+        may_have_loop = self.calling if len(self.run.calls) < 2 else self.calling[-1:]
+        return not set(may_have_loop).isdisjoint(now)
 
 
 def is_over(run: Run, num_rows: int) -> bool:
@@ -297,10 +301,14 @@ def is_over(run: Run, num_rows: int) -> bool:
 
 
 def calling_functions(frame: FrameType | None) -> Calling:
-    """The functions that are running, outermost first; no generators, which come and go."""
+    """The functions that are running, outermost first.
+
+    Without generators, which come and go, and without what runs threads and tasks.
+    """
     found = []
     while frame is not None:
-        if not frame.f_code.co_flags & inspect.CO_GENERATOR and not is_passing_on(frame):
+        is_generator = frame.f_code.co_flags & inspect.CO_GENERATOR
+        if not is_generator and not is_passing_on(frame, (*PASSING_ON, *RUNNING_THREADS)):
             found.append((id(frame), frame.f_code))
         frame = frame.f_back
     return tuple(reversed(found))
