@@ -194,6 +194,7 @@ class Denoiser(StepDenoiser):
     def _fit(self, program: StepProgram, position: Position) -> Program:
         fitted = self._programs.fit(cast("Program", program), position.shape)
         super()._fit(fitted, position)
+        self._programs.carry_over(fitted, position)
         return fitted
 
     def _forget_programs(self) -> None:

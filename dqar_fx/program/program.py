@@ -388,6 +388,27 @@ class Program:
         slot_state, step = self._stream(position.stream).slots.slot_state, position.step
         return slot_state.weigh(self.table, self.table.actions[step], step)
 
+    def take_over(self, other: Program, position: Position) -> bool:
+        """Go on with what a stream has kept in another program, if that has the same slots.
+
+        Returns:
+            Whether it did.
+        """
+        found = other.streams.get(position.stream)
+        if found is None or not found.slots.holds(position.trajectory):
+            return False
+        if self.slot_specs != other.slot_specs or self.slot_owners != other.slot_owners:
+            return False
+        if self.history != other.history or self.table.sites != other.table.sites:
+            return False
+        self._stream(position.stream).slots.take_over(found.slots)
+        return True
+
+    def holds(self, position: Position) -> bool:
+        """Whether what a stream has kept here is of its trajectory."""
+        found = self.streams.get(position.stream)
+        return found is not None and found.slots.holds(position.trajectory)
+
     def _stream(self, key: StreamKey) -> Stream:
         if key not in self.streams:
             num_sites = len(self.table.sites)

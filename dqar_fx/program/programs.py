@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.schedule.run import Run as RunShape
     from dqar_fx.schedule.schedule import Schedule
+    from dqar_fx.steps.position import Position
 
     from .compile_options import CompileOptions
 
@@ -204,6 +205,11 @@ class Programs:
         """
         self._latest = program.for_run(shape)
         return self._latest
+
+    def carry_over(self, program: Program, position: Position) -> None:
+        """Let a program go on with what another one has kept of a call's stream, if any."""
+        if not program.holds(position):
+            any(program.take_over(other, position) for other in self if other is not program)
 
     def forget_session(self, number: int | None) -> None:
         """Forget the streams of a session; None for what has none."""

@@ -3,13 +3,16 @@
 What stays the same from step to step tells streams apart: prompts, labels, positions. Tensors
 that have changed at every step so far (residuals of a ControlNet, a second timestep, a prompt
 that travels) are data of the step. A prompt that changes otherwise is another prompt, whose
-outputs are not kept yet.
+outputs are not kept yet. Data may be absent at some steps, too: then another program runs the
+stream, and goes on with what it has kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from dqar_fx.capture.inputs import is_prompt
 
 from .reasons import OTHER_SHAPES, other_conditioning
 from .seen import SeenTensor
@@ -45,6 +48,8 @@ class RunStream:
         held: Which of its samples or tokens stand at a timestep that does not change; None
             where that is not known.
         is_new: Whether it was called once only.
+        names: Per tensor of the conditioning, its argument.
+        shapes: Of what it denoises.
     """
 
     name: str | None
@@ -60,6 +65,8 @@ class RunStream:
     times: torch.Tensor | None = None
     held: torch.Tensor | None = None
     is_new: bool = True
+    names: tuple[str, ...] = ()
+    shapes: tuple[object, ...] = ()
 
     def find_changed(self, call: Call, *, by_value: bool) -> list[int] | None:
         """Which tensors of a call's conditioning are not what they were.
@@ -98,6 +105,40 @@ class RunStream:
             return False
         kept = (i for i in range(len(self.seen)) if i not in changed)
         return is_sure or any(self.seen[i].is_same(call.conditioning[i]) for i in kept)
+
+    def is_with_other_data(self, call: Call) -> bool:
+        """Whether a call is this stream's, but for data of the step that it has or lacks.
+
+        It denoises the same, and what both have is the same; a prompt is among that.
+        """
+        own = dict(zip(self.names, self.seen, strict=True))
+        given = dict(zip(call.names, call.conditioning, strict=True))
+        prompts = dict(zip(call.names, call.prompts, strict=True))
+        if own.keys() == given.keys() or self.shapes != shapes_of(call):
+            return False
+        others = own.keys() ^ given.keys()
+        if any(prompts.get(name) or is_prompt(name) for name in others):
+            return False
+        return all(
+            own[name].agrees(given[name])
+            for name in own.keys() & given.keys()
+            if not self._is_data(name)
+        ) and any(prompts[name] for name in own.keys() & given.keys())
+
+    def _is_data(self, name: str) -> bool:
+        """Whether a tensor has changed at every step so far."""
+        return 0 < self.transitions == self.changes[self.names.index(name)]
+
+    def with_other_data(self, call: Call) -> RunStream:
+        """This stream as a call of another program has it, which goes on with its outputs."""
+        changes = dict(zip(self.names, self.changes, strict=True))
+        return replace(
+            self,
+            signature=call.signature,
+            seen=[SeenTensor.of(tensor) for tensor in call.conditioning],
+            changes=[changes.get(name, self.transitions) for name in call.names],
+            names=call.names,
+        )
 
     def go_on(self, call: Call, changed: Sequence[int], step: int) -> None:
         """Note a call of this stream, at its step or at a later one."""
@@ -151,6 +192,8 @@ class RunStreams:
         stream = self.find(name, call)
         if stream is None:
             stream, changed = self._find_nearest(name, call, is_sure=is_sure)
+        if stream is None:
+            stream = self._find_with_other_data(name, call)
         before = None if stream is None else stream.step
         if stream is None:
             stream = self._begin(name, call, step)
@@ -174,6 +217,16 @@ class RunStreams:
                 best = stream, changed
         return best
 
+    def _find_with_other_data(self, name: str | None, call: Call) -> RunStream | None:
+        """The stream that a call goes on with, but for data that it has or lacks."""
+        for i, stream in enumerate(self._known):
+            if stream.name != name or stream in self._called:
+                continue
+            if stream.is_with_other_data(call):
+                self._known[i] = stream.with_other_data(call)
+                return self._known[i]
+        return None
+
     def _begin(self, name: str | None, call: Call, step: int) -> RunStream:
         """A stream that was not there before, or whose prompt is another one now."""
         numbers = {stream.number for stream in self._known if stream.name == name}
@@ -185,7 +238,15 @@ class RunStreams:
             number = next(i for i in range(len(numbers) + 1) if i not in numbers)
         seen = [SeenTensor.of(tensor) for tensor in call.conditioning]
         made = RunStream(
-            name, number, call.signature, seen, step, step, changes=[0] * len(seen)
+            name,
+            number,
+            call.signature,
+            seen,
+            step,
+            step,
+            changes=[0] * len(seen),
+            names=call.names,
+            shapes=shapes_of(call),
         )
         self._inherit(made, call)
         self._known.append(made)
@@ -204,3 +265,8 @@ class RunStreams:
                 made.transitions = stream.transitions + 1
                 made.changes = [n + (i in changed) for i, n in enumerate(stream.changes)]
                 return
+
+
+def shapes_of(call: Call) -> tuple[object, ...]:
+    """Shapes of what a call denoises."""
+    return tuple(latent.shape for latent in call.latents)
