@@ -23,6 +23,7 @@ from dqar_fx.errors import CaptureError
 from dqar_fx.passes import CannotExpand
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
+from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .failures import locate_failure
 from .functional import trace_again, writes
@@ -102,7 +103,7 @@ def capture(
     """
     start = perf_counter()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with TRACING, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
             expands = bool(select_passes(AFTER_TRACING, disable))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
 from dqar_fx.steps.seen import SeenTensor
@@ -130,6 +131,22 @@ class Conditioning:
         if self.fixed is not None:
             self.fixed.fill(memo, leaves, values, position)
             return
+        if self.residence is None:
+            self._evaluate(memo, leaves, values, position, needs)
+            return
+        with TRACING:  # else another thread might release what is read here
+            is_settled = self._evaluate(memo, leaves, values, position, needs)
+            self.residence.release(is_settled=is_settled)
+
+    def _evaluate(
+        self,
+        memo: Memo,
+        leaves: Sequence[Any],
+        values: list[Any],
+        position: Position,
+        needs: Needs,
+    ) -> bool:
+        """Do so; whether no stage had to be evaluated for this step alone."""
         changed = self._changed_leaves(memo, leaves)
         is_settled = True
         for k, stage in enumerate(self.stages):
@@ -148,8 +165,7 @@ class Conditioning:
             for number, value in zip(stage.outputs, memo.outputs[k], strict=True):
                 if number is not None:
                     values[number] = value
-        if self.residence is not None:
-            self.residence.release(is_settled=is_settled)
+        return is_settled
 
     def _changed_leaves(self, memo: Memo, leaves: Sequence[Any]) -> set[int]:
         """Inputs that are not the tensors they were, nor have their values."""
@@ -186,12 +202,14 @@ class Conditioning:
         if self.residence is not None:
             self.residence.bring_back()
         stage = self.stages[k]
-        if (k, live) not in self._calls:
-            self._calls[k, live] = self._bind(restrict(stage, live))
+        calls = self._calls.get((k, live))
+        if calls is None:
+            with TRACING:
+                calls = self._calls[k, live] = self._bind(restrict(stage, live))
         inner: list[Any] = [None] * stage.plan.size
         for number, outer in zip(stage.plan.inputs, stage.inputs, strict=True):
             inner[number] = values[outer]
-        execute(self._calls[k, live], inner)
+        execute(calls, inner)
         numbers = zip(stage.plan.outputs, live, strict=True)
         outputs = (inner[number] if is_live else None for number, is_live in numbers)
         if not self._ahead.is_compiled:
@@ -236,7 +254,8 @@ class Conditioning:
                 shape = inputs[i].shape
                 column = timesteps.tensor.reshape(steps, *(1 for _ in shape))
                 inputs[i] = column.expand(steps, *shape)
-        gm, kept = self._narrow(stage.gm, live)
+        with TRACING:
+            gm, kept = self._narrow(stage.gm, live)
         flowing = len(inputs)
         taken = [
             inputs[i] if i < flowing else self._fill(stage.static[i - flowing]) for i in kept

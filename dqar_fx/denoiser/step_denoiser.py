@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import refuse_gradients
 from dqar_fx.errors import StepError
-from dqar_fx.steps.calling_pipeline import find_caller
 from dqar_fx.steps.position import Call
 from dqar_fx.steps.session import LengthCheck
 from dqar_fx.steps.sessions import Sessions
@@ -177,6 +176,10 @@ class StepDenoiser(ParameterWrapper):
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
         """End the run of this session, as diffusers asks for at the end of a pipeline."""
         del recurse
+        self._end_run()
+
+    def _end_run(self) -> None:
+        """Forget what this session has kept, and how far its run has come; no other's."""
         session = self._sessions.current
         if session is self._sessions.default and self._sessions.is_only_default:
             self.reset()
@@ -227,13 +230,11 @@ class StepDenoiser(ParameterWrapper):
             StepError: It is unknown, or another thread is inside of a run.
         """
         sessions, ahead = self._sessions, program.ahead
-        session = sessions.current
-        if session is sessions.default:
-            sessions.claim(find_caller, program.table.num_steps)
         call = Call.of(program.roles, leaves, program.captured.gm)
-        position = session.locate(call, partial(sessions.find_scheduler, self))
+        find_scheduler = partial(sessions.find_scheduler, self)
+        position = sessions.locate(call, find_scheduler, program.table.num_steps)
         if ahead.is_wanted and position.timesteps is None and call.timestep is not None:
-            sources = session.tracker.timestep_sources
+            sources = sessions.current.tracker.timestep_sources
             timesteps = sources.find(call.timestep, position.step, reads=ahead.is_asked)
             position = replace(position, timesteps=timesteps)
         return position
@@ -251,7 +252,7 @@ class StepDenoiser(ParameterWrapper):
         try:
             self._lengths.check(position, table.num_steps)
         except StepError:
-            self.reset()
+            self._end_run()
             raise
         return program
 

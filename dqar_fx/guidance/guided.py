@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.notices import Once
+from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
@@ -23,7 +24,7 @@ from dqar_fx.schedule.run import Run as RunShape
 from dqar_fx.schedule.table import READING
 from dqar_fx.steps.position import session_of
 
-from .batch_halves import BatchHalves, HalvesCheck
+from .batch_halves import BatchHalves
 from .streams import Streams
 from .unconditional import UnconditionalStream
 
@@ -102,14 +103,13 @@ class GuidedDenoiser(Denoiser):
         self._schedule = schedule
         self._others: dict[Program, UnconditionalStream] = {}
         self._streams = defaultdict[int | None, Streams](Streams)
-        self._halves = HalvesCheck()
         self._once = Once()
 
     # ---- as any denoiser -----------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave graphs and kept outputs out: a copy captures anew."""
-        own = {"_others": {}, "_streams": defaultdict(Streams), "_halves": HalvesCheck()}
+        own = {"_others": {}, "_streams": defaultdict(Streams)}
         return {**super().__getstate__(), **own}
 
     def reset(self) -> None:
@@ -168,17 +168,22 @@ class GuidedDenoiser(Denoiser):
 
     def _beside(self, program: Program) -> UnconditionalStream:
         """What the unconditional stream has for the signature of a conditional program."""
-        if program not in self._others:
-            known = self._others.items()
-            self._others = {p: other for p, other in known if p in self._programs}
-            guidance, schedule = self.guidance, program.schedule or self._schedule
-            if schedule.num_steps is not None:
-                run = schedule.run or RunShape(schedule.num_steps)
-                guidance = guidance.for_run(
-                    run.num_rows, calls=run.calls, noise=run.noise or None
-                )
-            self._others[program] = UnconditionalStream.of(program, schedule, guidance)
-        return self._others[program]
+        found = self._others.get(program)
+        if found is not None:
+            return found
+        with TRACING:
+            if program not in self._others:
+                known = self._others.items()
+                others = {p: other for p, other in known if p in self._programs}
+                self._others = {**others, program: self._make_beside(program)}
+            return self._others[program]
+
+    def _make_beside(self, program: Program) -> UnconditionalStream:
+        guidance, schedule = self.guidance, program.schedule or self._schedule
+        if schedule.num_steps is not None:
+            run = schedule.run or RunShape(schedule.num_steps)
+            guidance = guidance.for_run(run.num_rows, calls=run.calls, noise=run.noise or None)
+        return UnconditionalStream.of(program, schedule, guidance)
 
     def captured_programs(self) -> list[Program]:
         """The program of each captured signature, then those of the unconditional stream."""
@@ -191,7 +196,8 @@ class GuidedDenoiser(Denoiser):
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         named = self._signature.bind(*args, **kwargs).arguments
         halves = BatchHalves.of(leaves, named, str(self.guidance.batched))
-        return halves if halves is not None and self._halves.look(halves) else None
+        check = self._streams[self._sessions.current.number].halves
+        return halves if halves is not None and check.look(halves) else None
 
     # ---- a call --------------------------------------------------------------------------
 
@@ -240,7 +246,8 @@ class GuidedDenoiser(Denoiser):
             return program, self._run_unconditional(other, leaves, joined, base)
         streams.forget_latest()
         outputs = program.run(leaves, position)
-        held = other.hold(outputs) if other.holds and is_kept(other, position) else ()
+        is_held = other.holds and is_kept(other, position)
+        held = other.hold(outputs, session_of(position.stream)) if is_held else ()
         end = streams.note_conditional(position, held)
         if end is not None:
             self._warn_alone(end)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .batch_halves import HalvesCheck
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -37,9 +39,14 @@ class StreamWatch:
 
 
 class Streams:
-    """Follows the calls of one denoiser."""
+    """Follows the calls of one denoiser, or of one session of it.
+
+    Attributes:
+        halves: What looks whether a batch has halves.
+    """
 
     def __init__(self) -> None:
+        self.halves = HalvesCheck()
         self._latest: ConditionalCall | None = None
         self._runs: dict[StreamKey, tuple[object, object]] = {}
         self._watches: dict[StreamKey, StreamWatch] = {}

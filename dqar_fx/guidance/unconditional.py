@@ -118,7 +118,8 @@ class UnconditionalStream:
         table: Of the whole output; None if that is never kept.
         holds: Whether to hold conditional outputs until they are needed.
         kept: What the streams that were called have kept.
-        held: The outputs of the latest conditional call, at addresses that do not change.
+        held: By session, the outputs of its latest conditional call, at addresses that do not
+            change.
     """
 
     program: Program
@@ -126,7 +127,7 @@ class UnconditionalStream:
     table: BranchTable | None
     holds: bool
     kept: dict[StreamKey, WholeOutput] = field(default_factory=dict)
-    held: list[torch.Tensor] = field(default_factory=list)
+    held: dict[int | None, list[torch.Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -150,18 +151,20 @@ class UnconditionalStream:
             self.kept[stream] = WholeOutput(self.table, specs_of(self.table, self.outputs))
         return self.kept[stream]
 
-    def hold(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copies of conditional outputs: the caller may write to its own."""
-        self.held = self.held or [spec.allocate() for spec in self.outputs]
-        for buffer, output in zip(self.held, outputs, strict=True):
+    def hold(self, outputs: Sequence[torch.Tensor], session: int | None) -> list[torch.Tensor]:
+        """Copies of a session's conditional outputs: the caller may write to its own."""
+        if session not in self.held:
+            self.held[session] = [spec.allocate() for spec in self.outputs]
+        for buffer, output in zip(self.held[session], outputs, strict=True):
             buffer.copy_(output)
-        return self.held
+        return self.held[session]
 
     def forget_session(self, number: int | None) -> None:
         """Forget the streams of a session; None for what has none."""
         self.program.forget_session(number)
-        for key in [key for key in self.kept if session_of(key) == number]:
+        for key in [key for key in list(self.kept) if session_of(key) == number]:
             del self.kept[key]
+        self.held.pop(number, None)
 
     def reset(self) -> None:
         """Forget all kept outputs and streams."""

@@ -111,10 +111,10 @@ class RunSummary(JsonValue):
         length = "" if self.length is None else f" of {self.length}"
         lines = [f"{self.denoiser}: steps {self.first} to {self.last}{length}"]
         rows = [format_stream(stream) for stream in self.streams]
+        lines.append(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
         lines.append(
-            tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+            f"reused {self.reused} of the {self.promised} cells that the table promised"
         )
-        lines.append(f"reused {self.reused} of the {self.promised} cells that the table promised")
         lines += [f"  {cells} not: {reason}" for reason, cells in self.reasons.items()]
         return "\n".join(lines)
 
@@ -171,9 +171,7 @@ def summarise_run(
     by_stream: dict[StreamKey, list[LoggedCall]] = {}
     for call in run.calls:
         by_stream.setdefault(call.stream, []).append(call)
-    streams = tuple(
-        summarise_stream(key, calls, counters) for key, calls in by_stream.items()
-    )
+    streams = tuple(summarise_stream(key, calls, counters) for key, calls in by_stream.items())
     return RunSummary(name, run.clock, run.first, run.last, run.length, num_runs, streams)
 
 

@@ -86,11 +86,13 @@ class Slots:
             for buffer in self.buffers.values():
                 buffer.zero_()
 
-    def copy_from(self, other: Slots) -> None:
-        """Take over what others of the same specs and owners hold."""
-        for key, buffer in self.buffers.items():
-            buffer.copy_(other.buffers[key])
-        self.slot_state = other.slot_state
+    def take_over(self, other: Slots) -> None:
+        """Go on with what other slots hold, of the same specs; they hold nothing then."""
+        pairs = {id(own): (own, other.buffers[key]) for key, own in self.buffers.items()}
+        for own, given in pairs.values():
+            own.copy_(given)
+        self.slot_state, self._trajectory = other.slot_state, other._trajectory
+        other.forget()
 
     def forget(self) -> None:
         """Let nothing be read that is in the buffers now."""

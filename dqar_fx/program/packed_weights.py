@@ -90,7 +90,7 @@ class PackedWeights:
 
     def refresh(self) -> None:
         """Pack again what was written to."""
-        for packed in self._known.values():
+        for packed in list(self._known.values()):
             packed.refresh()
 
     @property

@@ -190,7 +190,7 @@ class Program:
     @property
     def fitted(self) -> tuple[Program, ...]:
         """The programs beside this one that were made for runs."""
-        return tuple(self._fitted.values())
+        return tuple(list(self._fitted.values()))
 
     def with_table(self, table: BranchTable, schedule: Schedule | None = None) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
@@ -301,7 +301,7 @@ class Program:
 
     def forget_session(self, number: int | None) -> None:
         """Forget the streams of a session; None for what has none."""
-        for key in [key for key in self.streams if session_of(key) == number]:
+        for key in [key for key in list(self.streams) if session_of(key) == number]:
             self.streams.pop(key).report_flags(self.table.sites)
 
     def row_graph(self, step: int) -> fx.GraphModule:
@@ -365,7 +365,7 @@ class Program:
         if other is None or stream is None or other.table != self.table:
             return
         if stream.slots.holds(stretch) and stream.slots.specs == slots.specs:
-            slots.copy_from(stream.slots)
+            slots.take_over(stream.slots)
 
     def _execute(
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position
@@ -432,6 +432,14 @@ class Program:
         known = stream.prepared.get((state, step))
         if known is not None and weights is None:
             return known
+        with TRACING:
+            return self._work_out(stream, step, weights)
+
+    def _work_out(
+        self, stream: Stream, step: int, weights: ForecastWeights | None
+    ) -> PreparedStep:
+        """Lower and bind what a step runs."""
+        state = stream.slots.slot_state
         actions, num_cold = state.actions_for(self.table, step)
         if weights is not None:
             calls = self.binder.bind_row(stream.slots, actions, weights)
@@ -459,14 +467,16 @@ class Program:
         """A step that computes everything, and neither reads nor keeps anything."""
         actions = np.zeros(len(self.table.sites), np.int8)
         key = ("alone", actions.tobytes())
-        if key not in stream.rows:
-            unweighed: ForecastWeights = ((),) * len(actions) if self.history > 1 else ()
-            stream.rows[key] = self.binder.bind_row(stream.slots, actions, unweighed)
+        with TRACING:
+            if key not in stream.rows:
+                unweighed: ForecastWeights = ((),) * len(actions) if self.history > 1 else ()
+                stream.rows[key] = self.binder.bind_row(stream.slots, actions, unweighed)
+            needs = self.liveness.needs(actions.tolist())
         return PreparedStep(
             actions=actions,
             calls=stream.rows[key],
             after=stream.slots.slot_state,
-            needs=self.liveness.needs(actions.tolist()),
+            needs=needs,
             num_cold=0,
             is_checked=False,
         )

@@ -62,15 +62,7 @@ def holds(pipeline: DiffusionPipeline, denoiser: nn.Module) -> bool:
     return any(held is denoiser for held in vars(pipeline).values())
 
 
-def is_passing_on(frame: FrameType) -> bool:
+def is_passing_on(frame: FrameType, packages: tuple[str, ...] = PASSING_ON) -> bool:
     """Whether a frame is of a package that calls on behalf of others."""
     name: str = frame.f_globals.get("__name__") or ""
-    return name.partition(".")[0] in PASSING_ON
-
-
-def find_caller() -> CodeType:
-    """The code of the function whose call of a denoiser this is."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and is_passing_on(frame):
-        frame = frame.f_back
-    return frame.f_code
+    return name.partition(".")[0] in packages

@@ -18,7 +18,7 @@ from dqar_fx.schedule.noise import noise_as_set
 from dqar_fx.schedule.run import Run as RunShape
 from dqar_fx.schedule.run import calls_as_set
 
-from .timesteps import find_value
+from .timesteps import find_start, find_value
 
 WATCH = "_dqar_fx_watch"
 """Attribute of a scheduler that is watched."""
@@ -108,7 +108,6 @@ class SchedulerReader:
     def _start(self, run: SchedulerRun, timestep: Any, steps: int) -> int:
         """The index that a run began with, found at its first call, after some steps."""
         if run.start is None:
-            found = find_value(timestep, run.timesteps, self.scheduler) or 0
+            found = find_start(timestep, run.timesteps, self.scheduler) or 0
             run.start = max(found - steps, 0)
         return run.start
-

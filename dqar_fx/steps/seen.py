@@ -48,7 +48,9 @@ class SeenTensor:
         if (own.shape, own.dtype, own.device) != (tensor.shape, tensor.dtype, tensor.device):
             return False
         if self.digest is not None:
-            return torch.equal(self.digest.view(torch.int64), digest_of(tensor).view(torch.int64))
+            return torch.equal(
+                self.digest.view(torch.int64), digest_of(tensor).view(torch.int64)
+            )
         if version_of(own) != self.version:
             return False
         return own is tensor or torch.equal(own, tensor)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import count
+from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import StepError
 from dqar_fx.notices import Once
 
-from .calling_pipeline import CallingPipeline
+from .calling_pipeline import PASSING_ON, CallingPipeline, is_passing_on
 from .position import NamedStream
 from .session import Session
 
@@ -24,8 +26,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .position import Call, Position
+    from .runs import Run
+
+    Calling = tuple[tuple[int, CodeType], ...]
+
 MAX_SESSIONS = 64
 """Sessions of one denoiser that may be open at a time; each has slots of its own."""
+
+RUNNING_THREADS = ("asyncio", "concurrent", "threading")
+"""Packages whose functions go on when what they run is over."""
 
 _OPEN: ContextVar[dict[int, OpenSession]] = ContextVar("dqar_fx_sessions", default={})  # noqa: B039  # never written to
 
@@ -83,7 +93,8 @@ class Sessions:
         self.timesteps: torch.Tensor | None = None
         self._numbers = count()
         self._opened: dict[int, Session] = {}
-        self._owner: tuple[int, CodeType] | None = None
+        self._owner: Owner | None = None
+        self._claiming = threading.Lock()
         self._pipelines = CallingPipeline()
 
     def __copy__(self) -> Sessions:
@@ -151,29 +162,56 @@ class Sessions:
         pipeline = self._pipelines.find(denoiser)
         return None if pipeline is None else getattr(pipeline, "scheduler", None)
 
-    def claim(self, caller: Callable[[], CodeType], num_rows: int) -> None:
-        """Let this thread call outside of any session, unless another one is in the midst.
+    def locate(
+        self, call: Call, find_scheduler: Callable[[], Any], num_rows: int
+    ) -> Position:
+        """Find the position of a call in the session that is open here, or the default one.
 
         Args:
-            caller: Gives the code of the function whose calls these are.
+            call: The call.
+            find_scheduler: Gives the scheduler whose run it belongs to, or None.
             num_rows: Rows of the branch table.
 
         Raises:
-            StepError: Another thread is inside of a run.
+            StepError: Nothing tells which step it is; or no session is open, and another
+                thread is inside of a run.
         """
-        thread = threading.get_ident()
-        if self._owner is not None and self._owner[0] != thread:
-            owner, code = self._owner
-            run = self.default.tracker.run
-            is_over = run is None or run.is_ended or run.last >= (run.length or num_rows) - 1
-            if not is_over and is_running(owner, code):
-                raise StepError(
-                    "another thread is inside of a run of this denoiser (in "
-                    f"{code.co_name}, at step {run.last if run else 0}), whose kept outputs and "
-                    "steps are not this one's. Expected one request at a time; or, in each "
-                    "thread, `with denoiser.session():` around its calls"
-                )
-        self._owner = (thread, caller())
+        session = self.current
+        if session is not self.default:
+            return session.locate(call, find_scheduler)
+        with self._claiming:
+            self._claim(num_rows)
+            position = session.locate(call, find_scheduler)
+            self._own(position.run)
+        return position
+
+    def _claim(self, num_rows: int) -> None:
+        """Let this thread call, unless another one is in the midst; what that left goes."""
+        owner = self._owner
+        if owner is None or owner.thread == threading.get_ident():
+            return
+        run = owner.run
+        if not is_over(run, num_rows) and owner.is_running:
+            raise StepError(
+                "another thread is inside of a run of this denoiser (in "
+                f"{owner.calling[-1][1].co_name}, at step {run.last}), whose kept outputs and "
+                "steps are not this one's. Expected one request at a time; or, in each "
+                "thread, `with denoiser.session():` around its calls; or denoiser.reset() "
+                "where that run was given up"
+            )
+        self.default.reset()
+        self._owner = None
+
+    def _own(self, run: Run | None) -> None:
+        """Note that this thread has made a call of a run."""
+        assert run is not None, "every run is logged"
+        owner = self._owner
+        if owner is None or owner.run is not run:
+            calling = calling_functions(sys._getframe(1))
+            self._owner = Owner(threading.get_ident(), run, calling)
+        elif len(run.calls) < 2:  # what two calls have in common is enough
+            calling = calling_functions(sys._getframe(1))
+            owner.calling = common_start(owner.calling, calling)
 
     @contextmanager
     def name_stream(
@@ -231,11 +269,56 @@ class Sessions:
             _OPEN.set(left)
 
 
-def is_running(thread: int, code: CodeType) -> bool:
-    """Whether a thread is executing a function now."""
-    frame = sys._current_frames().get(thread)
+@dataclass
+class Owner:
+    """The thread that calls outside of any session.
+
+    Attributes:
+        thread: Its identity.
+        run: The run that it is in.
+        calling: The functions that were running at all calls of it, outermost first: the last
+            one has the loop.
+    """
+
+    thread: int
+    run: Run
+    calling: Calling
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the loop has not been left yet; after one call any function may have it."""
+        now = calling_functions(sys._current_frames().get(self.thread))
+        may_have_loop = self.calling if len(self.run.calls) < 2 else self.calling[-1:]
+        return not set(may_have_loop).isdisjoint(now)
+
+
+def is_over(run: Run, num_rows: int) -> bool:
+    """Whether a run has come to the end of its last step, as far as that can be known.
+
+    Its last step has as many calls as the one before.
+    """
+    if run.is_ended or run.last < (run.length or num_rows) - 1:
+        return run.is_ended
+    calls = Counter(call.step for call in run.calls)
+    before = [calls[step] for step in calls if step != run.last]
+    return not before or calls[run.last] >= before[-1]
+
+
+def calling_functions(frame: FrameType | None) -> Calling:
+    """The functions that are running, outermost first.
+
+    Without generators, which come and go, and without what runs threads and tasks.
+    """
+    found = []
     while frame is not None:
-        if frame.f_code is code:
-            return True
+        is_generator = frame.f_code.co_flags & inspect.CO_GENERATOR
+        if not is_generator and not is_passing_on(frame, (*PASSING_ON, *RUNNING_THREADS)):
+            found.append((id(frame), frame.f_code))
         frame = frame.f_back
-    return False
+    return tuple(reversed(found))
+
+
+def common_start(one: Calling, other: Calling) -> Calling:
+    """What two of them have in common at their beginning."""
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return tuple(each for each, _ in pairs)

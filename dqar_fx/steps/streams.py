@@ -4,13 +4,16 @@ What stays the same from step to step tells streams apart: prompts, labels, posi
 that have changed at every step so far (residuals of a ControlNet, a second timestep, a prompt
 that travels) are data of the step. A prompt that changes otherwise is another prompt, whose
 outputs are not kept yet; and so is one that travels, where it alone would tell several streams
-apart.
+apart. Data may be absent at some steps, too: then another program runs the stream, and goes on
+with what it has kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from dqar_fx.capture.inputs import is_prompt
 
 from .position import Stretch
 from .reasons import OTHER_SHAPES, other_conditioning
@@ -48,6 +51,8 @@ class RunStream:
             where that is not known.
         is_new: Whether it was called once only.
         is_parted: Whether its samples do not go through their steps together.
+        names: Per tensor of the conditioning, its argument.
+        shapes: Of what it denoises.
     """
 
     name: str | None
@@ -64,6 +69,8 @@ class RunStream:
     held: torch.Tensor | None = None
     is_new: bool = True
     is_parted: bool = False
+    names: tuple[str, ...] = ()
+    shapes: tuple[object, ...] = ()
 
     def find_changed(self, call: Call, *, by_value: bool) -> list[int] | None:
         """Which tensors of a call's conditioning are not what they were.
@@ -102,6 +109,41 @@ class RunStream:
             return False
         kept = (i for i in range(len(self.seen)) if i not in changed)
         return is_sure or any(self.seen[i].is_same(call.conditioning[i]) for i in kept)
+
+    def is_with_other_data(self, call: Call) -> bool:
+        """Whether a call of another program is this stream's.
+
+        It denoises as much, maybe in another dtype, and what both have is the same, with a prompt
+        among that; data of the step may be there or not.
+        """
+        own = dict(zip(self.names, self.seen, strict=True))
+        given = dict(zip(call.names, call.conditioning, strict=True))
+        prompts = dict(zip(call.names, call.prompts, strict=True))
+        if self.shapes != shapes_of(call):
+            return False
+        others = own.keys() ^ given.keys()
+        if any(prompts.get(name) or is_prompt(name) for name in others):
+            return False
+        return all(
+            (own[name].is_same(given[name]) or own[name].is_equal(given[name]))
+            for name in own.keys() & given.keys()
+            if not self._is_data(name)
+        ) and any(prompts[name] for name in own.keys() & given.keys())
+
+    def _is_data(self, name: str) -> bool:
+        """Whether a tensor has changed at every step so far."""
+        return 0 < self.transitions == self.changes[self.names.index(name)]
+
+    def with_other_data(self, call: Call) -> RunStream:
+        """This stream as a call of another program has it, which goes on with its outputs."""
+        changes = dict(zip(self.names, self.changes, strict=True))
+        return replace(
+            self,
+            signature=call.signature,
+            seen=[SeenTensor.of(tensor) for tensor in call.conditioning],
+            changes=[changes.get(name, self.transitions) for name in call.names],
+            names=call.names,
+        )
 
     def go_on(
         self, call: Call, changed: Sequence[int], step: int, *, is_same: bool = False
@@ -170,7 +212,7 @@ class RunStreams:
         if stream is None:
             stream, changed = self._find_nearest(name, call, is_sure=is_sure)
         if stream is None:
-            stream = self._find_cast(name, call)
+            stream = self._find_with_other_data(name, call)
         before = None if stream is None else stream.step
         if stream is None:
             stream = self._begin(name, call, step)
@@ -196,20 +238,14 @@ class RunStreams:
                 best = stream, changed
         return best
 
-    def _find_cast(self, name: str | None, call: Call) -> RunStream | None:
-        """The stream that has this conditioning in a call of another program.
-
-        As where a scheduler gives the latent back in another dtype than it began with.
-        """
-        for stream in self._known:
+    def _find_with_other_data(self, name: str | None, call: Call) -> RunStream | None:
+        """The stream that a call goes on with, but for data that it has or lacks."""
+        for i, stream in enumerate(self._known):
             if stream.name != name or stream in self._called:
                 continue
-            if len(stream.seen) == len(call.conditioning) and all(
-                seen.is_same(tensor) or seen.is_equal(tensor)
-                for seen, tensor in zip(stream.seen, call.conditioning, strict=True)
-            ):
-                stream.signature = call.signature
-                return stream
+            if stream.is_with_other_data(call):
+                self._known[i] = stream.with_other_data(call)
+                return self._known[i]
         return None
 
     def _has_other_since(self, stream: RunStream) -> bool:
@@ -229,7 +265,17 @@ class RunStreams:
         else:
             number = next(i for i in range(len(numbers) + 1) if i not in numbers)
         seen = [SeenTensor.of(tensor) for tensor in call.conditioning]
-        made = RunStream(name, number, call.signature, seen, step, step, changes=[0] * len(seen))
+        made = RunStream(
+            name,
+            number,
+            call.signature,
+            seen,
+            step,
+            step,
+            changes=[0] * len(seen),
+            names=call.names,
+            shapes=shapes_of(call),
+        )
         self._inherit(made, call)
         self._known.append(made)
         return made
@@ -245,9 +291,7 @@ class RunStreams:
                 names = ", ".join(dict.fromkeys(call.names[i] for i in changed))
                 made.reason = other_conditioning(names)
                 made.transitions = stream.transitions + 1
-                made.changes = [
-                    n + (i in changed) for i, n in enumerate(stream.changes)
-                ]
+                made.changes = [n + (i in changed) for i, n in enumerate(stream.changes)]
                 return
 
 
@@ -255,3 +299,6 @@ def has_prompt_besides(call: Call, changed: Sequence[int]) -> bool:
     """Whether no prompt of a call has changed, or another one has not, which tells its stream."""
     is_changed = [i in changed for i, is_prompt in enumerate(call.prompts) if is_prompt]
     return not all(is_changed) or not is_changed
+def shapes_of(call: Call) -> tuple[object, ...]:
+    """Shapes of what a call denoises."""
+    return tuple(latent.shape for latent in call.latents)

@@ -113,7 +113,9 @@ class TimestepSources:
         if value is None:
             return None
         known = self._known(given, timestep)
-        return next((r for r in known if step < len(r.values) and r.values[step] == value), None)
+        return next(
+            (r for r in known if step < len(r.values) and r.values[step] == value), None
+        )
 
     @property
     def scheduler_timesteps(self) -> torch.Tensor | None:
@@ -137,13 +139,14 @@ def spell(
     """Timesteps as pipelines pass them on, in the dtype and on the device of one.
 
     As they are; divided by the scheduler's ``num_train_timesteps`` (Flux, SD3); or counted from
-    the other end (Z-Image, Lumina).
+    the other end (Z-Image, Lumina). In a narrow dtype it counts what was rounded when.
     """
     own = timesteps.to(like.device, like.dtype)
     yield own
     total = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
     if total and own.is_floating_point():
         yield own / total
+        yield (timesteps / total).to(like.device, like.dtype)
         yield 1 - own / total
         yield (total - own) / total
         yield (1 - timesteps / total).to(like.device, like.dtype)
@@ -155,22 +158,44 @@ def find_value(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> int | 
     An element of them tells its place; any other timestep is read, which waits for an
     accelerator.
     """
-    if not isinstance(timestep, torch.Tensor):
+    place = find_element(timestep, timesteps)
+    if place is not None:
+        return place
+    return next(find_spelled(timestep, timesteps, scheduler), None)
+
+
+def find_start(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> int | None:
+    """The same for the first call of a run.
+
+    A thousandth of the first timestep may be the last one: of all spellings the earliest place
+    counts.
+    """
+    place = find_element(timestep, timesteps)
+    if place is not None:
+        return place
+    return min(find_spelled(timestep, timesteps, scheduler), default=None)
+
+
+def find_element(timestep: Any, timesteps: torch.Tensor) -> int | None:
+    """The place of a timestep that is an element of these very timesteps; None if it is not."""
+    base = timestep._base if isinstance(timestep, torch.Tensor) else None
+    root = timesteps if timesteps._base is None else timesteps._base
+    if base is None or base is not root or base.dim() != 1:
         return None
-    base = timestep._base
-    if base is not None and is_single(timestep) and base.dtype == timestep.dtype:
-        root = timesteps if timesteps._base is None else timesteps._base
-        if base is root and base.dim() == 1:
-            offset = timestep.storage_offset() - timesteps.storage_offset()
-            return offset // timesteps.stride(0)
-    value = value_of(timestep)
+    if not is_single(timestep) or base.dtype != timestep.dtype:
+        return None
+    return (timestep.storage_offset() - timesteps.storage_offset()) // timesteps.stride(0)
+
+
+def find_spelled(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> Iterator[int]:
+    """The first place of a call's value in each spelling of the timesteps that has it."""
+    value = value_of(timestep) if isinstance(timestep, torch.Tensor) else None
     if value is None:
-        return None
+        return
     for spelled in spell(timesteps, timestep, scheduler):
         found = (spelled == value).nonzero()
         if len(found):
-            return int(found[0])
-    return None
+            yield int(found[0])
 
 
 def is_single(timestep: torch.Tensor) -> bool:

@@ -13,6 +13,7 @@ listened to any more in that run.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -95,7 +96,6 @@ class StepTracker:
     """Follows the calls of one denoiser, or of one session of it.
 
     Attributes:
-        context: What ``cache_context`` has named, while it is open.
         timestep_sources: Where the timesteps of a whole run are found.
 
     Args:
@@ -104,7 +104,7 @@ class StepTracker:
     """
 
     def __init__(self, session: int | None = None, once: Once | None = None) -> None:
-        self.context: NamedStream | None = None
+        self._local = threading.local()
         self.timestep_sources = TimestepSources()
         self._session = () if session is None else (session,)
         self._once = once or Once()
@@ -112,6 +112,15 @@ class StepTracker:
         self._direction = 0
         self._reader: SchedulerReader | None = None
         self._unheeded: SchedulerRun | None = None
+
+    @property
+    def context(self) -> NamedStream | None:
+        """What ``cache_context`` has named, in this thread, while it is open."""
+        return getattr(self._local, "context", None)
+
+    @context.setter
+    def context(self, named: NamedStream | None) -> None:
+        self._local.context = named
 
     @property
     def run(self) -> Run | None:

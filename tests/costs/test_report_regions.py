@@ -27,7 +27,7 @@ from dqar_fx.costs.workload import ahead_key, region_key
 from dqar_fx.costs.workload_counter import WorkloadCounter
 from dqar_fx.passes.support.graphs import structure_of
 from dqar_fx.program.lowering import Lowering
-from dqar_fx.steps.steps import Position
+from dqar_fx.steps.position import Position
 from tests.helpers.models import make_dit, make_flux, make_sd3
 from tests.helpers.slow_cases import slow_but
 
