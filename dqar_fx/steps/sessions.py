@@ -182,7 +182,7 @@ class Sessions:
         with self._claiming:
             self._claim(num_rows)
             position = session.locate(call, find_scheduler)
-            self._own(position.run)
+            self._own(position)
         return position
 
     def _claim(self, num_rows: int) -> None:
@@ -202,16 +202,18 @@ class Sessions:
         self.default.reset()
         self._owner = None
 
-    def _own(self, run: Run | None) -> None:
-        """Note that this thread has made a call of a run."""
+    def _own(self, position: Position) -> None:
+        """Note that this thread makes a call of a run."""
+        run = position.run
         assert run is not None, "every run is logged"
         owner = self._owner
         if owner is None or owner.run is not run:
             calling = calling_functions(sys._getframe(1))
             self._owner = Owner(threading.get_ident(), run, calling)
-        elif len(run.calls) < 2:  # what two calls have in common is enough
+        elif not owner.is_settled:
             calling = calling_functions(sys._getframe(1))
             owner.calling = common_start(owner.calling, calling)
+            owner.is_settled = position.step != run.first  # it has gone round
 
     @contextmanager
     def name_stream(
@@ -276,13 +278,15 @@ class Owner:
     Attributes:
         thread: Its identity.
         run: The run that it is in.
-        calling: The functions that were running at all calls of it, outermost first: the last
-            one has the loop.
+        calling: The functions that were running at its calls until its second step, outermost
+            first: the last one has the loop.
+        is_settled: Whether they are those of two steps.
     """
 
     thread: int
     run: Run
     calling: Calling
+    is_settled: bool = False
 
     @property
     def is_running(self) -> bool:

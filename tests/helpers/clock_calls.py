@@ -26,7 +26,8 @@ def locate(tracker, timestep, latents=None, *, name=None, index=None, scheduler=
     num_steps = given.pop("num_steps", None)
     tracker.context = None if name is None else NamedStream(name, index, num_steps)
     try:
-        return tracker.locate(make_call(timestep, latents, signature, **given), scheduler)
+        call = make_call(timestep, latents, signature, **given)
+        return tracker.locate(call, lambda: scheduler)
     finally:
         tracker.context = None
 
