@@ -220,6 +220,9 @@ class GuidedDenoiser(Denoiser):
         found = self._programs.find(conditional, spec)
         position = self._locate(found, conditional)
         streams = self._streams[session_of(position.stream)]
+        is_first = position.run is not None and not position.run.calls
+        if halves is not None and is_first and not streams.halves.look(halves, again=True):
+            return self._run_batch(leaves, None, spec)  # unlike the run before
         if halves is None:
             position = replace(position, trajectory=streams.pair(position.trajectory, None))
             program = self._fit(found, position)
