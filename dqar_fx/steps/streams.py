@@ -78,7 +78,7 @@ class RunStream:
         Args:
             call: The call.
             by_value: Whether to compare values of tensors that are other objects. Those that
-                have changed at every step so far are not compared.
+                have changed at every step so far are not compared, but for prompts.
 
         Returns:
             Their places; None where the call is of another program, or has other tensors.
@@ -89,7 +89,7 @@ class RunStream:
         for i, (seen, tensor) in enumerate(zip(self.seen, call.conditioning, strict=True)):
             if seen.is_same(tensor):
                 continue
-            is_data = self.transitions > 0 and self.changes[i] == self.transitions
+            is_data = 0 < self.transitions == self.changes[i] and not call.prompts[i]
             if is_data or not (by_value and seen.is_equal(tensor)):
                 changed.append(i)
         return changed

@@ -163,6 +163,17 @@ def test_prompt_that_travels_from_the_start_is_data_after_it_was_said_once():
     assert reasons[1].mend
 
 
+def test_prompt_that_stays_after_it_changed_once_does_not_travel():
+    """Each of them is another tensor, as where it is encoded anew at each step."""
+    steps, tokens = Steps(), []
+    for seed in (1, 2, 2, 2, 3):
+        stream = steps.call(encoder_hidden_states=numbers(seed), mask=TEXTS["cond"])
+        tokens.append(stream.token)
+        steps.next()
+    assert tokens[1] is tokens[2] is tokens[3]
+    assert tokens[4] is not tokens[3]
+
+
 def test_input_that_changes_after_it_had_stayed_is_no_data():
     steps = Steps()
     tokens = []
@@ -212,3 +223,46 @@ def test_the_stream_called_longest_ago_goes_first_where_there_are_too_many():
     steps.next()
     found = [steps.call(encoder_hidden_states=numbers(s)) for s in range(1, MAX_STREAMS + 1)]
     assert found == [*others, added]
+
+
+def with_residuals(steps, step, **given):
+    return steps.call(
+        signature="with", encoder_hidden_states=TEXTS["cond"], residuals=numbers(step), **given
+    )
+
+
+def test_data_that_comes_and_goes_leaves_the_stream_as_it_is():
+    steps, found = Steps(), []
+    for step, has_residuals in enumerate((True, True, False, False, True, False)):
+        if has_residuals:
+            found.append(with_residuals(steps, step))
+        else:
+            found.append(steps.call(encoder_hidden_states=TEXTS["cond"]))
+        steps.next()
+    assert len({id(stream.token) for stream in found}) == 1
+    assert {stream.number for stream in found} == {0}
+    assert not any(stream.reason for stream in found)
+
+
+def test_data_that_goes_takes_no_other_stream():
+    steps = Steps()
+    first = with_residuals(steps, 0)
+    steps.next()
+    assert steps.call(encoder_hidden_states=TEXTS["uncond"]).token is not first.token
+    assert with_residuals(steps, 1).token is first.token
+
+
+def test_second_call_of_a_step_without_data_is_another_stream():
+    steps = Steps()
+    first = with_residuals(steps, 0)
+    assert steps.call(encoder_hidden_states=TEXTS["cond"]).token is not first.token
+
+
+def test_prompt_that_comes_is_no_data():
+    steps = Steps()
+    first = steps.call(encoder_hidden_states=TEXTS["cond"])
+    steps.next()
+    second = steps.call(
+        signature="more", encoder_hidden_states=TEXTS["cond"], pooled_projections=numbers(9)
+    )
+    assert second.token is not first.token

@@ -1,0 +1,223 @@
+"""What a denoiser really did, call by call, beside what its table promised."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import dqar_fx
+from dqar_fx import Action, Schedule
+from dqar_fx.steps.runs import KEPT_RUNS
+from tests.helpers.requests import STEPS, are_equal, ask, prompt, request, run
+from tests.helpers.toy_pipeline import TOKENS, WIDTH, make_toy
+
+ACTIONS = "SRRSRR"
+SCHEDULE = Schedule.from_actions(ACTIONS)
+
+
+@pytest.fixture(scope="module")
+def base():
+    denoiser = dqar_fx.transform(make_toy(), SCHEDULE)
+    run(denoiser, 0)
+    return denoiser
+
+
+@pytest.fixture
+def denoiser(base):
+    return base.with_schedule(SCHEDULE)
+
+
+def latent(seed=0, batch=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, TOKENS, WIDTH, generator=generator)
+
+
+def test_run_is_what_the_table_promised(denoiser):
+    run(denoiser, 1)
+    (found,) = denoiser.runs
+    table = denoiser.table
+    assert [(c.step, c.stream) for c in found.calls] == [
+        (step, (None, stream)) for step in range(STEPS) for stream in range(2)
+    ]
+    for call in found.calls:
+        assert call.table is table
+        assert np.array_equal(call.actions, table.actions[call.step])
+        assert (call.num_cold, call.reason) == (0, "")
+    num_reads = 2 * int((table.actions == Action.REUSE).sum())
+    assert found.num_reused == found.num_promised == num_reads
+    assert (found.first, found.last, found.reasons) == (0, STEPS - 1, {})
+
+
+def test_latest_runs_are_kept(denoiser):
+    for seed in range(KEPT_RUNS + 3):
+        run(denoiser, seed, streams=1)
+    assert len(denoiser.runs) == KEPT_RUNS
+    assert all(len(each.calls) == STEPS for each in denoiser.runs)
+    assert [each.is_ended for each in denoiser.runs] == [True] * (KEPT_RUNS - 1) + [False]
+
+
+def test_run_that_begins_late_is_cold_without_a_warning(denoiser):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(denoiser, 1, streams=1, first=1)
+    (found,) = denoiser.runs
+    sites = len(denoiser.table.sites)
+    assert found.first == 1
+    assert found.calls[0].num_cold == sites
+    assert found.reasons == {"its run began at step 1": sites}
+    assert found.num_promised - found.num_reused == sites
+
+
+def test_prompt_that_changes_is_said_once_and_counted(denoiser):
+    x, sites = latent(), len(denoiser.table.sites)
+    timesteps = torch.linspace(900, 100, STEPS)
+    texts = [prompt(1), prompt(2), prompt(2), prompt(2), prompt(2), prompt(3)]
+    with pytest.warns(UserWarning, match=r"sites start cold.*encoder_hidden_states") as said:
+        for t, text in zip(timesteps, texts, strict=True):
+            x = x - 0.1 * ask(denoiser, x, t, text)
+    (found,) = denoiser.runs
+    assert [call.num_cold for call in found.calls] == [0, sites, 0, 0, 0, sites]
+    assert len(said) == 1
+    ((reason, cells),) = found.reasons.items()
+    assert "encoder_hidden_states" in reason
+    assert cells == 2 * sites
+
+
+def test_prompt_written_in_place_never_reuses_what_the_old_one_left(denoiser):
+    """The outputs of the changed prompt are those of a request of its own."""
+    x, sites = latent(), len(denoiser.table.sites)
+    timesteps = torch.linspace(900, 100, STEPS)
+    text = prompt(1)
+    with pytest.warns(UserWarning, match="encoder_hidden_states"):
+        for index, t in enumerate(timesteps):
+            if index == 2:
+                text.copy_(prompt(2))
+            found = ask(denoiser, x, t, text)
+            if index == 2:
+                assert torch.equal(found, make_toy()(x, t.expand(2), text))
+            x = latent(index + 1)
+    assert denoiser.runs[-1].calls[2].num_cold == sites
+
+
+def test_new_kind_of_reason_is_warned_of_again(denoiser):
+    x = latent()
+    timesteps = torch.linspace(900, 100, STEPS)
+    with pytest.warns(UserWarning, match="start cold") as said:
+        ask(denoiser, x, timesteps[0], prompt(1))
+        ask(denoiser, latent(1), timesteps[1], prompt(2))
+        ask(denoiser, latent(2, 1), timesteps[2], prompt(2, 1))
+    assert len(said) == 2
+    assert "other shapes" in str(said[1].message)
+
+
+def test_batch_that_shrinks_computes_and_then_reuses_its_own(denoiser):
+    timesteps = torch.linspace(900, 100, STEPS)
+    texts = [prompt(1, 2)] * 2 + [prompt(1, 1)] * 4
+    with pytest.warns(UserWarning, match=r"other shapes.*Guidance\(batched=\.\.\.\)"):
+        for index, (t, text) in enumerate(zip(timesteps, texts, strict=True)):
+            x = latent(index, len(text))
+            found = ask(denoiser, x, t, text)
+            if index == 2:
+                wanted = make_toy()(x, t.expand(1), text)
+                assert torch.equal(found, wanted)
+    (one,) = denoiser.runs
+    assert [call.step for call in one.calls] == list(range(STEPS))
+    letters = ["".join({Action(int(a)).letter for a in call.actions}) for call in one.calls]
+    assert letters == ["S", "R", "S", "S", "R", "R"]
+
+
+def test_batch_that_grows_again_goes_on_with_what_it_had(denoiser):
+    timesteps = torch.linspace(900, 100, STEPS)
+    big, small = prompt(1, 2), prompt(1, 1)
+    with pytest.warns(UserWarning, match="other shapes"):
+        for index, t in enumerate(timesteps):
+            text = small if index == 1 else big
+            ask(denoiser, latent(index, len(text)), t, text)
+    (one,) = denoiser.runs
+    assert [call.num_cold > 0 for call in one.calls] == [False, True] + [False] * 4
+    assert one.calls[2].count(Action.REUSE) > 0
+
+
+def test_mixed_timesteps_compute_all_and_say_so_once(denoiser):
+    """Diffusion forcing: each sample at a step of its own, one after the other."""
+    times = torch.tensor([[900.0, 700.0], [700.0, 500.0], [500.0, 300.0], [300.0, 100.0]])
+    text, model = prompt(1), make_toy()
+    with pytest.warns(UserWarning, match="its samples stand at different timesteps") as said:
+        for index, t in enumerate(times):
+            x = latent(index)
+            with torch.no_grad():
+                found = denoiser(x, t, encoder_hidden_states=text)
+                if index:
+                    assert torch.equal(found, model(x, t, text))
+    assert len(said) == 1
+    (one,) = denoiser.runs
+    assert all(call.count(Action.COMPUTE) == len(call.actions) for call in one.calls[1:])
+    assert one.reasons
+
+
+def test_describe_says_what_was_reused_and_why_not_more(denoiser):
+    run(denoiser, 1, streams=1, first=1)
+    (one,) = denoiser.runs
+    sites = len(denoiser.table.sites)
+    assert one.describe() == (
+        f"run of steps 1 to {STEPS - 1} of {STEPS}: {STEPS - 1} calls, {3 * sites} of "
+        f"{4 * sites} promised cells reused; {sites} not, since its run began at step 1"
+    )
+
+
+def test_run_that_ends_is_logged_in_one_line(denoiser, caplog):
+    with caplog.at_level(logging.INFO, "dqar_fx.runs"):
+        run(denoiser, 1)
+        assert not caplog.records
+        run(denoiser, 2)
+        denoiser.reset()
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts == [each.describe() for each in denoiser.runs]
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+
+
+def test_call_that_fails_is_not_logged_and_leaves_nothing(denoiser, monkeypatch):
+    """What was stored before it failed is not read by the same request again."""
+    wanted = run(denoiser.with_schedule(SCHEDULE), 1)
+    import dqar_fx.program.program as module
+
+    execute = module.execute
+
+    def fail(calls, values):
+        execute(calls[:-1], values)
+        raise ZeroDivisionError
+
+    calls = request(denoiser, 1)
+    for _ in range(7):
+        next(calls)
+    monkeypatch.setattr(module, "execute", fail)
+    with pytest.raises(ZeroDivisionError):
+        next(calls)
+    monkeypatch.undo()
+    assert len(denoiser.runs[-1].calls) == 5
+    assert are_equal(run(denoiser, 1), wanted)
+    assert [len(each.calls) for each in denoiser.runs] == [5, 2 * STEPS]
+
+
+@pytest.mark.parametrize("stop", range(1, 3 * STEPS, 4))
+def test_request_that_is_dropped_leaves_nothing_to_the_next(denoiser, stop):
+    wanted = {seed: run(denoiser.with_schedule(SCHEDULE), seed) for seed in (1, 2)}
+    for seed in (1, 2):
+        calls = request(denoiser, 1)
+        for _ in range(stop):
+            next(calls)
+        calls.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert are_equal(run(denoiser, seed), wanted[seed])
+        assert not denoiser.runs[-1].reasons
+
+
+def test_time_of_each_call_is_logged_where_it_is_asked_for(denoiser):
+    denoiser.times_calls = True
+    run(denoiser, 1)
+    assert all(call.milliseconds > 0 for call in denoiser.runs[-1].calls)
