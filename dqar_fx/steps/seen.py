@@ -55,6 +55,10 @@ class SeenTensor:
             return False
         return own is tensor or torch.equal(own, tensor)
 
+    def agrees(self, tensor: torch.Tensor) -> bool:
+        """Whether it is the same tensor, or has its values."""
+        return self.is_same(tensor) or self.is_equal(tensor)
+
 
 def digest_of(tensor: torch.Tensor) -> torch.Tensor:
     """What tells a tensor's values from others, float64 ``[2]``.

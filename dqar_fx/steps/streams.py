@@ -125,7 +125,7 @@ class RunStream:
         if any(prompts.get(name) or is_prompt(name) for name in others):
             return False
         return all(
-            (own[name].is_same(given[name]) or own[name].is_equal(given[name]))
+            own[name].agrees(given[name])
             for name in own.keys() & given.keys()
             if not self._is_data(name)
         ) and any(prompts[name] for name in own.keys() & given.keys())

@@ -110,6 +110,6 @@ def test_single_timesteps_are_told_by_their_layout():
     assert not is_single(torch.full((2,), 3.0))
 
 
-def test_range_is_of_the_least_and_the_greatest():
-    assert range_of(torch.tensor([4, 9, 1])) == (1.0, 9.0)
+def test_range_is_of_the_greatest_and_the_least():
+    assert range_of(torch.tensor([4, 9, 1])) == (9.0, 1.0)
     assert range_of(torch.tensor(4).expand(3)) == (4.0, 4.0)
