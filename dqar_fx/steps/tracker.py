@@ -280,9 +280,9 @@ class StepTracker:
         if reading.clock == "scheduler":
             return moved if moved >= 0 else None
         if moved == 0:
-            again = now.streams.find(name, call, called=True) is not None
-            is_new = again and now.step == now.run.first and not is_same(now.latents, call)
-            return None if is_new else 0
+            if now.step != now.run.first or is_same(now.latents, call):
+                return 0  # without a look at the conditioning, which may be a wait
+            return 0 if now.streams.find(name, call, called=True) is None else None
         if reading.clock == "place":
             return min(moved, 1) if moved > 0 else None  # a loop over a slice of them
         return 1 if moved == 1 else None
