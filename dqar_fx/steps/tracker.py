@@ -1,11 +1,11 @@
 """Which step of which run a call is, and which stream: known on the host.
 
-In this order: ``cache_context(name, step_index=...)`` where it is given; the scheduler that was
-attached, or that of the pipeline that calls; the timestep's place in a 1-D tensor that it is an
+In this order: ``cache_context(name, step_index=...)`` where it is given; the scheduler of the
+pipeline that calls, or that was attached; the timestep's place in a 1-D tensor that it is an
 element of, as in ``for t in timesteps``; and only then the timestep's value. Of values, another
-one is the next step, and so is the same one with another latent, unless the call can be another
-stream of the same step. The direction in which they go is learnt. Only a return to the first
-value, or a turn, begins a new run.
+one is the next step, and so is the same one with another latent, unless the call can be
+another stream of the same step. The direction in which they go is learnt. Only a return to the
+first value, or a turn, begins a new run.
 
 A scheduler that stays where it is while timesteps go on does not tell the time: then it is not
 listened to any more in that run.
