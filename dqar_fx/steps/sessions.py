@@ -156,11 +156,12 @@ class Sessions:
         return not self._opened
 
     def find_scheduler(self, denoiser: nn.Module) -> Any:
-        """The scheduler that was attached, or that of the pipeline that calls; else None."""
-        if self.scheduler is not None:
-            return self.scheduler
-        pipeline = self._pipelines.find(denoiser)
-        return None if pipeline is None else getattr(pipeline, "scheduler", None)
+        """The scheduler of the pipeline that calls, or that was attached; else None.
+
+        A copy of a pipeline steps a copy of the scheduler that was attached.
+        """
+        own = getattr(self._pipelines.find(denoiser), "scheduler", None)
+        return self.scheduler if own is None else own
 
     def locate(
         self, call: Call, find_scheduler: Callable[[], Any], num_rows: int

@@ -1,11 +1,11 @@
 """Which step of which run a call is, and which stream: known on the host.
 
-In this order: ``cache_context(name, step_index=...)`` where it is given; the scheduler that was
-attached, or that of the pipeline that calls; the timestep's place in a 1-D tensor that it is an
+In this order: ``cache_context(name, step_index=...)`` where it is given; the scheduler of the
+pipeline that calls, or that was attached; the timestep's place in a 1-D tensor that it is an
 element of, as in ``for t in timesteps``; and only then the timestep's value. Of values, another
-one is the next step, and so is the same one with another latent, unless the call can be another
-stream of the same step. The direction in which they go is learnt. Only a return to the first
-value, or a turn, begins a new run.
+one is the next step, and so is the same one with another latent, unless the call can be
+another stream of the same step. The direction in which they go is learnt. Only a return to the
+first value, or a turn, begins a new run.
 
 A scheduler that stays where it is while timesteps go on does not tell the time: then it is not
 listened to any more in that run.
@@ -280,9 +280,9 @@ class StepTracker:
         if reading.clock == "scheduler":
             return moved if moved >= 0 else None
         if moved == 0:
-            again = now.streams.find(name, call, called=True) is not None
-            is_new = again and now.step == now.run.first and not is_same(now.latents, call)
-            return None if is_new else 0
+            if now.step != now.run.first or is_same(now.latents, call):
+                return 0  # without a look at the conditioning, which may be a wait
+            return 0 if now.streams.find(name, call, called=True) is None else None
         if reading.clock == "place":
             return min(moved, 1) if moved > 0 else None  # a loop over a slice of them
         return 1 if moved == 1 else None

@@ -191,13 +191,16 @@ def test_denoiser_unnamed_streams_have_their_own_slots(mode):
                 assert torch.equal(result, oracle(denoiser.table.actions[step], **branch))
 
 
-def test_denoiser_late_start_computes_and_its_log_says_why(case, denoiser):
+def test_denoiser_run_that_begins_late_computes_and_its_log_says_why(case, denoiser):
     with torch.no_grad():
         expected = case.model(**case.inputs(2)).sample
-    with denoiser.cache_context("cond", step_index=2):
+    with denoiser.cache_context("cond", step_index=2), warnings.catch_warnings():
+        warnings.simplefilter("error")  # an image-to-image run is as it should be
         assert torch.equal(denoiser(**case.inputs(2)).sample, expected)
-    (call,) = denoiser.runs[-1].calls
-    assert (call.num_cold, call.reason) == (len(call.actions), "its run began at step 2")
+    (run,) = denoiser.runs
+    assert [(call.num_cold, call.reason) for call in run.calls] == [
+        (2, "its run began at step 2")
+    ]
     oracle = Oracle(case.model)
     oracle([1, 1], **case.inputs(2))
     with denoiser.cache_context("cond", step_index=3), warnings.catch_warnings():
@@ -355,22 +358,22 @@ def test_denoiser_shows_submodules_and_empty_attributes(case, denoiser):
     assert dqar_fx.transform(case.model, Schedule.compute_all(1)).encoder_hid_proj is None
 
 
-def test_denoiser_follows_rising_timesteps(case, denoiser):
+def test_denoiser_rising_timesteps_reuse_by_the_table(case, denoiser):
+    oracle = Oracle(case.model)
     for step in range(4):
-        denoiser(**{**case.inputs(step), "timestep": torch.full((2,), float(step))})
+        inputs = {**case.inputs(step), "timestep": torch.full((2,), float(step))}
+        found = denoiser(**inputs).sample
+        assert torch.equal(found, oracle(denoiser.table.actions[step], **inputs))
     (run,) = denoiser.runs
-    assert [call.step for call in run.calls] == [0, 1, 2, 3]
     assert run.num_reused == run.num_promised > 0
 
 
-def test_denoiser_that_begins_anew_at_each_call_is_not_silently_useless(case, denoiser):
-    def call(step):
-        return denoiser(**{**case.inputs(step), "timestep": torch.full((2,), 5.0)})
-
-    for step in range(3):
-        call(step)
-    with pytest.warns(UserWarning, match="next to nothing is reused"):
-        call(3)
+def test_denoiser_restarts_at_each_call_are_not_silently_useless(case, denoiser):
+    """A timestep that stays what it is with latents that do not: nothing tells the time."""
+    with pytest.warns(UserWarning, match="nothing is reused") as said:
+        for step in range(5):
+            denoiser(**{**case.inputs(step), "timestep": torch.full((2,), 7.0)})
+    assert len(said) == 1
 
 
 def test_denoiser_refuses_what_tells_no_step(denoiser):

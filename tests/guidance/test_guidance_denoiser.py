@@ -250,14 +250,12 @@ def test_denoiser_lets_go_of_both_streams_of_a_signature(case, monkeypatch):
 # ---- wrong use -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [2, 3])
-def test_batched_call_without_halves_runs_plainly(case, rows):
-    """As with guidance off: all of its samples are asked for, none is the other's half."""
-    denoiser = guided(case, "CRCR", None, "CRRR", batched=FIRST)
-    inputs = {name: value[:rows] for name, value in case.inputs(0).items()}
+def test_batched_odd_number_of_rows_runs_plainly(case):
+    denoiser = guided(case, "CRCR", None, None, batched=FIRST)
+    inputs = {name: value[:3] for name, value in case.inputs(0).items()}
     with torch.no_grad():
-        expected = case.model(**inputs).sample
-    assert torch.equal(denoiser(**inputs).sample, expected)
+        assert torch.equal(denoiser(**inputs).sample, case.model(**inputs).sample)
+    assert len(denoiser.runs[-1].calls) == 1
 
 
 def test_batched_output_without_rows_is_refused():
@@ -272,7 +270,7 @@ def test_batched_output_without_rows_is_refused():
     guidance = Guidance(batched=FIRST)
     denoiser = dqar_fx.transform(Summing().eval(), Schedule.compute_all(2), guidance=guidance)
     with pytest.raises(dqar_fx.DqarError, match=r"output 1 .* shape \[\] for 2 samples"):
-        denoiser(torch.randn(2, 5, 16).repeat(2, 1, 1), torch.full((4,), 5.0))
+        denoiser(torch.ones(4, 5, 16), torch.full((4,), 5.0))
 
 
 @pytest.mark.parametrize(

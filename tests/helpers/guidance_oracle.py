@@ -161,7 +161,8 @@ def addresses_of(denoiser):
     programs = (denoiser.program, other.program)
     slots = [s.slots for program in programs for s in program.streams.values()]
     buffers = [b for each in (*kept, *slots) for b in each.buffers.values()]
-    return [buffer.data_ptr() for buffer in (*buffers, *sum(other.held.values(), []))]
+    held = [b for each in other.held.values() for b in each]
+    return [buffer.data_ptr() for buffer in (*buffers, *held)]
 
 
 class NoReading(TorchDispatchMode):

@@ -104,9 +104,7 @@ def test_prompt_that_is_another_one_at_the_second_step_starts_anew_and_says_so(i
     steps = Steps()
     first = steps.call(encoder_hidden_states=numbers(1), mask=TEXTS["cond"])
     steps.next()
-    second = steps.call(
-        encoder_hidden_states=numbers(2), mask=TEXTS["cond"], is_sure=is_sure
-    )
+    second = steps.call(encoder_hidden_states=numbers(2), mask=TEXTS["cond"], is_sure=is_sure)
     assert second is not first
     assert "encoder_hidden_states" in second.reason.text
 
@@ -178,7 +176,9 @@ def test_input_that_changes_after_it_had_stayed_is_no_data():
     steps = Steps()
     tokens = []
     for seed in (1, 1, 1, 2, 2):
-        tokens.append(steps.call(encoder_hidden_states=TEXTS["cond"], extra=numbers(seed)).token)
+        tokens.append(
+            steps.call(encoder_hidden_states=TEXTS["cond"], extra=numbers(seed)).token
+        )
         steps.next()
     assert tokens[0] is tokens[1] is tokens[2]
     assert tokens[3] is not tokens[2]

@@ -1,0 +1,165 @@
+"""Copies of pipelines with a denoiser, and requests to them that are aborted."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+
+import dqar_fx
+from dqar_fx import Schedule
+from tests.helpers.models import seeded, settled
+
+ACTIONS = "SRRSRR"
+STEPS = len(ACTIONS)
+SCHEDULE = Schedule.from_actions(ACTIONS)
+
+
+def make_pipeline():
+    model = settled(
+        SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=1,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_projection_dim=16,
+            joint_attention_dim=16,
+            pooled_projection_dim=24,
+            out_channels=4,
+        )
+    )
+    pipe = StableDiffusion3Pipeline(model, FlowMatchEulerDiscreteScheduler(), *[None] * 7)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate(pipe, seed=1, **more):
+    text, pooled = seeded(1, 5, 16), seeded(1, 24)
+    return pipe(
+        prompt_embeds=text,
+        negative_prompt_embeds=-text,
+        pooled_prompt_embeds=pooled,
+        negative_pooled_prompt_embeds=-pooled,
+        latents=seeded(1, 4, 8, 8) * seed,
+        num_inference_steps=STEPS,
+        height=64,
+        width=64,
+        output_type="latent",
+        **more,
+    ).images
+
+
+def is_by_the_table(denoiser):
+    run = denoiser.runs[-1]
+    steps = [call.step for call in run.calls]
+    return steps == list(range(STEPS)) and run.num_reused == run.num_promised > 0
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    pipe = dqar_fx.enable(make_pipeline(), SCHEDULE)
+    return {seed: generate(pipe, seed) for seed in (1, 2)}
+
+
+def attached(pipe):
+    pipe.transformer = dqar_fx.transform(pipe.transformer, SCHEDULE)
+    pipe.transformer.attach_scheduler(pipe.scheduler)
+    return pipe
+
+
+def bare(pipe):
+    pipe.transformer = dqar_fx.transform(pipe.transformer, SCHEDULE)
+    return pipe
+
+
+def enabled(pipe):
+    return dqar_fx.enable(pipe, SCHEDULE)
+
+
+WAYS = [bare, attached, enabled]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_deep_copy_of_a_pipeline_goes_on_as_the_original_does(way, wanted):
+    pipe = way(make_pipeline())
+    generate(pipe, 2)
+    other = copy.deepcopy(pipe)
+    other.set_progress_bar_config(disable=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert torch.equal(generate(other), wanted[1])
+            assert is_by_the_table(other.transformer)
+            assert torch.equal(generate(pipe), wanted[1])
+            assert is_by_the_table(pipe.transformer)
+    assert other.transformer.runs[-1].clock == "scheduler"
+    assert other.scheduler is not pipe.scheduler
+
+
+def test_deep_copy_of_a_denoiser_alone_keeps_the_scheduler_that_is_attached(wanted):
+    pipe = attached(make_pipeline())
+    pipe.transformer = copy.deepcopy(pipe.transformer)
+    assert torch.equal(generate(pipe), wanted[1])
+    assert is_by_the_table(pipe.transformer)
+
+
+class Abort(Exception):
+    pass
+
+
+def raises(pipe, step, timestep, given):
+    if step == 2:
+        raise Abort
+    return given
+
+
+def interrupts(pipe, step, timestep, given):
+    if step == 2:
+        pipe._interrupt = True
+    return given
+
+
+@pytest.mark.parametrize("how", [raises, interrupts])
+@pytest.mark.parametrize("way", WAYS)
+def test_aborted_request_leaves_nothing_to_the_next(way, how, wanted):
+    pipe = way(make_pipeline())
+    for seed in (1, 2):
+        try:
+            generate(pipe, 1, callback_on_step_end=how)
+        except Abort:
+            assert how is raises
+        assert pipe.transformer.runs[-1].last == 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(generate(pipe, seed), wanted[seed])
+        assert is_by_the_table(pipe.transformer)
+
+
+def test_end_of_a_request_leaves_a_session_in_its_midst(wanted):
+    """A stock pipeline resets what is stateful at its end."""
+    pipe = enabled(make_pipeline())
+    other = StableDiffusion3Pipeline(
+        pipe.transformer, FlowMatchEulerDiscreteScheduler(), *[None] * 7
+    )
+    other.set_progress_bar_config(disable=True)
+    session = pipe.transformer.session()
+
+    def serve_another(_pipe, step, _timestep, given):
+        if step == 1:
+            with session.turn():
+                assert torch.equal(generate(other, 2), wanted[2])
+        return given
+
+    assert torch.equal(generate(pipe, 1, callback_on_step_end=serve_another), wanted[1])
+    assert is_by_the_table(pipe.transformer)
+    assert [call.step for call in session.runs[-1].calls] == list(range(STEPS))
+    session.close()
