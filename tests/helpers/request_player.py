@@ -18,7 +18,7 @@ from dqar_fx.pipeline.watch import watch
 from tests.helpers.request_programs import (
     NAMES, SCHEDULES, WAITING, Program, Request, Round, Stream,
 )
-from tests.helpers.request_truth import REUSE, Truth, check_call
+from tests.helpers.request_truth import REUSE, Stand, Truth, check_call
 from tests.helpers.tiny_denoiser import TOKENS, WIDTH, make_tiny
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ class Player:
     def call(self, step: int, place: int, inputs: dict[str, torch.Tensor]) -> bool:
         """Call once and check; whether the request may go on."""
         request, fails = self.request, self.number == self.request.stop
-        self.note_step(step, inputs["timestep"], fails=fails)
+        self.note_step(step, place, inputs, fails=fails)
         ask = ask_alone if self.pipeline is None else self.pipeline.ask
         with ExitStack() as stack:
             stack.enter_context(self.context(step, place))
@@ -373,13 +373,20 @@ class Player:
 
     def context(self, step: int, place: int) -> Any:
         """What names the stream and the step."""
-        name, length = self.name_of(place), self.request.length
+        name = self.name_of(place)
         if name is None:
             return nullcontext()
         if self.clock == "index":
-            return self.denoiser.cache_context(name, step, length)
-        told = length if self.world.is_told_length else None
-        return self.denoiser.cache_context(name, None, told)
+            return self.denoiser.cache_context(name, step, self.told_length)
+        return self.denoiser.cache_context(name, None, self.told_length)
+
+    @property
+    def told_length(self) -> int | None:
+        """The length of the run, where ``cache_context`` says it."""
+        is_told = self.clock == "index" or (
+            self.world.is_told_length and self.request.names != "none"
+        )
+        return self.request.length if is_told else None
 
     def name_of(self, place: int) -> str | None:
         """The name of a stream, if it has one."""
@@ -387,19 +394,18 @@ class Player:
 
     # ---- the truth -----------------------------------------------------------------------
 
-    def note_step(self, step: int, timestep: torch.Tensor, *, fails: bool) -> None:
+    def note_step(self, step: int, place: int, inputs: dict[str, Any], *, fails: bool) -> None:
         """Note in the truth which call comes."""
-        request, truth = self.request, self.truth
+        request, truth, timestep = self.request, self.truth, inputs["timestep"]
+        prompt = inputs["encoder_hidden_states"].flatten().tolist()
+        stream = self.name_of(place), tuple(prompt), "residual" in inputs
         now = {"index": step, "value": float(timestep.min() + timestep.max())}
         at = float(now.get(self.clock, 0))
         if self.last_step is None:
-            before = truth.stands
-            is_new = truth.begin(request.clock, at, has_latent=request.repeats)
-            if fails:
-                truth.stands = [*truth.stands, *before]
-            self.knows_rows = is_new
+            made = Stand.at(request.clock, at, self.told_length, stream)
+            self.knows_rows = truth.begin(made, has_latent=request.repeats, fails=fails)
         else:
-            truth.go_on(at, fails=fails)
+            truth.go_on(at, stream, fails=fails)
         if self.last_step != step:
             self.executed += 1
         gap = self.last_step is not None and step > self.last_step + 1

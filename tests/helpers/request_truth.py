@@ -6,7 +6,7 @@ since the program of calls was written before. Only where no rule could know bet
 * With timestep values alone, a request that begins where the one before it, given up, would have
   gone on looks like that one going on: at a timestep further in the same direction, or at the
   same one after the first step. The same holds of ``cache_context(step_index=...)`` with the
-  step that is next.
+  step that is next, or with the same one if the stream was not called at it.
 * With values alone, two equal first timesteps look like a request that was given up after its
   first step.
 * With values alone, of a first and a second timestep that go in the other direction than those of
@@ -19,7 +19,7 @@ since the program of calls was written before. Only where no rule could know bet
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ class Stand:
         latest: Index or timestep of the latest call.
         direction: 1 if timesteps rise, -1 if they fall, 0 if there was one only.
         is_first_step: Whether the run is at its first step.
+        length: Steps of the run, where the clock was told.
+        called: The streams that were called at the latest step.
     """
 
     clock: str
@@ -57,30 +59,42 @@ class Stand:
     latest: float
     direction: int
     is_first_step: bool
+    length: int | None
+    called: frozenset[Hashable]
 
-    def can_go_on(self, clock: str, now: float, *, has_latent: bool) -> bool:
+    @classmethod
+    def at(cls, clock: str, now: float, length: int | None, stream: Hashable) -> Stand:
+        """Where a clock stands after the first call of a run."""
+        return cls(clock, now, now, 0, True, length, frozenset((stream,)))
+
+    def can_go_on(self, other: Stand, *, has_latent: bool) -> bool:
         """Whether the first call of a request may look like one more of this run.
 
         Args:
-            clock: That of the request.
-            now: Its index or timestep.
+            other: Where the clock stands after that call, if it is one of a new run.
             has_latent: Whether its latent may have the values of the latest call's.
         """
-        if clock != self.clock or clock not in ("index", "value"):
+        clock, now = self.clock, other.latest
+        if clock not in ("index", "value") or (clock, self.length) != (other.clock, other.length):
             return False
         if now == self.latest:
-            return has_latent or not self.is_first_step
+            is_again = clock == "value" or other.called <= self.called
+            return has_latent or not (self.is_first_step and is_again)
         if clock == "index":
             return now == self.latest + 1
         if now == self.first:
             return False
         return self.direction in (0, 1 if now > self.latest else -1)
 
-    def after(self, now: float) -> Stand:
+    def after(self, now: float, stream: Hashable) -> Stand:
         """Where it stands after another call of the run."""
         direction = self.direction or (now > self.latest) - (now < self.latest)
-        is_first_step = self.is_first_step and now == self.latest
-        return Stand(self.clock, self.first, now, direction, is_first_step)
+        is_same_step = now == self.latest
+        called = self.called | {stream} if is_same_step else frozenset((stream,))
+        is_first_step = self.is_first_step and is_same_step
+        return replace(
+            self, latest=now, direction=direction, is_first_step=is_first_step, called=called
+        )
 
 
 @dataclass
@@ -101,22 +115,26 @@ class Truth:
     is_hurt: bool = False
     directions: set[int] = field(default_factory=set)
 
-    def begin(self, clock: str, now: float, *, has_latent: bool) -> bool:
-        """Begin a request at its first call; whether it is certain that a clock can tell."""
+    def begin(self, made: Stand, *, has_latent: bool, fails: bool) -> bool:
+        """Begin a request at its first call; whether it is certain that a clock can tell.
+
+        Args:
+            made: Where the clock stands after that call, if it can.
+            has_latent: Whether its latent may have the values of the latest call's.
+            fails: Whether it may fail before the clock has seen it.
+        """
         is_certain = not any(
-            stand.can_go_on(clock, now, has_latent=has_latent) for stand in self.stands
+            stand.can_go_on(made, has_latent=has_latent) for stand in self.stands
         )
-        if is_certain:
-            self.epoch += 1
-            self.stands = [Stand(clock, now, now, 0, True)]
-        else:
-            self.stands = [*self.stands, Stand(clock, now, now, 0, True)]
+        self.epoch += is_certain
+        before = [] if is_certain and not fails else self.stands
+        self.stands = [*before, made]
         return is_certain
 
-    def go_on(self, now: float, *, fails: bool = False) -> None:
-        """Note a call."""
+    def go_on(self, now: float, stream: Hashable, *, fails: bool) -> None:
+        """Note another call of the request."""
         before = self.stands if fails else []
-        self.stands = [*before, *(stand.after(now) for stand in self.stands)]
+        self.stands = [*before, *(stand.after(now, stream) for stand in self.stands)]
 
 
 def source_of(actions: Any, row: int, site: int) -> int:
