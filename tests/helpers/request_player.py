@@ -419,7 +419,7 @@ class Player:
                 self.knows_rows = False
             truth.directions.add(direction)
         if self.clock == "value" and request.equal is not None:
-            is_partial = any(stream.absent for stream in request.streams)
+            is_partial = any(s.absent or s.change is not None for s in request.streams)
             if request.equal == request.start + 1 or (is_partial and step >= request.equal):
                 self.knows_rows = False
 

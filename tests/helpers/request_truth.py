@@ -12,8 +12,8 @@ since the program of calls was written before. Only where no rule could know bet
 * With values alone, of a first and a second timestep that go in the other direction than those of
   the request before, with a prompt, residual or size that was not there at the first, the second
   looks like a new request.
-* With values alone, a stream that was not called at a step and comes first at the next, whose
-  timestep is equal, looks like one that comes late.
+* With values alone, a stream that was not called at a step, or has another prompt now, and comes
+  first at the next, whose timestep is equal, looks like one that comes late.
 """
 
 from __future__ import annotations
