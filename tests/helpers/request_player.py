@@ -280,7 +280,7 @@ class Player:
     def data_at(self, step: int, batch: int) -> dict[str, torch.Tensor]:
         """A second timestep and a residual."""
         kind = self.request.data
-        if kind == "none":
+        if kind == "none" or (kind == "ends" and step >= self.request.length // 2):
             return {}
         varied = 0 if kind == "constant" else step - (kind == "mostly" and step >= 2)
         generator = torch.Generator().manual_seed(77 + varied)
