@@ -7,6 +7,8 @@ since the program of calls was written before. Only where no rule could know bet
   gone on looks like that one going on: at a timestep further in the same direction, or at the
   same one after the first step. The same holds of ``cache_context(step_index=...)`` with the
   step that is next, or with the same one if the stream was not called at it.
+* A prompt that changes at every step so far is data of the step, from the second change on, where
+  its stream has a name of its own or is the only one.
 * With values alone, two equal first timesteps look like a request that was given up after its
   first step.
 * With values alone, of a first and a second timestep that go in the other direction than those of
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,8 +152,8 @@ def check_call(
     kept: Kept,
     *,
     is_strict: bool,
-) -> None:
-    """Check one call against what was kept of its stream, and note what it stores.
+) -> dict[int, torch.Tensor]:
+    """Check one call against what was kept of its stream; what it stores, by site.
 
     Args:
         tiny: The model.
@@ -183,6 +185,31 @@ def check_call(
     else:
         raise AssertionError(f"row {row} read a stale value: {done}")
     assert logged.num_cold == len([site for site in lost if done[site] == STORE])
-    for site, action in enumerate(done):
-        if action == STORE:
-            kept[site].append((row, computed[site]))
+    return {site: computed[site] for site, action in enumerate(done) if action == STORE}
+
+
+def keep(kept: Kept, row: int, stored: dict[int, torch.Tensor]) -> None:
+    """Note what a call has stored."""
+    for site, value in stored.items():
+        kept[site].append((row, value))
+
+
+def join(one: Kept, other: Kept) -> Kept:
+    """What is in either."""
+    joined = new_kept()
+    for each in (one, other):
+        for site, values in each.items():
+            joined[site] += values
+    return joined
+
+
+def count_travelling(had: list[int]) -> int:
+    """At how many of a stream's calls its prompt has travelled; 0 if it has stopped and changed.
+
+    Args:
+        had: Which prompt it had at each call.
+    """
+    pairs = list(pairwise(had))
+    changes = [one != other for one, other in pairs]
+    num_first = changes.index(False) if False in changes else len(changes)
+    return 0 if any(changes[num_first:]) else num_first + 1
