@@ -209,12 +209,12 @@ class Sessions:
         assert run is not None, "every run is logged"
         owner = self._owner
         if owner is None or owner.run is not run:
-            calling = calling_functions(sys._getframe(1))
-            self._owner = Owner(threading.get_ident(), run, calling)
-        elif not owner.is_settled:
-            calling = calling_functions(sys._getframe(1))
-            owner.calling = common_start(owner.calling, calling)
-            owner.is_settled = position.step != run.first  # it has gone round
+            frames = calling_functions(sys._getframe(1))
+            self._owner = Owner(threading.get_ident(), run, name_frames(frames), frames)
+        elif owner.frames:
+            frames = common_start(owner.frames, calling_functions(sys._getframe(1)))
+            has_gone_round = position.step != run.first
+            owner.calling, owner.frames = name_frames(frames), () if has_gone_round else frames
 
     @contextmanager
     def name_stream(
@@ -281,18 +281,19 @@ class Owner:
         run: The run that it is in.
         calling: The functions that were running at its calls until its second step, outermost
             first: the last one has the loop.
-        is_settled: Whether they are those of two steps.
+        frames: Their frames, until its second step: while they are held, no later call of a
+            function has the identity of an earlier one.
     """
 
     thread: int
     run: Run
     calling: Calling
-    is_settled: bool = False
+    frames: tuple[FrameType, ...]
 
     @property
     def is_running(self) -> bool:
         """Whether the loop has not been left yet; after one call any function may have it."""
-        now = calling_functions(sys._current_frames().get(self.thread))
+        now = name_frames(calling_functions(sys._current_frames().get(self.thread)))
         may_have_loop = self.calling if len(self.run.calls) < 2 else self.calling[-1:]
         return not set(may_have_loop).isdisjoint(now)
 
@@ -309,8 +310,8 @@ def is_over(run: Run, num_rows: int) -> bool:
     return not before or calls[run.last] >= before[-1]
 
 
-def calling_functions(frame: FrameType | None) -> Calling:
-    """The functions that are running, outermost first.
+def calling_functions(frame: FrameType | None) -> tuple[FrameType, ...]:
+    """The frames of the functions that are running, outermost first.
 
     Without generators, which come and go, and without what runs threads and tasks.
     """
@@ -318,12 +319,19 @@ def calling_functions(frame: FrameType | None) -> Calling:
     while frame is not None:
         is_generator = frame.f_code.co_flags & inspect.CO_GENERATOR
         if not is_generator and not is_passing_on(frame, (*PASSING_ON, *RUNNING_THREADS)):
-            found.append((id(frame), frame.f_code))
+            found.append(frame)
         frame = frame.f_back
     return tuple(reversed(found))
 
 
-def common_start(one: Calling, other: Calling) -> Calling:
+def name_frames(frames: tuple[FrameType, ...]) -> Calling:
+    """What tells frames apart as long as they run, without holding them."""
+    return tuple((id(frame), frame.f_code) for frame in frames)
+
+
+def common_start(
+    one: tuple[FrameType, ...], other: tuple[FrameType, ...]
+) -> tuple[FrameType, ...]:
     """What two of them have in common at their beginning."""
-    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    pairs = takewhile(lambda pair: pair[0] is pair[1], zip(one, other, strict=False))
     return tuple(each for each, _ in pairs)

@@ -78,7 +78,7 @@ class RunStream:
         Args:
             call: The call.
             by_value: Whether to compare values of tensors that are other objects. Those that
-                have changed at every step so far are not compared, but for prompts.
+                have changed at every step so far are not compared, unless they are prompts.
 
         Returns:
             Their places; None where the call is of another program, or has other tensors.
@@ -119,7 +119,7 @@ class RunStream:
         own = dict(zip(self.names, self.seen, strict=True))
         given = dict(zip(call.names, call.conditioning, strict=True))
         prompts = dict(zip(call.names, call.prompts, strict=True))
-        if self.shapes != shapes_of(call):
+        if self.signature == call.signature or self.shapes != shapes_of(call):
             return False
         others = own.keys() ^ given.keys()
         if any(prompts.get(name) or is_prompt(name) for name in others):
@@ -128,7 +128,9 @@ class RunStream:
             own[name].agrees(given[name])
             for name in own.keys() & given.keys()
             if not self._is_data(name)
-        ) and any(prompts[name] for name in own.keys() & given.keys())
+        ) and any(
+            prompts[name] and not self._is_data(name) for name in own.keys() & given.keys()
+        )
 
     def _is_data(self, name: str) -> bool:
         """Whether a tensor has changed at every step so far."""

@@ -273,6 +273,8 @@ class StepTracker:
         """How many steps a call is after the one before it; None if it begins a new run."""
         if now.run.clock != reading.clock or now.run.token is not reading.token:
             return None
+        if None not in (reading.length, now.run.length) and reading.length != now.run.length:
+            return None
         if found is not None:
             return self._count_by_value(now, found, name, call)
         assert reading.index is not None, "other clocks tell the step"

@@ -12,8 +12,17 @@ import torch
 import dqar_fx
 from dqar_fx import Schedule, StepError
 from dqar_fx.steps.sessions import MAX_SESSIONS
-from tests.helpers.requests import STEPS, are_equal, finish, request, run, slot_bytes
-from tests.helpers.toy_pipeline import make_toy
+from tests.helpers.requests import (
+    STEPS,
+    are_equal,
+    ask,
+    finish,
+    prompt,
+    request,
+    run,
+    slot_bytes,
+)
+from tests.helpers.toy_pipeline import TOKENS, WIDTH, make_toy
 
 SCHEDULE = Schedule.from_actions("SRRSRR")
 SEEDS = (1, 2, 3)
@@ -81,6 +90,24 @@ def test_second_thread_without_a_session_is_refused_in_a_run(denoiser, alone):
         if number < 3 * STEPS - 2:  # the last call is the one before the last latent
             in_thread(intrude)
     assert are_equal(finish(found), alone[1])
+
+
+def test_second_thread_is_refused_between_calls_that_a_helper_makes(denoiser):
+    """A function that is called for each call runs in a frame of its own, at any address."""
+
+    def predict(t):
+        return ask(denoiser, torch.zeros(2, TOKENS, WIDTH), t, prompt(1))
+
+    def intrude():
+        with pytest.raises(StepError, match="another thread is inside of a run"):
+            run(denoiser, 2)
+
+    for step, t in enumerate(torch.linspace(900, 100, STEPS)):
+        predict(t)
+        if step < STEPS - 1:
+            in_thread(intrude)
+    (only,) = denoiser.runs
+    assert [call.step for call in only.calls] == list(range(STEPS))
 
 
 def test_second_thread_without_a_session_is_served_between_runs(denoiser, alone):

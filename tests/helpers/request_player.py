@@ -18,7 +18,15 @@ from dqar_fx.pipeline.watch import watch
 from tests.helpers.request_programs import (
     NAMES, SCHEDULES, WAITING, Program, Request, Round, Stream,
 )
-from tests.helpers.request_truth import REUSE, Truth, check_call
+from tests.helpers.request_truth import (
+    REUSE,
+    Stand,
+    Truth,
+    check_call,
+    count_travelling,
+    join,
+    keep,
+)
 from tests.helpers.tiny_denoiser import TOKENS, WIDTH, make_tiny
 
 if TYPE_CHECKING:
@@ -215,7 +223,7 @@ class Player:
         self.pipeline = world.pipeline(self.clock, place)
         self.seeds = count(1 if request.repeats else 1000 * next(world.numbers))
         self.own: dict[int, torch.Tensor] = {}  # prompts of its own, by stream
-        self.called: dict[tuple[int, int], list[int]] = {}  # steps, by stream and batch
+        self.had: dict[tuple[int, int], list[int]] = {}  # prompts, by stream and batch
         self.number, self.executed, self.last_step = 0, -1, None
         self.knows_rows, self.is_hurt, self.has_gap = True, False, False
 
@@ -280,7 +288,7 @@ class Player:
     def data_at(self, step: int, batch: int) -> dict[str, torch.Tensor]:
         """A second timestep and a residual."""
         kind = self.request.data
-        if kind == "none":
+        if kind == "none" or (kind == "ends" and step >= self.request.length // 2):
             return {}
         varied = 0 if kind == "constant" else step - (kind == "mostly" and step >= 2)
         generator = torch.Generator().manual_seed(77 + varied)
@@ -351,7 +359,7 @@ class Player:
     def call(self, step: int, place: int, inputs: dict[str, torch.Tensor]) -> bool:
         """Call once and check; whether the request may go on."""
         request, fails = self.request, self.number == self.request.stop
-        self.note_step(step, inputs["timestep"], fails=fails)
+        self.note_step(step, place, inputs, fails=fails)
         ask = ask_alone if self.pipeline is None else self.pipeline.ask
         with ExitStack() as stack:
             stack.enter_context(self.context(step, place))
@@ -373,13 +381,20 @@ class Player:
 
     def context(self, step: int, place: int) -> Any:
         """What names the stream and the step."""
-        name, length = self.name_of(place), self.request.length
+        name = self.name_of(place)
         if name is None:
             return nullcontext()
         if self.clock == "index":
-            return self.denoiser.cache_context(name, step, length)
-        told = length if self.world.is_told_length else None
-        return self.denoiser.cache_context(name, None, told)
+            return self.denoiser.cache_context(name, step, self.told_length)
+        return self.denoiser.cache_context(name, None, self.told_length)
+
+    @property
+    def told_length(self) -> int | None:
+        """The length of the run, where ``cache_context`` says it."""
+        is_told = self.clock == "index" or (
+            self.world.is_told_length and self.request.names != "none"
+        )
+        return self.request.length if is_told else None
 
     def name_of(self, place: int) -> str | None:
         """The name of a stream, if it has one."""
@@ -387,19 +402,19 @@ class Player:
 
     # ---- the truth -----------------------------------------------------------------------
 
-    def note_step(self, step: int, timestep: torch.Tensor, *, fails: bool) -> None:
+    def note_step(self, step: int, place: int, inputs: dict[str, Any], *, fails: bool) -> None:
         """Note in the truth which call comes."""
-        request, truth = self.request, self.truth
-        now = {"index": step, "value": float(timestep.min() + timestep.max())}
+        request, truth, timestep = self.request, self.truth, inputs["timestep"]
+        prompt = inputs["encoder_hidden_states"].flatten().tolist()
+        stream = self.name_of(place), tuple(prompt), "residual" in inputs
+        value = float(timestep.max()) + float(timestep.min()) / 1e4  # the greatest tells
+        now = {"index": step, "value": value}
         at = float(now.get(self.clock, 0))
         if self.last_step is None:
-            before = truth.stands
-            is_new = truth.begin(request.clock, at, has_latent=request.repeats)
-            if fails:
-                truth.stands = [*truth.stands, *before]
-            self.knows_rows = is_new
+            made = Stand.at(request.clock, at, self.told_length, stream)
+            self.knows_rows = truth.begin(made, has_latent=request.repeats, fails=fails)
         else:
-            truth.go_on(at, fails=fails)
+            truth.go_on(at, stream, fails=fails)
         if self.last_step != step:
             self.executed += 1
         gap = self.last_step is not None and step > self.last_step + 1
@@ -413,7 +428,7 @@ class Player:
                 self.knows_rows = False
             truth.directions.add(direction)
         if self.clock == "value" and request.equal is not None:
-            is_partial = any(stream.absent for stream in request.streams)
+            is_partial = any(s.absent or s.change is not None for s in request.streams)
             if request.equal == request.start + 1 or (is_partial and step >= request.equal):
                 self.knows_rows = False
 
@@ -454,21 +469,24 @@ class Player:
                 assert logged.table.num_steps == request.length
         assert logged.stream[0] == self.name_of(place)
         assert logged.reason != LOST or self.truth.is_hurt, "no reason is known"
-        stream, _, number = self.prompt_number(place, step)
+        _, _, number = self.prompt_number(place, step)
         batch = len(inputs["hidden_states"])
-        called = self.called.setdefault((place, batch), [])
-        called.append(step)
-        travels = stream.how == "travels" and stream.change is not None
-        if travels and stream.change <= [*called, step + 1][1]:
-            number = -place - 1  # it has changed at every step so far
+        had = self.had.setdefault((place, batch), [])
+        had.append(number)
         key = (self.truth.epoch, self.name_of(place), number, batch)
         kept = self.truth.kept[key]
         if request.samples == "forcing" and self.number:
             assert REUSE not in logged.actions
             kept.clear()
-        check_call(
-            tiny_model(), inputs, output, logged, kept, is_strict=self.is_strict
-        )
+        may_travel = request.names == "own" or len(request.streams) == 1
+        num_calls = count_travelling(had) if may_travel else 0
+        on_way = self.truth.kept[self.truth.epoch, place, "travels", batch]
+        may_read = join(kept, on_way) if num_calls > 2 else kept
+        is_strict = self.is_strict and num_calls <= 2
+        stored = check_call(tiny_model(), inputs, output, logged, may_read, is_strict=is_strict)
+        keep(kept, logged.step, stored)
+        if num_calls > 1:
+            keep(on_way, logged.step, stored)
         self.world.num_checked += 1
 
     def check_stranger(self, step: int, inputs: dict[str, torch.Tensor]) -> None:

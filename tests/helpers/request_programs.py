@@ -53,7 +53,7 @@ class Request:
         batch: Samples at first.
         resize: The step from which on there is one sample instead of two, or the reverse.
         data: Second timestep and residual: ``"none"``, ``"fresh"`` at each step, ``"constant"``,
-            or ``"mostly"``: fresh but for one step.
+            ``"mostly"``: fresh but for one step, or ``"ends"``: fresh at some first steps only.
         samples: Timesteps of the samples: ``"one"``, ``"frames"`` (one of two stands still), or
             ``"forcing"`` (each its own).
         equal: The step whose timestep is that of the step before, or None.
@@ -174,7 +174,7 @@ def requests(draw, clocks=CLOCKS, most_streams=3):
         swap=draw(rarely(STEPS)),
         batch=draw(st.integers(1, 2)),
         resize=draw(rarely(STEPS)),
-        data=draw(st.sampled_from(["none", "none", "fresh", "constant", "mostly"])),
+        data=draw(st.sampled_from(["none", "none", "fresh", "constant", "mostly", "ends"])),
         samples=draw(st.sampled_from(["one", "one", "one", "one", "frames", "forcing"])),
         equal=draw(rarely(STEPS)),
         rises=draw(st.booleans()),

@@ -6,21 +6,23 @@ since the program of calls was written before. Only where no rule could know bet
 * With timestep values alone, a request that begins where the one before it, given up, would have
   gone on looks like that one going on: at a timestep further in the same direction, or at the
   same one after the first step. The same holds of ``cache_context(step_index=...)`` with the
-  step that is next.
+  step that is next, or with the same one if the stream was not called at it.
+* A prompt that changes at every step so far is data of the step, from the second change on, where
+  its stream has a name of its own or is the only one.
 * With values alone, two equal first timesteps look like a request that was given up after its
   first step.
 * With values alone, of a first and a second timestep that go in the other direction than those of
   the request before, with a prompt, residual or size that was not there at the first, the second
   looks like a new request.
-* With values alone, a stream that was not called at a step and comes first at the next, whose
-  timestep is equal, looks like one that comes late.
+* With values alone, a stream that was not called at a step, or has another prompt now, and comes
+  first at the next, whose timestep is equal, looks like one that comes late.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +52,8 @@ class Stand:
         latest: Index or timestep of the latest call.
         direction: 1 if timesteps rise, -1 if they fall, 0 if there was one only.
         is_first_step: Whether the run is at its first step.
+        length: Steps of the run, where the clock was told.
+        called: The streams that were called at the latest step.
     """
 
     clock: str
@@ -57,30 +61,42 @@ class Stand:
     latest: float
     direction: int
     is_first_step: bool
+    length: int | None
+    called: frozenset[Hashable]
 
-    def can_go_on(self, clock: str, now: float, *, has_latent: bool) -> bool:
+    @classmethod
+    def at(cls, clock: str, now: float, length: int | None, stream: Hashable) -> Stand:
+        """Where a clock stands after the first call of a run."""
+        return cls(clock, now, now, 0, True, length, frozenset((stream,)))
+
+    def can_go_on(self, other: Stand, *, has_latent: bool) -> bool:
         """Whether the first call of a request may look like one more of this run.
 
         Args:
-            clock: That of the request.
-            now: Its index or timestep.
+            other: Where the clock stands after that call, if it is one of a new run.
             has_latent: Whether its latent may have the values of the latest call's.
         """
-        if clock != self.clock or clock not in ("index", "value"):
+        clock, now = self.clock, other.latest
+        if clock not in ("index", "value") or (clock, self.length) != (other.clock, other.length):
             return False
         if now == self.latest:
-            return has_latent or not self.is_first_step
+            is_again = clock == "value" or other.called <= self.called
+            return has_latent or not (self.is_first_step and is_again)
         if clock == "index":
             return now == self.latest + 1
         if now == self.first:
             return False
         return self.direction in (0, 1 if now > self.latest else -1)
 
-    def after(self, now: float) -> Stand:
+    def after(self, now: float, stream: Hashable) -> Stand:
         """Where it stands after another call of the run."""
         direction = self.direction or (now > self.latest) - (now < self.latest)
-        is_first_step = self.is_first_step and now == self.latest
-        return Stand(self.clock, self.first, now, direction, is_first_step)
+        is_same_step = now == self.latest
+        called = self.called | {stream} if is_same_step else frozenset((stream,))
+        is_first_step = self.is_first_step and is_same_step
+        return replace(
+            self, latest=now, direction=direction, is_first_step=is_first_step, called=called
+        )
 
 
 @dataclass
@@ -101,22 +117,26 @@ class Truth:
     is_hurt: bool = False
     directions: set[int] = field(default_factory=set)
 
-    def begin(self, clock: str, now: float, *, has_latent: bool) -> bool:
-        """Begin a request at its first call; whether it is certain that a clock can tell."""
+    def begin(self, made: Stand, *, has_latent: bool, fails: bool) -> bool:
+        """Begin a request at its first call; whether it is certain that a clock can tell.
+
+        Args:
+            made: Where the clock stands after that call, if it can.
+            has_latent: Whether its latent may have the values of the latest call's.
+            fails: Whether it may fail before the clock has seen it.
+        """
         is_certain = not any(
-            stand.can_go_on(clock, now, has_latent=has_latent) for stand in self.stands
+            stand.can_go_on(made, has_latent=has_latent) for stand in self.stands
         )
-        if is_certain:
-            self.epoch += 1
-            self.stands = [Stand(clock, now, now, 0, True)]
-        else:
-            self.stands = [*self.stands, Stand(clock, now, now, 0, True)]
+        self.epoch += is_certain
+        before = [] if is_certain and not fails else self.stands
+        self.stands = [*before, made]
         return is_certain
 
-    def go_on(self, now: float, *, fails: bool = False) -> None:
-        """Note a call."""
+    def go_on(self, now: float, stream: Hashable, *, fails: bool) -> None:
+        """Note another call of the request."""
         before = self.stands if fails else []
-        self.stands = [*before, *(stand.after(now) for stand in self.stands)]
+        self.stands = [*before, *(stand.after(now, stream) for stand in self.stands)]
 
 
 def source_of(actions: Any, row: int, site: int) -> int:
@@ -132,8 +152,8 @@ def check_call(
     kept: Kept,
     *,
     is_strict: bool,
-) -> None:
-    """Check one call against what was kept of its stream, and note what it stores.
+) -> dict[int, torch.Tensor]:
+    """Check one call against what was kept of its stream; what it stores, by site.
 
     Args:
         tiny: The model.
@@ -165,6 +185,31 @@ def check_call(
     else:
         raise AssertionError(f"row {row} read a stale value: {done}")
     assert logged.num_cold == len([site for site in lost if done[site] == STORE])
-    for site, action in enumerate(done):
-        if action == STORE:
-            kept[site].append((row, computed[site]))
+    return {site: computed[site] for site, action in enumerate(done) if action == STORE}
+
+
+def keep(kept: Kept, row: int, stored: dict[int, torch.Tensor]) -> None:
+    """Note what a call has stored."""
+    for site, value in stored.items():
+        kept[site].append((row, value))
+
+
+def join(one: Kept, other: Kept) -> Kept:
+    """What is in either."""
+    joined = new_kept()
+    for each in (one, other):
+        for site, values in each.items():
+            joined[site] += values
+    return joined
+
+
+def count_travelling(had: list[int]) -> int:
+    """At how many of a stream's calls its prompt has travelled; 0 if it has stopped and changed.
+
+    Args:
+        had: Which prompt it had at each call.
+    """
+    pairs = list(pairwise(had))
+    changes = [one != other for one, other in pairs]
+    num_first = changes.index(False) if False in changes else len(changes)
+    return 0 if any(changes[num_first:]) else num_first + 1

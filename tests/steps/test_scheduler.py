@@ -88,6 +88,17 @@ def test_watched_scheduler_counts_steps_though_timesteps_are_not_its_own():
     assert run(scheduler, spell=lambda t: t * 0 + 5, calls=1)[0] == list(range(STEPS))
 
 
+def test_watched_scheduler_counts_steps_before_the_first_call_once():
+    """As of a denoiser that only the later steps call."""
+    scheduler = DDIMScheduler()
+    watch(scheduler)
+    scheduler.set_timesteps(STEPS)
+    latent = torch.zeros(1, 4)
+    for t in scheduler.timesteps[:2]:
+        scheduler.step(latent, t, latent)
+    assert run(scheduler, start=2, calls=1)[0] == list(range(2, STEPS))
+
+
 def test_scheduler_that_shows_no_timesteps_tells_nothing():
     class Other:
         timesteps = None

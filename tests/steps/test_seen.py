@@ -58,9 +58,9 @@ def test_digest_of_other_values_is_another_one(dtype, change):
 def test_seen_tensor_written_in_inference_mode_is_another_one(change):
     value = values(torch.float32)
     seen = SeenTensor.of(value)
-    assert seen.agrees(value)
+    assert seen.is_equal(value)
     value.copy_(change(value).clone())
-    assert not seen.agrees(value)
+    assert not seen.is_equal(value)
     assert not seen.is_same(value)
 
 
@@ -68,9 +68,9 @@ def test_seen_tensor_of_nan_and_infinity_is_itself_in_inference_mode():
     with torch.inference_mode():
         value = torch.tensor([float("nan"), float("inf"), 1.0])
         seen = SeenTensor.of(value)
-        assert seen.agrees(value.clone())
+        assert seen.is_equal(value.clone())
         value[2] = 2
-        assert not seen.agrees(value)
+        assert not seen.is_equal(value)
 
 
 @pytest.mark.parametrize("write", [torch.no_grad, torch.inference_mode])
@@ -80,7 +80,7 @@ def test_seen_tensor_written_in_place_is_another_one(write):
     assert seen.is_same(value)
     with write():
         value[5] += 1
-    assert not seen.agrees(value)
+    assert not seen.is_equal(value)
 
 
 def test_seen_tensor_written_and_given_as_a_copy_is_not_known_any_more():

@@ -172,6 +172,17 @@ def test_prompt_that_stays_after_it_changed_once_does_not_travel():
     assert tokens[4] is not tokens[3]
 
 
+def test_prompt_that_changes_does_not_take_the_place_of_another_that_did():
+    """Two streams whose only conditioning is their prompt, first the one's changes, then both."""
+    steps, found = Steps(), []
+    for seeds in ((1, 2), (1, 3), (4, 3)):
+        found.append([steps.call(encoder_hidden_states=numbers(seed)).token for seed in seeds])
+        steps.next()
+    assert found[0][0] is found[1][0]
+    assert found[2][0] not in found[1]
+    assert found[2][1] is found[1][1]
+
+
 def test_input_that_changes_after_it_had_stayed_is_no_data():
     steps = Steps()
     tokens = []

@@ -51,6 +51,24 @@ def test_equal_neighbouring_values_with_new_latents_are_steps(values):
         assert walk(tracker, values, text=TEXT) == list(range(len(values)))
 
 
+@pytest.mark.parametrize("other", [TEXT, OTHER], ids=["same prompt", "another prompt"])
+def test_direction_is_learnt_anew(other):
+    """Runs that rise, then runs that fall, each below the one before."""
+    tracker = StepTracker()
+    assert walk(tracker, RISING, text=TEXT) == [0, 1, 2, 3]
+    for first in (0.8, -1.0):
+        values = [first - number for number in range(4)]
+        assert walk(tracker, values, text=other) == [0, 1, 2, 3]
+
+
+def test_direction_is_learnt_anew_though_data_changes():
+    """The second call may be another request; after it, nothing is doubtful any more."""
+    tracker = StepTracker()
+    walk(tracker, RISING, text=TEXT)
+    found = [locate(tracker, 0.8 - n, residual=torch.randn(2)).step for n in range(5)]
+    assert found == [0, 0, 1, 2, 3]
+
+
 def test_first_value_again_with_a_new_latent_begins_a_run():
     tracker = StepTracker()
     first, second = locate(tracker, 9), locate(tracker, 9)
@@ -218,6 +236,18 @@ def test_context_without_step_counts_by_timestep():
             assert (position.stream, position.step) == ((name, 0), step)
 
 
+def test_step_index_of_a_run_of_another_length_starts_anew():
+    """Its steps go on from those of a run that was given up."""
+    tracker = StepTracker()
+    walked = [("x", 2, 6), ("x", 3, 6), ("x", 4, 8), ("x", 5, 8)]
+    found = [
+        locate(tracker, None, name=name, index=index, num_steps=length, text=TEXT)
+        for name, index, length in walked
+    ]
+    assert [each.length for each in found] == [6, 6, 8, 8]
+    assert [each.trajectory is found[0].trajectory for each in found] == [True, True, False, False]
+
+
 @pytest.mark.parametrize("jump", [0, 1, 3], ids=["back", "again", "gap"])
 def test_step_index_that_does_not_follow_starts_anew(jump):
     tracker = StepTracker()
@@ -293,6 +323,19 @@ def test_scheduler_that_stands_still_is_not_listened_to():
     assert len({id(each.trajectory) for each in found}) == 2
     assert len({each.run for each in found}) == 1
     assert found[-1].run.clock == "place"
+
+
+def test_scheduler_does_not_stand_still_while_a_timestep_is_only_written_again():
+    """Two streams of one prompt, whose timestep is written before each call."""
+    scheduler, tracker = schedule(), StepTracker()
+    found, timestep = [], torch.zeros(2)
+    for index, t in enumerate(scheduler.timesteps):
+        for _ in range(2):
+            timestep.fill_(float(t))
+            found.append(locate(tracker, timestep, scheduler=scheduler, text=TEXT))
+        step(scheduler, index)
+    assert [each.step for each in found] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert found[-1].run.clock == "scheduler"
 
 
 def test_scheduler_that_stood_still_is_listened_to_in_the_next_run():
