@@ -13,7 +13,7 @@ from tests.docs.pages import PAGES, README, ROOT, name_of
 
 pytestmark = pytest.mark.slow
 
-PIPELINE, FIFTEEN = ROOT / "examples/pipeline.py", ROOT / "examples/fifteen_lines.py"
+PIPELINE, RANDOM = ROOT / "examples/pipeline.py", ROOT / "examples/random_weights.py"
 SMALL = ROOT / "benchmarks/reference/small"
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text("utf-8")]
 
@@ -40,14 +40,14 @@ def test_code_of_a_page_runs_and_prints_what_follows(page, capsys, monkeypatch):
 
 
 def test_readme_has_the_examples():
-    four, fifteen = (block.content for block in blocks_of(README) if block.info == "python")
-    assert FIFTEEN.read_text("utf-8").endswith(f'"""\n\n{fifteen}')
+    random, real = (block.content for block in blocks_of(README) if block.info == "python")
+    assert RANDOM.read_text("utf-8").endswith(f'"""\n\n{random}')
     lines = PIPELINE.read_text("utf-8").replace(".to(device)", "").splitlines()
-    assert set(four.splitlines()) <= set(lines)
+    assert set(real.splitlines()) <= set(lines)
 
 
-def test_fifteen_lines_print_what_the_readme_says(capsys):
-    runpy.run_path(str(FIFTEEN))
+def test_random_weights_print_what_the_readme_says(capsys):
+    runpy.run_path(str(RANDOM))
     (said,) = (block.content for block in blocks_of(README) if block.info == "text")
     assert capsys.readouterr().out == said
 
