@@ -261,15 +261,17 @@ class Sessions:
     @contextmanager
     def enter(self, session: Session, frame: FrameType | None) -> Iterator[None]:
         """Let calls inside belong to a session, which the function of a frame opens, if any."""
-        before = _OPEN.get()
-        _OPEN.set({**before, id(self): OpenSession(session, frame)})
+        before, opened = _OPEN.get().get(id(self)), OpenSession(session, frame)
+        _OPEN.set({**_OPEN.get(), id(self): opened})
         try:
             yield
         finally:
-            left = {key: value for key, value in _OPEN.get().items() if key != id(self)}
-            if id(self) in before:
-                left[id(self)] = before[id(self)]
-            _OPEN.set(left)
+            left = dict(_OPEN.get())
+            if left.get(id(self)) is opened:  # a generator may end after one that began later
+                del left[id(self)]
+                if before is not None and self.is_open(before.session):
+                    left[id(self)] = before
+                _OPEN.set(left)
 
 
 @dataclass
