@@ -36,12 +36,10 @@ class Enabled:
 
     Attributes:
         originals: The models, by component.
-        denoisers: What stands in their places.
         scheduler: The scheduler that is watched; None if it cannot be.
     """
 
     originals: dict[str, nn.Module]
-    denoisers: dict[str, Denoiser]
     scheduler: Any = field(repr=False, default=None)
 
 
@@ -52,13 +50,13 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
     """Let a stock diffusers pipeline reuse attention; no other line of its use changes.
 
     Each of its denoisers is transformed, and stands where the model stood. The step is that of
-    the pipeline's own scheduler, which is watched. Several pipelines may share components: a
-    model that another one has enabled already keeps the denoiser that it has there.
+    the pipeline's own scheduler, which is watched. A pipeline that is made of its components
+    has its denoisers, and is not to be enabled again.
 
     Args:
         pipe: A pipeline with a ``transformer``, a ``transformer_2`` or a ``unet``.
-        schedule: Which site reuses its output at which step; without a number of steps, such as
-            ``Schedule.interval(every=2)``, it serves any.
+        schedule: Which site reuses its output at which step; without a number of steps, such
+            as ``Schedule.interval(every=2)``, it serves any.
         **options: As for `dqar_fx.transform`.
 
     Returns:
@@ -70,8 +68,8 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
     """
     if pipe in _ENABLED:
         raise DqarError(
-            f"this {type(pipe).__name__} is enabled already: dqar_fx.disable(pipe) first, or "
-            "use pipe.transformer.with_schedule(schedule) for another schedule of it"
+            f"this {type(pipe).__name__} is enabled already: dqar_fx.disable(pipe) first; or, "
+            "for another schedule, pipe.transformer = pipe.transformer.with_schedule(schedule)"
         )
     found = {place: getattr(pipe, place, None) for place in PLACES}
     models = {place: model for place, model in found.items() if isinstance(model, nn.Module)}
@@ -84,12 +82,14 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
     for place, model in models.items():
         if isinstance(model, Denoiser):
             raise DqarError(
-                f"{type(pipe).__name__}.{place} is transformed already: give the pipeline its "
-                "original model, or dqar_fx.disable(...) the pipeline that it was enabled in"
+                f"{type(pipe).__name__}.{place} is transformed already, by itself or in "
+                "another pipeline, and reuses here, too. For another schedule use "
+                f"pipe.{place} = pipe.{place}.with_schedule(schedule); or give the pipeline "
+                "its original model, which dqar_fx.disable(...) of the other one gives back"
             )
     made = {place: transform(model, schedule, **options) for place, model in models.items()}
     scheduler = getattr(pipe, "scheduler", None)
-    _ENABLED[pipe] = Enabled(models, made, scheduler)
+    _ENABLED[pipe] = Enabled(models, scheduler)
     for place, denoiser in made.items():
         setattr(pipe, place, denoiser)
     if scheduler is not None and hasattr(scheduler, "__dict__"):
@@ -100,7 +100,8 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
 def disable(pipe: Pipe) -> Pipe:
     """Give a pipeline its original models back, and its scheduler its own methods.
 
-    A component that was replaced since by something else is left as it is.
+    A denoiser of another schedule, which stands there by now, goes as well; a component that
+    was replaced by something else is left as it is.
 
     Returns:
         The pipeline itself.
@@ -108,11 +109,16 @@ def disable(pipe: Pipe) -> Pipe:
     Raises:
         DqarError: It is not enabled.
     """
-    enabled = find_enabled(pipe)
-    for place, original in enabled.originals.items():
-        if getattr(pipe, place, None) is enabled.denoisers[place]:
-            setattr(pipe, place, original)
-        enabled.denoisers[place].reset()
+    if pipe not in _ENABLED:
+        raise DqarError(
+            f"this {type(pipe).__name__} is not enabled: expected a pipeline that was given "
+            "to dqar_fx.enable(pipe, schedule)"
+        )
+    enabled = _ENABLED[pipe]
+    for place, denoiser in find_denoisers(pipe).items():
+        if place in enabled.originals:
+            denoiser.reset()
+            setattr(pipe, place, enabled.originals[place])
     if enabled.scheduler is not None:
         unwatch(enabled.scheduler)
     del _ENABLED[pipe]
@@ -130,16 +136,7 @@ def enabled(pipe: Pipe, schedule: Schedule, **options: Any) -> Iterator[Pipe]:
             disable(pipe)
 
 
-def find_enabled(pipe: Any) -> Enabled:
-    """What `enable` has changed of a pipeline.
-
-    Raises:
-        DqarError: Nothing, since it is not enabled.
-    """
-    try:
-        return _ENABLED[pipe]
-    except (KeyError, TypeError):
-        raise DqarError(
-            f"this {type(pipe).__name__} is not enabled: expected a pipeline that was given to "
-            "dqar_fx.enable(pipe, schedule)"
-        ) from None
+def find_denoisers(pipe: Any) -> dict[str, Denoiser]:
+    """The denoisers of a pipeline that are transformed, by component."""
+    found = {place: getattr(pipe, place, None) for place in PLACES}
+    return {place: each for place, each in found.items() if isinstance(each, Denoiser)}

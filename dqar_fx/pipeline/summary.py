@@ -14,7 +14,7 @@ from dqar_fx.json_value import JsonValue
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.table import READING
 
-from .enable import find_enabled
+from .enable import find_denoisers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,8 +40,8 @@ class StreamSummary(JsonValue):
         cold: Cells that should have read, and computed.
         skipped: Calls that were answered from the whole output, without the model.
         reasons: Why cells did not read though the table lets them: how many, by reason.
-        macs: Multiply-accumulates of the steps, without conditioning; None where its graphs are
-            not there any more.
+        macs: Multiply-accumulates of the steps, without conditioning; None where its graphs
+            are not there any more.
         computed_macs: The same if all had been computed.
         milliseconds: What the calls took; None where that was not asked for.
     """
@@ -141,16 +141,21 @@ def summary(pipe: Any, run: int = -1) -> Summary:
     """Tell what a run reused, beside what the table promised.
 
     Args:
-        pipe: A pipeline that was given to `enable`, or a denoiser.
+        pipe: A pipeline with a transformed denoiser, by `enable` or by hand; or a denoiser.
         run: Which of the latest runs; the last one by default.
 
     Raises:
-        DqarError: The pipeline is not enabled, or there is no such run.
+        DqarError: The pipeline has no transformed denoiser, or there is no such run.
     """
     if isinstance(pipe, Denoiser):
         denoisers = {type(pipe.model).__name__: pipe}
     else:
-        denoisers = find_enabled(pipe).denoisers
+        denoisers = find_denoisers(pipe)
+    if not denoisers:
+        raise DqarError(
+            f"this {type(pipe).__name__} has no transformed denoiser: expected one that was "
+            "given to dqar_fx.enable(pipe, schedule), or whose transformer is a denoiser"
+        )
     called = {name: denoiser for name, denoiser in denoisers.items() if denoiser.runs}
     try:
         runs = [(name, d.runs[run], len(d.runs)) for name, d in called.items()]
