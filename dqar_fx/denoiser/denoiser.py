@@ -194,7 +194,11 @@ class Denoiser(StepDenoiser):
     def _fit(self, program: StepProgram, position: Position) -> Program:
         fitted = cast("Program", program)
         if fitted.is_refitted:
-            fitted = self._programs.fit(fitted, position.shape)
+            try:
+                fitted = self._programs.fit(fitted, position.shape)
+            except DqarError:
+                self._end_run()  # the next call begins another one, which may say its length
+                raise
         super()._fit(fitted, position)
         return fitted
 
