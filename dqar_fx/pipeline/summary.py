@@ -65,6 +65,13 @@ class StreamSummary(JsonValue):
         """Cells of all rows that were walked, but those that a site around them covers."""
         return self.computed + self.stored + self.reused + self.forecast
 
+    @property
+    def share_of_macs(self) -> float | None:
+        """Multiply-accumulates by those of computing everything; None where not known."""
+        if self.macs is None or not self.computed_macs:
+            return None
+        return self.macs / self.computed_macs
+
 
 @dataclass(frozen=True)
 class RunSummary(JsonValue):
@@ -246,7 +253,7 @@ def sum_macs(counter: WorkloadCounter, actions: tuple[Action, ...]) -> int:
 
 def format_stream(stream: StreamSummary) -> dict[str, str]:
     """One line of the table."""
-    known = stream.macs is not None and stream.computed_macs
+    share = stream.share_of_macs
     line = {
         "stream": stream.name,
         "calls": str(len(stream.steps)),
@@ -254,7 +261,7 @@ def format_stream(stream: StreamSummary) -> dict[str, str]:
         "reused": str(stream.reused),
         "promised": str(stream.promised),
         "cold": str(stream.cold),
-        "MACs": f"{stream.macs / stream.computed_macs:.1%}" if known else "-",
+        "MACs": "-" if share is None else f"{share:.1%}",
     }
     if stream.forecast:
         line["forecast"] = str(stream.forecast)

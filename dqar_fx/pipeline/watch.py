@@ -22,7 +22,7 @@ NOTED: dict[str, Callable[[SchedulerWatch], None]] = {
 
 
 @cache
-def watched_class(original: type) -> type:
+def watched_class(original: Any) -> type:
     """The subclass of a scheduler's class that notes its calls."""
 
     def reduce(self: Any, protocol: Any) -> Any:
@@ -56,7 +56,8 @@ def watch(scheduler: Any) -> None:
     own = scheduler.__dict__
     if WATCH not in own:
         own[WATCH] = SchedulerWatch()
-        scheduler.__class__ = watched_class(type(scheduler))
+        original: Any = type(scheduler)
+        scheduler.__class__ = watched_class(original)
     own[WATCH].watchers += 1
 
 
