@@ -49,7 +49,7 @@ class Binder:
         Raises:
             TypeError: They do not fit the signature.
         """
-        key = (len(args), *kwargs)
+        key: tuple[int | str, ...] = (len(args), *kwargs)
         if key not in self._known:
             self._known[key] = self._find(len(args), kwargs)
         found = self._known[key]
@@ -59,7 +59,11 @@ class Binder:
 
         as_tuple = found.as_tuple is not None and not read(found.as_tuple)
         positional = tuple(map(read, found.positional))
-        return positional, {name: read(source) for name, source in found.named.items()}, as_tuple
+        return (
+            positional,
+            {name: read(source) for name, source in found.named.items()},
+            as_tuple,
+        )
 
     def _find(self, num_args: int, names: Mapping[str, Any]) -> Binding:
         bound = self._signature.bind(*range(num_args), **{name: name for name in names})

@@ -45,7 +45,7 @@ class RequestSession:
         entered.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._entered.pop().__exit__(*error)
         if not self._entered:
             self.close()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dqar_fx.schedule.table import Around, BranchTable
-    from dqar_fx.steps.position import StreamKey
+    from dqar_fx.steps.stream_key import StreamKey
 
 KEPT = ("output", "difference")
 

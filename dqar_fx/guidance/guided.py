@@ -22,7 +22,7 @@ from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
 from dqar_fx.schedule.run import Run as RunShape
 from dqar_fx.schedule.table import READING
-from dqar_fx.steps.position import session_of
+from dqar_fx.steps.stream_key import session_of
 
 from .batch_halves import BatchHalves
 from .streams import Streams
@@ -109,7 +109,7 @@ class GuidedDenoiser(Denoiser):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave graphs and kept outputs out: a copy captures anew."""
-        own = {"_others": {}, "_streams": defaultdict(Streams)}
+        own: dict[str, Any] = {"_others": {}, "_streams": defaultdict(Streams)}
         return {**super().__getstate__(), **own}
 
     def reset(self) -> None:
@@ -277,14 +277,11 @@ class GuidedDenoiser(Denoiser):
                 self._warn_baseless(position)
             return other.program.run(leaves, position)
         if action in READING:
-            if position.run is not None:
-                done = np.array([action], np.int8)
-                position.run.note(position, other.program, done, 0, kept.table)
+            position.note(other.program, np.array([action], np.int8), 0, kept.table)
             return kept.read(position.step, action, onto)
         outputs = other.program.run(leaves, position)
-        if is_cold and position.run is not None:
-            done = np.array([action], np.int8)
-            position.run.note(position, other.program, done, 1, kept.table)
+        if is_cold:
+            position.note(other.program, np.array([action], np.int8), 1, kept.table)
         if action == Action.STORE:
             kept.write(position.step, outputs, onto)
         return outputs

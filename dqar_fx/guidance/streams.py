@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dqar_fx.steps.position import Position, StreamKey
+    from dqar_fx.steps.position import Position
+    from dqar_fx.steps.stream_key import StreamKey
 
     Tensors = Sequence[torch.Tensor]
 

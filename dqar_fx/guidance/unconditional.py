@@ -12,7 +12,7 @@ from dqar_fx.passes import TensorSpec
 from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.plan.slots import Slots, plan_slots
 from dqar_fx.schedule.action import Action
-from dqar_fx.steps.position import session_of
+from dqar_fx.steps.stream_key import session_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dqar_fx.program.program import Program
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
-    from dqar_fx.steps.position import Position, StreamKey
+    from dqar_fx.steps.position import Position
+    from dqar_fx.steps.stream_key import StreamKey
 
     from .guidance import Guidance
 

@@ -19,8 +19,8 @@ from .enable import find_denoisers
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dqar_fx.steps.position import StreamKey
     from dqar_fx.steps.runs import LoggedCall, Run
+    from dqar_fx.steps.stream_key import StreamKey
 
 Number = TypeVar("Number", int, float)
 

@@ -30,7 +30,8 @@ from dqar_fx.plan.slots import Slots, plan_slots, share_slots, slots_of
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
 from dqar_fx.schedule.schedule import Schedule
-from dqar_fx.steps.position import Stretch, session_of
+from dqar_fx.steps.position import Stretch
+from dqar_fx.steps.stream_key import session_of
 
 from .stream import Binder, PreparedStep, Stream
 
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from dqar_fx.plan.slots import SlotKey
     from dqar_fx.schedule.run import Run as RunShape
     from dqar_fx.schedule.table import Around, BranchTable
-    from dqar_fx.steps.position import Position, StreamKey
+    from dqar_fx.steps.position import Position
+    from dqar_fx.steps.stream_key import StreamKey
 
     from .explanation import Explanation
     from .lowering import Lowering
@@ -345,8 +347,7 @@ class Program:
                 outputs = self._execute(stream, step, leaves, position)
         else:
             outputs = self._execute(stream, step, leaves, position)
-        if position.run is not None:
-            position.run.note(position, self, step.actions, step.num_cold)
+        position.note(self, step.actions, step.num_cold)
         return outputs
 
     def _carry_over(self, slots: Slots, position: Position) -> None:

@@ -11,21 +11,17 @@ from dqar_fx.schedule.run import Run as RunShape
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dqar_fx.capture.inputs import Roles
+    from dqar_fx.schedule.table import BranchTable
 
     from .reasons import Reason
     from .runs import Run
     from .scheduler import SchedulerRun
+    from .stream_key import StreamKey
     from .timesteps import Timesteps
-
-StreamKey = tuple["str | None", int] | tuple["str | None", int, int]
-"""Name from ``cache_context`` (or None), number among those of that name, number of the session
-where one is open."""
-
-
-def session_of(stream: StreamKey) -> int | None:
-    """The number of the session that a stream is of; None if it has none."""
-    return stream[2] if len(stream) == 3 else None
 
 
 @dataclass(frozen=True)
@@ -83,6 +79,18 @@ class Position:
     run: Run | None = None
     reason: Reason | None = None
     computes: bool = False
+
+    def note(
+        self,
+        program: Any,
+        actions: NDArray[np.int8],
+        num_cold: int,
+        whole: BranchTable | None = None,
+    ) -> None:
+        """Log what the call did, as `Run.note` has it."""
+        if self.run is not None:
+            where, why = (self.step, self.stream), self.reason
+            self.run.note(where, why, program, actions, num_cold, whole, alone=self.computes)
 
     @property
     def shape(self) -> RunShape | None:

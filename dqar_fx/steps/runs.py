@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.schedule.table import BranchTable
 
-    from .position import Position, StreamKey
+    from .stream_key import StreamKey
 
 KEPT_RUNS = 8
 """Runs whose logs a denoiser keeps."""
@@ -122,39 +122,33 @@ class Run:
 
     def note(
         self,
-        position: Position,
+        where: tuple[int, StreamKey],
+        reason: Reason | None,
         program: Any,
         actions: NDArray[np.int8],
         num_cold: int,
         whole: BranchTable | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         """Log a call that has run, and warn if it reused less than promised for a new reason.
 
         Args:
-            position: Which one it was.
+            where: Its step and stream.
+            reason: Why something may not have been kept.
             program: What ran it; a `Program`.
             actions: What each site did, int8 ``[sites]``.
             num_cold: Sites that should have read what was not kept.
             whole: The table of the whole output, where that is what was done.
+            alone: Whether everything was computed and nothing kept, whatever the table says.
         """
-        table = program.table if whole is None else whole
-        why = None
-        if num_cold or position.computes:
-            why = position.reason or LOST
-            if why.mend and (position.computes or num_cold):
-                self._warn(position.step, num_cold, len(actions), why)
-        reference = program.reference
+        table, (step, stream) = program.table if whole is None else whole, where
+        why = (reason or LOST) if num_cold or alone else None
+        if why is not None and why.mend:
+            self._warn(step, num_cold, len(actions), why)
+        is_whole, reference = whole is not None, program.reference
         self.calls.append(
-            LoggedCall(
-                position.step,
-                position.stream,
-                table,
-                actions,
-                num_cold,
-                why,
-                whole is not None,
-                reference,
-            )
+            LoggedCall(step, stream, table, actions, num_cold, why, is_whole, reference)
         )
 
     def _warn(self, step: int, num_cold: int, num_sites: int, why: Reason) -> None:

@@ -51,7 +51,7 @@ def has_one_step(stream: RunStream, before: torch.Tensor, now: torch.Tensor) -> 
     if not bool(is_moved.any()):
         return True
     is_held = ~is_moved
-    starts, ends = before[is_moved].unique(), now[is_moved].unique()
+    starts, ends = torch.unique(before[is_moved]), torch.unique(now[is_moved])
     if len(starts) > 1 or len(ends) > 1 or bool((before[is_held] == starts).any()):
         stream.held = None
         return False

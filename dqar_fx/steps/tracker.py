@@ -189,7 +189,9 @@ class StepTracker:
         place = self.timestep_sources.read_base(timestep)
         if place is None:
             known = None if self._unheeded is None else len(self._unheeded.timesteps)
-            return Reading("value", length=known if named is None else named.num_steps or known)
+            return Reading(
+                "value", length=known if named is None else named.num_steps or known
+            )
         timesteps, index = place
         return Reading("place", timesteps, index, len(timesteps.values), timesteps)
 
@@ -252,7 +254,9 @@ class StepTracker:
             run = Run(reading.clock, first, reading.length, reading.token, self._once)
             self._now = now = Moment(run, first, reading.index, first=found, latest=found)
             is_told = isinstance(reading.token, SchedulerRun)
-            now.scheduler_run = cast("SchedulerRun", reading.token) if is_told else self._unheeded
+            now.scheduler_run = (
+                cast("SchedulerRun", reading.token) if is_told else self._unheeded
+            )
         elif steps:
             if found is not None and now.latest is not None and found != now.latest:
                 now.direction = 1 if found > now.latest else -1

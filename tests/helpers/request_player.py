@@ -16,7 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dqar_fx import StepError, transform
 from dqar_fx.pipeline.watch import watch
 from tests.helpers.request_programs import (
-    NAMES, SCHEDULES, WAITING, Program, Request, Round, Stream,
+    NAMES,
+    SCHEDULES,
+    WAITING,
+    Program,
+    Request,
+    Round,
+    Stream,
 )
 from tests.helpers.request_truth import (
     REUSE,
@@ -191,7 +197,7 @@ class World:
             try:
                 with session:
                     self.play_to_end(player)
-            except BaseException as error:  # noqa: BLE001  # raised below
+            except BaseException as error:  # raised below
                 failed.append(error)
 
         threads = [
@@ -483,7 +489,9 @@ class Player:
         on_way = self.truth.kept[self.truth.epoch, place, "travels", batch]
         may_read = join(kept, on_way) if num_calls > 2 else kept
         is_strict = self.is_strict and num_calls <= 2
-        stored = check_call(tiny_model(), inputs, output, logged, may_read, is_strict=is_strict)
+        stored = check_call(
+            tiny_model(), inputs, output, logged, may_read, is_strict=is_strict
+        )
         keep(kept, logged.step, stored)
         if num_calls > 1:
             keep(on_way, logged.step, stored)

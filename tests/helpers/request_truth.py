@@ -77,7 +77,10 @@ class Stand:
             has_latent: Whether its latent may have the values of the latest call's.
         """
         clock, now = self.clock, other.latest
-        if clock not in ("index", "value") or (clock, self.length) != (other.clock, other.length):
+        if clock not in ("index", "value") or (clock, self.length) != (
+            other.clock,
+            other.length,
+        ):
             return False
         if now == self.latest:
             is_again = clock == "value" or other.called <= self.called
@@ -176,7 +179,9 @@ def check_call(
             choices[site] = good
         else:
             lost.append(site)
-            assert logged.reason, f"site {site} did not reuse at row {row}, and no reason is given"
+            assert logged.reason, (
+                f"site {site} did not reuse at row {row}, and no reason is given"
+            )
             assert not (good and is_strict), f"row {row}, site {site} is lost: {logged.reason}"
     for replaced in product(*choices.values()):
         expected, computed = run_with(tiny, inputs, dict(zip(choices, replaced, strict=True)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.helpers.request_player import play
@@ -16,8 +15,7 @@ from tests.helpers.request_programs import SURE, programs
 RUNS = int(os.environ.get("PROGRAMS_OF_CALLS", "150"))
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 EACH = settings(
-    phases=PHASES,
-    max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck)
+    phases=PHASES, max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
