@@ -222,14 +222,14 @@ class Denoiser(StepDenoiser):
         """The branch table of the latest captured signature.
 
         Raises:
-            DqarError: Nothing has been captured yet, or the schedule has no number of steps and
-                no run has said how many.
+            DqarError: Nothing has been captured yet, or the schedule has no number of steps
+                and no run has said how many.
         """
         program = self.program
         if program.schedule is not None and program.schedule.waits_for_run:
             raise DqarError(
-                "the schedule has no number of steps, so that its table is made when a run says "
-                "how many: run the pipeline once, or look at "
+                "the schedule has no number of steps, so that its table is made when a run "
+                "says how many: run the pipeline once, or look at "
                 "denoiser.with_schedule(schedule.for_run(50)).table"
             )
         return program.table

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class RequestSession:
     """One request among several to the same denoiser, in threads, tasks or in turns.
 
-    As a context manager it lasts as long as the ``with`` block, in this thread or task. Requests
-    that take turns in one thread, as generators do, enter `turn` around the calls of each turn,
-    and `close` the session at their end. Graphs, compiled regions and parameters are shared with
-    all others.
+    As a context manager it lasts as long as the ``with`` block, in this thread or task.
+    Requests that take turns in one thread, as generators do, enter `turn` around the calls of
+    each turn, and `close` the session at their end. Graphs, compiled regions and parameters
+    are shared with all others.
 
     Args:
         sessions: Those of the denoiser.

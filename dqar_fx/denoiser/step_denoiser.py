@@ -116,7 +116,8 @@ class StepDenoiser(ParameterWrapper):
     def attach_scheduler(self, scheduler: Any) -> Self:
         """Take the step from a diffusers scheduler; None detaches.
 
-        Needed only where no diffusers pipeline calls: of one that does, the scheduler is known.
+        Needed only where no diffusers pipeline calls: of one that does, the scheduler is
+        known.
 
         Raises:
             StepError: It is no scheduler that counts its steps.
@@ -166,7 +167,7 @@ class StepDenoiser(ParameterWrapper):
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """The logs of the latest runs, of the session that is open here; the last may go on."""
+        """The logs of the latest runs of the session that is open; the last may go on."""
         return tuple(self._sessions.current.runs)
 
     def reset(self) -> None:

@@ -96,8 +96,8 @@ def find_latent(named: Mapping[str, Any], leaves: Sequence[Any]) -> torch.Tensor
 class HalvesCheck:
     """Looks whether the halves of a batch are those of guidance: both denoise one latent.
 
-    Values are read when a run begins, and for each new prompt: whoever turns guidance on or off
-    in mid-run gives others.
+    Values are read when a run begins, and for each new prompt: whoever turns guidance on or
+    off in mid-run gives others.
     """
 
     def __init__(self) -> None:

@@ -192,7 +192,7 @@ class Program:
     @property
     def fitted(self) -> tuple[Program, ...]:
         """The programs beside this one that were made for runs."""
-        return tuple(list(self._fitted.values()))
+        return tuple(self._fitted.values())
 
     def with_table(self, table: BranchTable, schedule: Schedule | None = None) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
@@ -351,7 +351,7 @@ class Program:
         return outputs
 
     def _carry_over(self, slots: Slots, position: Position) -> None:
-        """Take over what another program has kept of a stream, which this one runs from now on.
+        """Take over what another program has kept of a stream, which this one runs now.
 
         Programs of other dtypes of the latent or the timestep may keep the same outputs.
         """

@@ -23,7 +23,7 @@ PASSING_ON = ("torch", "dqar_fx", "accelerate")
 
 
 class CallingPipeline:
-    """Finds the pipeline that calls a denoiser; remembers which functions are no pipeline's."""
+    """Finds the pipeline that calls; remembers which functions are no pipeline's."""
 
     def __init__(self) -> None:
         self._others: set[CodeType] = set()
@@ -42,7 +42,7 @@ class CallingPipeline:
         return None
 
     def _pipeline_of(self, frame: FrameType) -> DiffusionPipeline | None:
-        """The pipeline that runs a frame; code that is no method of one is not looked at again.
+        """The pipeline that runs a frame; other code is not looked at again.
 
         Reading a frame's variables makes a dict of them, which lives as long as the frame.
         """

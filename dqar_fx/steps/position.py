@@ -57,13 +57,13 @@ class Position:
     """The step, stream and run of a call.
 
     Attributes:
-        trajectory: An object of its own for every stretch of a stream whose kept outputs belong
-            together.
+        trajectory: An object of its own for every stretch of a stream whose kept outputs
+            belong together.
         stream: Which stream it is.
         step: Index of the step in the run: the row of the branch table.
         length: Steps of the run, where known.
-        timesteps: The timesteps of the run, where the call's timestep is the element ``step`` of
-            them; else None.
+        timesteps: The timesteps of the run, where the call's timestep is the element ``step``
+            of them; else None.
         scheduler_run: The run of the scheduler that told the step; None where none did.
         run: The log of the run; None where nothing is logged.
         reason: Why something may not be kept that the table reads; None where all is as usual.

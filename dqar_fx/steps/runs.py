@@ -37,8 +37,8 @@ class LoggedCall:
         actions: What each site did, int8 ``[sites]``.
         num_cold: Sites that the table lets read what was not kept; they computed.
         why: Why not, or why everything was computed; None where all is as the table says.
-        is_whole: Whether the one site is the whole output, and the model was not called if that
-            was read.
+        is_whole: Whether the one site is the whole output, and the model was not called if
+            that was read.
         milliseconds: What the call took; None where that was not asked for.
         program: What ran it, while it is there.
     """
@@ -152,10 +152,10 @@ class Run:
         )
 
     def _warn(self, step: int, num_cold: int, num_sites: int, why: Reason) -> None:
-        done = f"{num_cold} of {num_sites} sites start cold" if num_cold else "nothing is kept"
+        done = f"{num_cold} of {num_sites} sites start cold" if num_cold else "all sites"
         self.once.warn(
-            f"step {step}: {done} and compute, where the table lets them reuse: {why.text}. What "
-            f"to do: {why.mend}",
+            f"step {step}: {done} and compute, where the table lets them reuse: {why.text}. "
+            f"What to do: {why.mend}",
             key=why.kind,
         )
 

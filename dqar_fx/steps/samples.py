@@ -1,9 +1,9 @@
 """Whether the samples of a call go through their steps together.
 
-A timestep may be given for each sample, frame or token. Some may stand still, as the given frames
-of image-to-video do; all others must go from one timestep to one other. Where they do not, as in
-diffusion forcing or where requests of different steps share a batch, no row of the table is that
-of all.
+A timestep may be given for each sample, frame or token. Some may stand still, as the given
+frames of image-to-video do; all others must go from one timestep to one other. Where they do
+not, as in diffusion forcing or where requests of different steps share a batch, no row of the
+table is that of all.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class SeenTensor:
         return cls(tensor, version, digest_of(tensor) if version is None else None)
 
     def is_same(self, tensor: torch.Tensor) -> bool:
-        """Whether this is that tensor, or the same view of its storage, and unwritten since."""
+        """Whether this is that tensor, or the same view of it, and unwritten since."""
         if self.version is None or version_of(tensor) != self.version:
             return False
         return self.tensor is tensor or shows_same_memory(self.tensor, tensor)
@@ -64,9 +64,9 @@ def digest_of(tensor: torch.Tensor) -> torch.Tensor:
     """What tells a tensor's values from others, float64 ``[2]``.
 
     Any change of a single element changes the exclusive-or of all bits. A change that leaves
-    that as it was, such as another order or the sign of an even number of elements, changes the
-    product with weights that are all different: the fractional parts of multiples of the golden
-    ratio.
+    that as it was, such as another order or the sign of an even number of elements, changes
+    the product with weights that are all different: the fractional parts of multiples of the
+    golden ratio.
     """
     flat = tensor.detach()
     if flat.device.type == "mps":

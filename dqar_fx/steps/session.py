@@ -85,9 +85,9 @@ class Session:
         self._short_runs = self._short_runs + 1 if is_short else 0
         if self._short_runs == MANY_RESTARTS - 1:
             warn(
-                f"{MANY_RESTARTS} runs in a row each ended long before their last step, so that "
-                "next to nothing is reused. Expected timesteps that rise or fall from step to "
-                "step, or one latent for all streams of a step; where that is not so, use "
+                f"{MANY_RESTARTS} runs in a row each ended long before their last step, so "
+                "that next to nothing is reused. Expected timesteps that rise or fall from step "
+                "to step, or one latent for all streams of a step; where that is not so, use "
                 "Denoiser.cache_context(name, step_index=...) or attach_scheduler(scheduler)"
             )
 
@@ -111,8 +111,8 @@ class LengthCheck:
             self._once.warn(
                 f"the trajectory has {length} steps but the branch table {num_steps}: only "
                 "its first rows are used. Transform with a schedule of as many steps as the "
-                "pipeline takes (num_inference_steps), or with one that has no number of steps, "
-                "such as Schedule.interval(every=2)",
+                "pipeline takes (num_inference_steps), or with one that has no number of "
+                "steps, such as Schedule.interval(every=2)",
                 key=f"short {length}",
             )
         if position.step >= num_steps or (position.step > 0 and length > num_steps + 1):

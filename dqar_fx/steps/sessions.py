@@ -72,8 +72,8 @@ class OpenSession:
             f"the session that is open was opened in the generator {self._code.co_name!r} "
             f"({self._code.co_filename}:{self._code.co_firstlineno}), which is not what calls "
             "now: a generator leaves its context to whoever runs next. Expected "
-            "session = denoiser.session(), and `with session.turn():` around the calls between "
-            "two yields"
+            "session = denoiser.session(), and `with session.turn():` around the calls "
+            "between two yields"
         )
 
 
@@ -238,9 +238,9 @@ class Sessions:
         """
         if len(self._opened) >= MAX_SESSIONS:
             raise StepError(
-                f"{MAX_SESSIONS} sessions of this denoiser are open, each of which holds slots: "
-                "expected that requests that are over close theirs (session.close(), or the end "
-                "of `with denoiser.session():`)"
+                f"{MAX_SESSIONS} sessions of this denoiser are open, each of which holds "
+                "slots: expected that requests that are over close theirs (session.close(), "
+                "or the end of `with denoiser.session():`)"
             )
         session = Session(next(self._numbers), self._once)
         session.tracker.timestep_sources.attached = self.timesteps
@@ -258,7 +258,7 @@ class Sessions:
 
     @contextmanager
     def enter(self, session: Session, frame: FrameType | None) -> Iterator[None]:
-        """Let calls inside belong to a session, which the function of a frame opens, if any."""
+        """Let calls inside belong to a session, which a frame's function opens, if any."""
         before, opened = _OPEN.get().get(id(self)), OpenSession(session, frame)
         _OPEN.set({**_OPEN.get(), id(self): opened})
         try:

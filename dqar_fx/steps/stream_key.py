@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 StreamKey = tuple["str | None", int] | tuple["str | None", int, int]
-"""Name from ``cache_context`` (or None), number among those of that name, number of the session
-where one is open."""
+"""Name from ``cache_context`` (or None), number among those of that name, number of the
+session where one is open."""
 
 
 def session_of(stream: StreamKey) -> int | None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .reasons import Reason
 
 MAX_STREAMS = 16
-"""Streams of a run that are known at a time; the one that was called longest ago goes first."""
+"""Streams of a run that are known at a time; the longest unused goes first."""
 
 
 @dataclass(eq=False)
@@ -97,9 +97,9 @@ class RunStream:
     def takes_for_data(self, call: Call, changed: Sequence[int], *, is_sure: bool) -> bool:
         """Whether what has changed may be data of the step, and the stream still be this one.
 
-        At the first step that it goes on to nothing has changed at every step yet; then prompts,
-        by their names, do not count as data, and unless it is sure which run this is, another
-        tensor must be the very one that it was.
+        At the first step that it goes on to nothing has changed at every step yet; then
+        prompts, by their names, do not count as data, and unless it is sure which run this is,
+        another tensor must be the very one that it was.
         """
         if any(self.changes[i] != self.transitions for i in changed):
             return False
@@ -113,8 +113,8 @@ class RunStream:
     def is_with_other_data(self, call: Call) -> bool:
         """Whether a call of another program is this stream's.
 
-        It denoises as much, maybe in another dtype, and what both have is the same, with a prompt
-        among that; data of the step may be there or not.
+        It denoises as much, maybe in another dtype, and what both have is the same, with a
+        prompt among that; data of the step may be there or not.
         """
         own = dict(zip(self.names, self.seen, strict=True))
         given = dict(zip(call.names, call.conditioning, strict=True))
@@ -298,7 +298,7 @@ class RunStreams:
 
 
 def has_prompt_besides(call: Call, changed: Sequence[int]) -> bool:
-    """Whether no prompt of a call has changed, or another one has not, which tells its stream."""
+    """Whether no prompt of a call has changed, or another one has not."""
     is_changed = [i in changed for i, is_prompt in enumerate(call.prompts) if is_prompt]
     return not all(is_changed) or not is_changed
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Range = tuple[float, float]
-"""The greatest and the least of a call's timesteps. In this order they compare as the timesteps of
-those samples that go on: what stands still is a given frame at 0, or waits at the first one."""
+"""The greatest and the least of a call's timesteps. In this order they compare as the
+timesteps of those samples that go on: what stands still is a given frame at 0, or waits at
+the first one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +139,8 @@ def spell(
 ) -> Iterator[torch.Tensor]:
     """Timesteps as pipelines pass them on, in the dtype and on the device of one.
 
-    As they are; divided by the scheduler's ``num_train_timesteps`` (Flux, SD3); or counted from
-    the other end (Z-Image, Lumina). In a narrow dtype it counts what was rounded when.
+    As they are; divided by the scheduler's ``num_train_timesteps`` (Flux, SD3); or counted
+    from the other end (Z-Image, Lumina). In a narrow dtype it counts what was rounded when.
     """
     own = timesteps.to(like.device, like.dtype)
     yield own
@@ -177,14 +178,15 @@ def find_start(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> int | 
 
 
 def find_element(timestep: Any, timesteps: torch.Tensor) -> int | None:
-    """The place of a timestep that is an element of these very timesteps; None if it is not."""
+    """The place of a timestep that is an element of these timesteps; else None."""
     base = timestep._base if isinstance(timestep, torch.Tensor) else None
     root = timesteps if timesteps._base is None else timesteps._base
     if base is None or base is not root or base.dim() != 1:
         return None
     if not is_single(timestep) or base.dtype != timestep.dtype:
         return None
-    return (timestep.storage_offset() - timesteps.storage_offset()) // timesteps.stride(0)
+    offset: int = timestep.storage_offset() - timesteps.storage_offset()
+    return offset // timesteps.stride(0)
 
 
 def find_spelled(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> Iterator[int]:

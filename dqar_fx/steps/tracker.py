@@ -2,10 +2,10 @@
 
 In this order: ``cache_context(name, step_index=...)`` where it is given; the scheduler of the
 pipeline that calls, or that was attached; the timestep's place in a 1-D tensor that it is an
-element of, as in ``for t in timesteps``; and only then the timestep's value. Of values, another
-one is the next step, and so is the same one with another latent, unless the call can be
-another stream of the same step. The direction in which they go is learnt. Only a return to the
-first value, or a turn, begins a new run.
+element of, as in ``for t in timesteps``; and only then the timestep's value. Of values,
+another one is the next step, and so is the same one with another latent, unless the call can
+be another stream of the same step. The direction in which they go is learnt. Only a return to
+the first value, or a turn, begins a new run.
 
 A scheduler that stays where it is while timesteps go on does not tell the time: then it is not
 listened to any more in that run.
@@ -196,7 +196,7 @@ class StepTracker:
         return Reading("place", timesteps, index, len(timesteps.values), timesteps)
 
     def _goes_on_by_place(self, timestep: Any) -> bool:
-        """Whether a call's timestep is at the next place of those that tell the time, or there."""
+        """Whether a timestep is at the latest place of those that tell the time, or next."""
         now = self._now
         if now is None or now.run.clock != "place" or not isinstance(timestep, torch.Tensor):
             return False

@@ -56,7 +56,7 @@ def is_by_the_table(runs):
     )
 
 
-# ---- threads ---------------------------------------------------------------------------------
+# ---- threads --------------------------------------------------------------------------------
 
 
 def test_threads_with_sessions_equal_sequential_requests(denoiser, alone):
@@ -196,7 +196,7 @@ def test_two_denoisers_are_captured_by_two_threads_at_once():
     assert [len(denoiser.captured_programs()) for denoiser in denoisers] == [1, 1]
 
 
-# ---- turns -----------------------------------------------------------------------------------
+# ---- turns ----------------------------------------------------------------------------------
 
 
 def test_generators_in_turns_equal_sequential_requests(denoiser, alone):
@@ -263,7 +263,7 @@ def alone_of(denoiser):
     return denoiser.with_schedule(SCHEDULE)
 
 
-# ---- tasks -----------------------------------------------------------------------------------
+# ---- tasks ----------------------------------------------------------------------------------
 
 
 def test_tasks_with_sessions_equal_sequential_requests(denoiser, alone):
@@ -283,7 +283,7 @@ def test_tasks_with_sessions_equal_sequential_requests(denoiser, alone):
         assert is_by_the_table(runs)
 
 
-# ---- memory ----------------------------------------------------------------------------------
+# ---- memory ---------------------------------------------------------------------------------
 
 
 def test_slots_of_a_session_are_returned_when_it_is_closed(denoiser):
@@ -333,7 +333,7 @@ def test_too_many_sessions_are_refused(denoiser):
         session.close()
 
 
-# ---- one of them ends ------------------------------------------------------------------------
+# ---- one of them ends -----------------------------------------------------------------------
 
 
 def test_end_of_one_request_leaves_the_others_alone(denoiser, alone):

@@ -268,7 +268,7 @@ class Player:
         return torch.stack([other.to(values.dtype), values[step]])
 
     def prompt_number(self, place: int, step: int) -> tuple[Stream, int, int]:
-        """Whose prompt a stream has at a step: that stream, its place, and the prompt's number."""
+        """Whose prompt a stream has at a step: that stream, its place, and its number."""
         request = self.request
         if request.swap is not None and step >= request.swap and len(request.streams) > 1:
             place = 1 - place if place < 2 else place
