@@ -139,9 +139,10 @@ class Run:
         """
         table = program.table if whole is None else whole
         why = None
-        if num_cold or position.computes:
+        is_lost = position.computes and bool(table.actions[position.step].any())
+        if num_cold or is_lost:
             why = position.reason or LOST
-            if why.mend and (position.computes or num_cold):
+            if why.mend:
                 self._warn(position.step, num_cold, len(actions), why)
         reference = program.reference
         self.calls.append(
@@ -158,10 +159,14 @@ class Run:
         )
 
     def _warn(self, step: int, num_cold: int, num_sites: int, why: Reason) -> None:
-        done = f"{num_cold} of {num_sites} sites start cold" if num_cold else "nothing is kept"
+        done = (
+            f"{num_cold} of {num_sites} sites start cold and compute, where the table lets them "
+            "reuse"
+            if num_cold
+            else "all sites compute and nothing is kept, whatever the table says"
+        )
         self.once.warn(
-            f"step {step}: {done} and compute, where the table lets them reuse: {why.text}. What "
-            f"to do: {why.mend}",
+            f"step {step}: {done}: {why.text}. What to do: {why.mend}",
             key=why.kind,
         )
 

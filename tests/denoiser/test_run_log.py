@@ -159,6 +159,15 @@ def test_mixed_timesteps_compute_all_and_say_so_once(denoiser):
     assert one.reasons
 
 
+def test_mixed_timesteps_are_no_loss_where_the_table_computes_all(base):
+    denoiser = base.with_schedule(Schedule.compute_all(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for index, t in enumerate(torch.tensor([[900.0, 700.0], [700.0, 500.0]])):
+            denoiser(latent(index), t, encoder_hidden_states=prompt(1))
+    assert not denoiser.runs[-1].reasons
+
+
 def test_describe_says_what_was_reused_and_why_not_more(denoiser):
     run(denoiser, 1, streams=1, first=1)
     (one,) = denoiser.runs
