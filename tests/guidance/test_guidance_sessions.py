@@ -71,7 +71,7 @@ def test_guided_threads_equal_sequential_requests(guided):
     assert are_equal(found[1], wanted[2])
 
 
-# ---- halves of one batch ---------------------------------------------------------------------
+# ---- halves of one batch -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
