@@ -91,7 +91,7 @@ CONDITIONAL, UNCONDITIONAL = prompt(1, 1), prompt(2, 1)
 
 
 class HookedToy:
-    """The model by plain hooks: what attention gives is kept and replaced by row and stream."""
+    """The model by plain hooks, which keep and replace attention by row and stream."""
 
     def __init__(self):
         self.model, self.kept = make_toy(), {}
