@@ -143,7 +143,8 @@ class Run:
             alone: Whether everything was computed and nothing kept, whatever the table says.
         """
         table, (step, stream) = program.table if whole is None else whole, where
-        why = (reason or LOST) if num_cold or alone else None
+        is_lost = num_cold > 0 or (alone and bool(table.actions[step].any()))
+        why = (reason or LOST) if is_lost else None
         if why is not None and why.mend:
             self._warn(step, num_cold, len(actions), why)
         is_whole, reference = whole is not None, program.reference
@@ -152,10 +153,11 @@ class Run:
         )
 
     def _warn(self, step: int, num_cold: int, num_sites: int, why: Reason) -> None:
-        done = f"{num_cold} of {num_sites} sites start cold" if num_cold else "all sites"
+        done = "all sites compute and nothing is kept, whatever the table says"
+        if num_cold:
+            done = f"{num_cold} of {num_sites} sites start cold: they compute, and should reuse"
         self.once.warn(
-            f"step {step}: {done} and compute, where the table lets them reuse: {why.text}. "
-            f"What to do: {why.mend}",
+            f"step {step}: {done}: {why.text}. What to do: {why.mend}",
             key=why.kind,
         )
 

@@ -370,9 +370,9 @@ def test_denoiser_rising_timesteps_reuse_by_the_table(case, denoiser):
 
 def test_denoiser_restarts_at_each_call_are_not_silently_useless(case, denoiser):
     """A timestep that stays what it is with latents that do not: nothing tells the time."""
+    calls = [{**case.inputs(step), "timestep": torch.full((2,), 7.0)} for step in range(5)]
     with pytest.warns(UserWarning, match="nothing is reused") as said:
-        for step in range(5):
-            denoiser(**{**case.inputs(step), "timestep": torch.full((2,), 7.0)})
+        [denoiser(**call) for call in calls]
     assert len(said) == 1
 
 

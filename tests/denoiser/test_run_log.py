@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 
 import numpy as np
@@ -12,7 +13,15 @@ import torch
 import dqar_fx
 from dqar_fx import Action, Schedule
 from dqar_fx.steps.runs import KEPT_RUNS
-from tests.helpers.requests import STEPS, are_equal, ask, prompt, request, run
+from tests.helpers.requests import (
+    STEPS,
+    are_equal,
+    ask,
+    ask_each,
+    prompt,
+    request,
+    run,
+)
 from tests.helpers.toy_pipeline import TOKENS, WIDTH, make_toy
 
 ACTIONS = "SRRSRR"
@@ -73,12 +82,10 @@ def test_run_that_begins_late_is_cold_without_a_warning(denoiser):
 
 
 def test_prompt_that_changes_is_said_once_and_counted(denoiser):
-    x, sites = latent(), len(denoiser.table.sites)
-    timesteps = torch.linspace(900, 100, STEPS)
+    sites, latents = len(denoiser.table.sites), [latent(step) for step in range(STEPS)]
     texts = [prompt(1), prompt(2), prompt(2), prompt(2), prompt(2), prompt(3)]
     with pytest.warns(UserWarning, match=r"sites start cold.*encoder_hidden_states") as said:
-        for t, text in zip(timesteps, texts, strict=True):
-            x = x - 0.1 * ask(denoiser, x, t, text)
+        ask_each(denoiser, latents, texts)
     (found,) = denoiser.runs
     assert [call.num_cold for call in found.calls] == [0, sites, 0, 0, 0, sites]
     assert len(said) == 1
@@ -89,41 +96,33 @@ def test_prompt_that_changes_is_said_once_and_counted(denoiser):
 
 def test_prompt_written_in_place_never_reuses_what_the_old_one_left(denoiser):
     """The outputs of the changed prompt are those of a request of its own."""
-    x, sites = latent(), len(denoiser.table.sites)
-    timesteps = torch.linspace(900, 100, STEPS)
-    text = prompt(1)
+    timesteps, text = torch.linspace(900, 100, STEPS), prompt(1)
+    for step in (0, 1):
+        ask(denoiser, latent(step), timesteps[step], text)
+    text.copy_(prompt(2))
     with pytest.warns(UserWarning, match="encoder_hidden_states"):
-        for index, t in enumerate(timesteps):
-            if index == 2:
-                text.copy_(prompt(2))
-            found = ask(denoiser, x, t, text)
-            if index == 2:
-                assert torch.equal(found, make_toy()(x, t.expand(2), text))
-            x = latent(index + 1)
-    assert denoiser.runs[-1].calls[2].num_cold == sites
+        found = ask(denoiser, latent(2), timesteps[2], text)
+    with torch.no_grad():
+        assert torch.equal(found, make_toy()(latent(2), timesteps[2].expand(2), text))
+    assert denoiser.runs[-1].calls[2].num_cold == len(denoiser.table.sites)
 
 
 def test_new_kind_of_reason_is_warned_of_again(denoiser):
-    x = latent()
-    timesteps = torch.linspace(900, 100, STEPS)
+    latents = [latent(), latent(1), latent(2, 1)]
     with pytest.warns(UserWarning, match="start cold") as said:
-        ask(denoiser, x, timesteps[0], prompt(1))
-        ask(denoiser, latent(1), timesteps[1], prompt(2))
-        ask(denoiser, latent(2, 1), timesteps[2], prompt(2, 1))
+        ask_each(denoiser, latents, [prompt(1), prompt(2), prompt(2, 1)])
     assert len(said) == 2
     assert "other shapes" in str(said[1].message)
 
 
 def test_batch_that_shrinks_computes_and_then_reuses_its_own(denoiser):
-    timesteps = torch.linspace(900, 100, STEPS)
     texts = [prompt(1, 2)] * 2 + [prompt(1, 1)] * 4
+    latents = [latent(step, len(text)) for step, text in enumerate(texts)]
     with pytest.warns(UserWarning, match=r"other shapes.*Guidance\(batched=\.\.\.\)"):
-        for index, (t, text) in enumerate(zip(timesteps, texts, strict=True)):
-            x = latent(index, len(text))
-            found = ask(denoiser, x, t, text)
-            if index == 2:
-                wanted = make_toy()(x, t.expand(1), text)
-                assert torch.equal(found, wanted)
+        found = ask_each(denoiser, latents, texts)
+    t = torch.linspace(900, 100, STEPS)[2]
+    with torch.no_grad():
+        assert torch.equal(found[2], make_toy()(latents[2], t.expand(1), texts[2]))
     (one,) = denoiser.runs
     assert [call.step for call in one.calls] == list(range(STEPS))
     letters = ["".join({Action(int(a)).letter for a in call.actions}) for call in one.calls]
@@ -131,12 +130,11 @@ def test_batch_that_shrinks_computes_and_then_reuses_its_own(denoiser):
 
 
 def test_batch_that_grows_again_goes_on_with_what_it_had(denoiser):
-    timesteps = torch.linspace(900, 100, STEPS)
     big, small = prompt(1, 2), prompt(1, 1)
+    texts = [big, small, big, big, big, big]
+    latents = [latent(step, len(text)) for step, text in enumerate(texts)]
     with pytest.warns(UserWarning, match="other shapes"):
-        for index, t in enumerate(timesteps):
-            text = small if index == 1 else big
-            ask(denoiser, latent(index, len(text)), t, text)
+        ask_each(denoiser, latents, texts)
     (one,) = denoiser.runs
     assert [call.num_cold > 0 for call in one.calls] == [False, True] + [False] * 4
     assert one.calls[2].count(Action.REUSE) > 0
@@ -145,18 +143,25 @@ def test_batch_that_grows_again_goes_on_with_what_it_had(denoiser):
 def test_mixed_timesteps_compute_all_and_say_so_once(denoiser):
     """Diffusion forcing: each sample at a step of its own, one after the other."""
     times = torch.tensor([[900.0, 700.0], [700.0, 500.0], [500.0, 300.0], [300.0, 100.0]])
-    text, model = prompt(1), make_toy()
+    calls = [(latent(index), t, prompt(1)) for index, t in enumerate(times)]
     with pytest.warns(UserWarning, match="its samples stand at different timesteps") as said:
-        for index, t in enumerate(times):
-            x = latent(index)
-            with torch.no_grad():
-                found = denoiser(x, t, encoder_hidden_states=text)
-                if index:
-                    assert torch.equal(found, model(x, t, text))
+        found = [denoiser(*call) for call in calls]
     assert len(said) == 1
+    with torch.no_grad():
+        wanted = [make_toy()(*call) for call in calls]
+    assert are_equal(found[1:], wanted[1:])
     (one,) = denoiser.runs
     assert all(call.count(Action.COMPUTE) == len(call.actions) for call in one.calls[1:])
     assert one.reasons
+
+
+def test_mixed_timesteps_are_no_loss_where_the_table_computes_all(base):
+    denoiser = base.with_schedule(Schedule.compute_all(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for index, t in enumerate(torch.tensor([[900.0, 700.0], [700.0, 500.0]])):
+            denoiser(latent(index), t, encoder_hidden_states=prompt(1))
+    assert not denoiser.runs[-1].reasons
 
 
 def test_describe_says_what_was_reused_and_why_not_more(denoiser):
@@ -183,8 +188,7 @@ def test_run_that_ends_is_logged_in_one_line(denoiser, caplog):
 def test_call_that_fails_is_not_logged_and_leaves_nothing(denoiser, monkeypatch):
     """What was stored before it failed is not read by the same request again."""
     wanted = run(denoiser.with_schedule(SCHEDULE), 1)
-    import dqar_fx.program.program as module
-
+    module = sys.modules["dqar_fx.program.program"]
     execute = module.execute
 
     def fail(calls, values):

@@ -254,9 +254,9 @@ def test_batched_addresses_stay_and_are_never_handed_out(case):
 def test_batched_restarts_at_each_call_are_told_of_though_no_site_reuses(case):
     denoiser = guided(case, "CCCC", None, "CRRR", batched=FIRST)
 
+    calls = [{**case.inputs(step), "timestep": torch.full((4,), 7.0)} for step in range(5)]
     with pytest.warns(UserWarning, match="nothing is reused"):
-        for step in range(5):
-            denoiser(**{**case.inputs(step), "timestep": torch.full((4,), 7.0)})
+        [denoiser(**call) for call in calls]
 
 
 @pytest.mark.parametrize("keep", slow_but("difference", of=KEPT))

@@ -71,7 +71,7 @@ def test_guided_threads_equal_sequential_requests(guided):
     assert are_equal(found[1], wanted[2])
 
 
-# ---- halves of one batch --------------------------------------------------------------------
+# ---- halves of one batch -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ CONDITIONAL, UNCONDITIONAL = prompt(1, 1), prompt(2, 1)
 
 
 class HookedToy:
-    """The model by plain hooks: attention is kept and replaced by row and stream."""
+    """The model by plain hooks, which keep and replace attention by row and stream."""
 
     def __init__(self):
         self.model, self.kept = make_toy(), {}

@@ -37,6 +37,15 @@ def ask(denoiser, latent, t, text, name=None):
         return denoiser(latent, t.expand(len(latent)), encoder_hidden_states=text)
 
 
+def ask_each(denoiser, latents, texts, top=900.0, low=100.0):
+    """One call for each latent and text, at falling timesteps; what they gave."""
+    timesteps = torch.linspace(top, low, max(len(texts), STEPS))
+    return [
+        ask(denoiser, x, t, text)
+        for x, t, text in zip(latents, timesteps, texts, strict=False)
+    ]
+
+
 def finish(calls):
     """All latents of a request that goes on to its end."""
     return [latent for latent in calls if latent is not None]

@@ -24,7 +24,7 @@ FALLING, RISING = (9.0, 7.0, 4.0, 2.0), (0.0, 0.3, 0.6, 0.9)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-# ---- by value -------------------------------------------------------------------------------
+# ---- by value ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("values", [FALLING, RISING], ids=["fall", "rise"])
@@ -154,7 +154,7 @@ def test_same_request_again_after_a_break_begins_a_run():
     assert second.trajectory is not first.trajectory
 
 
-# ---- by place -------------------------------------------------------------------------------
+# ---- by place ------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -216,7 +216,7 @@ def test_late_start_by_place_says_so():
     assert "began at step 4" in position.reason.text
 
 
-# ---- by name --------------------------------------------------------------------------------
+# ---- by name -------------------------------------------------------------------------------
 
 
 def test_context_gives_stream_and_step():
@@ -271,7 +271,7 @@ def test_named_stream_with_another_prompt_starts_anew():
     assert "encoder_hidden_states" in second.reason.text
 
 
-# ---- by a scheduler -------------------------------------------------------------------------
+# ---- by a scheduler ------------------------------------------------------------------------
 
 
 def schedule(steps=5, kind=FlowMatchEulerDiscreteScheduler, *, is_watched=False):
@@ -399,7 +399,7 @@ def test_mixed_timesteps_compute_and_keep_nothing():
     assert second.trajectory is not first.trajectory
 
 
-# ---- errors ---------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------
 
 
 def test_steps_without_a_timestep_say_what_to_do():
