@@ -163,9 +163,7 @@ class Sessions:
         own = getattr(self._pipelines.find(denoiser), "scheduler", None)
         return self.scheduler if own is None else own
 
-    def locate(
-        self, call: Call, find_scheduler: Callable[[], Any], num_rows: int
-    ) -> Position:
+    def locate(self, call: Call, find_scheduler: Callable[[], Any], num_rows: int) -> Position:
         """Find the position of a call in the session that is open here, or the default one.
 
         Args:

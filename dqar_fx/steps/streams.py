@@ -301,6 +301,8 @@ def has_prompt_besides(call: Call, changed: Sequence[int]) -> bool:
     """Whether no prompt of a call has changed, or another one has not, which tells its stream."""
     is_changed = [i in changed for i, is_prompt in enumerate(call.prompts) if is_prompt]
     return not all(is_changed) or not is_changed
+
+
 def shapes_of(call: Call) -> tuple[object, ...]:
     """Shapes of what a call denoises."""
     return tuple(latent.shape for latent in call.latents)

@@ -7,6 +7,10 @@ one is the next step, and so is the same one with another latent, unless the cal
 another stream of the same step. The direction in which they go is learnt. Only a return to the
 first value, or a turn, begins a new run.
 
+What no clock can know: with values alone, a request that begins, with the same prompts, where
+one that was given up would have gone on, is taken for that one. The same holds of step indices
+of ``cache_context``. Give such requests a session each, or reset the denoiser between them.
+
 A scheduler that stays where it is while timesteps go on does not tell the time: then it is not
 listened to any more in that run.
 """
@@ -189,7 +193,9 @@ class StepTracker:
         place = self.timestep_sources.read_base(timestep)
         if place is None:
             known = None if self._unheeded is None else len(self._unheeded.timesteps)
-            return Reading("value", length=known if named is None else named.num_steps or known)
+            return Reading(
+                "value", length=known if named is None else named.num_steps or known
+            )
         timesteps, index = place
         return Reading("place", timesteps, index, len(timesteps.values), timesteps)
 
@@ -252,7 +258,9 @@ class StepTracker:
             run = Run(reading.clock, first, reading.length, reading.token, self._once)
             self._now = now = Moment(run, first, reading.index, first=found, latest=found)
             is_told = isinstance(reading.token, SchedulerRun)
-            now.scheduler_run = cast("SchedulerRun", reading.token) if is_told else self._unheeded
+            now.scheduler_run = (
+                cast("SchedulerRun", reading.token) if is_told else self._unheeded
+            )
         elif steps:
             if found is not None and now.latest is not None and found != now.latest:
                 now.direction = 1 if found > now.latest else -1

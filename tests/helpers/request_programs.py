@@ -1,4 +1,4 @@
-"""Random programs of requests to one denoiser: what is called, in which order, and what fails."""
+"""Random programs of requests to a denoiser: what is called, in which order, what fails."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ class Request:
         swap: The step from which on the first two streams have each other's prompts, or None.
         batch: Samples at first.
         resize: The step from which on there is one sample instead of two, or the reverse.
-        data: Second timestep and residual: ``"none"``, ``"fresh"`` at each step, ``"constant"``,
-            ``"mostly"``: fresh but for one step, or ``"ends"``: fresh at some first steps only.
-        samples: Timesteps of the samples: ``"one"``, ``"frames"`` (one of two stands still), or
-            ``"forcing"`` (each its own).
+        data: Second timestep and residual: ``"none"``, ``"fresh"`` at each step,
+            ``"constant"``, ``"mostly"``: fresh but for one step, or ``"ends"``: fresh at some
+            first steps only.
+        samples: Timesteps of the samples: ``"one"``, ``"frames"`` (one of two stands still),
+            or ``"forcing"`` (each its own).
         equal: The step whose timestep is that of the step before, or None.
         rises: Whether timesteps rise.
         times: How timesteps are made: ``"step"`` (one tensor per step), ``"call"`` (one per
@@ -64,7 +65,7 @@ class Request:
             the same tensor that other requests have.
         is_inference: Whether it runs in inference mode.
         stop: The number of the call before which it is given up; None for never.
-        fails: The number of operations after which that call fails, too; None if it is not made.
+        fails: The number of operations after which that call fails; None if it is not made.
         retries: Whether it goes on after a call that failed.
         repeats: Whether it has the latents of all other requests that do so.
         stranger: The number of the call during which another thread calls, or None.
@@ -165,7 +166,7 @@ CALLS = st.integers(0, 3 * MOST_STEPS)
 @st.composite
 def requests(draw, clocks=CLOCKS, most_streams=3):
     """Any request."""
-    drawn = Request(
+    return Request(
         clock=draw(st.sampled_from(clocks)),
         length=draw(st.integers(1, MOST_STEPS)),
         start=draw(st.just(0) | STEPS),
@@ -187,7 +188,6 @@ def requests(draw, clocks=CLOCKS, most_streams=3):
         repeats=draw(st.booleans()),
         stranger=draw(rarely(CALLS)),
     )
-    return drawn
 
 
 @st.composite

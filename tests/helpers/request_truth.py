@@ -3,19 +3,19 @@
 Nothing of the package's clock is in it. It knows which request, stream and step each call is,
 since the program of calls was written before. Only where no rule could know better it says so:
 
-* With timestep values alone, a request that begins where the one before it, given up, would have
-  gone on looks like that one going on: at a timestep further in the same direction, or at the
-  same one after the first step. The same holds of ``cache_context(step_index=...)`` with the
-  step that is next, or with the same one if the stream was not called at it.
-* A prompt that changes at every step so far is data of the step, from the second change on, where
-  its stream has a name of its own or is the only one.
+* With timestep values alone, a request that begins where the one before it, given up, would
+  have gone on looks like that one going on: at a timestep further in the same direction, or at
+  the same one after the first step. The same holds of ``cache_context(step_index=...)`` with
+  the step that is next, or with the same one if the stream was not called at it.
+* A prompt that changes at every step so far is data of the step, from the second change on,
+  where its stream has a name of its own or is the only one.
 * With values alone, two equal first timesteps look like a request that was given up after its
   first step.
-* With values alone, of a first and a second timestep that go in the other direction than those of
-  the request before, with a prompt, residual or size that was not there at the first, the second
-  looks like a new request.
-* With values alone, a stream that was not called at a step, or has another prompt now, and comes
-  first at the next, whose timestep is equal, looks like one that comes late.
+* With values alone, of a first and a second timestep that go in the other direction than those
+  of the request before, with a prompt, residual or size that was not there at the first, the
+  second looks like a new request.
+* With values alone, a stream that was not called at a step, or has another prompt now, and
+  comes first at the next, whose timestep is equal, looks like one that comes late.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class Stand:
             has_latent: Whether its latent may have the values of the latest call's.
         """
         clock, now = self.clock, other.latest
-        if clock not in ("index", "value") or (clock, self.length) != (other.clock, other.length):
+        if clock not in ("index", "value") or (clock, self.length) != (
+            other.clock,
+            other.length,
+        ):
             return False
         if now == self.latest:
             is_again = clock == "value" or other.called <= self.called
@@ -176,7 +179,9 @@ def check_call(
             choices[site] = good
         else:
             lost.append(site)
-            assert logged.reason, f"site {site} did not reuse at row {row}, and no reason is given"
+            assert logged.reason, (
+                f"site {site} did not reuse at row {row}, and no reason is given"
+            )
             assert not (good and is_strict), f"row {row}, site {site} is lost: {logged.reason}"
     for replaced in product(*choices.values()):
         expected, computed = run_with(tiny, inputs, dict(zip(choices, replaced, strict=True)))
@@ -204,7 +209,7 @@ def join(one: Kept, other: Kept) -> Kept:
 
 
 def count_travelling(had: list[int]) -> int:
-    """At how many of a stream's calls its prompt has travelled; 0 if it has stopped and changed.
+    """At how many of a stream's calls its prompt has travelled; 0 if it stopped and changed.
 
     Args:
         had: Which prompt it had at each call.

@@ -245,7 +245,12 @@ def test_step_index_of_a_run_of_another_length_starts_anew():
         for name, index, length in walked
     ]
     assert [each.length for each in found] == [6, 6, 8, 8]
-    assert [each.trajectory is found[0].trajectory for each in found] == [True, True, False, False]
+    assert [each.trajectory is found[0].trajectory for each in found] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("jump", [0, 1, 3], ids=["back", "again", "gap"])
