@@ -73,6 +73,9 @@ class Player:
         self.denoiser, self.is_alone = world.denoiser, truth is world.truth
         self.clock = request.clock.removeprefix("watched ")
         self.pipeline = world.pipeline(self.clock, place)
+        self.scheduler = None if self.pipeline is None else self.pipeline.scheduler
+        if self.clock == "attached":
+            self.scheduler = world.attached
         self.inputs = Inputs(request, world.shared, is_alone=self.is_alone)
         self.had: dict[tuple[int, int], list[int]] = {}  # prompts, by stream and batch
         self.number, self.executed, self.last_step = 0, -1, None
@@ -122,22 +125,23 @@ class Player:
         """Begin the run: the timesteps of all its steps."""
         request = self.request
         values = torch.tensor([self.inputs.value_at(step) for step in range(request.length)])
-        if self.pipeline is None:
+        scheduler = self.scheduler
+        if scheduler is None:
             return values
-        scheduler = self.pipeline.scheduler
         if request.clock.startswith("watched") and "_dqar_fx_watch" not in vars(scheduler):
             watch(scheduler)
-        if self.clock == "flow":
-            scheduler.set_timesteps(sigmas=(values / 1000).tolist())
-            scheduler.set_begin_index(request.start)
-        else:
+        if self.clock == "ddim":
             scheduler.set_timesteps(request.length)
+        else:
+            scheduler.set_timesteps(sigmas=(values / 1000).tolist())
+            if request.tells_start:
+                scheduler.set_begin_index(request.start)
         return scheduler.timesteps
 
     def end_step(self, step: int, values: torch.Tensor, latent: torch.Tensor) -> None:
-        """What the pipeline's scheduler does at the end of a step."""
-        if self.pipeline is not None:
-            self.pipeline.scheduler.step(torch.zeros_like(latent), values[step], latent)
+        """What the scheduler does at the end of a step."""
+        if self.scheduler is not None:
+            self.scheduler.step(torch.zeros_like(latent), values[step], latent)
 
     def call(self, step: int, place: int, inputs: dict[str, torch.Tensor]) -> bool:
         """Call once and check; whether the request may go on."""

@@ -69,6 +69,7 @@ class Request:
         retries: Whether it goes on after a call that failed.
         repeats: Whether it has the latents of all other requests that do so.
         stranger: The number of the call during which another thread calls, or None.
+        tells_start: Whether its scheduler is told at which step it starts.
     """
 
     clock: str = "flow"
@@ -91,6 +92,7 @@ class Request:
     retries: bool = False
     repeats: bool = False
     stranger: int | None = None
+    tells_start: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ class Program:
 def settle(request: Request, schedule: str) -> Request:
     """A request without what cannot be together."""
     clock, changes = request.clock, {}
-    if clock.startswith(("flow", "watched")):
+    if clock in ("flow", "watched flow", "attached") and not request.tells_start:
+        changes |= {"equal": None, "samples": "one"}  # it is found by the first timestep
+    if clock.startswith(("flow", "watched", "attached")):
         changes["rises"] = False
     if clock.endswith("ddim"):
         changes |= {"equal": None, "data": "none", "rises": False, "samples": "one"}
@@ -187,6 +191,7 @@ def requests(draw, clocks=CLOCKS, most_streams=3):
         retries=draw(st.booleans()),
         repeats=draw(st.booleans()),
         stranger=draw(rarely(CALLS)),
+        tells_start=draw(st.booleans()),
     )
 
 
@@ -194,6 +199,8 @@ def requests(draw, clocks=CLOCKS, most_streams=3):
 def programs(draw, clocks=CLOCKS, kinds=("alone", "turns", "threads"), most_streams=3):
     """Any program."""
     schedule = draw(st.sampled_from(list(SCHEDULES)))
+    if kinds == ("alone",) and draw(st.integers(0, 7)) == 7:
+        clocks = ("attached",)
     rounds = []
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(kinds))

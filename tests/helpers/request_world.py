@@ -64,8 +64,9 @@ def denoisers() -> dict[str, Denoiser]:
 def play(program: Program) -> int:
     """Play a program; the number of calls that were checked."""
     denoiser = denoisers()[program.schedule]
-    denoiser.reset()
     world = World(denoiser, program.schedule in WAITING)
+    clocks = {request.clock for played in program.rounds for request in played.requests}
+    denoiser.attach_scheduler(world.attached if "attached" in clocks else None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for each in program.rounds:
@@ -85,6 +86,7 @@ class World:
         self.denoiser, self.is_told_length = denoiser, is_told_length
         self.model, self.shared = tiny_model(), Shared()
         self.truth, self.num_checked = Truth(), 0
+        self.attached = FlowMatchEulerDiscreteScheduler()
         self.pipelines: dict[tuple[str, int], Stock] = {}
 
     def pipeline(self, clock: str, place: int) -> Stock | None:
