@@ -7,6 +7,10 @@ another one is the next step, and so is the same one with another latent, unless
 be another stream of the same step. The direction in which they go is learnt. Only a return to
 the first value, or a turn, begins a new run.
 
+What no clock can know: with values alone, a request that begins, with the same prompts, where
+one that was given up would have gone on, is taken for that one. The same holds of step indices
+of ``cache_context``. Give such requests a session each, or reset the denoiser between them.
+
 A scheduler that stays where it is while timesteps go on does not tell the time: then it is not
 listened to any more in that run.
 """

@@ -1,4 +1,4 @@
-"""Random programs of requests to one denoiser: what is called, when, and what fails."""
+"""Random programs of requests to a denoiser: what is called, in which order, what fails."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ class Request:
             the same tensor that other requests have.
         is_inference: Whether it runs in inference mode.
         stop: The number of the call before which it is given up; None for never.
-        fails: The number of operations after which that call fails, too; None if it is not
-            made.
+        fails: The number of operations after which that call fails; None if it is not made.
         retries: Whether it goes on after a call that failed.
         repeats: Whether it has the latents of all other requests that do so.
         stranger: The number of the call during which another thread calls, or None.
+        tells_start: Whether its scheduler is told at which step it starts.
     """
 
     clock: str = "flow"
@@ -92,6 +92,7 @@ class Request:
     retries: bool = False
     repeats: bool = False
     stranger: int | None = None
+    tells_start: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ class Program:
 def settle(request: Request, schedule: str) -> Request:
     """A request without what cannot be together."""
     clock, changes = request.clock, {}
-    if clock.startswith(("flow", "watched")):
+    if clock in ("flow", "watched flow", "attached") and not request.tells_start:
+        changes |= {"equal": None, "samples": "one"}  # it is found by the first timestep
+    if clock.startswith(("flow", "watched", "attached")):
         changes["rises"] = False
     if clock.endswith("ddim"):
         changes |= {"equal": None, "data": "none", "rises": False, "samples": "one"}
@@ -167,7 +170,7 @@ CALLS = st.integers(0, 3 * MOST_STEPS)
 @st.composite
 def requests(draw, clocks=CLOCKS, most_streams=3):
     """Any request."""
-    drawn = Request(
+    return Request(
         clock=draw(st.sampled_from(clocks)),
         length=draw(st.integers(1, MOST_STEPS)),
         start=draw(st.just(0) | STEPS),
@@ -188,14 +191,16 @@ def requests(draw, clocks=CLOCKS, most_streams=3):
         retries=draw(st.booleans()),
         repeats=draw(st.booleans()),
         stranger=draw(rarely(CALLS)),
+        tells_start=draw(st.booleans()),
     )
-    return drawn
 
 
 @st.composite
 def programs(draw, clocks=CLOCKS, kinds=("alone", "turns", "threads"), most_streams=3):
     """Any program."""
     schedule = draw(st.sampled_from(list(SCHEDULES)))
+    if kinds == ("alone",) and draw(st.integers(0, 7)) == 7:
+        clocks = ("attached",)
     rounds = []
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(kinds))

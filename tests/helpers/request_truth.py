@@ -209,7 +209,7 @@ def join(one: Kept, other: Kept) -> Kept:
 
 
 def count_travelling(had: list[int]) -> int:
-    """At how many of a stream's calls its prompt has travelled; 0 if that is over.
+    """At how many of a stream's calls its prompt has travelled; 0 if it stopped and changed.
 
     Args:
         had: Which prompt it had at each call.

@@ -173,7 +173,7 @@ def test_prompt_that_stays_after_it_changed_once_does_not_travel():
 
 
 def test_prompt_that_changes_does_not_take_the_place_of_another_that_did():
-    """Two streams of prompts alone: first the one's changes, then both."""
+    """Two streams told by their prompts alone: the one's changes, then the other's."""
     steps, found = Steps(), []
     for seeds in ((1, 2), (1, 3), (4, 3)):
         found.append([steps.call(encoder_hidden_states=numbers(seed)).token for seed in seeds])
