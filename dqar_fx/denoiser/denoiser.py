@@ -126,6 +126,13 @@ class Denoiser(StepDenoiser):
         self._programs.reset()
         super().reset()
 
+    def _end_run(self) -> None:
+        """Forget how far the run has come; and slots, unless recorded graphs write to them."""
+        if self._programs.options.backend.replays:
+            self._sessions.current.reset()
+        else:
+            super()._end_run()
+
     def _forget_session(self, number: int | None) -> None:
         self._programs.forget_session(number)
 

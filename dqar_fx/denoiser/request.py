@@ -10,6 +10,7 @@ from dqar_fx.errors import StepError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from types import TracebackType
 
     from dqar_fx.steps.runs import Run
     from dqar_fx.steps.session import Session
@@ -45,8 +46,13 @@ class RequestSession:
         entered.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._entered.pop().__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._entered.pop().__exit__(kind, error, trace)
         if not self._entered:
             self.close()
 

@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
 
 MAX_LENGTHS = 4
 """Lengths of runs, or kinds of them, whose tables are kept for one input signature."""
+REPLAYING = RLock()
+"""Held while a step runs whose regions are replayed."""
 MAX_PREPARED = 4096
 """Steps of a stream that are prepared at a time; a trajectory takes one for each step."""
 
@@ -371,7 +374,20 @@ class Program:
     def _execute(
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position
     ) -> list[torch.Tensor]:
-        """Run a step that is worked out; its flat outputs."""
+        """Run a step that is worked out; its flat outputs.
+
+        Recorded CUDA graphs are one thread's at a time: torch locks their recording, but
+        neither their replay nor the mark of a step.
+        """
+        if not self.lowering.backend.replays:
+            return self._run_calls(stream, step, leaves, position)
+        with REPLAYING:
+            return self._run_calls(stream, step, leaves, position)
+
+    def _run_calls(
+        self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position
+    ) -> list[torch.Tensor]:
+        """Evaluate the conditioning of a step, and walk its calls."""
         slots, values = stream.slots, self.plan.place_inputs(leaves)
         if self.lowering.backend.replays:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it so

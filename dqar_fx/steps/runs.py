@@ -155,7 +155,9 @@ class Run:
     def _warn(self, step: int, num_cold: int, num_sites: int, why: Reason) -> None:
         done = "all sites compute and nothing is kept, whatever the table says"
         if num_cold:
-            done = f"{num_cold} of {num_sites} sites start cold: they compute, and should reuse"
+            done = (
+                f"{num_cold} of {num_sites} sites start cold: they compute, and should reuse"
+            )
         self.once.warn(
             f"step {step}: {done}: {why.text}. What to do: {why.mend}",
             key=why.kind,

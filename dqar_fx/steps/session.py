@@ -86,8 +86,8 @@ class Session:
         if self._short_runs == MANY_RESTARTS - 1:
             warn(
                 f"{MANY_RESTARTS} runs in a row each ended long before their last step, so "
-                "that next to nothing is reused. Expected timesteps that rise or fall from "
-                "step to step, or one latent for all streams of a step; where that is not so, use "
+                "that next to nothing is reused. Expected timesteps that rise or fall, or one "
+                "latent for all streams of a step; where that is not so, use "
                 "Denoiser.cache_context(name, step_index=...) or attach_scheduler(scheduler)"
             )
 

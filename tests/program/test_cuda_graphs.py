@@ -188,3 +188,16 @@ def test_no_step_on_a_cuda_device_reads_from_it(name, cache, monkeypatch):
     assert set(asked) == {0, STEPS - 1}
     buffers = next(iter(denoiser.program.streams.values())).slots.buffers.values()
     assert {buffer.device.type for buffer in buffers} == {"cuda"}
+
+
+def test_slots_stay_where_they_are_when_a_pipeline_ends():
+    """Recorded graphs write to them: elsewhere they would be recorded anew for each request."""
+    case = make_dit(layers=2)
+    options = {"backend": Recorder(), "options": {"triton.cudagraphs": True}}
+    denoiser = dqar_fx.transform(case.model, SCHEDULES["reuse"], compile=options)
+    run(denoiser, case)
+    before = slots_of(denoiser)
+    denoiser._reset_stateful_cache()
+    run(denoiser, case, seed=1)
+    assert slots_of(denoiser) == before
+    assert [run.num_reused == run.num_promised > 0 for run in denoiser.runs] == [True, True]
