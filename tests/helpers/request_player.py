@@ -80,6 +80,7 @@ class Player:
         self.had: dict[tuple[int, int], list[int]] = {}  # prompts, by stream and batch
         self.number, self.executed, self.last_step = 0, -1, None
         self.knows_rows, self.is_hurt, self.has_gap = True, False, False
+        self.is_entangled = False
 
     def mode(self) -> Any:
         """Inference mode, or no gradients."""
@@ -236,7 +237,7 @@ class Player:
         prompts = [stream.prompt for stream in request.streams]
         return (
             self.knows_rows
-            and not self.is_hurt
+            and not (self.is_hurt or self.is_entangled)
             and request.data != "mostly"
             and request.samples != "forcing"
             and (request.names == "own" or len(set(prompts)) == len(prompts))
