@@ -77,9 +77,10 @@ class Player:
         if self.clock == "attached":
             self.scheduler = world.attached
         self.inputs = Inputs(request, world.shared, is_alone=self.is_alone)
-        self.had: dict[tuple[int, int], list[int]] = {}  # prompts, by stream and batch
+        self.had: dict[tuple[int, int, bool], list[int]] = {}  # prompts, by stream and kind
         self.number, self.executed, self.last_step = 0, -1, None
         self.knows_rows, self.is_hurt, self.has_gap = True, False, False
+        self.is_entangled = False
 
     def mode(self) -> Any:
         """Inference mode, or no gradients."""
@@ -236,7 +237,7 @@ class Player:
         prompts = [stream.prompt for stream in request.streams]
         return (
             self.knows_rows
-            and not self.is_hurt
+            and not (self.is_hurt or self.is_entangled)
             and request.data != "mostly"
             and request.samples != "forcing"
             and (request.names == "own" or len(set(prompts)) == len(prompts))
@@ -258,7 +259,7 @@ class Player:
         assert logged.reason != LOST or self.truth.is_hurt, "no reason is known"
         _, _, number = self.inputs.prompt_number(place, step)
         batch = len(inputs["hidden_states"])
-        had = self.had.setdefault((place, batch), [])
+        had = self.had.setdefault((place, batch, "residual" in inputs), [])
         had.append(number)
         key = (self.truth.epoch, self.name_of(place), number, batch)
         kept = self.truth.kept[key]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from dqar_fx import Schedule
 
 MOST_STEPS, PROMPTS, NAMES = 6, 3, ("cond", "uncond", "perturbed")
-SURE = ("flow", "watched flow", "ddim", "watched ddim", "index", "place")
+TOLD = ("flow", "watched flow", "ddim", "watched ddim", "place")
+SURE = (*TOLD, "index")
 CLOCKS = (*SURE, "value")
 SCHEDULES = {
     "written": Schedule.from_actions(["SRRSRSRRRSRR", "CSRRRSRRSRRR"]),
@@ -17,6 +18,7 @@ SCHEDULES = {
     "interval": Schedule.interval(every=2),
     "linear": Schedule.linear(),
 }
+KINDS = ("alone", "turns", "threads", "entangled")
 WAITING = ("interval", "linear")
 
 
@@ -101,7 +103,8 @@ class Round:
 
     Attributes:
         kind: ``"alone"``: one after the other; ``"turns"``: in sessions of one thread;
-            ``"threads"``: each in a thread and a session of its own.
+            ``"threads"``: each in a thread and a session of its own; ``"entangled"``: in turns
+            without sessions, which is told only by clocks that know a run from another.
         requests: They.
         turns: Whose call is next, as numbers modulo those that go on.
     """
@@ -196,7 +199,7 @@ def requests(draw, clocks=CLOCKS, most_streams=3):
 
 
 @st.composite
-def programs(draw, clocks=CLOCKS, kinds=("alone", "turns", "threads"), most_streams=3):
+def programs(draw, clocks=CLOCKS, kinds=KINDS, most_streams=3):
     """Any program."""
     schedule = draw(st.sampled_from(list(SCHEDULES)))
     if kinds == ("alone",) and draw(st.integers(0, 7)) == 7:
@@ -204,8 +207,10 @@ def programs(draw, clocks=CLOCKS, kinds=("alone", "turns", "threads"), most_stre
     rounds = []
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(kinds))
-        drawn = draw(st.lists(requests(clocks, most_streams), min_size=1, max_size=3))
-        turns = draw(st.lists(st.integers(0, 5), max_size=12)) if kind == "turns" else ()
+        known = TOLD if kind == "entangled" else clocks
+        drawn = draw(st.lists(requests(known, most_streams), min_size=1, max_size=3))
+        takes_turns = kind in ("turns", "entangled")
+        turns = draw(st.lists(st.integers(0, 5), max_size=12)) if takes_turns else ()
         settled = tuple(settle(request, schedule) for request in drawn)
         rounds.append(Round(kind, settled, tuple(turns)))
     return Program(schedule, tuple(rounds))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -103,11 +104,14 @@ class World:
             for request in played.requests:
                 self.play_to_end(Player(self, request, self.truth, 0))
             return
-        sessions = [self.denoiser.session() for _ in played.requests]
         players = [
             Player(self, request, Truth(), place)
             for place, request in enumerate(played.requests)
         ]
+        if played.kind == "entangled":
+            self.take_turns([None] * len(players), players, played.turns)
+            return
+        sessions = [self.denoiser.session() for _ in players]
         if played.kind == "turns":
             self.take_turns(sessions, players, played.turns)
         else:
@@ -122,12 +126,13 @@ class World:
 
     def take_turns(self, sessions, players, turns) -> None:
         """Let requests go on in turns until all have ended."""
-        going = [(s, p.calls()) for s, p in zip(sessions, players, strict=True)]
+        going = [(s, p, p.calls()) for s, p in zip(sessions, players, strict=True)]
         order = [*turns, *range(100)]
         while going:
             place = order.pop(0) % len(going)
-            session, calls = going[place]
-            with session.turn():
+            session, player, calls = going[place]
+            player.is_entangled = session is None
+            with nullcontext() if session is None else session.turn():
                 is_over = next(calls, calls) is calls
             if is_over:
                 del going[place]
