@@ -21,8 +21,9 @@ from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork, ignore, run_passes
 from dqar_fx.plan.plan import make_plan
 from dqar_fx.program.explanation import Explanation
+from dqar_fx.program.fitting import count_kept, table_before_run
 from dqar_fx.program.lowering import Lowering
-from dqar_fx.program.program import Program, count_kept, table_before_run
+from dqar_fx.program.program import Program
 
 from .cache_support import refuse_format
 from .choose_sites import choose_sites

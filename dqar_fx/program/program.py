@@ -7,8 +7,6 @@ conditioning stages whose inputs changed, walk the bound calls.
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -34,6 +32,7 @@ from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.steps.position import Stretch
 from dqar_fx.steps.stream_key import session_of
 
+from .fitting import Fitted, shape_of_table, table_before_run
 from .stream import Binder, PreparedStep, Stream
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from dqar_fx.plan.slot_state import Actions, ForecastWeights
     from dqar_fx.plan.slots import SlotKey
     from dqar_fx.schedule.run import Run as RunShape
-    from dqar_fx.schedule.table import Around, BranchTable
+    from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.position import Position
     from dqar_fx.steps.stream_key import StreamKey
 
@@ -58,8 +57,6 @@ if TYPE_CHECKING:
     from .lowering import Lowering
 
 
-MAX_LENGTHS = 4
-"""Lengths of runs, or kinds of them, whose tables are kept for one input signature."""
 REPLAYING = RLock()
 """Held while a step runs whose regions are replayed."""
 MAX_PREPARED = 4096
@@ -110,7 +107,7 @@ class Program:
         self.is_refitted = schedule is not None and (
             schedule.waits_for_run or schedule.resample
         )
-        self._fitted: OrderedDict[RunShape, Program] = OrderedDict()
+        self._fitted = Fitted(self._fit)
         self.captured = captured
         self.guarded = guarded
         self.table = table
@@ -164,38 +161,23 @@ class Program:
             StepError: The table needs to know how long the run is.
             ScheduleError: The schedule is not for such a run.
         """
-        schedule = self.schedule
-        if schedule is None or not self.is_refitted:
-            return self
-        if shape is None and schedule.waits_for_run:
-            raise StepError(
-                "the schedule has no number of steps, and this run does not say how many it "
-                "has. Expected a diffusers pipeline, or attach_scheduler(scheduler), or "
-                "timesteps that are elements of one tensor, or "
-                "cache_context(name, num_inference_steps=...); or a schedule that has its "
-                "number, such as Schedule.interval(50, every=2)"
-            )
-        if shape is None or shape.num_rows == schedule.num_steps:
-            return self
-        known = self._fitted.get(shape)
-        if known is not None:
-            with suppress(KeyError):  # another thread has just left it out
-                self._fitted.move_to_end(shape)
-            return known
-        with TRACING:
-            if shape not in self._fitted:
-                fixed = schedule.for_run(
-                    shape.num_rows, calls=shape.calls, noise=shape.noise or None
-                )
-                self._fitted[shape] = self.with_schedule(fixed)
-                if len(self._fitted) > MAX_LENGTHS:
-                    self._fitted.popitem(last=False)
-            return self._fitted[shape]
+        fixed = None
+        if self.schedule is not None and self.is_refitted:
+            fixed = shape_of_table(self.schedule, shape)
+        return self if fixed is None else self._fitted.find(fixed)
 
     @property
     def fitted(self) -> tuple[Program, ...]:
         """The programs beside this one that were made for runs."""
-        return tuple(self._fitted.values())
+        return tuple(self._fitted)
+
+    def _fit(self, shape: RunShape) -> Program:
+        """Another program whose table is made for a run."""
+        assert self.schedule is not None, "it has one that waits for runs"
+        calls, noise = shape.calls, shape.noise or None
+        return self.with_schedule(
+            self.schedule.for_run(shape.num_rows, calls=calls, noise=noise)
+        )
 
     def with_table(self, table: BranchTable, schedule: Schedule | None = None) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
@@ -502,24 +484,3 @@ class Program:
         """Whether to look for NaN and infinity after a step: elsewhere, to ask is to wait."""
         is_last = step == self.table.num_steps - 1
         return is_last or (self._is_on_host and Action.STORE in actions)
-
-
-def table_before_run(schedule: Schedule, sites: Sequence[str], around: Around) -> BranchTable:
-    """The table of a schedule; while that waits for a run, one that computes everything.
-
-    Raises:
-        ScheduleError: The schedule does not fit the sites.
-    """
-    known = Schedule.compute_all(1) if schedule.waits_for_run else schedule
-    return known.resolve(sites, around)
-
-
-def count_kept(schedule: Schedule, sites: Sequence[str], around: Around) -> int:
-    """How many outputs of a site a schedule keeps at a time, whatever the run.
-
-    Raises:
-        ScheduleError: The schedule does not fit the sites.
-    """
-    if schedule.waits_for_run or schedule.resample:
-        return schedule.max_history
-    return schedule.resolve(sites, around).history

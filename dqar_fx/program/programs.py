@@ -15,9 +15,10 @@ from dqar_fx.errors import DqarError
 from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .dynamic_batch import Batches
+from .fitting import count_kept
 from .packed_weights import PackedWeights
 from .packing_plan import refuse_nothing_packed
-from .program import Program, count_kept
+from .program import Program
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
