@@ -27,14 +27,19 @@ def watched_class(original: Any) -> type:
 
     def reduce(self: Any, protocol: Any) -> Any:
         """Make copies and pickles those of the original class."""
-        made = original.__reduce_ex__(self, protocol)
-        state = {key: value for key, value in made[2].items() if key != WATCH}
-        return made[0], (original, *made[1][1:]), state, *made[3:]
+        del protocol
+        state = {key: value for key, value in self.__dict__.items() if key != WATCH}
+        return make_empty, (original,), state
 
     methods = {name: noted(getattr(original, name), note) for name, note in NOTED.items()}
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
     content = {**methods, **names, "__doc__": original.__doc__, "__reduce_ex__": reduce}
     return type(original.__name__, (original,), content)
+
+
+def make_empty(original: type) -> Any:
+    """An instance of a class, whose state is to come."""
+    return original.__new__(original)
 
 
 def noted(method: Callable[..., Any], note: Callable[[SchedulerWatch], None]) -> Any:
