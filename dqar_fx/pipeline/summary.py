@@ -84,6 +84,7 @@ class RunSummary(JsonValue):
         last: The last step that was called.
         length: Steps of the whole run, where known.
         num_runs: Runs whose logs are kept.
+        restarts: How many runs in a row before it ended long before their last step.
         streams: What each stream did.
     """
 
@@ -93,6 +94,7 @@ class RunSummary(JsonValue):
     last: int
     length: int | None
     num_runs: int
+    restarts: int
     streams: tuple[StreamSummary, ...]
 
     @property
@@ -123,6 +125,8 @@ class RunSummary(JsonValue):
             f"reused {self.reused} of the {self.promised} cells that the table promised"
         )
         lines += [f"  {cells} not: {reason}" for reason, cells in self.reasons.items()]
+        if self.restarts:
+            lines.append(f"the {self.restarts} runs before it ended far from their last step")
         return "\n".join(lines)
 
 
@@ -184,7 +188,8 @@ def summarise_run(
     for call in run.calls:
         by_stream.setdefault(call.stream, []).append(call)
     streams = tuple(summarise_stream(key, calls, counters) for key, calls in by_stream.items())
-    return RunSummary(name, run.clock, run.first, run.last, run.length, num_runs, streams)
+    facts = (run.clock, run.first, run.last, run.length, num_runs, run.restarts)
+    return RunSummary(name, *facts, streams)
 
 
 def summarise_stream(

@@ -81,6 +81,8 @@ class Run:
         once: What warns of each reason at most once.
         calls: What was done, in order.
         is_ended: Whether no call will come any more.
+        restarts: How many runs in a row before this one ended long before their last step,
+            where timesteps alone told where a run begins.
     """
 
     clock: str
@@ -90,6 +92,7 @@ class Run:
     once: Once = field(default_factory=Once, repr=False)
     calls: list[LoggedCall] = field(default_factory=list)
     is_ended: bool = False
+    restarts: int = 0
 
     @property
     def last(self) -> int:

@@ -83,6 +83,7 @@ class Session:
         is_guess = before is not None and before.clock in ("value", "place")
         is_short = is_guess and before is not None and 2 * (before.last + 1) < num_rows
         self._short_runs = self._short_runs + 1 if is_short else 0
+        self.runs[-1].restarts = self._short_runs
         if self._short_runs == MANY_RESTARTS - 1:
             warn(
                 f"{MANY_RESTARTS} runs in a row each ended long before their last step, so "

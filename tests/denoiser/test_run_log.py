@@ -225,3 +225,12 @@ def test_time_of_each_call_is_logged_where_it_is_asked_for(denoiser):
     denoiser.times_calls = True
     run(denoiser, 1)
     assert all(call.milliseconds > 0 for call in denoiser.runs[-1].calls)
+
+
+def test_runs_that_begin_anew_are_counted(denoiser):
+    x, text = latent(), prompt(1)
+    for _ in range(3):
+        x = x + 1
+        ask(denoiser, x, torch.tensor(900.0).expand(1), text)
+    assert [run.restarts for run in denoiser.runs] == [0, 1, 2]
+    assert "the 2 runs before it ended" in str(dqar_fx.summary(denoiser))
