@@ -127,10 +127,8 @@ class RunStream:
         return all(
             own[name].agrees(given[name])
             for name in own.keys() & given.keys()
-            if not self._is_data(name)
-        ) and any(
-            prompts[name] and not self._is_data(name) for name in own.keys() & given.keys()
-        )
+            if prompts[name] or not self._is_data(name)
+        ) and any(prompts[name] for name in own.keys() & given.keys())
 
     def _is_data(self, name: str) -> bool:
         """Whether a tensor has changed at every step so far."""

@@ -167,6 +167,12 @@ class Player:
         self.check(step, place, inputs, output)
         return True
 
+    def come_back(self, *, is_other: bool) -> None:
+        """Go on without a session, maybe after another request: then in a run of its own."""
+        self.is_entangled = True
+        if is_other:
+            self.had.clear()
+
     def context(self, step: int, place: int) -> Any:
         """What names the stream and the step."""
         name = self.name_of(place)

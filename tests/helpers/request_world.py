@@ -127,11 +127,13 @@ class World:
     def take_turns(self, sessions, players, turns) -> None:
         """Let requests go on in turns until all have ended."""
         going = [(s, p, p.calls()) for s, p in zip(sessions, players, strict=True)]
-        order = [*turns, *range(100)]
+        order, latest = [*turns, *range(100)], None
         while going:
             place = order.pop(0) % len(going)
             session, player, calls = going[place]
-            player.is_entangled = session is None
+            if session is None:
+                player.come_back(is_other=player is not latest)
+            latest = player
             with nullcontext() if session is None else session.turn():
                 is_over = next(calls, calls) is calls
             if is_over:

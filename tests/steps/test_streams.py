@@ -183,6 +183,16 @@ def test_prompt_that_changes_does_not_take_the_place_of_another_that_did():
     assert found[2][1] is found[1][1]
 
 
+def test_prompt_that_changed_once_stays_the_same_where_data_ends():
+    steps = Steps()
+    for seed in (1, 2):
+        given = {"encoder_hidden_states": numbers(seed), "residual": numbers(seed + 5)}
+        before = steps.call(**given).token
+        steps.next()
+    after = steps.call(signature="without", encoder_hidden_states=numbers(2))
+    assert after.token is before
+
+
 def test_input_that_changes_after_it_had_stayed_is_no_data():
     steps = Steps()
     tokens = []
