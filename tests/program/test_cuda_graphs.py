@@ -200,4 +200,4 @@ def test_slots_stay_where_they_are_when_a_pipeline_ends():
     denoiser._reset_stateful_cache()
     run(denoiser, case, seed=1)
     assert slots_of(denoiser) == before
-    assert all(run.num_reused == run.num_promised > 0 for run in denoiser.runs)
+    assert [log.num_reused for log in denoiser.runs] == [6, 6]
