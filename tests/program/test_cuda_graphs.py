@@ -191,7 +191,7 @@ def test_no_step_on_a_cuda_device_reads_from_it(name, cache, monkeypatch):
 
 
 def test_slots_stay_where_they_are_when_a_pipeline_ends():
-    """Recorded graphs write to them: elsewhere they would be recorded anew for each request."""
+    """Recorded graphs write to them: elsewhere each request would record them anew."""
     case = make_dit(layers=2)
     options = {"backend": Recorder(), "options": {"triton.cudagraphs": True}}
     denoiser = dqar_fx.transform(case.model, SCHEDULES["reuse"], compile=options)
