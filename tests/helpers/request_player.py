@@ -148,6 +148,9 @@ class Player:
         """Call once and check; whether the request may go on."""
         request, fails = self.request, self.number == self.request.stop
         self.note_step(step, place, inputs, fails=fails)
+        if self.is_entangled and self.world.caller is not self:
+            self.had.clear()  # another request came between: it goes on in a run of its own
+        self.world.caller = self
         ask = ask_alone if self.pipeline is None else self.pipeline.ask
         with ExitStack() as stack:
             stack.enter_context(self.context(step, place))
@@ -166,12 +169,6 @@ class Player:
                 return False
         self.check(step, place, inputs, output)
         return True
-
-    def come_back(self, *, is_other: bool) -> None:
-        """Go on without a session, maybe after another request: then in a run of its own."""
-        self.is_entangled = True
-        if is_other:
-            self.had.clear()
 
     def context(self, step: int, place: int) -> Any:
         """What names the stream and the step."""

@@ -87,6 +87,7 @@ class World:
         self.denoiser, self.is_told_length = denoiser, is_told_length
         self.model, self.shared = tiny_model(), Shared()
         self.truth, self.num_checked = Truth(), 0
+        self.caller: Player | None = None
         self.attached = FlowMatchEulerDiscreteScheduler()
         self.pipelines: dict[tuple[str, int], Stock] = {}
 
@@ -127,13 +128,11 @@ class World:
     def take_turns(self, sessions, players, turns) -> None:
         """Let requests go on in turns until all have ended."""
         going = [(s, p, p.calls()) for s, p in zip(sessions, players, strict=True)]
-        order, latest = [*turns, *range(100)], None
+        order = [*turns, *range(100)]
         while going:
             place = order.pop(0) % len(going)
             session, player, calls = going[place]
-            if session is None:
-                player.come_back(is_other=player is not latest)
-            latest = player
+            player.is_entangled = session is None
             with nullcontext() if session is None else session.turn():
                 is_over = next(calls, calls) is calls
             if is_over:
