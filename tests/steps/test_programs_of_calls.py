@@ -1,8 +1,9 @@
 """Random programs of calls against a plain model of the clock.
 
 `tests.helpers.request_truth` says what is checked, and what no rule can know. A few programs,
-always the same ones, are tried each time; ``PROGRAMS_OF_CALLS=3400 pytest tests/steps/test_programs_of_calls.py``
-tries 10,200, which takes a quarter of an hour on one core.
+always the same ones, are tried each time;
+``PROGRAMS_OF_CALLS=3400 pytest tests/steps/test_programs_of_calls.py`` tries 10,200 new ones,
+which takes a quarter of an hour on one core.
 """
 
 from __future__ import annotations
