@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -333,6 +335,51 @@ def test_too_many_sessions_are_refused(denoiser):
     denoiser.session().close()
     for session in sessions:
         session.close()
+
+
+def test_sessions_that_were_dropped_give_their_place_and_slots_back(denoiser, alone):
+    def begins():
+        session = denoiser.session()
+        calls = request(denoiser, 1)
+        while True:
+            with session.turn():
+                given = next(calls)
+            yield given
+
+    for _ in range(MAX_SESSIONS):
+        next(begins())
+    gc.collect()
+    assert slot_bytes(denoiser) > 0
+    with denoiser.session():
+        assert slot_bytes(denoiser) == 0
+        assert are_equal(run(denoiser, 1), alone[1])
+
+
+def test_session_is_not_dropped_in_the_midst_of_its_turn(denoiser, alone):
+    with denoiser.session().turn():
+        calls = request(denoiser, 1)
+        found = [next(calls) for _ in range(3)]
+        gc.collect()
+        denoiser.session().close()
+        assert are_equal(finish([*found, *calls]), alone[1])
+
+
+@pytest.mark.parametrize("has_other", [False, True])
+def test_loop_of_one_step_leaves_none_of_its_variables_alive(base, has_other):
+    denoiser = base.with_schedule(Schedule.compute_all(1))
+    other = denoiser.session() if has_other else None
+
+    def loop():
+        latent = prompt(1)
+        ask(denoiser, latent, torch.tensor([900.0])[0], prompt(2))
+        return weakref.ref(latent.untyped_storage()), weakref.ref(latent)
+
+    storage, latent = loop()
+    denoiser._reset_stateful_cache()
+    gc.collect()
+    assert latent() is None
+    if other is not None:
+        other.close()
 
 
 # ---- one of them ends ----------------------------------------------------------------------
