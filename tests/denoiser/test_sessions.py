@@ -372,7 +372,8 @@ def call_once(denoiser):
 
 
 def test_loop_of_one_step_leaves_none_of_its_variables_alive(base):
-    own = call_once(base.with_schedule(Schedule.compute_all(1)))
+    denoiser = base.with_schedule(Schedule.compute_all(1))
+    own = call_once(denoiser)
     gc.collect()
     assert own() is None
 
