@@ -129,7 +129,7 @@ class Denoiser(StepDenoiser):
     def _end_run(self) -> None:
         """Forget how far the run has come; and slots, unless recorded graphs write to them."""
         if self._programs.options.backend.replays:
-            self._sessions.current.reset()
+            self._sessions.reset_current()
         else:
             super()._end_run()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from dqar_fx.errors import StepError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -34,6 +36,7 @@ class RequestSession:
         self._sessions, self._forget = sessions, forget
         self._session: Session = sessions.make()
         self._entered: list[AbstractContextManager[None]] = []
+        weakref.finalize(self, sessions.drop, self._session).atexit = False
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -56,9 +59,11 @@ class RequestSession:
         if not self._entered:
             self.close()
 
-    def turn(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def turn(self) -> Iterator[None]:
         """Let the calls of a ``with`` block belong to this session, which goes on after it."""
-        return self._enter(None)
+        with self._enter(None):  # held by this frame, the session is not dropped in its midst
+            yield
 
     def close(self) -> None:
         """Return its slots; nothing can be called in it any more."""

@@ -160,9 +160,14 @@ class StepDenoiser(ParameterWrapper):
     def session(self) -> RequestSession:
         """A session: slots, clock and log of one request among several at a time.
 
+        Those that were dropped without an end, such as with a generator, are closed first.
+
         Raises:
             StepError: Too many are open.
         """
+        for session in self._sessions.take_dropped():
+            self._sessions.close(session)
+            self._forget_session(session.number)
         return RequestSession(self._sessions, self._forget_session)
 
     @property
@@ -186,7 +191,7 @@ class StepDenoiser(ParameterWrapper):
             self.reset()
         else:
             self._forget_session(session.number)
-            session.reset()
+            self._sessions.reset_current()
 
     # ---- a call --------------------------------------------------------------------------
 

@@ -224,11 +224,12 @@ class GuidedDenoiser(Denoiser):
         if halves is not None and is_first and not streams.halves.look(halves, again=True):
             return self._run_batch(leaves, None, spec)  # unlike the run before
         if halves is None:
-            position = replace(position, trajectory=streams.pair(position.trajectory, None))
+            alone = streams.pair(position.stream, position.trajectory, None)
+            position = replace(position, trajectory=alone)
             program = self._fit(found, position)
             return program, program.run(conditional, position)
         other = self._locate(found, halves.unconditional)
-        both = streams.pair(position.trajectory, other.trajectory)
+        both = streams.pair(position.stream, position.trajectory, other.trajectory)
         position, other = (replace(each, trajectory=both) for each in (position, other))
         program = self._fit(found, position)
         mine = program.run(conditional, position)

@@ -51,7 +51,7 @@ class Streams:
         self._latest: ConditionalCall | None = None
         self._runs: dict[StreamKey, tuple[object, object]] = {}
         self._watches: dict[StreamKey, StreamWatch] = {}
-        self._pair: tuple[object, object, object] = (None, None, None)
+        self._pairs: dict[StreamKey, tuple[object, object, object]] = {}
 
     def note_conditional(self, position: Position, outputs: Tensors) -> Position | None:
         """Remember a conditional call.
@@ -83,24 +83,25 @@ class Streams:
         joined = replace(position, trajectory=self._runs[position.stream])
         return joined, () if known is None else known.outputs
 
-    def pair(self, conditional: object, unconditional: object) -> object:
+    def pair(self, stream: StreamKey, conditional: object, unconditional: object) -> object:
         """What both streams of a batch know their trajectory by.
 
         It is another one when that of either is; a batch without an unconditional stream goes
         on with the conditional one's.
 
         Args:
-            conditional: The conditional stream's trajectory.
+            stream: The conditional stream, or another one without halves.
+            conditional: Its trajectory.
             unconditional: The unconditional one's; None if the batch has none.
         """
-        before, own, other = self._pair
+        before, own, other = self._pairs.get(stream, (None, None, None))
         if own is not conditional:
             other, before = unconditional, object()
         elif other is None or unconditional is None:
             other = other or unconditional
         elif other is not unconditional:
             other, before = unconditional, object()
-        self._pair = before, conditional, other
+        self._pairs[stream] = before, conditional, other
         return before
 
     def forget_latest(self) -> None:
@@ -113,5 +114,5 @@ class Streams:
         self._latest = None
         self._runs.clear()
         self._watches.clear()
-        self._pair = (None, None, None)
+        self._pairs.clear()
         return alone

@@ -17,7 +17,7 @@ from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.errors import DqarError
 from dqar_fx.transform import transform
 
-from .watch import unwatch, watch
+from .watch import give_class_back, is_watchable, unwatch, watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,11 +89,12 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
             )
     made = {place: transform(model, schedule, **options) for place, model in models.items()}
     scheduler = getattr(pipe, "scheduler", None)
-    _ENABLED[pipe] = Enabled(models, scheduler)
+    watched = scheduler if is_watchable(scheduler) else None
+    _ENABLED[pipe] = Enabled(models, watched)
     for place, denoiser in made.items():
         setattr(pipe, place, denoiser)
-    if scheduler is not None and hasattr(scheduler, "__dict__"):
-        watch(scheduler)
+    if watched is not None:
+        watch(watched)
     return pipe
 
 
@@ -121,6 +122,7 @@ def disable(pipe: Pipe) -> Pipe:
             setattr(pipe, place, enabled.originals[place])
     if enabled.scheduler is not None:
         unwatch(enabled.scheduler)
+    give_class_back(getattr(pipe, "scheduler", None))  # another one, by type(...).from_config
     del _ENABLED[pipe]
     return pipe
 

@@ -19,6 +19,8 @@ NOTED: dict[str, Callable[[SchedulerWatch], None]] = {
     "step": SchedulerWatch.end_step,
 }
 """What is noted after a method has returned."""
+ORIGINAL = "_dqar_fx_original"
+"""Attribute of a class of watched schedulers: the class that they had."""
 
 
 @cache
@@ -34,7 +36,7 @@ def watched_class(original: Any) -> type:
     methods = {name: noted(getattr(original, name), note) for name, note in NOTED.items()}
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
     content = {**methods, **names, "__doc__": original.__doc__, "__reduce_ex__": reduce}
-    return type(original.__name__, (original,), content)
+    return type(original.__name__, (original,), {**content, ORIGINAL: original})
 
 
 def make_empty(original: type) -> Any:
@@ -56,22 +58,38 @@ def noted(method: Callable[..., Any], note: Callable[[SchedulerWatch], None]) ->
     return call
 
 
+def is_watchable(scheduler: Any) -> bool:
+    """Whether a scheduler has what is to be noted, and its class can be another one."""
+    kind = type(scheduler)
+    has_methods = all(callable(getattr(kind, name, None)) for name in NOTED)
+    return has_methods and hasattr(scheduler, "__dict__")
+
+
 def watch(scheduler: Any) -> None:
-    """Watch a scheduler, unless it is watched already."""
+    """Watch a scheduler; once more if it is watched already."""
     own = scheduler.__dict__
     if WATCH not in own:
+        scheduler.__class__ = watched_class(original_class(scheduler))
         own[WATCH] = SchedulerWatch()
-        original: Any = type(scheduler)
-        scheduler.__class__ = watched_class(original)
     own[WATCH].watchers += 1
 
 
 def unwatch(scheduler: Any) -> None:
     """Give a scheduler its own class back, once nobody watches it any more."""
-    found = scheduler.__dict__.get(WATCH)
-    if found is None:
-        return
-    found.watchers -= 1
-    if found.watchers <= 0:
-        del scheduler.__dict__[WATCH]
-        scheduler.__class__ = type(scheduler).__bases__[0]
+    own = scheduler.__dict__
+    if WATCH in own:
+        own[WATCH].watchers -= 1
+        if own[WATCH].watchers <= 0:
+            del own[WATCH]
+    give_class_back(scheduler)
+
+
+def give_class_back(scheduler: Any) -> None:
+    """Give what nobody watches its own class back, if it was made of that of a watched one."""
+    if WATCH not in getattr(scheduler, "__dict__", {}) and ORIGINAL in vars(type(scheduler)):
+        scheduler.__class__ = original_class(scheduler)
+
+
+def original_class(scheduler: Any) -> Any:
+    """The class of a scheduler, also where it was made of the class of a watched one."""
+    return vars(type(scheduler)).get(ORIGINAL, type(scheduler))

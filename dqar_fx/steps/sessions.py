@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count, takewhile
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import StepError
@@ -93,6 +94,7 @@ class Sessions:
         self.timesteps: torch.Tensor | None = None
         self._numbers = count()
         self._opened: dict[int, Session] = {}
+        self._dropped: deque[Session] = deque()
         self._owner: Owner | None = None
         self._claiming = threading.Lock()
         self._pipelines = CallingPipeline()
@@ -134,6 +136,13 @@ class Sessions:
         self._owner = None
         for session in self:
             session.reset()
+
+    def reset_current(self) -> None:
+        """Let the next call of the session that is open here begin a new run; no other's."""
+        session = self.current
+        if session is self.default:
+            self._owner = None
+        session.reset()
 
     # ---- which one -----------------------------------------------------------------------
 
@@ -181,7 +190,7 @@ class Sessions:
         with self._claiming:
             self._claim(num_rows)
             position = session.locate(call, find_scheduler)
-            self._own(position)
+            self._own(position, num_rows)
         return position
 
     def _claim(self, num_rows: int) -> None:
@@ -201,14 +210,15 @@ class Sessions:
         self.default.reset()
         self._owner = None
 
-    def _own(self, position: Position) -> None:
-        """Note that this thread makes a call of a run."""
+    def _own(self, position: Position, num_rows: int) -> None:
+        """Note that this thread makes a call of a run; one of one step is over with it."""
         run = position.run
         assert run is not None, "every run is logged"
         owner = self._owner
         if owner is None or owner.run is not run:
             frames = calling_functions(sys._getframe(1))
-            self._owner = Owner(threading.get_ident(), run, name_frames(frames), frames)
+            held = () if (run.length or num_rows) == 1 else frames
+            self._owner = Owner(threading.get_ident(), run, name_frames(frames), held)
         elif owner.frames:
             frames = common_start(owner.frames, calling_functions(sys._getframe(1)))
             has_gone_round = position.step != run.first
@@ -218,11 +228,15 @@ class Sessions:
     def name_stream(
         self, name: str, step_index: int | None, num_steps: int | None
     ) -> Iterator[None]:
-        """Name the stream and step of the calls inside, as `Denoiser.cache_context` does."""
-        if step_index is not None and step_index < 0:
-            raise StepError(f"step_index must not be negative, found {step_index}")
+        """Name the stream and step of the calls inside, as `Denoiser.cache_context` does.
+
+        Raises:
+            StepError: A step is no whole number, or negative.
+        """
+        step = read_index("step_index", step_index, least=0)
+        length = read_index("num_inference_steps", num_steps, least=1)
         tracker = self.current.tracker
-        outer, tracker.context = tracker.context, NamedStream(name, step_index, num_steps)
+        outer, tracker.context = tracker.context, NamedStream(name, step, length)
         try:
             yield
         finally:
@@ -251,6 +265,17 @@ class Sessions:
         """Forget a session."""
         session.end_run()
         self._opened.pop(id(session), None)
+
+    def drop(self, session: Session) -> None:
+        """Note that nobody has a session any more, whenever garbage collection finds that."""
+        self._dropped.append(session)
+
+    def take_dropped(self) -> Iterator[Session]:
+        """The sessions that are open, but were dropped."""
+        while self._dropped:
+            session = self._dropped.popleft()
+            if self.is_open(session):
+                yield session
 
     def is_open(self, session: Session) -> bool:
         """Whether a session was not closed yet."""
@@ -296,6 +321,25 @@ class Owner:
         now = name_frames(calling_functions(sys._current_frames().get(self.thread)))
         may_have_loop = self.calling if len(self.run.calls) < 2 else self.calling[-1:]
         return not set(may_have_loop).isdisjoint(now)
+
+
+def read_index(name: str, value: Any, least: int) -> int | None:
+    """A whole number that was given, or None.
+
+    Raises:
+        StepError: It is none, or less than it may be.
+    """
+    if value is None:
+        return None
+    try:
+        found = index(value)
+    except TypeError:
+        found = least - 1
+    if found < least:
+        raise StepError(
+            f"cache_context(..., {name}={value!r}): expected a whole number, at least {least}"
+        )
+    return found
 
 
 def is_over(run: Run, num_rows: int) -> bool:

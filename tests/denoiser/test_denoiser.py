@@ -379,11 +379,12 @@ def test_denoiser_restarts_at_each_call_are_not_silently_useless(case, denoiser)
 def test_denoiser_refuses_what_tells_no_step(denoiser):
     with pytest.raises(dqar_fx.StepError, match="has no step_index"):
         denoiser.attach_scheduler(object())
-    with (
-        pytest.raises(dqar_fx.StepError, match="negative"),
-        denoiser.cache_context("cond", step_index=-1),
-    ):
-        pass
+    for wrong in ({"step_index": -1}, {"step_index": 1.5}, {"num_inference_steps": "10"}):
+        with (
+            pytest.raises(dqar_fx.StepError, match="expected a whole number, at least"),
+            denoiser.cache_context("cond", **wrong),
+        ):
+            pass
 
 
 def test_denoiser_row_graph_outside_of_the_table_is_refused(case, denoiser):

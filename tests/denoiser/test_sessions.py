@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -333,6 +335,56 @@ def test_too_many_sessions_are_refused(denoiser):
     denoiser.session().close()
     for session in sessions:
         session.close()
+
+
+def test_sessions_that_were_dropped_give_their_place_and_slots_back(denoiser, alone):
+    def begins():
+        session = denoiser.session()
+        calls = request(denoiser, 1)
+        while True:
+            with session.turn():
+                given = next(calls)
+            yield given
+
+    for _ in range(MAX_SESSIONS):
+        next(begins())
+    gc.collect()
+    assert slot_bytes(denoiser) > 0
+    with denoiser.session():
+        assert slot_bytes(denoiser) == 0
+        assert are_equal(run(denoiser, 1), alone[1])
+
+
+def test_session_is_not_dropped_in_the_midst_of_its_turn(denoiser, alone):
+    with denoiser.session().turn():
+        calls = request(denoiser, 1)
+        found = [next(calls) for _ in range(3)]
+        gc.collect()
+        denoiser.session().close()
+        assert are_equal(finish([*found, *calls]), alone[1])
+
+
+def call_once(denoiser):
+    """One call by a function, and a reference to a variable of it that the call never sees."""
+    own = torch.zeros(1)
+    ask(denoiser, prompt(1), torch.tensor([900.0])[0], prompt(2))
+    return weakref.ref(own)
+
+
+def test_loop_of_one_step_leaves_none_of_its_variables_alive(base):
+    denoiser = base.with_schedule(Schedule.compute_all(1))
+    own = call_once(denoiser)
+    gc.collect()
+    assert own() is None
+
+
+def test_run_that_ends_beside_a_session_leaves_none_of_its_variables_alive(denoiser):
+    other = denoiser.session()
+    own = call_once(denoiser)
+    denoiser._reset_stateful_cache()  # as a diffusers pipeline does at its end
+    gc.collect()
+    assert own() is None
+    other.close()
 
 
 # ---- one of them ends ----------------------------------------------------------------------

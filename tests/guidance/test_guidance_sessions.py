@@ -87,7 +87,7 @@ def batched(base):
     return base
 
 
-CONDITIONAL, UNCONDITIONAL = prompt(1, 1), prompt(2, 1)
+CONDITIONAL, UNCONDITIONAL, THIRD = (prompt(seed, 1) for seed in (1, 2, 3))
 
 
 class HookedToy:
@@ -117,8 +117,11 @@ class HookedToy:
         return replace
 
 
-def walk(denoiser, is_guided):
-    """Each call of one run against the hooks, with guidance at some steps."""
+def walk(denoiser, is_guided, *, has_third=False):
+    """Each call of one run against the hooks, with guidance at some steps.
+
+    After it may come a third stream, as that of skip-layer guidance.
+    """
     hooked = HookedToy()
     for step, t in enumerate(torch.linspace(900, 100, STEPS)):
         latent = torch.randn(1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(step))
@@ -130,6 +133,10 @@ def walk(denoiser, is_guided):
             text = torch.cat([CONDITIONAL, UNCONDITIONAL])
         found = denoiser(latent, t.expand(len(latent)), encoder_hidden_states=text)
         assert torch.equal(found, torch.cat(wanted)), f"step {step}"
+        if has_third:
+            latent = latent[:1]
+            found = denoiser(latent, t.expand(1), encoder_hidden_states=THIRD)
+            assert torch.equal(found, hooked(step, "third", latent, t, THIRD)), f"step {step}"
     return denoiser.runs[-1]
 
 
@@ -143,6 +150,19 @@ def test_batched_guidance_that_ends_goes_on_with_the_conditional_half(batched, i
     found = walk(batched, is_guided)
     assert [call.step for call in found.calls] == [
         step for step, guided in enumerate(is_guided) for _ in range(1 + guided)
+    ]
+    assert found.num_reused == found.num_promised
+    assert not found.reasons
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("is_guided", [[True] * 6, [True] * 4 + [False] * 2])
+def test_stream_without_halves_beside_batched_guidance_leaves_them_what_they_keep(
+    batched, is_guided
+):
+    found = walk(batched, is_guided, has_third=True)
+    assert [call.step for call in found.calls] == [
+        step for step, guided in enumerate(is_guided) for _ in range(2 + guided)
     ]
     assert found.num_reused == found.num_promised
     assert not found.reasons

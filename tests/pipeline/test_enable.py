@@ -122,6 +122,33 @@ def test_scheduler_that_is_replaced_tells_the_step(pipe, make):
     dqar_fx.disable(pipe)
 
 
+def test_scheduler_made_of_the_class_of_a_watched_one_counts_each_step_once(pipe):
+    dqar_fx.enable(pipe, EVERY_THIRD)
+    for again in (False, True):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        if again:
+            dqar_fx.disable(pipe)
+            assert type(pipe.scheduler) is DDIMScheduler
+            dqar_fx.enable(pipe, EVERY_THIRD)
+        ask(pipe)
+        (run,) = dqar_fx.summary(pipe).runs
+        assert run.streams[0].steps == tuple(range(6))
+        assert run.reused == run.promised > 0
+
+
+class Bare:
+    """Something that a pipeline calls its scheduler, and that has no method of one."""
+
+
+@pytest.mark.parametrize("scheduler", [None, Bare()])
+def test_scheduler_that_cannot_be_watched_is_left_alone(pipe, scheduler):
+    model, pipe.scheduler = pipe.transformer, scheduler
+    with dqar_fx.enabled(pipe, EVERY_THIRD):
+        assert pipe.transformer is not model
+    assert pipe.transformer is model
+    assert pipe.scheduler is scheduler
+
+
 def test_second_order_schedulers_have_a_row_for_each_call():
     pipe = dit.make(HeunDiscreteScheduler)
     with dqar_fx.enabled(pipe, EVERY_THIRD | Schedule.second_calls()):
