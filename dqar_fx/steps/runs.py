@@ -65,7 +65,7 @@ class LoggedCall:
     @property
     def num_promised(self) -> int:
         """How many sites the table lets read something."""
-        return int(np.isin(self.table.actions[self.step], READING).sum())
+        return int(np.isin(row_of(self.table, self.step), READING).sum())
 
 
 @dataclass(eq=False)
@@ -146,7 +146,7 @@ class Run:
             alone: Whether everything was computed and nothing kept, whatever the table says.
         """
         table, (step, stream) = program.table if whole is None else whole, where
-        is_lost = num_cold > 0 or (alone and bool(table.actions[step].any()))
+        is_lost = num_cold > 0 or (alone and bool(row_of(table, step).any()))
         why = (reason or LOST) if is_lost else None
         if why is not None and why.mend:
             self._warn(step, num_cold, len(actions), why)
@@ -174,3 +174,11 @@ class Run:
             f"run of steps {self.first} to {self.last}{length}: {len(self.calls)} calls, "
             f"{self.num_reused} of {self.num_promised} promised cells reused{lacking}"
         )
+
+
+def row_of(table: BranchTable, step: int) -> NDArray[np.int8]:
+    """The row of a step, int8 ``[1, sites]``; ``[0, sites]`` where a table has no such step.
+
+    Where samples stand at different timesteps no row counts, and there may be more steps.
+    """
+    return table.actions[step : step + 1]

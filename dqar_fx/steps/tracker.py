@@ -284,7 +284,9 @@ class StepTracker:
         if None not in (reading.length, now.run.length) and reading.length != now.run.length:
             return None
         if found is not None:
-            return self._count_by_value(now, found, name, call)
+            steps = self._count_by_value(now, found, name, call)
+            is_over = steps == 1 and now.step + 1 == now.run.length
+            return None if is_over else steps
         assert reading.index is not None, "other clocks tell the step"
         moved = reading.index - (now.index or 0)
         if reading.clock == "scheduler":

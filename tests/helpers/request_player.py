@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,8 @@ class Player:
         if self.clock == "attached":
             self.scheduler = world.attached
         self.inputs = Inputs(request, world.shared, is_alone=self.is_alone)
-        self.had: dict[tuple[int, int, bool], list[int]] = {}  # prompts, by stream and kind
+        self.had: dict[tuple[int, int, bool], list[int]]  # prompts, by stream and kind
+        self.had = defaultdict(list)
         self.number, self.executed, self.last_step = 0, -1, None
         self.knows_rows, self.is_hurt, self.has_gap = True, False, False
         self.is_entangled = False
@@ -151,6 +153,8 @@ class Player:
         if self.is_entangled and self.world.caller is not self:
             self.had.clear()  # another request came between: it goes on in a run of its own
         self.world.caller = self
+        kind = place, len(inputs["hidden_states"]), "residual" in inputs
+        self.had[kind].append(self.inputs.prompt_number(place, step)[2])
         ask = ask_alone if self.pipeline is None else self.pipeline.ask
         with ExitStack() as stack:
             stack.enter_context(self.context(step, place))
@@ -262,8 +266,7 @@ class Player:
         assert logged.reason != LOST or self.truth.is_hurt, "no reason is known"
         _, _, number = self.inputs.prompt_number(place, step)
         batch = len(inputs["hidden_states"])
-        had = self.had.setdefault((place, batch, "residual" in inputs), [])
-        had.append(number)
+        had = self.had[place, batch, "residual" in inputs]
         key = (self.truth.epoch, self.name_of(place), number, batch)
         kept = self.truth.kept[key]
         if request.samples == "forcing" and self.number:

@@ -77,6 +77,13 @@ def test_first_value_again_with_a_new_latent_begins_a_run():
     assert second.trajectory is not first.trajectory
 
 
+def test_values_after_the_last_step_of_a_run_begin_another():
+    """Of a length that the clock is told; the values go on in the same direction."""
+    tracker = StepTracker()
+    found = [locate(tracker, t, name="x", num_steps=3, text=TEXT) for t in (9, 8, 7, 6, 5, 4)]
+    assert [each.step for each in found] == [0, 1, 2, 0, 1, 2]
+
+
 def test_turn_of_the_values_begins_a_run():
     tracker = StepTracker()
     assert walk(tracker, [9, 7, 4, 8, 6]) == [0, 1, 2, 0, 1]
