@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dqar_fx.errors import StepError
-from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.schedule.schedule import Schedule
+
+from .recently_used import RecentlyUsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,24 +29,14 @@ class Fitted(Generic[Made]):
 
     def __init__(self, make: Callable[[RunShape], Made]) -> None:
         self._make = make
-        self._known: OrderedDict[RunShape, Made] = OrderedDict()
+        self._known: RecentlyUsed[RunShape, Made] = RecentlyUsed()
 
     def __iter__(self) -> Iterator[Made]:
-        return iter(tuple(self._known.values()))
+        return iter(self._known)
 
     def find(self, shape: RunShape) -> Made:
         """What was made for a run, or is made now."""
-        known = self._known.get(shape)
-        if known is not None:
-            with suppress(KeyError):  # another thread has just left it out
-                self._known.move_to_end(shape)
-            return known
-        with TRACING:
-            if shape not in self._known:
-                self._known[shape] = self._make(shape)
-                if len(self._known) > MAX_LENGTHS:
-                    self._known.popitem(last=False)
-            return self._known[shape]
+        return self._known.find_or_make(shape, lambda: self._make(shape), MAX_LENGTHS)
 
 
 def shape_of_table(schedule: Schedule, shape: RunShape | None) -> RunShape | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections import OrderedDict, defaultdict
-from contextlib import contextmanager, suppress
+from collections import defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,13 +12,13 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import signature_of
 from dqar_fx.errors import DqarError
-from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .dynamic_batch import Batches
 from .fitting import count_kept
 from .packed_weights import PackedWeights
 from .packing_plan import refuse_nothing_packed
 from .program import Program
+from .recently_used import RecentlyUsed
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -97,7 +97,7 @@ class Programs:
         self.model_state, self.packed_weights = model_state, PackedWeights()
         self._batches: dict[int, Batches] = defaultdict(Batches)
         self._model, self._residence = model, residence
-        self._known: OrderedDict[tuple[int, Hashable], Program] = OrderedDict()
+        self._known: RecentlyUsed[tuple[int, Hashable], Program] = RecentlyUsed()
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
@@ -106,7 +106,7 @@ class Programs:
         return Programs, (*given, self.shared_tensors, self.model_state)
 
     def __iter__(self) -> Iterator[Program]:
-        for program in list(self._known.values()):
+        for program in self._known:
             yield program
             yield from program.fitted
 
@@ -134,16 +134,7 @@ class Programs:
     def find(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """The program for these inputs; built if there is none."""
         key = self.model_state.number, signature_of(leaves, spec)
-        found = self._known.get(key)
-        if found is None:
-            with TRACING:
-                found = self._known.get(key) or self._build(leaves, spec)
-                self._known[key] = found
-                if len(self._known) > MAX_PROGRAMS:
-                    self._known.popitem(last=False)
-        else:
-            with suppress(KeyError):  # another thread has just left it out
-                self._known.move_to_end(key)
+        found = self._known.find_or_make(key, lambda: self._build(leaves, spec), MAX_PROGRAMS)
         self._latest = found
         return found
 
@@ -183,7 +174,8 @@ class Programs:
             sites, around = program.table.sites, program.table.around
             if any(count_kept(each, sites, around) > program.history for each in schedules):
                 continue  # its graphs keep fewer steps: captured anew when called
-            other._known[key] = other._latest = program.with_schedule(schedules[0])
+            other._latest = program.with_schedule(schedules[0])
+            other._known.keep(key, other._latest, MAX_PROGRAMS)
         other._batches[state], other.packed_weights = self.batches, self.packed_weights
         other.shared_tensors = self.shared_tensors.copy()
 
