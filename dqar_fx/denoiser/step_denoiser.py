@@ -110,6 +110,9 @@ class StepDenoiser(ParameterWrapper):
             num_inference_steps: How many rows the run has.
             **_: Other keywords that diffusers pipelines give (``timestep``, ``sigma``) are
                 accepted; the branch table does not need them.
+
+        Raises:
+            StepError: When it is entered: a number is no whole one, or too small.
         """
         return self._sessions.name_stream(name, step_index, num_inference_steps)
 

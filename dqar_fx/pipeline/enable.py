@@ -102,7 +102,8 @@ def disable(pipe: Pipe) -> Pipe:
     """Give a pipeline its original models back, and its scheduler its own methods.
 
     A denoiser of another schedule, which stands there by now, goes as well; a component that
-    was replaced by something else is left as it is.
+    was replaced by something else is left as it is. The models have the dtype and the device
+    that they had: what moved the pipeline meanwhile moved its denoisers.
 
     Returns:
         The pipeline itself.

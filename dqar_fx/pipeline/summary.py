@@ -199,9 +199,8 @@ def summarise_stream(
     name, number = key[:2]
     reasons: dict[str, int] = {}
     for call in calls:
-        lacking = call.num_promised - call.count(*READING)
-        if call.reason and lacking:
-            reasons[call.reason] = reasons.get(call.reason, 0) + lacking
+        if call.reason and call.num_lacking:
+            reasons[call.reason] = reasons.get(call.reason, 0) + call.num_lacking
     times = [call.milliseconds for call in calls]
     macs = [count_macs(call, counters) for call in calls]
     return StreamSummary(

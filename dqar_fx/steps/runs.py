@@ -67,6 +67,11 @@ class LoggedCall:
         """How many sites the table lets read something."""
         return int(np.isin(row_of(self.table, self.step), READING).sum())
 
+    @property
+    def num_lacking(self) -> int:
+        """How many of these did not."""
+        return self.num_promised - self.count(*READING)
+
 
 @dataclass(eq=False)
 class Run:
@@ -77,7 +82,7 @@ class Run:
             ``"place"`` (of the timestep in its tensor) or ``"value"`` (of the timestep).
         first: The step that it began with.
         length: Steps of the whole run, where known.
-        token: What the clock knows the run by; None where it does not.
+        token: What the clock knows the run by while it goes on; None where it does not.
         once: What warns of each reason at most once.
         calls: What was done, in order.
         is_ended: Whether no call will come any more.
@@ -100,11 +105,6 @@ class Run:
         return self.calls[-1].step if self.calls else self.first
 
     @property
-    def is_complete(self) -> bool:
-        """Whether it went on to its last step, as far as its length is known."""
-        return self.length is not None and self.last >= self.length - 1
-
-    @property
     def num_reused(self) -> int:
         """Cells that read what was kept."""
         return sum(call.count(*READING) for call in self.calls)
@@ -120,7 +120,7 @@ class Run:
         found = Counter[str]()
         for call in self.calls:
             if call.why is not None:
-                found[call.reason] += call.num_promised - call.count(*READING)
+                found[call.reason] += call.num_lacking
         return {reason: cells for reason, cells in found.items() if cells}
 
     def note(

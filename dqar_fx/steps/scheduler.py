@@ -83,6 +83,9 @@ class SchedulerReader:
     def read(self, timestep: Any) -> tuple[SchedulerRun, int] | None:
         """The run that a call belongs to, and its step; None if no timesteps are set.
 
+        A call that comes right after the last step, as from what is called back at its end,
+        is one more of that step.
+
         Args:
             timestep: The call's, which is looked up where the scheduler does not count.
         """
@@ -99,9 +102,11 @@ class SchedulerReader:
             index = scheduler.step_index
             if index is None:
                 index = getattr(scheduler, "begin_index", None)
-            return run, self._start(run, timestep, 0) if index is None else int(index)
+            found = self._start(run, timestep, 0) if index is None else int(index)
+            return run, found - (found == len(timesteps))
         if token is not timesteps and watch is not None:
-            return run, self._start(run, timestep, watch.steps) + watch.steps
+            found = self._start(run, timestep, watch.steps) + watch.steps
+            return run, found - (found == len(timesteps))
         found = find_value(timestep, run.timesteps, scheduler)
         return None if found is None else (run, found)
 

@@ -63,7 +63,7 @@ class Session:
         """Note that no call of the latest run will come any more."""
         if self.runs and not self.runs[-1].is_ended:
             run = self.runs[-1]
-            run.is_ended = True
+            run.is_ended, run.token = True, None  # that may hold a scheduler with latents
             if run.calls and logger.isEnabledFor(logging.INFO):
                 logger.info("%s", run.describe())
 

@@ -231,7 +231,7 @@ class Sessions:
         """Name the stream and step of the calls inside, as `Denoiser.cache_context` does.
 
         Raises:
-            StepError: A step is no whole number, or negative.
+            StepError: A number is no whole one, or too small.
         """
         step = read_index("step_index", step_index, least=0)
         length = read_index("num_inference_steps", num_steps, least=1)

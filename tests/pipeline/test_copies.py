@@ -144,6 +144,28 @@ def test_aborted_request_leaves_nothing_to_the_next(way, how, wanted):
         assert is_by_the_table(pipe.transformer)
 
 
+@pytest.mark.filterwarnings("ignore:step 1.*start cold")
+@pytest.mark.parametrize("way", WAYS)
+def test_calls_after_each_step_are_streams_beside_those_of_the_pipeline(way, wanted):
+    """A preview calls the denoiser once more, also when the last step is over."""
+    pipe, model, found = way(make_pipeline()), make_pipeline().transformer, []
+    text, pooled = seeded(1, 5, 16) + 1, seeded(1, 24) + 1
+
+    def preview(_pipe, step, timestep, given):
+        if step in (0, STEPS - 1):
+            latents, t = given["latents"], timestep.expand(1)
+            inputs = (latents, text, pooled, t)
+            found.append((pipe.transformer(*inputs).sample, model(*inputs).sample))
+        return given
+
+    assert torch.equal(generate(pipe, 1, callback_on_step_end=preview), wanted[1])
+    assert all(torch.equal(*each) for each in found)
+    run = pipe.transformer.runs[-1]
+    assert [call.step for call in run.calls] == [0, 1, 1, 2, 3, 4, 5, 5]
+    assert torch.equal(generate(pipe, 1), wanted[1])
+    assert is_by_the_table(pipe.transformer)
+
+
 def test_end_of_a_request_leaves_a_session_in_its_midst(wanted):
     """A stock pipeline resets what is stateful at its end."""
     pipe = enabled(make_pipeline())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import pickle
+import weakref
 from functools import partial
 
 import pytest
@@ -134,6 +136,18 @@ def test_scheduler_made_of_the_class_of_a_watched_one_counts_each_step_once(pipe
         (run,) = dqar_fx.summary(pipe).runs
         assert run.streams[0].steps == tuple(range(6))
         assert run.reused == run.promised > 0
+
+
+def test_log_of_ended_runs_keeps_no_scheduler_alive(pipe):
+    dqar_fx.enable(pipe, EVERY_THIRD)
+    pipe.scheduler = DPMSolverMultistepScheduler()  # it holds latents
+    ask(pipe)
+    before = weakref.ref(pipe.scheduler)
+    pipe.scheduler = DPMSolverMultistepScheduler()
+    ask(pipe)
+    gc.collect()
+    assert len(pipe.transformer.runs) == 2
+    assert before() is None
 
 
 class Bare:
