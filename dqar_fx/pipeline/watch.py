@@ -41,7 +41,7 @@ def watched_class(original: Any) -> type:
 
 def make_empty(original: type) -> Any:
     """An instance of a class, whose state is to come."""
-    return original.__new__(original)
+    return object.__new__(original)
 
 
 def noted(method: Callable[..., Any], note: Callable[[SchedulerWatch], None]) -> Any:

@@ -107,8 +107,8 @@ class SchedulerReader:
         if token is not timesteps and watch is not None:
             found = self._start(run, timestep, watch.steps) + watch.steps
             return run, found - (found == len(timesteps))
-        found = find_value(timestep, run.timesteps, scheduler)
-        return None if found is None else (run, found)
+        place = find_value(timestep, run.timesteps, scheduler)
+        return None if place is None else (run, place)
 
     def _start(self, run: SchedulerRun, timestep: Any, steps: int) -> int:
         """The index that a run began with, found at its first call, after some steps."""

@@ -166,6 +166,11 @@ class RunStreams:
         self._known: list[RunStream] = []
         self._called: set[RunStream] = set()
 
+    @property
+    def are_parted(self) -> bool:
+        """Whether samples do not go through their steps together: there may be any number."""
+        return any(stream.is_parted for stream in self._known)
+
     def next_step(self) -> None:
         """Let each stream be called again."""
         self._called.clear()

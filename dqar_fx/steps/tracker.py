@@ -285,8 +285,8 @@ class StepTracker:
             return None
         if found is not None:
             steps = self._count_by_value(now, found, name, call)
-            is_over = steps == 1 and now.step + 1 == now.run.length
-            return None if is_over else steps
+            is_last = now.step + 1 == now.run.length and not now.streams.are_parted
+            return None if steps == 1 and is_last else steps
         assert reading.index is not None, "other clocks tell the step"
         moved = reading.index - (now.index or 0)
         if reading.clock == "scheduler":
