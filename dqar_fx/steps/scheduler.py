@@ -102,11 +102,11 @@ class SchedulerReader:
             index = scheduler.step_index
             if index is None:
                 index = getattr(scheduler, "begin_index", None)
-            found = self._start(run, timestep, 0) if index is None else int(index)
-            return run, found - (found == len(timesteps))
+            step = self._start(run, timestep, 0) if index is None else int(index)
+            return run, step - (step == len(timesteps))
         if token is not timesteps and watch is not None:
-            found = self._start(run, timestep, watch.steps) + watch.steps
-            return run, found - (found == len(timesteps))
+            step = self._start(run, timestep, watch.steps) + watch.steps
+            return run, step - (step == len(timesteps))
         found = find_value(timestep, run.timesteps, scheduler)
         return None if found is None else (run, found)
 
