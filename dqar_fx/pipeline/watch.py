@@ -35,11 +35,11 @@ def watched_class(original: Any) -> type:
 
     methods = {name: noted(getattr(original, name), note) for name, note in NOTED.items()}
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
-    content = {**methods, **names, "__doc__": original.__doc__, "__reduce_ex__": reduce}
-    return type(original.__name__, (original,), {**content, ORIGINAL: original})
+    own = {"__doc__": original.__doc__, "__reduce_ex__": reduce, ORIGINAL: original}
+    return type(original.__name__, (original,), {**methods, **names, **own})
 
 
-def make_empty(original: type) -> Any:
+def make_empty(original: Any) -> Any:
     """An instance of a class, whose state is to come."""
     return object.__new__(original)
 
