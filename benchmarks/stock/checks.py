@@ -255,7 +255,8 @@ def find_broken(
         if action != row[path] and not (path in may_compute and action in COMPUTED):
             return f"row {visit.row}, {path}: {action.name}, not {row[path].name}"
     if visit.row is None:
-        is_told = call.reason or call.step == 0  # at first nothing has stepped apart yet
+        # at first nothing has stepped apart yet, and elsewhere nothing may be promised
+        is_told = call.reason or call.step == 0 or not call.num_promised
         return None if is_told else "no row, and no reason is given"
     if call.num_cold != len(cold):
         return f"row {visit.row}: {call.num_cold} cold, not {len(cold)}"

@@ -225,12 +225,11 @@ class Denoiser(StepDenoiser):
         return self._programs.latest
 
     @property
-    def table(self) -> BranchTable:
-        """The branch table of the latest captured signature.
+    def _fitted_program(self) -> Program:
+        """The program of the latest call, whose table is made.
 
         Raises:
-            DqarError: Nothing has been captured yet, or the schedule has no number of steps
-                and no run has said how many.
+            DqarError: Nothing has been captured yet, or the table waits for a run.
         """
         program = self.program
         if program.schedule is not None and program.schedule.waits_for_run:
@@ -239,12 +238,22 @@ class Denoiser(StepDenoiser):
                 "says how many: run the pipeline once, or look at "
                 "denoiser.with_schedule(schedule.for_run(50)).table"
             )
-        return program.table
+        return program
+
+    @property
+    def table(self) -> BranchTable:
+        """The branch table of the latest captured signature.
+
+        Raises:
+            DqarError: Nothing has been captured yet, or the schedule has no number of steps
+                and no run has said how many.
+        """
+        return self._fitted_program.table
 
     @property
     def cache_bytes(self) -> int:
         """Slot bytes of one stream of the latest captured signature."""
-        return self.program.cache_bytes
+        return self._fitted_program.cache_bytes
 
     @property
     def memory(self) -> MemoryPlan:
@@ -255,6 +264,7 @@ class Denoiser(StepDenoiser):
         """
         from dqar_fx.costs.memory import plan_memory  # imports this module's users
 
+        assert self._fitted_program, "it has slots"
         return plan_memory(self)
 
     def explain(self, step: int | None = None) -> Explanation:
@@ -267,7 +277,7 @@ class Denoiser(StepDenoiser):
             DqarError: Nothing has been captured yet.
             StepError: The table has no such step.
         """
-        return self.program.explain(step)
+        return (self.program if step is None else self._fitted_program).explain(step)
 
     def report(
         self,
@@ -293,8 +303,10 @@ class Denoiser(StepDenoiser):
         """
         from dqar_fx.costs.report import report_of  # imports this module's users
 
+        if schedule is None:
+            assert self._fitted_program, "its own table is made"
         return report_of(self, schedule, device)
 
     def row_graph(self, step: int) -> fx.GraphModule:
         """The whole step's graph at a step of the table: guards resolved, dead code gone."""
-        return self.program.row_graph(step)
+        return self._fitted_program.row_graph(step)

@@ -135,6 +135,14 @@ class StepDenoiser(ParameterWrapper):
         self.reset()
         return self
 
+    def follow_scheduler(self, scheduler: Any) -> None:
+        """Take the step from a scheduler while it is in a run that no pipeline is known for.
+
+        Args:
+            scheduler: One that is watched; None for none.
+        """
+        self._sessions.watched = scheduler
+
     def attach_timesteps(self, timesteps: torch.Tensor | None) -> Self:
         """Say which timesteps trajectories will have, so that conditioning is evaluated ahead.
 

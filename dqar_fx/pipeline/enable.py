@@ -22,6 +22,8 @@ from .watch import give_class_back, is_watchable, unwatch, watch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
+
     from dqar_fx.schedule.schedule import Schedule
 
 PLACES = ("transformer", "transformer_2", "unet")
@@ -93,6 +95,7 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
     _ENABLED[pipe] = Enabled(models, watched)
     for place, denoiser in made.items():
         setattr(pipe, place, denoiser)
+        denoiser.follow_scheduler(watched)
     if watched is not None:
         watch(watched)
     return pipe
@@ -102,8 +105,8 @@ def disable(pipe: Pipe) -> Pipe:
     """Give a pipeline its original models back, and its scheduler its own methods.
 
     A denoiser of another schedule, which stands there by now, goes as well; a component that
-    was replaced by something else is left as it is. The models have the dtype and the device
-    that they had: what moved the pipeline meanwhile moved its denoisers.
+    was replaced by something else is left as it is. If the pipeline was moved or converted
+    meanwhile, its models are where their denoisers are.
 
     Returns:
         The pipeline itself.
@@ -120,12 +123,38 @@ def disable(pipe: Pipe) -> Pipe:
     for place, denoiser in find_denoisers(pipe).items():
         if place in enabled.originals:
             denoiser.reset()
+            denoiser.follow_scheduler(None)
+            follow_placement(enabled.originals[place], denoiser)
             setattr(pipe, place, enabled.originals[place])
     if enabled.scheduler is not None:
         unwatch(enabled.scheduler)
     give_class_back(getattr(pipe, "scheduler", None))  # another one, by type(...).from_config
     del _ENABLED[pipe]
     return pipe
+
+
+def follow_placement(original: nn.Module, denoiser: Denoiser) -> None:
+    """Let a model have the parameters and buffers of its denoiser where these were moved."""
+    denoiser.residence.bring_back()
+    made: dict[int, nn.Parameter] = {}
+    for module, fork in zip(original.modules(), denoiser.model.modules(), strict=True):
+        for name, tensor in fork._parameters.items():
+            own = module._parameters.get(name)
+            if own is None or tensor is None or is_placed_alike(own, tensor):
+                continue
+            made[id(tensor)] = made.get(id(tensor)) or nn.Parameter(
+                tensor.detach(), requires_grad=own.requires_grad
+            )
+            module._parameters[name] = made[id(tensor)]
+        for name, buffer in fork._buffers.items():
+            before = module._buffers.get(name)
+            if before is not None and buffer is not None:
+                module._buffers[name] = before if is_placed_alike(before, buffer) else buffer
+
+
+def is_placed_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have one device and dtype."""
+    return (one.device, one.dtype) == (other.device, other.dtype)
 
 
 @contextmanager

@@ -146,7 +146,8 @@ class Run:
             alone: Whether everything was computed and nothing kept, whatever the table says.
         """
         table, (step, stream) = program.table if whole is None else whole, where
-        is_lost = num_cold > 0 or (alone and bool(row_of(table, step).any()))
+        row = row_of(table, step)
+        is_lost = num_cold > 0 or (alone and (bool(row.any()) or not row.size))
         why = (reason or LOST) if is_lost else None
         if why is not None and why.mend:
             self._warn(step, num_cold, len(actions), why)

@@ -47,6 +47,14 @@ class SchedulerWatch:
         self.steps += 1
 
 
+def is_in_run(scheduler: Any) -> bool:
+    """Whether a scheduler is watched and has steps to take."""
+    watch: SchedulerWatch | None = getattr(scheduler, WATCH, None)
+    if watch is None or watch.run is None:
+        return False
+    return watch.steps < len(scheduler.timesteps)
+
+
 @dataclass(eq=False)
 class SchedulerRun:
     """One run of a scheduler; the object itself is what tells it from others.

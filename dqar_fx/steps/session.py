@@ -80,7 +80,7 @@ class Session:
             num_rows: Rows of the branch table.
         """
         before = self.runs[-2] if len(self.runs) > 1 else None
-        is_guess = before is not None and before.clock in ("value", "place")
+        is_guess = before is not None and before.clock != "scheduler"
         is_short = is_guess and before is not None and 2 * (before.last + 1) < num_rows
         self._short_runs = self._short_runs + 1 if is_short else 0
         self.runs[-1].restarts = self._short_runs

@@ -18,6 +18,7 @@ from dqar_fx.notices import Once
 
 from .calling_pipeline import PASSING_ON, CallingPipeline, is_passing_on
 from .position import NamedStream
+from .scheduler import is_in_run
 from .session import Session
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Sessions:
     Attributes:
         default: What calls belong to where no session is open.
         scheduler: The one that was attached; None if none was.
+        watched: The one of a pipeline that is enabled, which tells when it is in a run.
         timesteps: Those that were attached; None if none were.
     """
 
@@ -91,6 +93,7 @@ class Sessions:
         self._once = Once()
         self.default = Session(None, self._once)
         self.scheduler: Any = None
+        self.watched: Any = None
         self.timesteps: torch.Tensor | None = None
         self._numbers = count()
         self._opened: dict[int, Session] = {}
@@ -122,7 +125,7 @@ class Sessions:
 
     def lend(self, other: Sessions) -> None:
         """Attach to others what is attached to these."""
-        other.scheduler = self.scheduler
+        other.scheduler, other.watched = self.scheduler, self.watched
         other.attach_timesteps(self.timesteps)
 
     def attach_timesteps(self, timesteps: torch.Tensor | None) -> None:
@@ -170,7 +173,11 @@ class Sessions:
         A copy of a pipeline steps a copy of the scheduler that was attached.
         """
         own = getattr(self._pipelines.find(denoiser), "scheduler", None)
-        return self.scheduler if own is None else own
+        if own is not None:
+            return own
+        if self.scheduler is None and is_in_run(self.watched):
+            return self.watched
+        return self.scheduler
 
     def locate(self, call: Call, find_scheduler: Callable[[], Any], num_rows: int) -> Position:
         """Find the position of a call in the session that is open here, or the default one.

@@ -301,3 +301,52 @@ def test_summary_of_another_run_than_there_are_is_refused(pipe):
     ask(pipe)
     with pytest.raises(DqarError, match="no run 4: the logs of 1 are kept"):
         dqar_fx.summary(pipe, run=4)
+
+
+# ---- beyond the pipeline's own loop ------------------------------------------------------
+
+
+def test_loop_of_ones_own_over_the_parts_of_a_pipeline_follows_its_scheduler(pipe):
+    """Its timesteps are computed anew at each call, so that the scheduler alone tells."""
+    dqar_fx.enable(pipe, EVERY_THIRD)
+    scheduler, denoiser = pipe.scheduler, pipe.transformer
+    for steps in (6, 4):
+        scheduler.set_timesteps(steps)
+        x = torch.randn(1, 4, 8, 8)
+        for t in scheduler.timesteps:
+            given = (t * 1.0).expand(1)
+            output = denoiser(x, timestep=given, class_labels=torch.tensor([3])).sample[:, :4]
+            x = scheduler.step(output, t, x).prev_sample
+        run = denoiser.runs[-1]
+        assert (run.clock, run.length, run.last) == ("scheduler", steps, steps - 1)
+        assert run.num_reused == run.num_promised > 0
+
+
+def test_disabled_pipeline_is_where_it_was_moved_meanwhile(pipe):
+    plain = ask(dit.make(DDIMScheduler).to(torch.float64))
+    dqar_fx.enable(pipe, EVERY_THIRD)
+    pipe.to(torch.float64)
+    ask(pipe)
+    model = dqar_fx.disable(pipe).transformer
+    assert {p.dtype for p in (*model.parameters(), *model.buffers())} == {torch.float64}
+    assert torch.equal(ask(pipe), plain)
+
+
+def test_table_that_waits_for_a_run_says_so_wherever_it_is_asked_for(pipe):
+    dqar_fx.enable(pipe, EVERY_THIRD)
+    denoiser = pipe.transformer
+    denoiser.prepare(
+        torch.randn(1, 4, 8, 8), timestep=torch.tensor([1]), class_labels=torch.tensor([3])
+    )
+    for look in (
+        lambda: denoiser.table,
+        lambda: denoiser.cache_bytes,
+        lambda: denoiser.memory,
+        lambda: denoiser.explain(3),
+        lambda: denoiser.row_graph(3),
+        lambda: denoiser.report(device="A100"),
+    ):
+        with pytest.raises(DqarError, match="made when a run says how many"):
+            look()
+    assert denoiser.explain().sites
+    assert denoiser.report(EVERY_THIRD.for_run(6), device="A100").num_steps == 6
