@@ -148,12 +148,17 @@ class StepTracker:
         Raises:
             StepError: Nothing tells which step this is.
         """
-        name = self.context.name if self.context else None
-        scheduler = None if self._goes_on_by_place(call.timestep) else find_scheduler()
-        reading = self._read(call.timestep, scheduler)
+        named = self.context
+        name = None if named is None else named.name
+        going_on = self._go_on_by_place(call.timestep)
+        if going_on is not None and (named is None or named.step_index is None):
+            reading = going_on
+        else:
+            scheduler = None if going_on is not None else find_scheduler()
+            reading = self._read(call.timestep, scheduler)
         if self._stands_still(reading, name, call):
             self._unheeded = cast("SchedulerRun", reading.token)
-            reading = self._read(call.timestep, scheduler)
+            reading = self._read(call.timestep, self._unheeded.scheduler)
             self._change_clock(reading)
         now = self._go_to(reading, name, call)
         is_sure = reading.clock != "value"
@@ -199,15 +204,21 @@ class StepTracker:
         timesteps, index = place
         return Reading("place", timesteps, index, len(timesteps.values), timesteps)
 
-    def _goes_on_by_place(self, timestep: Any) -> bool:
-        """Whether a timestep is at the latest place of those that tell the time, or next."""
+    def _go_on_by_place(self, timestep: Any) -> Reading | None:
+        """What a timestep says that is at the latest place of its tensor, or at the next.
+
+        None where places do not tell the time, or it is elsewhere.
+        """
         now = self._now
         if now is None or now.run.clock != "place" or not isinstance(timestep, torch.Tensor):
-            return False
+            return None
         found = self.timestep_sources.read_base(timestep)
         if found is None or found[0] is not now.run.token or now.index is None:
-            return False
-        return found[1] - now.index in (0, 1)
+            return None
+        timesteps, index = found
+        if index - now.index not in (0, 1):
+            return None
+        return Reading("place", timesteps, index, len(timesteps.values), timesteps)
 
     def _read_scheduler(self, timestep: Any, scheduler: Any) -> Reading | None:
         self.timestep_sources.scheduler = scheduler
