@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
@@ -34,18 +35,24 @@ def case():
 @pytest.mark.parametrize("compile", [None, "regional"])
 def test_warning_of_a_call_names_the_line_of_the_call(case, compile):
     denoiser = dqar_fx.transform(case.model, COLD, compile=compile)
-    with denoiser.cache_context("cond", step_index=2):
-        with pytest.warns(UserWarning, match="starts cold") as caught:
-            denoiser(**case.inputs(2))
+    with denoiser.cache_context("cond", step_index=0):
+        denoiser(**case.inputs(0))
+    inputs = {**case.inputs(1), "class_labels": torch.tensor([2, 9])}
+    with denoiser.cache_context("cond", step_index=1):
+        with pytest.warns(UserWarning, match="start cold") as caught:
+            denoiser(**inputs)
         assert lines_of(caught) == {line_above()}
 
 
 def test_warning_under_hooks_of_accelerate_names_the_line_of_the_call(case):
     denoiser = dqar_fx.transform(case.model, COLD)
     add_hook_to_module(denoiser, ModelHook())
-    with denoiser.cache_context("cond", step_index=2):
-        with pytest.warns(UserWarning, match="starts cold") as caught:
-            denoiser(**case.inputs(2))
+    with denoiser.cache_context("cond", step_index=0):
+        denoiser(**case.inputs(0))
+    inputs = {**case.inputs(1), "class_labels": torch.tensor([2, 9])}
+    with denoiser.cache_context("cond", step_index=1):
+        with pytest.warns(UserWarning, match="start cold") as caught:
+            denoiser(**inputs)
         assert lines_of(caught) == {line_above()}
 
 

@@ -30,7 +30,7 @@ def move_together(stream: RunStream, timestep: Any) -> bool:
 
 def has_one_row(stream: RunStream, timestep: Any) -> bool:
     """Note the timesteps of a stream's call; whether its samples are still at one step."""
-    if not isinstance(timestep, torch.Tensor) or is_single(timestep):
+    if not isinstance(timestep, torch.Tensor) or timestep.is_meta or is_single(timestep):
         was_mixed, stream.times, stream.held = stream.times is not None, None, None
         return not was_mixed
     low, high = torch.stack(torch.aminmax(timestep)).tolist()
@@ -57,3 +57,8 @@ def has_one_step(stream: RunStream, before: torch.Tensor, now: torch.Tensor) -> 
         return False
     was_held, stream.held = stream.held, is_held
     return was_held is None or torch.equal(was_held, is_held)
+
+
+def is_on_host(timestep: Any) -> bool:
+    """Whether to read a timestep waits for nothing."""
+    return isinstance(timestep, torch.Tensor) and timestep.device.type == "cpu"

@@ -29,7 +29,7 @@ from dqar_fx.notices import Once
 from .position import Call, NamedStream, Position, Stretch
 from .reasons import MIXED, Reason, absent, joined, late
 from .runs import Run
-from .samples import move_together
+from .samples import is_on_host, move_together
 from .scheduler import SchedulerReader, SchedulerRun
 from .seen import SeenTensor
 from .streams import RunStream, RunStreams
@@ -163,7 +163,9 @@ class StepTracker:
         now = self._go_to(reading, name, call)
         is_sure = reading.clock != "value"
         stream, before = now.streams.choose(name, call, now.step, is_sure=is_sure)
-        is_mixed = not move_together(stream, call.timestep)
+        # a step that was told is taken as it is where to look would be to wait
+        may_look = reading.clock != "step_index" or is_on_host(call.timestep)
+        is_mixed = may_look and not move_together(stream, call.timestep)
         if is_mixed:
             stream.token = Stretch()  # what was kept belongs to other steps of its samples
         return Position(

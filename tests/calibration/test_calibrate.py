@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dqar_fx import DqarError, calibrate
+from dqar_fx import calibrate
 from tests.helpers.calibration_oracle import (
     change_by_hand,
     check_cells,
@@ -77,7 +77,7 @@ def test_calibrate_stream_that_skips_steps_hides_no_other(steps):
 
 
 class Apart(Pipeline):
-    """Gives each stream a latent of its own, and no name: each call looks like a new run."""
+    """Gives each stream a latent of its own, and no name."""
 
     def __init__(self):
         super().__init__(streams=("cond", "uncond"), named=False)
@@ -86,9 +86,11 @@ class Apart(Pipeline):
         return super().ask(stream, latent.clone(), timestep, text)
 
 
-def test_calibrate_that_can_compare_nothing_does_not_pass_in_silence():
-    with pytest.raises((DqarError, UserWarning)):
-        calibrate(Apart(), [1], num_steps=4, **QUIET)
+def test_calibrate_tells_streams_apart_that_have_latents_of_their_own():
+    usual = Pipeline(streams=("cond", "uncond"), named=False)
+    one, two = (calibrate(each, [1], num_steps=4, **QUIET) for each in (Apart(), usual))
+    np.testing.assert_array_equal(one.entropy, two.entropy)
+    np.testing.assert_array_equal(one.change, two.change)
 
 
 def test_calibrate_last_smaller_batch_weighs_what_it_holds():
