@@ -13,7 +13,8 @@ from benchmarks.stock.checks import CHECKS, OTHER_SEED, SEED, Trial
 from tests.helpers.slow_cases import slow_but
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array_:DeprecationWarning",  # schedulers of diffusers
+    "ignore::DeprecationWarning",  # of diffusers: its schedulers,
+    "ignore::FutureWarning",  # and parts of its models
     "ignore:step",  # sites that start cold, which the bench counts
 )
 NAMES = [stock.name for stock in STOCK]
