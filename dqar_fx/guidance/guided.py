@@ -20,7 +20,7 @@ from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
-from dqar_fx.schedule.run import Run as RunShape
+from dqar_fx.schedule.run import RunShape
 from dqar_fx.schedule.table import READING
 from dqar_fx.steps.stream_key import session_of
 

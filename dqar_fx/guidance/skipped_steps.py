@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dqar_fx.schedule.rules import Mask, Moment, Rule
-    from dqar_fx.schedule.run import Run
+    from dqar_fx.schedule.run import RunShape
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
 
@@ -101,7 +101,7 @@ class WholeModelRule(AnyRunRule):
     rule: Rule
     skipped: tuple[bool, ...]
 
-    def for_run(self, run: Run) -> WholeModelRule:
+    def for_run(self, run: RunShape) -> WholeModelRule:
         """Give the same with the rule inside for a run."""
         return replace(self, rule=self.rule.for_run(run))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dqar_fx.schedule.rules import Mask, Moment
-    from dqar_fx.schedule.run import Run
+    from dqar_fx.schedule.run import RunShape
 
 
 class StepDecision(NamedTuple):
@@ -46,7 +46,7 @@ class StepRule(AnyModelRule):
         """The highest order of a forecast among the decisions."""
         return self.highest_order
 
-    def for_run(self, run: Run) -> WrittenActions:
+    def for_run(self, run: RunShape) -> WrittenActions:
         """Return the decisions of as many steps as the run has rows."""
         return self.write(run.num_rows)
 

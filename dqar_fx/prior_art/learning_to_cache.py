@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dqar_fx.schedule.rules import Mask, Moment
-    from dqar_fx.schedule.run import Run
+    from dqar_fx.schedule.run import RunShape
 
 UNREADABLE = (
     OSError,
@@ -92,7 +92,7 @@ class RouterRule(AnyModelRule):
     scores: NDArray[np.float32]
     threshold: float
 
-    def for_run(self, run: Run) -> RouterRule:
+    def for_run(self, run: RunShape) -> RouterRule:
         """Return the rule itself; raise `ScheduleError` for another number of steps."""
         check_length("the router of Learning-to-Cache", len(self.scores), run)
         return self

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.schedule.measured import MeasuredRun
     from dqar_fx.schedule.rules import Mask, Moment
-    from dqar_fx.schedule.run import Run
+    from dqar_fx.schedule.run import RunShape
 
 KEY = re.compile(r"(?P<component>.+?)(?P<block>-\d+)?")
 """A key of a schedule file: ``attn1``, or ``attn1-3`` for that of block 3."""
@@ -85,7 +85,7 @@ class SimilarityRule(AnyRunRule):
     threshold: float
     lookahead: int
 
-    def for_run(self, run: Run) -> SimilarityRule:
+    def for_run(self, run: RunShape) -> SimilarityRule:
         """Return the rule itself; raise `ScheduleError` for another number of steps."""
         check_length("the SmoothCache schedule", self.calibration.num_steps, run)
         return self
@@ -202,7 +202,7 @@ class ComponentRule(AnyModelRule):
 
     masks: tuple[tuple[str, tuple[bool, ...]], ...]
 
-    def for_run(self, run: Run) -> ComponentRule:
+    def for_run(self, run: RunShape) -> ComponentRule:
         """Return the rule itself; raise `ScheduleError` for another number of steps."""
         check_length("the SmoothCache schedule", len(self.masks[0][1]), run)
         return self

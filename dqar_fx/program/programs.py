@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dqar_fx.capture.model_state import ModelState
     from dqar_fx.capture.shared_tensors import SharedTensors
     from dqar_fx.conditioning.release import Residence
-    from dqar_fx.schedule.run import Run as RunShape
+    from dqar_fx.schedule.run import RunShape
     from dqar_fx.schedule.schedule import Schedule
 
     from .compile_options import CompileOptions

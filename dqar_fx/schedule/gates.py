@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .measured import MeasuredRun, PredictedErrors
     from .rules import Mask, Moment
-    from .run import Run
+    from .run import RunShape
 
 
 # ---- signal-to-noise ratio -----------------------------------------------------------------
@@ -55,7 +55,7 @@ class SnrGate(AnyModelRule):
         """Whether the run has to tell the ratios."""
         return not self.snr
 
-    def for_run(self, run: Run) -> SnrGate:
+    def for_run(self, run: RunShape) -> SnrGate:
         """Return the gate with the ratios of the run, where it has none of its own.
 
         Raises:
@@ -174,7 +174,7 @@ class EntropyGate(AnyRunRule):
     thresholds: NDArray[np.float64]
     reuse: Literal["above", "below"]
 
-    def for_run(self, run: Run) -> EntropyGate:
+    def for_run(self, run: RunShape) -> EntropyGate:
         """Return the gate itself; raise `ScheduleError` for another number of steps."""
         check_length("the entropy gate", self.calibration.num_steps, run)
         return self
@@ -279,7 +279,7 @@ class PolicyGate(AnyRunRule):
     policy: PredictedErrors
     max_error: float
 
-    def for_run(self, run: Run) -> PolicyGate:
+    def for_run(self, run: RunShape) -> PolicyGate:
         """Return the gate itself; raise `ScheduleError` for another number of steps."""
         check_length("the learned policy", self.policy.num_steps, run)
         return self

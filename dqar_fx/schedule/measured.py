@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .run import Run
+    from .run import RunShape
 
 
 class ModelCheck(Protocol):
@@ -70,7 +70,7 @@ class PredictedErrors(MeasuredSites, Protocol):
         """Predicted relative error of each reuse, float64 ``[steps, sites, ages]``."""
 
 
-def check_length(what: str, num_steps: int, run: Run) -> None:
+def check_length(what: str, num_steps: int, run: RunShape) -> None:
     """Check that a run has as many rows as were measured, or are in a file.
 
     What was measured holds for the distances between its own steps, so that it is not carried

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .run import Run
+    from .run import RunShape
 
     Mask = NDArray[np.bool_]
 
@@ -53,7 +53,7 @@ class Rule(Protocol):
     def needs_noise(self) -> bool:
         """Whether it cannot decide before it knows the noise levels of the run."""
 
-    def for_run(self, run: Run) -> Rule:
+    def for_run(self, run: RunShape) -> Rule:
         """Return the rule for a run of that length and noise.
 
         Raises:
@@ -83,7 +83,7 @@ class AnyRunRule:
         """Whether it cannot decide before it knows the noise levels of the run: it can."""
         return False
 
-    def for_run(self, run: Run) -> Any:
+    def for_run(self, run: RunShape) -> Any:
         """Return the rule itself."""
         del run
         return self
@@ -226,7 +226,7 @@ class RuleCombination(AnyRunRule):
         """Whether one of the rules does."""
         return any(rule.needs_noise for rule in self.rules)
 
-    def for_run(self, run: Run) -> Self:
+    def for_run(self, run: RunShape) -> Self:
         """Return the same combination of the rules for a run."""
         return type(self)(tuple(rule.for_run(run) for rule in self.rules))
 

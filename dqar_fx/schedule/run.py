@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunShape:
     """A run, as far as it is known before it begins.
 
     Attributes:
@@ -35,7 +35,7 @@ class Run:
     noise: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, num_rows: int, calls: Sequence[int], noise: ArrayLike | None) -> Run:
+    def of(cls, num_rows: int, calls: Sequence[int], noise: ArrayLike | None) -> RunShape:
         """Read what `Schedule.for_run` is given.
 
         Raises:
@@ -98,7 +98,9 @@ def calls_as_set(scheduler: Any) -> tuple[int, ...]:
     return tuple(row % order for row in range(len(scheduler.timesteps)))
 
 
-def find_nearest_rows(run: Run, num_rows: int, noise: tuple[float, ...]) -> NDArray[np.int64]:
+def find_nearest_rows(
+    run: RunShape, num_rows: int, noise: tuple[float, ...]
+) -> NDArray[np.int64]:
     """Find, for each row of a run, the row that is nearest to it among others.
 
     Nearest is that of the nearest logarithm of the signal-to-noise ratio, where both are

@@ -26,7 +26,7 @@ from .rules import (
     LaterCallRule,
     LinearRule,
 )
-from .run import Run
+from .run import RunShape
 from .table_maker import TableMaker
 from .written_out import WrittenActions, read_letters, read_orders, read_weights
 
@@ -69,7 +69,7 @@ class Schedule:
     method: str = "taylor"
     sites: str | tuple[str, ...] | None = None
     resample: bool = field(default=False, repr=False)
-    run: Run | None = field(default=None, repr=False)
+    run: RunShape | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_known_at_least(1, num_steps=self.num_steps, max_age=self.max_age)
@@ -216,7 +216,7 @@ class Schedule:
                 letter or number is no action, or weights should be resampled.
         """
         letters, strict = read_letters(actions)
-        known = Run.of(len(letters), (), noise).noise
+        known = RunShape.of(len(letters), (), noise).noise
         written = read_orders(orders), read_weights(weights)
         rule = WrittenActions(letters, strict, *written, noise=known)
         return cls(len(letters), rule, max_age, method=method, resample=resample)
@@ -258,7 +258,7 @@ class Schedule:
                 good for the run, or needs noise levels that are not known.
         """
         check_at_least(1, num_rows=num_rows)
-        run = Run.of(num_rows, calls, noise)
+        run = RunShape.of(num_rows, calls, noise)
         is_same = self.num_steps == run.num_rows
         if is_same and self.run is not None:
             run = replace(
@@ -382,7 +382,7 @@ class Schedule:
                 "schedule.for_run(20).resolve(sites)"
             )
         fixed = self.for_run(self.num_steps)
-        run = Run(self.num_steps) if fixed.run is None else fixed.run
+        run = RunShape(self.num_steps) if fixed.run is None else fixed.run
         how = fixed.max_age, fixed.order, fixed.method, fixed.resample
         return TableMaker(fixed.rule, run, *how).make(tuple(map(str, sites)), around)
 

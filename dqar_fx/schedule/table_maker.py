@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .rules import Rule
-    from .run import Run
+    from .run import RunShape
     from .table import Around
 
 
@@ -42,7 +42,7 @@ class TableMaker:
     """
 
     rule: Rule
-    run: Run
+    run: RunShape
     max_age: int | None
     order: int
     method: str

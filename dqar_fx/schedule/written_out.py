@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from .rules import Mask, Moment
-    from .run import Run
+    from .run import RunShape
 
     Letters = tuple[tuple[str, ...], ...]
 
@@ -62,7 +62,7 @@ class WrittenActions(AnyModelRule):
             return 0
         return min(max(map(max, self.orders)), MAX_ORDER)
 
-    def for_run(self, run: Run) -> WrittenActions:
+    def for_run(self, run: RunShape) -> WrittenActions:
         """Return what each row of a run does: what the nearest of the written ones does.
 
         See `find_nearest_rows`. No output is read that is older, for its share of the run,

@@ -6,7 +6,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.schedule.run import Run as RunShape
+from dqar_fx.schedule.run import RunShape
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

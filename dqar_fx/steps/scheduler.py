@@ -15,8 +15,7 @@ import torch
 
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.noise import noise_as_set
-from dqar_fx.schedule.run import Run as RunShape
-from dqar_fx.schedule.run import calls_as_set
+from dqar_fx.schedule.run import RunShape, calls_as_set
 
 from .timesteps import find_start, find_value
 

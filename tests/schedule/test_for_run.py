@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dqar_fx import BranchTable, Schedule, ScheduleError, entropy_gate, policy_gate, snr_gate
 from dqar_fx.prior_art import fora, magcache, taylorseer
 from dqar_fx.schedule.rules import AnyModelRule
-from dqar_fx.schedule.run import Run, calls_as_set
+from dqar_fx.schedule.run import RunShape, calls_as_set
 from tests.helpers.random_calibrations import PATHS, random_calibration, random_policy
 from tests.helpers.random_schedules import AGES, SITES, STEPS, paths
 from tests.helpers.table_texts import texts_of
@@ -270,7 +270,7 @@ def test_moment_knows_the_call_of_its_row():
     assert rule.asked == [(1, 1), (2, 0), (3, 1)]
     assert table.why(3, 0).endswith("call 1")
     assert Schedule(None, rule).for_run(4).resolve("a").why(3, 0).endswith("call 0")
-    assert Run(2).call_of(1) == 0
+    assert RunShape(2).call_of(1) == 0
 
 
 def test_second_calls_reuse_what_first_calls_kept():
@@ -323,6 +323,6 @@ def test_for_run_keeps_what_an_earlier_one_was_told():
     calls, noise = (0, 1, 0), (1.0, 2.0, 2.0)
     schedule = Schedule.second_calls().for_run(3, calls=calls)
     both = schedule.for_run(3, noise=noise)
-    assert both.run == Run(3, calls, noise)
+    assert both.run == RunShape(3, calls, noise)
     assert both.for_run(3) is both
     assert BranchTable(both.resolve("a").actions, ("a",)) == both.resolve("a")

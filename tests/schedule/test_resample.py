@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqar_fx import Action, BranchTable, Guidance, Schedule, ScheduleError
-from dqar_fx.schedule.run import Run, find_nearest_rows
+from dqar_fx.schedule.run import RunShape, find_nearest_rows
 from tests.helpers.random_schedules import AGES, paths
 from tests.helpers.table_texts import texts_of
 
@@ -49,7 +49,7 @@ def test_nearest_rows_are_those_of_the_least_distance(data, num_rows, num_known)
     noise, known = ratios(data.draw, num_rows), ratios(data.draw, num_known)
     position, positions = np.linspace(0, 1, num_rows), np.linspace(0, 1, num_known)
     for has_noise in (True, False):
-        run = Run(num_rows, noise=tuple(noise) if has_noise else ())
+        run = RunShape(num_rows, noise=tuple(noise) if has_noise else ())
         found = find_nearest_rows(run, num_known, tuple(known))
         level, levels = (np.log(noise), np.log(known)) if has_noise else (position, positions)
         assert found.tolist() == [
@@ -61,12 +61,12 @@ def test_nearest_rows_are_those_of_the_least_distance(data, num_rows, num_known)
 def test_nearest_rows_of_equal_noise_are_told_by_their_place():
     """Heun's second call has the noise of the next step's first one."""
     seven = (0.0, 1.0, 1.0, 3.0, 3.0, 9.0, 9.0)
-    assert find_nearest_rows(Run(7, noise=seven), 7, seven).tolist() == list(range(7))
+    assert find_nearest_rows(RunShape(7, noise=seven), 7, seven).tolist() == list(range(7))
 
 
 def test_nearest_rows_of_infinite_ratios_are_each_other():
     noise = (0.0, 1.0, np.inf)
-    found = find_nearest_rows(Run(5, noise=(0.0, 0.1, 1e9, 1e30, np.inf)), 3, noise)
+    found = find_nearest_rows(RunShape(5, noise=(0.0, 0.1, 1e9, 1e30, np.inf)), 3, noise)
     assert found.tolist() == [0, 1, 1, 2, 2]
 
 
@@ -109,7 +109,7 @@ def test_resample_gives_valid_tables_of_the_nearest_rows(data, num_rows, max_age
     assert table.history <= fixed.max_history <= schedule.max_history
     assert table.noise == (() if noise is None else tuple(noise))
     nearest = find_nearest_rows(
-        Run(num_rows, noise=table.noise), num_steps, schedule.rule.noise
+        RunShape(num_rows, noise=table.noise), num_steps, schedule.rule.noise
     )
     letters, orders = np.array(schedule.rule.letters), np.array(schedule.rule.orders)
     oldest = fixed.rule.oldest if max_age is None else min(fixed.rule.oldest, max_age)
