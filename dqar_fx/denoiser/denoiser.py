@@ -224,8 +224,7 @@ class Denoiser(StepDenoiser):
         """
         return self._programs.latest
 
-    @property
-    def _fitted_program(self) -> Program:
+    def _find_fitted(self) -> Program:
         """The program of the latest call, whose table is made.
 
         Raises:
@@ -248,12 +247,12 @@ class Denoiser(StepDenoiser):
             DqarError: Nothing has been captured yet, or the schedule has no number of steps
                 and no run has said how many.
         """
-        return self._fitted_program.table
+        return self._find_fitted().table
 
     @property
     def cache_bytes(self) -> int:
         """Slot bytes of one stream of the latest captured signature."""
-        return self._fitted_program.cache_bytes
+        return self._find_fitted().cache_bytes
 
     @property
     def memory(self) -> MemoryPlan:
@@ -264,7 +263,7 @@ class Denoiser(StepDenoiser):
         """
         from dqar_fx.costs.memory import plan_memory  # imports this module's users
 
-        assert self._fitted_program, "it has slots"
+        self._find_fitted()  # raises while nothing tells which slots there are
         return plan_memory(self)
 
     def explain(self, step: int | None = None) -> Explanation:
@@ -277,7 +276,7 @@ class Denoiser(StepDenoiser):
             DqarError: Nothing has been captured yet.
             StepError: The table has no such step.
         """
-        return (self.program if step is None else self._fitted_program).explain(step)
+        return (self.program if step is None else self._find_fitted()).explain(step)
 
     def report(
         self,
@@ -304,9 +303,9 @@ class Denoiser(StepDenoiser):
         from dqar_fx.costs.report import report_of  # imports this module's users
 
         if schedule is None:
-            assert self._fitted_program, "its own table is made"
+            self._find_fitted()  # raises while there is no table to count
         return report_of(self, schedule, device)
 
     def row_graph(self, step: int) -> fx.GraphModule:
         """The whole step's graph at a step of the table: guards resolved, dead code gone."""
-        return self._fitted_program.row_graph(step)
+        return self._find_fitted().row_graph(step)

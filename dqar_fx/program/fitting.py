@@ -1,42 +1,17 @@
-"""Tables that wait for a run: what stands for them before, and what is made for each kind."""
+"""Tables that wait for a run: what stands for them before, and when one is made."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from dqar_fx.errors import StepError
 from dqar_fx.schedule.schedule import Schedule
 
-from .recently_used import RecentlyUsed
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from dqar_fx.schedule.run import Run as RunShape
+    from dqar_fx.schedule.run import RunShape
     from dqar_fx.schedule.table import Around, BranchTable
-
-Made = TypeVar("Made")
-MAX_LENGTHS = 4
-"""Lengths of runs, or kinds of them, whose tables are kept for one input signature."""
-
-
-class Fitted(Generic[Made]):
-    """What was made for runs, by their shape; the least recently used one goes first.
-
-    Args:
-        make: Makes it.
-    """
-
-    def __init__(self, make: Callable[[RunShape], Made]) -> None:
-        self._make = make
-        self._known: RecentlyUsed[RunShape, Made] = RecentlyUsed()
-
-    def __iter__(self) -> Iterator[Made]:
-        return iter(self._known)
-
-    def find(self, shape: RunShape) -> Made:
-        """What was made for a run, or is made now."""
-        return self._known.find_or_make(shape, lambda: self._make(shape), MAX_LENGTHS)
 
 
 def shape_of_table(schedule: Schedule, shape: RunShape | None) -> RunShape | None:

@@ -7,6 +7,7 @@ conditioning stages whose inputs changed, walk the bound calls.
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,8 @@ from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.steps.position import Stretch
 from dqar_fx.steps.stream_key import session_of
 
-from .fitting import Fitted, shape_of_table, table_before_run
+from .fitting import shape_of_table, table_before_run
+from .recently_used import RecentlyUsed
 from .stream import Binder, PreparedStep, Stream
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from dqar_fx.plan.plan import CallObserver, Stage
     from dqar_fx.plan.slot_state import Actions, ForecastWeights
     from dqar_fx.plan.slots import SlotKey
-    from dqar_fx.schedule.run import Run as RunShape
+    from dqar_fx.schedule.run import RunShape
     from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.position import Position
     from dqar_fx.steps.stream_key import StreamKey
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
 
 REPLAYING = RLock()
 """Held while a step runs whose regions are replayed."""
+MAX_LENGTHS = 4
+"""Lengths of runs, or kinds of them, whose tables are kept for one input signature."""
 MAX_PREPARED = 4096
 """Steps of a stream that are prepared at a time; a trajectory takes one for each step."""
 
@@ -107,7 +111,7 @@ class Program:
         self.is_refitted = schedule is not None and (
             schedule.waits_for_run or schedule.resample
         )
-        self._fitted = Fitted(self._fit)
+        self._fitted: RecentlyUsed[RunShape, Program] = RecentlyUsed()
         self.captured = captured
         self.guarded = guarded
         self.table = table
@@ -164,7 +168,9 @@ class Program:
         fixed = None
         if self.schedule is not None and self.is_refitted:
             fixed = shape_of_table(self.schedule, shape)
-        return self if fixed is None else self._fitted.find(fixed)
+        if fixed is None:
+            return self
+        return self._fitted.find_or_make(fixed, lambda: self._fit(fixed), MAX_LENGTHS)
 
     @property
     def fitted(self) -> tuple[Program, ...]:
@@ -327,10 +333,8 @@ class Program:
             step = self._prepare_alone(stream)
         else:
             step = self._prepare(stream, position.step, weights)
-        if self.captured.cast_on:
-            with without_autocast(self.captured.cast_on):
-                outputs = self._execute(stream, step, leaves, position)
-        else:
+        cast_on = self.captured.cast_on
+        with without_autocast(cast_on) if cast_on else nullcontext():
             outputs = self._execute(stream, step, leaves, position)
         position.note(self, step.actions, step.num_cold)
         return outputs
