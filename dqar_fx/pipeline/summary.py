@@ -13,6 +13,7 @@ from dqar_fx.errors import DqarError
 from dqar_fx.json_value import JsonValue
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.table import READING
+from dqar_fx.steps.runs import count_reasons
 
 from .enable import find_denoisers
 
@@ -197,10 +198,6 @@ def summarise_stream(
 ) -> StreamSummary:
     """Tell what one stream did."""
     name, number = key[:2]
-    reasons: dict[str, int] = {}
-    for call in calls:
-        if call.reason and call.num_lacking:
-            reasons[call.reason] = reasons.get(call.reason, 0) + call.num_lacking
     times = [call.milliseconds for call in calls]
     macs = [count_macs(call, counters) for call in calls]
     return StreamSummary(
@@ -213,7 +210,7 @@ def summarise_stream(
         forecast=total(calls, Action.FORECAST),
         cold=sum(call.num_cold for call in calls),
         skipped=sum(call.is_whole and call.count(*READING) for call in calls),
-        reasons=reasons,
+        reasons=count_reasons(calls),
         macs=add(own for own, _ in macs),
         computed_macs=add(full for _, full in macs),
         milliseconds=add(times),

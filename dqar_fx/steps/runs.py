@@ -16,6 +16,8 @@ from dqar_fx.schedule.table import READING
 from .reasons import LOST, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from dqar_fx.schedule.table import BranchTable
@@ -117,11 +119,7 @@ class Run:
     @property
     def reasons(self) -> dict[str, int]:
         """How many cells did not reuse though the table lets them, by reason."""
-        found = Counter[str]()
-        for call in self.calls:
-            if call.why is not None:
-                found[call.reason] += call.num_lacking
-        return {reason: cells for reason, cells in found.items() if cells}
+        return count_reasons(self.calls)
 
     def note(
         self,
@@ -146,8 +144,7 @@ class Run:
             alone: Whether everything was computed and nothing kept, whatever the table says.
         """
         table, (step, stream) = program.table if whole is None else whole, where
-        row = row_of(table, step)
-        is_lost = num_cold > 0 or (alone and (bool(row.any()) or not row.size))
+        is_lost = num_cold > 0 or (alone and not computes_all(table, step))
         why = (reason or LOST) if is_lost else None
         if why is not None and why.mend:
             self._warn(step, num_cold, len(actions), why)
@@ -175,6 +172,21 @@ class Run:
             f"run of steps {self.first} to {self.last}{length}: {len(self.calls)} calls, "
             f"{self.num_reused} of {self.num_promised} promised cells reused{lacking}"
         )
+
+
+def count_reasons(calls: Iterable[LoggedCall]) -> dict[str, int]:
+    """How many cells of some calls did not reuse though the table lets them, by reason."""
+    found = Counter[str]()
+    for call in calls:
+        if call.why is not None:
+            found[call.reason] += call.num_lacking
+    return {reason: cells for reason, cells in found.items() if cells}
+
+
+def computes_all(table: BranchTable, step: int) -> bool:
+    """Whether a table has such a step, and keeps and reads nothing at it."""
+    row = row_of(table, step)
+    return bool(row.size) and not row.any()
 
 
 def row_of(table: BranchTable, step: int) -> NDArray[np.int8]:

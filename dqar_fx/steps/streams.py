@@ -89,7 +89,7 @@ class RunStream:
         for i, (seen, tensor) in enumerate(zip(self.seen, call.conditioning, strict=True)):
             if seen.is_same(tensor):
                 continue
-            is_data = 0 < self.transitions == self.changes[i] and not call.prompts[i]
+            is_data = self._has_always_changed(i) and not call.prompts[i]
             if is_data or not (by_value and seen.is_equal(tensor)):
                 changed.append(i)
         return changed
@@ -127,12 +127,12 @@ class RunStream:
         return all(
             own[name].agrees(given[name])
             for name in own.keys() & given.keys()
-            if prompts[name] or not self._is_data(name)
+            if prompts[name] or not self._has_always_changed(self.names.index(name))
         ) and any(prompts[name] for name in own.keys() & given.keys())
 
-    def _is_data(self, name: str) -> bool:
-        """Whether a tensor has changed at every step so far."""
-        return 0 < self.transitions == self.changes[self.names.index(name)]
+    def _has_always_changed(self, i: int) -> bool:
+        """Whether a tensor of the conditioning has changed at every step so far."""
+        return 0 < self.transitions == self.changes[i]
 
     def with_other_data(self, call: Call) -> RunStream:
         """This stream as a call of another program has it, which goes on with its outputs."""

@@ -90,17 +90,12 @@ class TimestepSources:
 
         They rise or fall: a slice of a batch of equal or of any timesteps is no place in time.
         """
-        base = timestep._base
-        if base is None or base.dim() != 1 or base.numel() < 2 or not is_single(timestep):
-            return None
-        if base.dtype != timestep.dtype:
+        base = base_of(timestep)
+        if base is None or base.numel() < 2:
             return None
         if self._base is None or not self._base.is_of(base):
             self._base = Timesteps.of(base)
-        if not self._base.is_monotonic:
-            return None
-        index = (timestep.storage_offset() - base.storage_offset()) // base.stride(0)
-        return self._base, index
+        return (self._base, place_in(base, timestep)) if self._base.is_monotonic else None
 
     def find(self, timestep: torch.Tensor, step: int, *, reads: bool) -> Timesteps | None:
         """The timesteps that have a call's at its step; ``reads`` waits for an accelerator."""
@@ -154,15 +149,8 @@ def spell(
 
 
 def find_value(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> int | None:
-    """The first place at which a scheduler's timesteps have a call's value; None if nowhere.
-
-    An element of them tells its place; any other timestep is read, which waits for an
-    accelerator.
-    """
-    place = find_element(timestep, timesteps)
-    if place is not None:
-        return place
-    return next(find_spelled(timestep, timesteps, scheduler), None)
+    """The first place where a scheduler's timesteps have a call's value; else None."""
+    return next(find_places(timestep, timesteps, scheduler), None)
 
 
 def find_start(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> int | None:
@@ -171,33 +159,42 @@ def find_start(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> int | 
     A thousandth of the first timestep may be the last one: of all spellings the earliest place
     counts.
     """
-    place = find_element(timestep, timesteps)
-    if place is not None:
-        return place
-    return min(find_spelled(timestep, timesteps, scheduler), default=None)
+    return min(find_places(timestep, timesteps, scheduler), default=None)
 
 
-def find_element(timestep: Any, timesteps: torch.Tensor) -> int | None:
-    """The place of a timestep that is an element of these timesteps; else None."""
-    base = timestep._base if isinstance(timestep, torch.Tensor) else None
+def find_places(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> Iterator[int]:
+    """Where a scheduler's timesteps have a call's value, as far as that can be said.
+
+    An element of them tells its place. Any other timestep is read, which waits for an
+    accelerator: then it is the first place in each spelling of the timesteps that has it.
+    """
+    if not isinstance(timestep, torch.Tensor):
+        return
     root = timesteps if timesteps._base is None else timesteps._base
-    if base is None or base is not root or base.dim() != 1:
-        return None
-    if not is_single(timestep) or base.dtype != timestep.dtype:
-        return None
-    offset: int = timestep.storage_offset() - timesteps.storage_offset()
-    return offset // timesteps.stride(0)
-
-
-def find_spelled(timestep: Any, timesteps: torch.Tensor, scheduler: Any) -> Iterator[int]:
-    """The first place of a call's value in each spelling of the timesteps that has it."""
-    value = value_of(timestep) if isinstance(timestep, torch.Tensor) else None
+    if base_of(timestep) is root:
+        yield place_in(timesteps, timestep)
+        return
+    value = value_of(timestep)
     if value is None:
         return
     for spelled in spell(timesteps, timestep, scheduler):
         found = (spelled == value).nonzero()
         if len(found):
             yield int(found[0])
+
+
+def base_of(timestep: torch.Tensor) -> torch.Tensor | None:
+    """The 1-D tensor that a timestep is an element of; None if it is of none."""
+    base = timestep._base
+    if base is None or base.dim() != 1 or base.dtype != timestep.dtype:
+        return None
+    return base if is_single(timestep) else None
+
+
+def place_in(timesteps: torch.Tensor, element: torch.Tensor) -> int:
+    """The place of an element of 1-D timesteps, or of what they are a view of."""
+    offset = element.storage_offset() - timesteps.storage_offset()
+    return int(offset // timesteps.stride(0))
 
 
 def is_single(timestep: torch.Tensor) -> bool:

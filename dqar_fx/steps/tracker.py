@@ -41,10 +41,6 @@ if TYPE_CHECKING:
     from .timesteps import Range
 
 
-def no_scheduler() -> None:
-    """What gives no scheduler."""
-
-
 @dataclass(slots=True)
 class Reading:
     """What the clock says of one call.
@@ -62,6 +58,11 @@ class Reading:
     index: int | None = None
     length: int | None = None
     timesteps: Timesteps | None = None
+
+    @classmethod
+    def of_place(cls, timesteps: Timesteps, index: int) -> Reading:
+        """What a timestep says that is an element of timesteps."""
+        return cls("place", timesteps, index, len(timesteps.values), timesteps)
 
 
 @dataclass
@@ -137,7 +138,7 @@ class StepTracker:
         self._direction = 0
         self.timestep_sources.forget()
 
-    def locate(self, call: Call, find_scheduler: Callable[[], Any] = no_scheduler) -> Position:
+    def locate(self, call: Call, find_scheduler: Callable[[], Any]) -> Position:
         """Find the position of a call.
 
         Args:
@@ -203,8 +204,7 @@ class StepTracker:
             return Reading(
                 "value", length=known if named is None else named.num_steps or known
             )
-        timesteps, index = place
-        return Reading("place", timesteps, index, len(timesteps.values), timesteps)
+        return Reading.of_place(*place)
 
     def _go_on_by_place(self, timestep: Any) -> Reading | None:
         """What a timestep says that is at the latest place of its tensor, or at the next.
@@ -217,10 +217,7 @@ class StepTracker:
         found = self.timestep_sources.read_base(timestep)
         if found is None or found[0] is not now.run.token or now.index is None:
             return None
-        timesteps, index = found
-        if index - now.index not in (0, 1):
-            return None
-        return Reading("place", timesteps, index, len(timesteps.values), timesteps)
+        return Reading.of_place(*found) if found[1] - now.index in (0, 1) else None
 
     def _read_scheduler(self, timestep: Any, scheduler: Any) -> Reading | None:
         self.timestep_sources.scheduler = scheduler

@@ -411,7 +411,7 @@ def test_mixed_timesteps_compute_and_keep_nothing():
 
 def test_steps_without_a_timestep_say_what_to_do():
     with pytest.raises(StepError, match="cache_context"):
-        StepTracker().locate(make_call(None))
+        StepTracker().locate(make_call(None), lambda: None)
 
 
 def test_reset_forgets():
