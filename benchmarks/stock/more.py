@@ -18,19 +18,23 @@ from benchmarks.stock.stock import Stock
 from benchmarks.stock.tiny import quiet, seeded, settled
 
 STEPS = 8
+COGVIEW = {
+    "patch_size": 2,
+    "in_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "out_channels": 4,
+    "text_embed_dim": 32,
+    "time_embed_dim": 8,
+}
+"""What both models of CogView have: two blocks of joint attention."""
 
 
 def make_cogview3() -> CogView3PlusPipeline:
     """CogView3-Plus: two blocks of joint attention, DDIM without a step index."""
     model = CogView3PlusTransformer2DModel(
-        patch_size=2,
-        in_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        out_channels=4,
-        text_embed_dim=32,
-        time_embed_dim=8,
+        **COGVIEW,
         condition_dim=2,
         pos_embed_max_size=8,
         sample_size=8,
@@ -46,14 +50,7 @@ def make_cogview3() -> CogView3PlusPipeline:
 def make_cogview4() -> CogView4Pipeline:
     """CogView4: two blocks of joint attention with rotary positions."""
     model = CogView4Transformer2DModel(
-        patch_size=2,
-        in_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        out_channels=4,
-        text_embed_dim=32,
-        time_embed_dim=8,
+        **COGVIEW,
         condition_dim=4,
         rope_axes_dim=(8, 8),
     )

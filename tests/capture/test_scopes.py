@@ -5,10 +5,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from diffusers import MochiTransformer3DModel, ZImageTransformer2DModel
+from diffusers import MochiTransformer3DModel
 from torch import nn
 
 import dqar_fx
+from benchmarks.stock import z_image
 from dqar_fx.capture.capture import capture
 from tests.helpers.models import settled
 
@@ -187,22 +188,8 @@ def make_mochi():
 
 def make_z_image():
     """Z-Image, which turns autocast off for its positions, and its inputs but the latent."""
-    model = ZImageTransformer2DModel(
-        all_patch_size=(2,),
-        all_f_patch_size=(1,),
-        in_channels=16,
-        dim=32,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=16,
-        rope_theta=256.0,
-        axes_dims=[8, 4, 4],
-        axes_lens=[256, 32, 32],
-    )
     given = {"cap_feats": [torch.randn(7, 16)]}
-    return settled(model), given, lambda: {"x": [torch.randn(16, 1, 4, 4)]}
+    return z_image.make().transformer, given, lambda: {"x": [torch.randn(16, 1, 4, 4)]}
 
 
 STOCK = {
