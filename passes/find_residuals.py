@@ -13,11 +13,18 @@ be a part of a tensor; the difference has the dtype of the output, and so has th
     transformer_blocks.0:12  span, residual, from the input of the first to the output of the
                              last
 
+A part of the model that is given by its ends, as the levels of a UNet are, is a span as well.
+Its output has the shape of no input of it, and is kept as it is:
+
+    down_blocks.1:up_blocks.3  span, whole, what is below the outermost of four levels
+
 Leaves alone: blocks whose outputs do not lead back to an input of the same shape through
-additions, joins, casts and views alone; random blocks. Each is reported with its reason.
+additions, joins, casts and views alone; parts whose ends skip connections cross; what is
+random. Each is reported with its reason.
 
 Source: He et al. 2016 (residual blocks); residuals of blocks are reused in First Block Cache,
-DBCache (cache-dit) and MagCache, arXiv 2506.09045.
+DBCache (cache-dit) and MagCache, arXiv 2506.09045; deep levels of UNets in DeepCache, arXiv
+2312.00858.
 """
 
 from __future__ import annotations
@@ -42,6 +49,7 @@ from .support.graphs import (
 )
 from .support.module_paths import is_inside, module_path, module_stack
 from .support.module_sites import Match, dense_specs, numbered
+from .support.module_slices import SLICE, find_levels, find_slice
 from .support.views import is_pure_view
 from .support.vocabulary import NoMatch, Site
 
@@ -104,7 +112,8 @@ def find_residuals(
 
     Args:
         gm: The graph.
-        spans: Paths of spans to find beside those of all blocks of a module list.
+        spans: Paths of spans to find beside those of all blocks of a module list and of the
+            levels of a UNet.
     """
     blocks = find_block_calls(gm)
     beside = find_outputs_beside(blocks)
@@ -113,6 +122,14 @@ def find_residuals(
     for run in [*blocks, *find_spans(gm, blocks, spans)]:
         try:
             matches.append(match_residual(run, beside))
+        except NoMatch as miss:
+            near_misses.append(miss)
+    nodes = [node for node in gm.graph.nodes if is_computing(node)]
+    asked = filter(SLICE.fullmatch, spans)
+    for path in dict.fromkeys([*find_levels(nodes), *asked]):
+        try:
+            run = BlockRun(path, "span", find_slice(nodes, path))
+            matches.append(make_match(run, "whole", (None,) * len(run.outputs)))
         except NoMatch as miss:
             near_misses.append(miss)
     return numbered(matches), near_misses
@@ -208,6 +225,15 @@ def match_residual(run: BlockRun, beside: Collection[Place]) -> Match:
                 "additions leads back to an input of that shape: not a residual",
                 node,
             )
+    return make_match(run, "residual", bases)
+
+
+def make_match(run: BlockRun, variant: str, bases: tuple[fx.Node | None, ...]) -> Match:
+    """The site of a run of which is known what its outputs add to.
+
+    Raises:
+        NoMatch: It is random.
+    """
     for node in run.nodes:
         if is_random(node):
             raise NoMatch(f"{run.path} is random: reuse would freeze it", node)
@@ -215,17 +241,17 @@ def match_residual(run: BlockRun, beside: Collection[Place]) -> Match:
         index=0,
         path=run.path,
         kind=run.kind,
-        variant="residual",
-        kept=dense_specs(outputs),
-        source=source_line(outputs[-1]),
+        variant=variant,
+        kept=dense_specs(run.outputs),
+        source=source_line(run.outputs[-1]),
     )
     return Match(
         site,
         operators=(),
         inputs=tuple(graph_inputs(run.nodes)),
         body=run.nodes,
-        outputs=outputs,
-        kept=outputs,
+        outputs=run.outputs,
+        kept=run.outputs,
         bases=bases,
         is_across_blocks=run.kind == "span",
     )

@@ -52,7 +52,7 @@ class Site:
             gives two sites; the second path ends in ``@1``.
         kind: The name of an entry of `SITE_KINDS`, such as ``"self"`` or ``"block"``.
         variant: How the graph spells it: ``"fused"``, ``"matmul_softmax"``, the activation,
-            or ``"residual"``.
+            ``"residual"``, or ``"whole"`` for a part that is no residual.
         kept: What is kept: one spec per output (joint attention has two), or per key and
             value.
         source: ``file:line`` of its operator.
