@@ -123,7 +123,7 @@ def find_residuals(
         try:
             matches.append(match_residual(run, beside))
         except NoMatch as miss:
-            near_misses.append(miss)
+            near_misses.append(NoMatch(miss.reason, miss.node, run.kind))
     nodes = [node for node in gm.graph.nodes if is_computing(node)]
     asked = filter(SLICE.fullmatch, spans)
     for path in dict.fromkeys([*find_levels(nodes), *asked]):
@@ -131,7 +131,7 @@ def find_residuals(
             run = BlockRun(path, "span", find_slice(nodes, path))
             matches.append(make_match(run, "whole", (None,) * len(run.outputs)))
         except NoMatch as miss:
-            near_misses.append(miss)
+            near_misses.append(NoMatch(miss.reason, miss.node, "span"))
     return numbered(matches), near_misses
 
 

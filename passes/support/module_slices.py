@@ -149,7 +149,7 @@ def is_slice(nodes: Sequence[fx.Node], path: str) -> bool:
 
 
 def find_edges(nodes: Sequence[fx.Node]) -> set[tuple[Entry, Entry]]:
-    """Which entries of lists read what which others have made, but for the model's own work."""
+    """Which entries of lists read what which others made, maybe through the model itself."""
     edges: set[tuple[Entry, Entry]] = set()
     origins: dict[fx.Node, frozenset[Entry]] = {}
     for node in nodes:

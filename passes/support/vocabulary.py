@@ -71,9 +71,16 @@ class Site:
 
 
 class NoMatch(Exception):
-    """A candidate that is not a site: the reason, and the node it was found at."""
+    """A candidate that is not a site: the reason, and the node it was found at.
 
-    def __init__(self, reason: str, node: fx.Node) -> None:
+    Attributes:
+        reason: Why it is none.
+        node: Where that was seen.
+        kind: The kind of site that it would have been, where that is known.
+    """
+
+    def __init__(self, reason: str, node: fx.Node, kind: str = "") -> None:
         super().__init__(f"{reason} (at %{node.name})")
         self.reason = reason
         self.node = node
+        self.kind = kind
