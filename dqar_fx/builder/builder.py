@@ -128,7 +128,7 @@ class Builder:
 
 
 def left_out(matches: Sequence[Match], chosen: Sequence[Match]) -> tuple[Site, ...]:
-    """Sites not chosen; but for a UNet's levels, not those around or inside of a chosen one."""
+    """Sites not chosen; of those around or inside of a chosen one only a UNet's levels."""
     paths, taken = {m.site.path for m in chosen}, {n for m in chosen for n in m.body}
     others = (m for m in matches if m.site.path not in paths)
     return tuple(

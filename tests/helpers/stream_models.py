@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from diffusers import (
     AceStepTransformer1DModel,
@@ -14,8 +17,45 @@ from diffusers import (
     WanTransformer3DModel,
     WanVACETransformer3DModel,
 )
+from torch import nn
 
 from tests.helpers.models import Case, seeded, settled
+
+
+@dataclass
+class StreamCase(Case):
+    """A model with a timestep of its own dtype, or for each frame.
+
+    Attributes:
+        frames: How many frames have a timestep each; None for one per sample.
+        casts_time: Whether the timestep has the dtype of the latent.
+        num_blocks: How many blocks it has that read the latent.
+    """
+
+    frames: int | None = None
+    casts_time: bool = False
+    num_blocks: int = 3
+
+    def inputs(self, step: int, seed: int = 0) -> dict[str, Any]:
+        """Keyword arguments of the call at a step."""
+        given = super().inputs(step, seed)
+        if self.frames is not None:
+            given["timestep"] = given["timestep"][:, None].expand(-1, self.frames)
+        if self.casts_time:
+            given["timestep"] = given["timestep"].to(self.dtype)
+        return given
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The case in another dtype, but for what the model keeps in float32."""
+        for name, parameter in self.model.named_parameters():
+            apart = getattr(self.model, "_keep_in_fp32_modules", None) or ()
+            if not set(apart) & set(name.split(".")):
+                parameter.data = parameter.data.to(dtype)
+        kept, self.model = self.model, nn.Identity()
+        super().to(dtype)
+        self.model = kept
+        return self
+
 
 WAN = {
     "patch_size": (1, 2, 2),
@@ -32,24 +72,24 @@ WAN = {
 LATENT = (1, 4, 2, 8, 8)
 
 
-def make_wan() -> Case:
+def make_wan(layers: int = 3) -> StreamCase:
     """Wan 2.1: self attention, attention to text, feed-forward."""
-    model = WanTransformer3DModel(**WAN)
-    return Case(settled(model), LATENT, {"encoder_hidden_states": seeded(1, 5, 16)})
+    model = WanTransformer3DModel(**WAN | {"num_layers": layers})
+    return StreamCase(settled(model), LATENT, {"encoder_hidden_states": seeded(1, 5, 16)})
 
 
-def make_vace() -> Case:
+def make_vace() -> StreamCase:
     """Wan VACE: blocks of a second list give two values, of which one adds to nothing."""
-    model = WanVACETransformer3DModel(**WAN, vace_layers=[0, 2], vace_in_channels=8)
+    model = WanVACETransformer3DModel(**WAN, vace_layers=[0, 1, 2], vace_in_channels=8)
     given = {
         "encoder_hidden_states": seeded(1, 5, 16),
         "control_hidden_states": seeded(1, 8, *LATENT[2:]),
-        "control_hidden_states_scale": torch.tensor([1.0, 0.5]),
+        "control_hidden_states_scale": torch.tensor([1.0, 0.5, 2.0]),
     }
-    return Case(settled(model), LATENT, given)
+    return StreamCase(settled(model), LATENT, given, num_blocks=6)
 
 
-def make_wan_animate() -> Case:
+def make_wan_animate() -> StreamCase:
     """Wan Animate: an adapter for faces adds to the stream between blocks."""
     model = WanAnimateTransformer3DModel(
         **WAN | {"in_channels": 12, "num_layers": 4},
@@ -70,28 +110,30 @@ def make_wan_animate() -> Case:
         "pose_hidden_states": seeded(1, 4, 1, 8, 8),
         "face_pixel_values": seeded(1, 3, 1, 16, 16),
     }
-    return Case(settled(model), (1, 12, *LATENT[2:]), given)
+    return StreamCase(settled(model), (1, 12, *LATENT[2:]), given, num_blocks=4)
 
 
-def make_chrono_edit() -> Case:
+def make_chrono_edit() -> StreamCase:
     """ChronoEdit: Wan with other positions."""
     model = ChronoEditTransformer3DModel(**WAN)
-    return Case(settled(model), LATENT, {"encoder_hidden_states": seeded(1, 5, 16)})
+    return StreamCase(settled(model), LATENT, {"encoder_hidden_states": seeded(1, 5, 16)})
 
 
-def make_sky_reels() -> Case:
+def make_sky_reels() -> StreamCase:
     """SkyReels V2."""
     model = SkyReelsV2Transformer3DModel(**WAN)
-    return Case(settled(model), LATENT, {"encoder_hidden_states": seeded(1, 5, 16)})
+    return StreamCase(settled(model), LATENT, {"encoder_hidden_states": seeded(1, 5, 16)})
 
 
-def make_any_flow() -> Case:
+def make_any_flow() -> StreamCase:
     """AnyFlow: a second timestep."""
     given = {"encoder_hidden_states": seeded(1, 5, 16), "r_timestep": torch.zeros(1, 2)}
-    return Case(settled(AnyFlowTransformer3DModel(**WAN)), (1, 2, 4, 8, 8), given)
+    return StreamCase(
+        settled(AnyFlowTransformer3DModel(**WAN)), (1, 2, 4, 8, 8), given, frames=2
+    )
 
 
-def make_helios() -> Case:
+def make_helios() -> StreamCase:
     """Helios: tokens of earlier frames beside those that are denoised."""
     geometry = {key: value for key, value in WAN.items() if key != "rope_max_seq_len"}
     model = HeliosTransformer3DModel(**geometry, rope_dim=(4, 4, 4), rope_theta=100.0)
@@ -101,10 +143,10 @@ def make_helios() -> Case:
         "indices_latents_history_short": torch.arange(2)[None],
         "latents_history_short": seeded(*LATENT),
     }
-    return Case(settled(model), LATENT, given)
+    return StreamCase(settled(model), LATENT, given)
 
 
-def make_kandinsky() -> Case:
+def make_kandinsky() -> StreamCase:
     """Kandinsky 5: blocks of the text, then those of the video."""
     model = Kandinsky5Transformer3DModel(
         in_text_dim=16,
@@ -122,10 +164,10 @@ def make_kandinsky() -> Case:
         "visual_rope_pos": tuple(map(torch.arange, (2, 4, 4))),
         "text_rope_pos": torch.arange(5),
     }
-    return Case(settled(model), (1, 2, 8, 8, 4), given)
+    return StreamCase(settled(model), (1, 2, 8, 8, 4), given)
 
 
-def make_ace_step() -> Case:
+def make_ace_step() -> StreamCase:
     """ACE-Step: sound, a second timestep, windows of attention."""
     model = AceStepTransformer1DModel(
         hidden_size=24,
@@ -143,7 +185,7 @@ def make_ace_step() -> Case:
         "encoder_hidden_states": seeded(1, 5, 24),
         "context_latents": seeded(1, 12, 8),
     }
-    return Case(settled(model), (1, 12, 4), given, top=0.9, fall=0.01)
+    return StreamCase(settled(model), (1, 12, 4), given, top=0.9, fall=0.01, casts_time=True)
 
 
 STREAM_MAKERS = {

@@ -87,6 +87,17 @@ def make_sdxl() -> UNetCase:
     return UNetCase(steady(model), (2, 4, 8, 8), given)
 
 
+def make_controlled() -> UNetCase:
+    """The same with what a ControlNet adds to skip connections and to the middle."""
+    case = make_sdxl()
+    shapes = [(8, 8), (8, 8), (8, 4), (16, 4), (16, 2), (16, 2)]  # channels, height
+    case.given |= {
+        "down_block_additional_residuals": tuple(seeded(2, c, h, h) for c, h in shapes),
+        "mid_block_additional_residual": seeded(2, 16, 2, 2),
+    }
+    return case
+
+
 def make_plain() -> UNetCase:
     """Without conditions, with attention at two levels."""
     model = UNet2DModel(
@@ -158,6 +169,7 @@ def make_motion() -> UNetCase:
 UNET_MAKERS = {
     "sd15": make_sd15,
     "sdxl": make_sdxl,
+    "controlled": make_controlled,
     "plain": make_plain,
     "video": make_video,
     "spatio_temporal": make_spatio_temporal,
