@@ -1,10 +1,11 @@
 """Find blocks, and runs of consecutive blocks, that add to what they read.
 
-A site is what a block, or a run of blocks, adds to its inputs. Nothing is edited: matches are
-returned.
+A site is what a block, or a run of blocks, adds to its inputs. Where a block gives something
+else beside (VACE's hints), that is kept as it is. Nothing is edited: matches are returned.
 
 Legal because all that the rest of the graph reads of the blocks are these outputs, and each of
-them is its difference from an input, plus that input:
+them is its difference from an input, plus that input. The stream may be cast on its way, or
+be a part of a tensor; the difference has the dtype of the output, and so has the sum:
 
     %h : f32[2, 36, 60] = add(%x, mul(%gate, %attention))
     %y : f32[2, 36, 60] = add(%h, mul(%gate_2, %feed_forward))
@@ -12,22 +13,29 @@ them is its difference from an input, plus that input:
     transformer_blocks.0:12  span, residual, from the input of the first to the output of the
                              last
 
+A part of the model that is given by its ends, as the levels of a UNet are, is a span as well.
+Its output has the shape of no input of it, and is kept as it is:
+
+    down_blocks.1:up_blocks.3  span, whole, what is below the outermost of four levels
+
 Leaves alone: blocks whose outputs do not lead back to an input of the same shape through
-additions, joins and views alone, as those that long skip connections read; random blocks. Each
-is reported with its reason.
+additions, joins, casts and views alone; parts whose ends skip connections cross; what is
+random. Each is reported with its reason.
 
 Source: He et al. 2016 (residual blocks); residuals of blocks are reused in First Block Cache,
-DBCache (cache-dit) and MagCache, arXiv 2506.09045.
+DBCache (cache-dit) and MagCache, arXiv 2506.09045; deep levels of UNets in DeepCache, arXiv
+2312.00858.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from torch import fx
 
 from .support.blocks import find_blocks
 from .support.graphs import (
@@ -39,32 +47,40 @@ from .support.graphs import (
     tensor_value,
     used_by_others,
 )
-from .support.module_paths import module_stack
+from .support.module_paths import is_inside, module_path, module_stack
 from .support.module_sites import Match, dense_specs, numbered
+from .support.module_slices import SLICE, find_levels, find_slice
 from .support.views import is_pure_view
 from .support.vocabulary import NoMatch, Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
-    from torch import fx
+    Place = tuple[str, str, str]
 
 aten = torch.ops.aten
 SPAN = re.compile(r"(?P<stack>.+)\.(?P<first>\d+):(?P<last>\d+)")
 """Path of a span, as a slice: ``transformer_blocks.1:11`` holds the blocks 1 to 10."""
-ADDING = {
-    aten.add.Tensor,
-    aten.add_.Tensor,
-    aten.cat.default,
-    aten._to_copy.default,
-    aten.to.dtype,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.split_with_sizes.default,
-    aten.split.Tensor,
-    aten.chunk.default,
+FIRST, ALL = (0,), None
+STREAMS: dict[object, tuple[int, ...] | None] = {
+    aten.add.Tensor: ALL,
+    aten.sub.Tensor: FIRST,
+    aten.addcmul.default: FIRST,
+    aten.cat.default: ALL,
+    aten.slice_scatter.default: ALL,
+    aten.select_scatter.default: ALL,
+    aten.copy.default: (1,),
+    aten._to_copy.default: FIRST,
+    aten.to.dtype: FIRST,
+    aten.to.dtype_layout: FIRST,
+    aten.clone.default: FIRST,
+    aten.contiguous.default: FIRST,
+    aten.split_with_sizes.default: FIRST,
+    aten.split.Tensor: FIRST,
+    aten.chunk.default: FIRST,
 }
-"""Operators that pass a residual stream on; views do, too."""
+"""Operators that pass a residual stream on, and which of their arguments it is in; views do,
+too."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,12 @@ class BlockRun:
     kind: str
     nodes: tuple[fx.Node, ...]
 
+    @cached_property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        """Its nodes that others read."""
+        inside = frozenset(self.nodes)
+        return tuple(node for node in self.nodes if used_by_others(node, inside))
+
 
 def find_residuals(
     gm: fx.GraphModule, spans: Sequence[str] = ()
@@ -90,16 +112,26 @@ def find_residuals(
 
     Args:
         gm: The graph.
-        spans: Paths of spans to find beside those of all blocks of a module list.
+        spans: Paths of spans to find beside those of all blocks of a module list and of the
+            levels of a UNet.
     """
     blocks = find_block_calls(gm)
+    beside = find_outputs_beside(blocks)
     matches: list[Match] = []
     near_misses: list[NoMatch] = []
     for run in [*blocks, *find_spans(gm, blocks, spans)]:
         try:
-            matches.append(match_residual(run))
+            matches.append(match_residual(run, beside))
         except NoMatch as miss:
-            near_misses.append(miss)
+            near_misses.append(NoMatch(miss.reason, miss.node, run.kind))
+    nodes = [node for node in gm.graph.nodes if is_computing(node)]
+    asked = filter(SLICE.fullmatch, spans)
+    for path in dict.fromkeys([*find_levels(nodes), *asked]):
+        try:
+            run = BlockRun(path, "span", find_slice(nodes, path))
+            matches.append(make_match(run, "whole", (None,) * len(run.outputs)))
+        except NoMatch as miss:
+            near_misses.append(NoMatch(miss.reason, miss.node, "span"))
     return numbered(matches), near_misses
 
 
@@ -122,10 +154,12 @@ def find_spans(
     gm: fx.GraphModule, blocks: Sequence[BlockRun], paths: Iterable[str]
 ) -> list[BlockRun]:
     """Runs of blocks: of all blocks of each module list, and those asked for by path."""
+    lists: dict[str, list[BlockRun]] = {}
+    for run in blocks:
+        lists.setdefault(run.path.rpartition(".")[0], []).append(run)
     runs = [
         join_blocks(gm, f"{stack}.{first}:{first + len(members)}", members)
-        for stack, grouped in groupby(blocks, key=lambda run: run.path.rpartition(".")[0])
-        for members in [list(grouped)]
+        for stack, members in lists.items()
         for first in [int(members[0].path.rpartition(".")[2].partition("@")[0] or 0)]
         if len(members) > 1
     ]
@@ -150,19 +184,56 @@ def join_blocks(gm: fx.GraphModule, path: str, blocks: Sequence[BlockRun]) -> Bl
     return BlockRun(path, "span", tuple(node for node in between if is_computing(node)))
 
 
-def match_residual(run: BlockRun) -> Match:
+def find_outputs_beside(blocks: Iterable[BlockRun]) -> frozenset[Place]:
+    """Where blocks that add to their inputs give something else beside."""
+    return frozenset(
+        place_in_block(node, run)
+        for run in blocks
+        for pairs in [list(zip(run.outputs, find_bases(run), strict=True))]
+        if any(base is not None for _, base in pairs)
+        for node, base in pairs
+        if base is None
+    )
+
+
+def place_in_block(node: fx.Node, run: BlockRun) -> Place:
+    """What is equal for nodes in the same place of two blocks of a list."""
+    stack, path = run.path.rpartition(".")[0], module_path(node)
+    inner = path[len(stack) + 1 :].partition(".")[2] if is_inside(path, stack) else path
+    return stack, inner, str(node.target)
+
+
+def match_residual(run: BlockRun, beside: Collection[Place]) -> Match:
     """The site of a run.
+
+    Args:
+        run: The run.
+        beside: Where an output may be that adds to no input: it is kept as it is.
 
     Raises:
         NoMatch: With the reason why what it adds cannot be kept.
     """
-    inside = frozenset(run.nodes)
-    outputs = tuple(node for node in run.nodes if used_by_others(node, inside))
+    outputs, bases = run.outputs, find_bases(run)
     if not outputs:
         raise NoMatch(f"nothing outside of {run.path} reads it", run.nodes[-1])
-    bases: list[fx.Node] = []
-    for node in outputs:
-        bases.append(find_base(node, inside, run.path, bases))
+    for node, base in zip(outputs, bases, strict=True):
+        if tensor_value(node) is None:
+            raise NoMatch(f"output of {run.path} is not a tensor", node)
+        if base is None and place_in_block(node, run) not in beside:
+            raise NoMatch(
+                f"{run.path} gives {list(node.meta['val'].shape)}, which no chain of "
+                "additions leads back to an input of that shape: not a residual",
+                node,
+            )
+    return make_match(run, "residual", bases)
+
+
+def make_match(run: BlockRun, variant: str, bases: tuple[fx.Node | None, ...]) -> Match:
+    """The site of a run of which is known what its outputs add to.
+
+    Raises:
+        NoMatch: It is random.
+    """
     for node in run.nodes:
         if is_random(node):
             raise NoMatch(f"{run.path} is random: reuse would freeze it", node)
@@ -170,60 +241,65 @@ def match_residual(run: BlockRun) -> Match:
         index=0,
         path=run.path,
         kind=run.kind,
-        variant="residual",
-        kept=dense_specs(outputs),
-        source=source_line(outputs[-1]),
+        variant=variant,
+        kept=dense_specs(run.outputs),
+        source=source_line(run.outputs[-1]),
     )
     return Match(
         site,
         operators=(),
         inputs=tuple(graph_inputs(run.nodes)),
         body=run.nodes,
-        outputs=outputs,
-        kept=outputs,
-        bases=tuple(bases),
+        outputs=run.outputs,
+        kept=run.outputs,
+        bases=bases,
         is_across_blocks=run.kind == "span",
     )
 
 
-def find_base(
-    output: fx.Node, inside: frozenset[fx.Node], path: str, taken: Sequence[fx.Node]
-) -> fx.Node:
-    """The input that an output adds to: the nearest one that no other output has taken.
+def find_bases(run: BlockRun) -> tuple[fx.Node | None, ...]:
+    """The input that each output of a run adds to, or None."""
+    inside, bases = frozenset(run.nodes), list[fx.Node | None]()
+    for node in run.outputs:
+        bases.append(find_base_maybe(node, inside, bases))
+    return tuple(bases)
 
-    Raises:
-        NoMatch: There is none of the output's shape and dtype.
-    """
-    value, seen, front = tensor_value(output), {output}, [output]
-    if value is None:
-        raise NoMatch(f"output of {path} is not a tensor", output)
+
+def find_base_maybe(
+    output: fx.Node, inside: frozenset[fx.Node], taken: Sequence[fx.Node | None]
+) -> fx.Node | None:
+    """The input that an output adds to: of several the nearest that no other one has taken."""
+    seen, front, found = {output}, [output], list[fx.Node]()
     while front:
-        node = front.pop(0)
-        for source in node.all_input_nodes if passes_on(node) else ():
+        for source in stream_sources(front.pop(0)):
             if source in seen:
                 continue
             seen.add(source)
             if source in inside:
                 front.append(source)
-            elif source not in taken and is_like(source, value):
-                return source
-    raise NoMatch(
-        f"{path} gives {list(value.shape)}, which no chain of additions leads back to an "
-        "input of that shape: not a residual",
-        output,
-    )
+            elif is_base(source, output):
+                found.append(source)
+    free = [node for node in found if node not in taken]
+    return next(iter([*free, *found]), None)
 
 
-def passes_on(node: fx.Node) -> bool:
-    """Whether a node adds to a residual stream, or shows, joins or cuts it."""
-    if node.target in ADDING or not isinstance(node.target, torch._ops.OpOverload):
-        return True  # what is no operator picks one of several outputs
-    return is_pure_view(node)
+def stream_sources(node: fx.Node) -> list[fx.Node]:
+    """The sources of a node whose values it adds, casts, shows, joins or cuts."""
+    is_choice = not isinstance(node.target, torch._ops.OpOverload)  # of one of many outputs
+    if is_choice or is_pure_view(node):
+        return node.all_input_nodes
+    places = STREAMS.get(node.target, ())
+    if places is ALL:
+        return node.all_input_nodes
+    return [arg for arg in map(node.args.__getitem__, places) if isinstance(arg, fx.Node)]
 
 
-def is_like(node: fx.Node, value: torch.Tensor) -> bool:
-    """Whether a node flows, with this shape and dtype."""
-    found = tensor_value(node)
-    if found is None or is_static_input(node):
+def is_base(node: fx.Node, output: fx.Node) -> bool:
+    """Whether a node flows, with an output's shape; its dtype may be another float."""
+    base, value = tensor_value(node), tensor_value(output)
+    if base is None or value is None or is_static_input(node):
         return False
-    return found.shape == value.shape and found.dtype == value.dtype
+    is_alike = base.dtype == value.dtype or (
+        base.is_floating_point() and value.is_floating_point()
+    )
+    return is_alike and base.shape == value.shape

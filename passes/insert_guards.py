@@ -37,6 +37,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from .support.editing import copy_meta, extract, replace_by_call
 from .support.graphs import ancestors, tensor_value
 from .support.guards import compute_or_reuse
+from .support.module_sites import add_base, take_base
 from .support.vocabulary import TensorSpec
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def cut_out(
     """A site's body and its inputs, and what resumes from kept values and its inputs."""
     if match.bases:
         body, after = residual_graphs(match)
-        return body, [*match.outputs, *match.bases], after, list(match.bases)
+        bases = list(filter(None, match.bases))
+        return body, [*match.outputs, *bases], after, bases
     if match.kept == match.outputs:
         return *extract(gm, match.body, match.outputs), None, []
     body, inputs = extract(gm, match.body, match.outputs + match.kept)
@@ -152,17 +154,20 @@ def cut_out(
 
 def residual_graphs(match: Match) -> tuple[fx.GraphModule, fx.GraphModule]:
     """``outputs, bases -> outputs, differences`` and ``differences, bases -> outputs``."""
-    size = len(match.outputs)
+    size, bases = len(match.outputs), list(filter(None, match.bases))
+
+    def pair(given: Sequence[torch.Tensor]) -> zip[tuple[torch.Tensor, torch.Tensor | None]]:
+        rest = iter(given[size:])
+        by_output = [None if base is None else next(rest) for base in match.bases]
+        return zip(given[:size], by_output, strict=True)
 
     def body(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pairs = zip(given[:size], given[size:], strict=True)
-        return (*given[:size], *(output - base for output, base in pairs))
+        return (*given[:size], *(take_base(*each) for each in pair(given)))
 
     def resume(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pairs = zip(given[:size], given[size:], strict=True)
-        return tuple(base + kept for kept, base in pairs)
+        return tuple(add_base(*each) for each in pair(given))
 
-    values = [node.meta["val"] for node in (*match.outputs, *match.bases)]
+    values = [node.meta["val"] for node in (*match.outputs, *bases)]
     return make_fx(body)(*values), make_fx(resume)(*values)
 
 

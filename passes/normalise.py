@@ -8,6 +8,12 @@ bit, for the shapes, dtypes and devices that the graph was captured with:
     %div     : f32[2, 36, 60] = aten.div.Tensor(%dropout, 1.0)
  -> (users read %add and %linear, both f32[2, 36, 60])
 
+A cast that reads another tensor for nothing but its dtype is spelled without it, so that it
+does not seem to depend on it:
+
+    %cast : bf16[2, 60] = aten.type_as.default(%embedding, %x)         ; %x is bf16[2, 36, 60]
+ -> %cast : bf16[2, 60] = aten.to.dtype(%embedding, torch.bfloat16)
+
 Input checks (``_guards_fn``, ``_assert_*``) go too: the denoiser captures anew for other
 inputs, so they cannot fail. So does dead code.
 
@@ -32,14 +38,16 @@ CONVERSIONS = {
     aten.to.dtype_layout,
     aten.to.device,
     aten.to.other,
+    aten.type_as.default,
     aten.contiguous.default,
 }
+LIKE_ANOTHER = {aten.to.other, aten.type_as.default}
 SCALINGS = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
 
 
 def normalise(gm: fx.GraphModule) -> int:
-    """Remove input checks, nodes that return their input, dead nodes; the number removed."""
-    before = len(gm.graph.nodes)
+    """Remove input checks, nodes that return their input, dead nodes; the number of edits."""
+    before, respelled = len(gm.graph.nodes), 0
     for node in list(gm.graph.nodes):
         is_guard = node.op == "call_module" and node.target == "_guards_fn"
         if node.target in CHECKS or is_guard:
@@ -47,8 +55,19 @@ def normalise(gm: fx.GraphModule) -> int:
         elif is_identity(node):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
+        elif node.target in LIKE_ANOTHER and is_on_one_device(node):
+            node.target, node.args = aten.to.dtype, (node.args[0], node.meta["val"].dtype)
+            respelled += 1
     gm.graph.eliminate_dead_code()
-    return before - len(gm.graph.nodes)
+    return before - len(gm.graph.nodes) + respelled
+
+
+def is_on_one_device(node: fx.Node) -> bool:
+    """Whether a node's tensor is on the device of its first argument."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    before, after = tensor_value(source), tensor_value(node)
+    return before is not None and after is not None and before.device == after.device
 
 
 def is_identity(node: fx.Node) -> bool:

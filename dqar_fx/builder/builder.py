@@ -128,10 +128,14 @@ class Builder:
 
 
 def left_out(matches: Sequence[Match], chosen: Sequence[Match]) -> tuple[Site, ...]:
-    """Sites that were not chosen; not those around or inside of a chosen one."""
+    """Sites not chosen; of those around or inside of a chosen one only a UNet's levels."""
     paths, taken = {m.site.path for m in chosen}, {n for m in chosen for n in m.body}
     others = (m for m in matches if m.site.path not in paths)
-    return tuple(m.site for m in others if not (m.bases or taken.intersection(m.body)))
+    return tuple(
+        m.site
+        for m in others
+        if m.site.variant == "whole" or not (m.bases or taken.intersection(m.body))
+    )
 
 
 def keep_all_keys_values(matches: Sequence[Match]) -> tuple[list[Match], list[NoMatch]]:

@@ -52,11 +52,13 @@ def show_report(options: argparse.Namespace) -> int:
 def describe(denoiser: Denoiser, device: str) -> str:
     """Describe a denoiser and its report as a text."""
     facts = describe_model(denoiser)
-    misses = denoiser.explain().near_misses
+    found = denoiser.explain()
+    misses, spans = found.near_misses, [s for s in found.left_out if s.kind == "span"]
     parts = [
         "\n".join(f"{name}: {value}" for name, value in facts.items()),
         str(denoiser.table),
         str(denoiser.report(device=device)),
+        *([f"{len(spans)} spans not chosen:{listing(spans)}"] if spans else []),
         f"{len(misses)} near misses:{listing(misses)}",
     ]
     return "\n\n".join(parts)

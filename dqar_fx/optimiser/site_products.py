@@ -16,6 +16,7 @@ from dqar_fx.calibration.observe import SiteObserver, SiteValues
 from dqar_fx.calibration.site_reuse import relative_error
 from dqar_fx.passes.support.editing import emit
 from dqar_fx.passes.support.graphs import graph_outputs
+from dqar_fx.passes.support.module_sites import take_base
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -113,10 +114,18 @@ def expose_kept(gm: fx.GraphModule, matches: Sequence[Match]) -> None:
     with gm.graph.inserting_before(output):
         for match in matches:
             pairs = zip(match.outputs, match.bases, strict=False)
-            added = [emit(gm.graph, lambda a, b: (a - b,), pair)[0] for pair in pairs]
+            added = [
+                node if base is None else emit(gm.graph, subtract, (node, base))[0]
+                for node, base in pairs
+            ]
             kept += added or match.kept
     output.args = ((*graph_outputs(gm.graph), *kept),)
     gm.recompile()
+
+
+def subtract(output: torch.Tensor, base: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What `emit` takes for `take_base`."""
+    return (take_base(output, base),)
 
 
 def flatten_values(values: Sequence[torch.Tensor]) -> torch.Tensor:

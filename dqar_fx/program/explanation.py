@@ -11,6 +11,8 @@ from dqar_fx.passes.support.graphs import source_line
 from dqar_fx.passes.support.module_paths import module_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from dqar_fx.passes import NoMatch, Site
     from dqar_fx.passes.support.runner import PassReport
     from dqar_fx.schedule.cells import SiteRow
@@ -22,7 +24,8 @@ class Explanation:
 
     Attributes:
         sites: The sites that take part.
-        left_out: Sites that were found but not selected, apart from blocks and spans.
+        left_out: Sites that were found but not selected, apart from blocks, and from spans
+            other than the levels of a UNet.
         near_misses: Attention-like nodes that are no site, with the reason.
         reports: What each pass did, in order.
         rows: What each site does at each step, or at the one that was asked for.
@@ -52,7 +55,7 @@ class Explanation:
 
     def __str__(self) -> str:
         sites = [f"{site}  ({site.source})" for site in self.sites]
-        misses = [f"{miss}  ({source_line(miss.node)})" for miss in self.near_misses]
+        misses = spell_misses(self.near_misses)
         changes = [line for report in self.reports for line in report.lines]
         changes += [f"{name:<20s} disabled" for name in self.disabled]
         return (
@@ -72,6 +75,11 @@ def describe_site(site: Site) -> dict[str, Any]:
     ]
     names = ("index", "path", "kind", "variant", "source")
     return {**{name: getattr(site, name) for name in names}, "kept": kept}
+
+
+def spell_misses(misses: Iterable[NoMatch]) -> list[str]:
+    """A line for each near miss: the reason, the node, the source line."""
+    return [f"{miss}  ({source_line(miss.node)})" for miss in misses]
 
 
 def describe_miss(miss: NoMatch) -> dict[str, str]:

@@ -49,8 +49,8 @@ class Match:
         body: What it computes.
         outputs: What it gives to the rest.
         kept: What is kept: the outputs, or nodes of the body that they descend from.
-        bases: Where the site adds to what it reads: that input, per output. Kept is then
-            the difference of the output from it.
+        bases: Where the site holds others: per output, the input that it adds to, or None.
+            Kept is then the difference of the output from it, or the output (`take_base`).
         is_across_blocks: Whether it holds several blocks, and belongs to none of them.
     """
 
@@ -60,7 +60,7 @@ class Match:
     body: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
     kept: tuple[fx.Node, ...]
-    bases: tuple[fx.Node, ...] = ()
+    bases: tuple[fx.Node | None, ...] = ()
     is_across_blocks: bool = False
 
 
@@ -124,6 +124,16 @@ def match_site(
         tuple(outputs),
         kept=tuple(outputs),
     )
+
+
+def take_base(output: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
+    """What is kept of an output: what it adds to its base, in its own dtype, or all of it."""
+    return output if base is None else output - base.to(output.dtype)
+
+
+def add_base(kept: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
+    """The output that a kept value stands for, on the base of another step."""
+    return kept if base is None else base.to(kept.dtype) + kept
 
 
 def numbered(matches: Iterable[Match]) -> list[Match]:

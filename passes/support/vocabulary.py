@@ -52,7 +52,7 @@ class Site:
             gives two sites; the second path ends in ``@1``.
         kind: The name of an entry of `SITE_KINDS`, such as ``"self"`` or ``"block"``.
         variant: How the graph spells it: ``"fused"``, ``"matmul_softmax"``, the activation,
-            or ``"residual"``.
+            ``"residual"``, or ``"whole"`` for a part that is no residual.
         kept: What is kept: one spec per output (joint attention has two), or per key and
             value.
         source: ``file:line`` of its operator.
@@ -71,9 +71,16 @@ class Site:
 
 
 class NoMatch(Exception):
-    """A candidate that is not a site: the reason, and the node it was found at."""
+    """A candidate that is not a site: the reason, and the node it was found at.
 
-    def __init__(self, reason: str, node: fx.Node) -> None:
+    Attributes:
+        reason: Why it is none.
+        node: Where that was seen.
+        kind: The kind of site that it would have been, where that is known.
+    """
+
+    def __init__(self, reason: str, node: fx.Node, kind: str = "") -> None:
         super().__init__(f"{reason} (at %{node.name})")
         self.reason = reason
         self.node = node
+        self.kind = kind
