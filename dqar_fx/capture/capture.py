@@ -26,7 +26,7 @@ from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .failures import locate_failure
 from .functional import trace_again, writes
-from .inputs import autocast_devices
+from .inputs import autocast_devices, refuse_kinds
 from .marked_writes import refuse_writes_past_marks
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
@@ -103,6 +103,7 @@ def capture(
         CaptureError: The model's forward cannot be exported for these inputs.
     """
     start = perf_counter()
+    refuse_kinds(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     try:
         with TRACING, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
