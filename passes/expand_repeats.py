@@ -15,12 +15,13 @@ Legal because equal blocks differ in their parameters alone and are called alike
  -> %y : f32[2, 36, 60] = linear(%x, blocks.0.weight)
     %z : f32[2, 36, 60] = linear(%y, blocks.1.weight)
 
-Source lines of copies are those of the first block. The graph must hold no operator that
-writes to a tensor.
+Source lines of copies are those of the first block. No operator of a block may write to a
+tensor.
 
 Leaves alone: graphs without marks. `CannotExpand` is raised, and nothing is changed, where a
 value gets in or out of a block past its marks, where a block has graphs of its own or is in
-one, and where a part of an equal block is called from elsewhere.
+one, where an equal block is given tensors of other layouts, and where a part of it is called
+from elsewhere.
 
 Source: loops are traced once by ``jax.lax.scan`` over stacked layers; here layers stay apart,
 so that the graph is the one without marks.
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from .support.editing import copy_meta
+from .support.graphs import describe_value
 from .support.marks import AGAIN, BEGIN, END, MARK, Mark, find_marks, is_item_of_mark, items_of
 from .support.module_paths import find_enclosing, module_path, module_stack, rename_path
 
@@ -92,6 +94,12 @@ class Region:
         """The path of the block."""
         return Mark.of(self.begin).path
 
+    def refuse_other_layouts(self, mark: Mark) -> None:
+        """Raise for an equal block that is given tensors of other layouts."""
+        for own, other in zip(Mark.of(self.begin).given, mark.given, strict=True):
+            if layout_of(own) != layout_of(other):
+                raise CannotExpand(f"{mark.path} is given %{other.name} in another layout")
+
     def refuse_leaks(self) -> None:
         """Raise for a graph in the block, and for a value that is read past the mark."""
         inside = {*self.body, self.end}
@@ -100,6 +108,12 @@ class Region:
                 raise CannotExpand(f"{self.path} has a graph of its own, %{node.name}")
             if not inside.issuperset(node.users):
                 raise CannotExpand(f"%{node.name} of {self.path} is read past its result")
+
+
+def layout_of(node: fx.Node) -> tuple[str, int]:
+    """The layout of a tensor and where it begins in its memory."""
+    value = node.meta["val"]
+    return describe_value(value), value.storage_offset()
 
 
 def find_regions(graph: fx.Graph, marks: Sequence[fx.Node]) -> dict[int, Region]:
@@ -185,6 +199,7 @@ class Expansion:
         values = [self.find(source, copies, modules) for source in mark.given]
         if mark.role == AGAIN:
             region = self.regions[mark.number]
+            region.refuse_other_layouts(mark)
             inner = items_of(region.begin, values)
             within = [EqualModule(region.path, mark.path, above(node, mark.path)), *modules]
             self.emit(region.body, inner, within)

@@ -31,7 +31,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from .merge_duplicates import merge_duplicates
-from .support.conditioning_nodes import TIMESTEP_NAMES, find_conditioning
+from .support.conditioning_nodes import TIMESTEP_NAMES, find_conditioning, find_timestep
 from .support.editing import move_to_submodule
 from .support.graphs import parameter_path, used_by_others
 
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-EVERY_STEP = frozenset(TIMESTEP_NAMES)
+EVERY_STEP = frozenset({"timestep"})
+"""What stands for what the stage of every step reads."""
 
 
 def hoist_conditioning(gm: fx.GraphModule, *, merges: bool = True) -> int:
@@ -70,9 +71,11 @@ def group_by_inputs(hoisted: Sequence[fx.Node]) -> list[list[fx.Node]]:
     """Stages of nodes that depend on the same graph inputs, in an order that can run."""
     reads: dict[fx.Node, frozenset[str]] = {}
     stages = defaultdict(list)
+    inputs = [str(n.target) for n in hoisted[0].graph.find_nodes(op="placeholder")]
+    timesteps = {*TIMESTEP_NAMES, find_timestep(inputs)}
     for node in hoisted:
         reads[node] = frozenset().union(*(inputs_of(n, reads) for n in node.all_input_nodes))
-        stages[EVERY_STEP if reads[node] & EVERY_STEP else reads[node]].append(node)
+        stages[EVERY_STEP if timesteps & reads[node] else reads[node]].append(node)
     last = stages.pop(EVERY_STEP, None)
     ordered = [stages[key] for key in sorted(stages, key=lambda key: (len(key), sorted(key)))]
     return ordered if last is None else [*ordered, last]

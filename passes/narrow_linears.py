@@ -69,7 +69,7 @@ def narrow_linears(gm: fx.GraphModule) -> int:
     """Narrow linears of which some outputs are dead; the number narrowed."""
     products = [node for node in gm.graph.nodes if node.target in PRODUCTS]
     narrowed = [made for made in (narrow(gm.graph, node) for node in products) if made]
-    refresh_values(gm.graph, (node for made in narrowed for node in made))
+    refresh_values(gm.graph, dict.fromkeys(node for made in narrowed for node in made))
     return len(narrowed)
 
 

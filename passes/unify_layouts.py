@@ -10,6 +10,9 @@ Without it the first block is a structure of its own, and is compiled apart. Wha
 conditioning gives is contiguous where a compiler follows, however it was captured; here the
 values say so.
 
+A view behind a copy whose strides allow it no longer is written as a reshape, and what else
+needs the layout that it was captured with reads a copy of that layout.
+
 Leaves alone: inputs whose strides are the same for all equal blocks, parameters, and what
 stays outside of blocks.
 
@@ -46,26 +49,27 @@ def unify_layouts(gm: fx.GraphModule, blocks: Collection[str]) -> int:
             for source, run in zip(counterparts, group, strict=True):
                 if is_strided(source):
                     copies.append(make_contiguous(gm.graph, source, run))
-    refresh_values(gm.graph, copies)
+    refresh_values(gm.graph, {copied: copied.args[0].meta["val"] for copied in copies})
     return len(copies)
 
 
 def settle_conditioning(gm: fx.GraphModule) -> None:
     """Let the values of what stages give be contiguous, also where other stages read it."""
-    settled = list[fx.Node]()
+    settled: dict[fx.Node, object] = {}  # and the values before
     for call in gm.graph.find_nodes(op="call_module"):
         stage: Any = gm.get_submodule(str(call.target))
         inputs = stage.graph.find_nodes(op="placeholder")
-        changed = [
-            inner
+        changed = {
+            inner: former
             for inner, given in zip(inputs, call.args, strict=True)
+            for former in [inner.meta["val"]]
             if given in settled and take_value(inner, given.meta["val"])
-        ]
+        }
         refresh_values(stage.graph, changed)
         for item in call.users:
             value = tensor_value(item)
             if value is not None and take_value(item, value.contiguous()):
-                settled.append(item)
+                settled[item] = value
     refresh_values(gm.graph, settled)
 
 

@@ -310,7 +310,6 @@ STOCK = (
         "CogVideoX, another size",
         make_cogvideox_sincos,
         call_cogvideox_smaller,
-        waits_for="its forward writes positions through `.data`",
     ),
     Stock("HunyuanVideo", make_hunyuan_video, call_hunyuan_video),
     Stock("HunyuanVideo, true CFG", make_hunyuan_video, call_hunyuan_video_guided),

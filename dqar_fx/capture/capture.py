@@ -20,16 +20,17 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from dqar_fx.errors import CaptureError
-from dqar_fx.passes import CannotExpand
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
 from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .failures import locate_failure
 from .functional import trace_again, writes
-from .inputs import autocast_devices
+from .inputs import autocast_devices, refuse_kinds
+from .marked_writes import refuse_writes_past_marks
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
+from .tensor_data import DataAsOperators, without_kept_results
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -102,6 +103,7 @@ def capture(
         CaptureError: The model's forward cannot be exported for these inputs.
     """
     start = perf_counter()
+    refuse_kinds(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     try:
         with TRACING, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
@@ -132,28 +134,29 @@ def trace_repeats(
     try:
         if not RepeatedBlocks.watch(own):
             return None
-        exported = torch.export.export(own, args, kwargs, strict=False)
-        has_casts = inline_scopes(
-            exported, autocast_devices(pytree.tree_leaves((args, kwargs)))
-        )
-        refuse_retracing(exported, has_casts=has_casts)
-        gm = flatten_export(exported)
-        hide_frames(gm)
+        captured = trace_own(own, args, kwargs)
+        hide_frames(captured.gm)
         for each in AFTER_TRACING:
-            each(gm)
+            each(captured.gm)
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
         return None
-    return Capture(gm, exported.call_spec.in_spec, exported.call_spec.out_spec)
+    return captured
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
     """All of a model as a graph."""
     # a fork, so that moving the denoiser leaves this graph's parameters in place
-    exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
+    return trace_own(fork_model(model), args, kwargs)
+
+
+def trace_own(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+    """All of a model, which is the capture's own, as a graph."""
+    exported = export(own, args, kwargs)
     ambient = autocast_devices(pytree.tree_leaves((args, kwargs)))
     is_retraced = inline_scopes(exported, ambient) or writes(exported)
     if is_retraced:  # the same in functional form, and all casts are operators
+        refuse_writes_past_marks(exported.graph)
         exported = trace_again(exported)
     written = exported.graph_signature.buffers_to_mutate
     if written:  # a step would depend on the last
@@ -163,15 +166,19 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     return Capture(flatten_export(exported), spec.in_spec, spec.out_spec, cast_on)
 
 
-def refuse_retracing(exported: ExportedProgram, *, has_casts: bool) -> None:
-    """Raise for a program that is to be traced again, to write casts out or without writes.
+def export(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """A model's forward as a program.
 
-    What is copied must not depend on when it was written to.
+    Raises:
+        ValueError: It registers buffers, which export mixes up with its inputs.
     """
-    if has_casts:
-        raise CannotExpand("autocast in a forward casts")
-    if writes(exported):
-        raise CannotExpand("an operator writes to a tensor")
+    buffers = dict(own.named_buffers())
+    with DataAsOperators(), without_kept_results(own):
+        exported = torch.export.export(own, args, kwargs, strict=False)
+    added = dict(own.named_buffers()).keys() - buffers
+    if added:
+        raise ValueError(f"its forward registers buffers {sorted(added)}: do it before")
+    return exported
 
 
 def flatten_export(exported: ExportedProgram) -> fx.GraphModule:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from dqar_fx.errors import DqarError
-from dqar_fx.passes.support.conditioning_nodes import TIMESTEP_NAMES, find_latents
+from dqar_fx.errors import CaptureError, DqarError
+from dqar_fx.passes.support.conditioning_nodes import find_latents, find_timestep
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from torch import fx
 
@@ -22,6 +23,8 @@ PROMPT_NAMES = re.compile(
     r"^(y|c|labels?|context|cond)$|encoder_|prompt|text|caption|pooled|class_labels|cap_feats"
 )
 """Names of arguments in the field that are prompts."""
+PLAIN = (torch.Tensor, type(None), bool, int, float, str, nn.Module, torch.ScriptObject)
+"""Kinds of leaves that a call of a graph may have."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Roles:
         """Read the roles off the names of a captured graph's inputs."""
         inputs = gm.graph.find_nodes(op="placeholder")
         names = [str(node.target) for node in inputs]
-        timestep = next((names.index(n) for n in TIMESTEP_NAMES if n in names), None)
+        found = find_timestep(names)
+        timestep = None if found is None else names.index(found)
         latents = tuple(map(inputs.index, find_latents(gm))) or (0,)
         tensors = [
             i for i, n in enumerate(inputs) if isinstance(n.meta.get("val"), torch.Tensor)
@@ -65,6 +69,24 @@ class Roles:
 def is_prompt(name: str) -> bool:
     """Whether an input is a prompt by its name: text, labels, or what stands for them."""
     return bool(PROMPT_NAMES.search(name))
+
+
+def refuse_kinds(named: Mapping[str, Any]) -> None:
+    """Raise for an argument that export knows no way to look into.
+
+    Args:
+        named: The arguments of a call, by name.
+    """
+    for name, value in named.items():
+        for leaf in pytree.tree_leaves(value):
+            if not isinstance(leaf, PLAIN):
+                raise CaptureError(
+                    f"{name} is or has a {type(leaf).__qualname__}, of which no graph has an "
+                    "input. Expected tensors, numbers, texts, and lists, tuples and "
+                    "dictionaries of them. Register it as a container of its tensors with "
+                    "torch.utils._pytree.register_pytree_node, or as a constant with "
+                    "register_constant, before the first call"
+                )
 
 
 def signature_of(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Hashable:

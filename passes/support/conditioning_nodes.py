@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from .blocks import find_blocks, find_runs, find_siblings
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-LATENT_NAMES = ("hidden_states", "sample", "latents", "x")
+LATENT_NAMES = ("hidden_states", "sample", "latents", "x", "vision_tokens")
 """Names of the latent argument in the field; else the first floating-point tensor."""
-LATENTS_BESIDE = ("audio_hidden_states",)
+LATENTS_BESIDE = ("audio_hidden_states", "sound_tokens", "action_tokens")
 """Names of further latents, which the field has beside the first one."""
 TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step")
 """Names of the argument that is another one at every step."""
+TIMESTEP_ENDINGS = re.compile(r"(^|_)(timesteps?|sigmas?)$")
+"""What its name ends in where it has none of these."""
 
 
 def find_conditioning(gm: fx.GraphModule) -> list[fx.Node]:
@@ -40,10 +42,20 @@ def find_latents(gm: fx.GraphModule) -> list[fx.Node]:
     for name in LATENT_NAMES:
         found = [node for node in inputs if is_of_argument(str(node.target), name)]
         if found:
-            beside = (node for node in inputs if node.target in LATENTS_BESIDE)
+            beside = (
+                node
+                for node in inputs
+                if any(is_of_argument(str(node.target), name) for name in LATENTS_BESIDE)
+            )
             return [*found, *beside]
     floats = (node for node in inputs if node.meta["val"].is_floating_point())
     return list(islice(floats, 1))
+
+
+def find_timestep(names: Collection[str]) -> str | None:
+    """The argument that is another one at every step; None where no name says so."""
+    known = (name for name in TIMESTEP_NAMES if name in names)
+    return next(chain(known, filter(TIMESTEP_ENDINGS.search, names)), None)
 
 
 def is_of_argument(placeholder: str, name: str) -> bool:

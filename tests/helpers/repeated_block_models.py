@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
@@ -11,26 +12,31 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture import capture as capturing
+from dqar_fx.passes.support.graphs import ancestors
 from dqar_fx.passes.support.module_paths import module_stack
 
 WIDTH = 4
+IRRELEVANT = {"torch_fn"}
+"""Parameters have it from whichever operator read them last."""
 
 
 def everything(gm: fx.GraphModule) -> list[tuple[Any, ...]]:
-    """All about a graph's nodes but the identity of values."""
-    index = {node: f"%{i}" for i, node in enumerate(gm.graph.nodes)}
+    """All about the nodes that count but the identity of values and numbers in names."""
+    counting = ancestors([gm.graph.output_node()])  # numbers have gaps where dead nodes were
+    nodes = [node for node in gm.graph.nodes if node in counting]
+    index = {node: f"%{i}" for i, node in enumerate(nodes)}
     return [
         (
             node.op,
             str(node.target),
-            node.name,
+            re.sub(r"_\d+$", "", node.name),
             str(fx.map_arg((node.args, node.kwargs), lambda n: index[n])),
             node.meta.get("nn_module_stack"),
             node.meta.get("stack_trace"),
             describe(node.meta.get("val")),
-            sorted(node.meta),
+            sorted(node.meta.keys() - IRRELEVANT),
         )
-        for node in gm.graph.nodes
+        for node in nodes
     ]
 
 
@@ -42,7 +48,7 @@ def is_read_elsewhere(node: fx.Node) -> bool:
 
 def describe(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return tuple(value.shape), value.stride(), value.dtype, value.device
+        return str((value.shape, value.stride())), value.dtype, value.device  # may be symbols
     return [describe(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
