@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from dqar_fx.errors import CaptureError
@@ -27,7 +28,9 @@ from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .failures import locate_failure
 from .functional import trace_again, writes
+from .host_reads import HostReads
 from .inputs import autocast_devices
+from .reads import Reads
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
 
@@ -51,12 +54,14 @@ class Capture:
         out_spec: How the flat outputs become what the model returns.
         cast_on: Types of the devices for which the graph is to run without autocast, since
             the casts that were made in the call are operators of its own.
+        reads: The values of the conditioning that it is specialised by; None for none.
     """
 
     gm: fx.GraphModule
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     cast_on: tuple[str, ...] = ()
+    reads: Reads | None = None
 
 
 @torch.inference_mode(mode=False)
@@ -107,8 +112,7 @@ def capture(
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
             expands = bool(select_passes(AFTER_TRACING, disable))
-            once = trace_repeats(model, args, kwargs) if expands else None
-            captured = once or trace(model, args, kwargs)
+            captured = trace_any(model, args, kwargs, expands=expands)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["nothing"]
         raise CaptureError(
@@ -124,14 +128,54 @@ def capture(
     return captured
 
 
+def trace_any(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, expands: bool
+) -> Capture:
+    """All of a model as a graph; specialised by what it reads on the host where it must be."""
+    captured = failure = None
+    try:
+        captured = trace_best(model, args, kwargs, expands=expands)
+    except Exception as error:  # whatever torch says of values that it does not know
+        failure = error
+    if captured is not None and not has_unknown_sizes(captured.gm):
+        return captured
+    reads = HostReads(model, args, kwargs)
+    try:
+        return trace_best(model, args, kwargs, reads, expands=expands)
+    except Exception:
+        if captured is not None:
+            return captured  # numbers, which the graph itself reads at every step
+        if not reads.has_met and failure is not None:
+            raise failure from None
+        raise
+
+
+def trace_best(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reads: HostReads | None = None,
+    *,
+    expands: bool,
+) -> Capture:
+    """All of a model as a graph, with repeated blocks traced once where that can be."""
+    once = trace_repeats(model, args, kwargs, reads) if expands else None
+    return once or trace(model, args, kwargs, reads)
+
+
 def trace_repeats(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reads: HostReads | None = None,
 ) -> Capture | None:
     """What `trace` gives, with repeated blocks traced once; None where that cannot be."""
     own = fork_model(model)
     try:
         if not RepeatedBlocks.watch(own):
             return None
+        if reads is not None:
+            reads.watch(own)
         exported = torch.export.export(own, args, kwargs, strict=False)
         has_casts = inline_scopes(
             exported, autocast_devices(pytree.tree_leaves((args, kwargs)))
@@ -144,13 +188,20 @@ def trace_repeats(
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
         return None
-    return Capture(gm, exported.call_spec.in_spec, exported.call_spec.out_spec)
+    return finish(gm, exported, reads)
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reads: HostReads | None = None,
+) -> Capture:
     """All of a model as a graph."""
-    # a fork, so that moving the denoiser leaves this graph's parameters in place
-    exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
+    own = fork_model(model)  # so that moving the denoiser leaves this graph's parameters here
+    if reads is not None:
+        reads.watch(own)
+    exported = torch.export.export(own, args, kwargs, strict=False)
     ambient = autocast_devices(pytree.tree_leaves((args, kwargs)))
     is_retraced = inline_scopes(exported, ambient) or writes(exported)
     if is_retraced:  # the same in functional form, and all casts are operators
@@ -158,9 +209,26 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     written = exported.graph_signature.buffers_to_mutate
     if written:  # a step would depend on the last
         raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
+    return finish(flatten_export(exported), exported, reads, ambient if is_retraced else ())
+
+
+def finish(
+    gm: fx.GraphModule,
+    exported: ExportedProgram,
+    reads: HostReads | None,
+    cast_on: tuple[str, ...] = (),
+) -> Capture:
+    """A captured graph, of which what was read on the host is taken out."""
     spec = exported.call_spec
-    cast_on = ambient if is_retraced else ()
-    return Capture(flatten_export(exported), spec.in_spec, spec.out_spec, cast_on)
+    if reads is None:
+        return Capture(gm, spec.in_spec, spec.out_spec, cast_on)
+    split = Reads.split_off(gm, reads.reads, cast_on) if reads.reads else None
+    return Capture(gm, spec.in_spec, spec.out_spec.children()[0], cast_on, split)
+
+
+def has_unknown_sizes(gm: fx.GraphModule) -> bool:
+    """Whether a graph has numbers or sizes that it reads from tensors."""
+    return any(free_unbacked_symbols(node.meta.get("val")) for node in gm.graph.nodes)
 
 
 def refuse_retracing(exported: ExportedProgram, *, has_casts: bool) -> None:
