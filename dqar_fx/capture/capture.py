@@ -20,22 +20,23 @@ from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from dqar_fx.errors import CaptureError
+from dqar_fx.errors import CaptureError, listing
 from dqar_fx.passes import CannotExpand
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
+from dqar_fx.passes.support.graphs import tensor_value
 from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .failures import locate_failure
 from .functional import trace_again, writes
-from .host_reads import HostReads
+from .host_reads import HostReads, MeetsReads
 from .inputs import autocast_devices
 from .reads import Reads
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from torch.export import ExportedProgram
 
@@ -113,8 +114,9 @@ def capture(
             args, kwargs = separate((args, kwargs))
             expands = bool(select_passes(AFTER_TRACING, disable))
             captured = trace_any(model, args, kwargs, expands=expands)
+            check_reads(captured, pytree.tree_leaves((args, kwargs)))
     except Exception as error:
-        lines = str(error).strip().splitlines() or ["nothing"]
+        lines = str(error).strip().rstrip(".").splitlines() or ["nothing"]
         raise CaptureError(
             f"{type(model).__name__} cannot be captured as one graph: it fails"
             f"{locate_failure(error, type(model))}. torch.export said: "
@@ -131,23 +133,25 @@ def capture(
 def trace_any(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, expands: bool
 ) -> Capture:
-    """All of a model as a graph; specialised by what it reads on the host where it must be."""
-    captured = failure = None
+    """All of a model as a graph; specialised by what it reads on the host, if anything."""
+    meets = MeetsReads(model, args, kwargs)
     try:
-        captured = trace_best(model, args, kwargs, expands=expands)
-    except Exception as error:  # whatever torch says of values that it does not know
-        failure = error
-    if captured is not None and not has_unknown_sizes(captured.gm):
-        return captured
+        return trace_best(model, args, kwargs, meets, expands=expands)
+    except Exception:
+        if not meets.has_met:
+            raise
     reads = HostReads(model, args, kwargs)
     try:
         return trace_best(model, args, kwargs, reads, expands=expands)
-    except Exception:
-        if captured is not None:
-            return captured  # numbers, which the graph itself reads at every step
-        if not reads.has_met and failure is not None:
-            raise failure from None
-        raise
+    except Exception as error:
+        refused = error
+    try:
+        captured = trace_best(model, args, kwargs, expands=expands)
+    except Exception as error:
+        raise refused from error
+    if has_unknown_sizes(captured.gm):
+        raise refused
+    return captured  # with numbers that the graph itself reads at every step
 
 
 def trace_best(
@@ -186,6 +190,8 @@ def trace_repeats(
         for each in AFTER_TRACING:
             each(gm)
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
+        if isinstance(reads, MeetsReads) and reads.has_met:
+            raise
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
         return None
     return finish(gm, exported, reads)
@@ -226,9 +232,19 @@ def finish(
     return Capture(gm, spec.in_spec, spec.out_spec.children()[0], cast_on, split)
 
 
+def check_reads(captured: Capture, leaves: Sequence[Any]) -> None:
+    """Raise if the call that was captured does not read what it was captured for."""
+    if captured.reads is not None and not captured.reads.hold(leaves):
+        raise ValueError(
+            "what its forward reads on the host is another value when it is computed again:"
+            f"{listing(captured.reads.reads)}\n"
+        )
+
+
 def has_unknown_sizes(gm: fx.GraphModule) -> bool:
-    """Whether a graph has numbers or sizes that it reads from tensors."""
-    return any(free_unbacked_symbols(node.meta.get("val")) for node in gm.graph.nodes)
+    """Whether a graph has tensors whose sizes it reads from others."""
+    values = (tensor_value(node) for node in gm.graph.nodes)
+    return any(free_unbacked_symbols(value) for value in values if value is not None)
 
 
 def refuse_retracing(exported: ExportedProgram, *, has_casts: bool) -> None:

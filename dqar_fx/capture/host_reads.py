@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from contextlib import contextmanager
+from dataclasses import dataclass
 from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -79,7 +82,7 @@ class HostReads(TorchFunctionMode):
         @functools.wraps(run)
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._begin(model, dict(real), args, kwargs)
-            with self:
+            with lists_as_tensors_do(), self:
                 result = run(*args, **kwargs)
             return result, tuple(self._outputs)
 
@@ -94,7 +97,7 @@ class HostReads(TorchFunctionMode):
         self._values = KnownValues(real.values())
         for named in (model.named_parameters, model.named_buffers):
             for name, traced in named(remove_duplicate=False):
-                self._values.note(traced, Known(real[name]))
+                self._values.note(traced, Known(real[name], frozenset({name})))
         pairs = zip(self._given, name_tensors(model, args, kwargs), strict=True)
         for place, ((name, value), (_, traced)) in enumerate(pairs):
             # a copy: the forward may write to what it is given
@@ -110,7 +113,10 @@ class HostReads(TorchFunctionMode):
         kwargs = kwargs or {}
         rule = RULES.get(func)
         if rule is not None and tensors_of((args, kwargs)):
-            func, args, kwargs = rule(self, func, args, kwargs)
+            instead = rule(self, func, args, kwargs)
+            if isinstance(instead, Answer):
+                return instead.result
+            func, args, kwargs = instead
         result = func(*args, **kwargs)
         self._values.follow(func, args, kwargs, result)
         return result
@@ -167,11 +173,11 @@ class HostReads(TorchFunctionMode):
         result = self._values.evaluate(func, args, kwargs)
         return pytree.tree_map_only(Tensor, self.constant, result)
 
-    def places(self, mask: Tensor) -> tuple[Tensor, ...]:
-        """Where a mask is true, one constant for each of its dimensions."""
+    def places(self, mask: Tensor, shape: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Where a mask, of a shape, is true: a constant for each of its dimensions."""
         value = self.value_of(mask)
         with untraced():
-            found = value.nonzero(as_tuple=True)
+            found = value.expand(shape or value.shape).nonzero(as_tuple=True)
         return tuple(map(self.constant, found))
 
     def index(self, index: Any) -> Any:
@@ -196,13 +202,47 @@ class HostReads(TorchFunctionMode):
             yield index
 
 
-# ---- rules: what is called in the place of a function ------------------------------------
+class MeetsReads(HostReads):
+    """Ends a tracing at the first read, before torch makes up a symbol for its value.
+
+    With symbols for values, tracing goes on for long, and fails at last.
+    """
+
+    def value_of(self, tensor: Tensor) -> Tensor:
+        """There are no values."""
+        self.has_met = True
+        raise ReadsStep(f"it reads a tensor of shape {list(tensor.shape)} on the host")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run what the forward calls, unless it reads."""
+        del types
+        kwargs = kwargs or {}
+        if func in RULES and tensors_of((args, kwargs)):
+            RULES[func](self, func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _begin(
+        self, model: nn.Module, real: dict[str, Tensor], args: Any, kwargs: Any
+    ) -> None:
+        """Nothing is known."""
+        self._outputs = []
+
+
+# ---- rules: an answer, or what is called in the place of a function ----------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a call that is not made."""
+
+    result: Any
 
 
 def answer(reads: HostReads, func: Any, args: Any, kwargs: Any) -> Any:
     """Let what a function reads be known."""
-    result = reads.answer(func, args, kwargs)
-    return (lambda: result), (), {}
+    return Answer(reads.answer(func, args, kwargs))
 
 
 def answer_condition(reads: HostReads, func: Any, args: Any, kwargs: Any) -> Any:
@@ -227,13 +267,13 @@ def index_by_places(reads: HostReads, func: Any, args: Any, kwargs: Any) -> Any:
 
 def select_by_places(reads: HostReads, func: Any, args: Any, kwargs: Any) -> Any:
     """``masked_select(x, mask)`` is ``x[mask]``, once both have one shape."""
+    given = dict(zip(("x", "mask"), args, strict=False))
+    given |= {("x" if k == "input" else k): v for k, v in kwargs.items()}
+    shape = torch.broadcast_shapes(given["x"].shape, given["mask"].shape)
 
-    def select(x: Tensor, mask: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(x.shape, mask.shape)
-        return x.expand(shape)[reads.places(mask.expand(shape))]
-
+    places = reads.places(given["mask"], shape)
     del func
-    return select, args, {"x" if k == "input" else k: v for k, v in kwargs.items()}
+    return (lambda x, *at: x.expand(shape)[at]), (given["x"], *places), {}
 
 
 def repeat_by_places(reads: HostReads, func: Any, args: Any, kwargs: Any) -> Any:
@@ -246,14 +286,12 @@ def repeat_by_places(reads: HostReads, func: Any, args: Any, kwargs: Any) -> Any
     if not isinstance(repeats, Tensor):
         return func, args, kwargs
 
+    value = reads.value_of(repeats)
+
     def select(x: Tensor, dim: int | None) -> Tensor:
         x, dim = (x.flatten(), 0) if dim is None else (x, dim)
-        value = reads.value_of(repeats)
         with untraced():
-            rows = value.reshape(-1).expand(x.shape[dim]).repeat_interleave()
-            if value.numel() == 1:
-                rows = torch.arange(x.shape[dim], device=value.device)
-                rows = rows.repeat_interleave(int(value))
+            rows = torch.repeat_interleave(value.reshape(-1).expand(x.shape[dim]))
         return x.index_select(dim, reads.constant(rows))
 
     return select, (given["self"], given.get("dim")), {}
@@ -305,6 +343,17 @@ RULES: dict[Any, Rule] = {
     ),
 }
 """Functions that may read values, and what is done about it."""
+
+
+@contextmanager
+def lists_as_tensors_do() -> Iterator[None]:
+    """Let ``tolist`` of what is traced be read at once: it has one that reads each element."""
+    own = FakeTensor.tolist
+    try:
+        FakeTensor.tolist = Tensor.tolist  # type: ignore[method-assign]
+        yield
+    finally:
+        FakeTensor.tolist = own  # type: ignore[method-assign]
 
 
 def name_tensors(

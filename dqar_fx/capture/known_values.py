@@ -86,7 +86,9 @@ class KnownValues:
             return self.find(leaf).value if isinstance(leaf, torch.Tensor) else leaf
 
         with untraced():
-            return function(*pytree.tree_map(value_of, args), **pytree.tree_map(value_of, kwargs))
+            return function(
+                *pytree.tree_map(value_of, args), **pytree.tree_map(value_of, kwargs)
+            )
 
     def follow(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Any, result: Any
@@ -99,7 +101,10 @@ class KnownValues:
         if function in OF_LAYOUT and self.find(args[0]).value is None:
             like = args[0]
             with untraced():
-                args = (torch.empty(like.shape, dtype=like.dtype, device=like.device), *args[1:])
+                args = (
+                    torch.empty(like.shape, dtype=like.dtype, device=like.device),
+                    *args[1:],
+                )
         given = [self.find(tensor) for tensor in tensors_of((args, kwargs))]
         sources = frozenset[str]().union(*(known.sources for known in given))
         if function is MARK:

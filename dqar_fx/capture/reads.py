@@ -157,4 +157,3 @@ def spell_value(value: torch.Tensor) -> str:
     more = ", ..." if value.numel() > MOST_SHOWN else ""
     kind = str(value.dtype).removeprefix("torch.")
     return f"{kind}{list(value.shape)} {', '.join(map(str, shown))}{more}"
-

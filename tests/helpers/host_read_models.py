@@ -13,7 +13,7 @@ from diffusers import (
     OmniGenTransformer2DModel,
 )
 
-from helpers.models import Case, seeded, settled
+from tests.helpers.models import Case, seeded, settled
 
 
 def mask_of(*lengths: int, size: int = 7) -> torch.Tensor:
