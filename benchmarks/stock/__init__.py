@@ -4,5 +4,5 @@ from diffusers.utils import is_transformers_available
 
 if not is_transformers_available():
     raise ImportError(
-        'stock pipelines have text encoders: pip install "dqar_fx[pipelines]", for transformers'
+        'stock pipelines have text encoders of transformers: pip install "dqar_fx[pipelines]"'
     )

@@ -121,6 +121,7 @@ class Builder:
                 near_misses=tuple(near_misses),
                 reports=tuple(reports),
                 disabled=disable,
+                reads=() if captured.reads is None else tuple(map(str, captured.reads.reads)),
             ),
             conditioning=self.way,
             schedule=self.schedule,

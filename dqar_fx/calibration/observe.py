@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch.utils import _pytree as pytree
@@ -20,6 +22,7 @@ from dqar_fx.denoiser.step_denoiser import StepDenoiser
 from dqar_fx.errors import DqarError
 from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.program.programs import no_collection
+from dqar_fx.program.specialised import SpecialisedPrograms
 from dqar_fx.schedule.schedule import Schedule
 
 from .site_reuse import SiteReuse, prepare_sites, relative_error
@@ -48,13 +51,13 @@ class ObservedDenoiser(StepDenoiser):
         build: Gives what runs the steps, from a fork of the model and the arguments of a call.
 
     Attributes:
-        programs: What runs the steps, by input signature.
+        programs: What runs the steps, by input signature and values read on the host.
     """
 
     def __init__(self, model: nn.Module, build: StepProgramBuilder) -> None:
         super().__init__(model)
         self._build = build
-        self.programs: dict[Hashable, StepProgram] = {}
+        self.programs: dict[Hashable, SpecialisedPrograms[StepProgram]] = {}
 
     @property
     def table(self) -> BranchTable:
@@ -65,15 +68,19 @@ class ObservedDenoiser(StepDenoiser):
         """
         if not self.programs:
             raise DqarError("the pipeline has never called its transformer")
-        return list(self.programs.values())[-1].table
+        return next(iter(list(self.programs.values())[-1])).table
 
     def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> StepProgram:
         key = self._model_state.number, signature_of(leaves, spec)
         if key not in self.programs:
-            args, kwargs = pytree.tree_unflatten(leaves, spec)
-            with no_collection():
-                self.programs[key] = self._build(self.model, args, kwargs)
-        return self.programs[key]
+            self.programs[key] = SpecialisedPrograms(self._residence.bring_back)
+        return self.programs[key].find_or_make(leaves, partial(self._capture, leaves, spec))
+
+    @no_collection()
+    def _capture(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> StepProgram:
+        """What runs the steps for the inputs of a call."""
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        return self._build(self.model, args, kwargs)
 
     def _forget_programs(self) -> None:
         self.programs.clear()
@@ -81,7 +88,7 @@ class ObservedDenoiser(StepDenoiser):
 
     def reset(self) -> None:
         """Start anew: the next call begins a trajectory."""
-        for program in self.programs.values():
+        for program in chain.from_iterable(self.programs.values()):
             program.reset()
         super().reset()
 

@@ -17,23 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from dqar_fx.errors import CaptureError
+from dqar_fx.errors import CaptureError, listing
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
+from dqar_fx.passes.support.graphs import tensor_value
 from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .failures import locate_failure
 from .functional import trace_again, writes
+from .host_reads import HostReads, MeetsReads
 from .inputs import autocast_devices, refuse_kinds
 from .marked_writes import refuse_writes_past_marks
+from .reads import Reads
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
 from .tensor_data import DataAsOperators, without_kept_results
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from torch.export import ExportedProgram
 
@@ -52,12 +56,14 @@ class Capture:
         out_spec: How the flat outputs become what the model returns.
         cast_on: Types of the devices for which the graph is to run without autocast, since
             the casts that were made in the call are operators of its own.
+        reads: The values of the conditioning that it is specialised by; None for none.
     """
 
     gm: fx.GraphModule
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     cast_on: tuple[str, ...] = ()
+    reads: Reads | None = None
 
 
 @torch.inference_mode(mode=False)
@@ -109,10 +115,10 @@ def capture(
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
             expands = bool(select_passes(AFTER_TRACING, disable))
-            once = trace_repeats(model, args, kwargs) if expands else None
-            captured = once or trace(model, args, kwargs)
+            captured = trace_any(model, args, kwargs, expands=expands)
+            check_reads(captured, pytree.tree_leaves((args, kwargs)))
     except Exception as error:
-        lines = str(error).strip().splitlines() or ["nothing"]
+        lines = str(error).strip().rstrip(".").splitlines() or ["nothing"]
         raise CaptureError(
             f"{type(model).__name__} cannot be captured as one graph: it fails"
             f"{locate_failure(error, type(model))}. torch.export said: "
@@ -126,32 +132,83 @@ def capture(
     return captured
 
 
+def trace_any(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, expands: bool
+) -> Capture:
+    """All of a model as a graph; specialised by what it reads on the host, if anything."""
+    meets = MeetsReads(model, args, kwargs)
+    try:
+        return trace_best(model, args, kwargs, meets, expands=expands)
+    except Exception:
+        if not meets.has_met:
+            raise
+    reads = HostReads(model, args, kwargs)
+    try:
+        return trace_best(model, args, kwargs, reads, expands=expands)
+    except Exception as error:
+        refused = error
+    try:
+        captured = trace_best(model, args, kwargs, expands=expands)
+    except Exception as error:
+        raise refused from error
+    if has_unknown_sizes(captured.gm):
+        raise refused
+    return captured  # with numbers that the graph itself reads at every step
+
+
+def trace_best(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reads: HostReads | None = None,
+    *,
+    expands: bool,
+) -> Capture:
+    """All of a model as a graph, with repeated blocks traced once where that can be."""
+    once = trace_repeats(model, args, kwargs, reads) if expands else None
+    return once or trace(model, args, kwargs, reads)
+
+
 def trace_repeats(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reads: HostReads | None = None,
 ) -> Capture | None:
     """What `trace` gives, with repeated blocks traced once; None where that cannot be."""
     own = fork_model(model)
     try:
         if not RepeatedBlocks.watch(own):
             return None
-        captured = trace_own(own, args, kwargs)
-        hide_frames(captured.gm)
-        for each in AFTER_TRACING:
-            each(captured.gm)
+        return trace_own(own, args, kwargs, reads, (hide_frames, *AFTER_TRACING))
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
+        if isinstance(reads, MeetsReads) and reads.has_met:
+            raise
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
         return None
-    return captured
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reads: HostReads | None = None,
+) -> Capture:
     """All of a model as a graph."""
     # a fork, so that moving the denoiser leaves this graph's parameters in place
-    return trace_own(fork_model(model), args, kwargs)
+    return trace_own(fork_model(model), args, kwargs, reads)
 
 
-def trace_own(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-    """All of a model, which is the capture's own, as a graph."""
+def trace_own(
+    own: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reads: HostReads | None,
+    passes: Sequence[Callable[[fx.GraphModule], object]] = (),
+) -> Capture:
+    """All of a model, which is the capture's own, as a graph after some passes."""
+    if reads is not None:
+        reads.watch(own)
     exported = export(own, args, kwargs)
     ambient = autocast_devices(pytree.tree_leaves((args, kwargs)))
     is_retraced = inline_scopes(exported, ambient) or writes(exported)
@@ -161,9 +218,39 @@ def trace_own(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     written = exported.graph_signature.buffers_to_mutate
     if written:  # a step would depend on the last
         raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
+    gm = flatten_export(exported)
+    for each in passes:
+        each(gm)
+    return finish(gm, exported, reads, ambient if is_retraced else ())
+
+
+def finish(
+    gm: fx.GraphModule,
+    exported: ExportedProgram,
+    reads: HostReads | None,
+    cast_on: tuple[str, ...] = (),
+) -> Capture:
+    """A captured graph, of which what was read on the host is taken out."""
     spec = exported.call_spec
-    cast_on = ambient if is_retraced else ()
-    return Capture(flatten_export(exported), spec.in_spec, spec.out_spec, cast_on)
+    if reads is None:
+        return Capture(gm, spec.in_spec, spec.out_spec, cast_on)
+    split = Reads.split_off(gm, reads.reads, cast_on) if reads.reads else None
+    return Capture(gm, spec.in_spec, spec.out_spec.children()[0], cast_on, split)
+
+
+def check_reads(captured: Capture, leaves: Sequence[Any]) -> None:
+    """Raise if the call that was captured does not read what it was captured for."""
+    if captured.reads is not None and not captured.reads.hold(leaves):
+        raise ValueError(
+            "what its forward reads on the host is another value when it is computed again:"
+            f"{listing(captured.reads.reads)}\n"
+        )
+
+
+def has_unknown_sizes(gm: fx.GraphModule) -> bool:
+    """Whether a graph has tensors whose sizes it reads from others."""
+    values = (tensor_value(node) for node in gm.graph.nodes)
+    return any(free_unbacked_symbols(value) for value in values if value is not None)
 
 
 def export(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:

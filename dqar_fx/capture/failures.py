@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import FrameType
 
 NOT_OF_MODELS = tuple(
@@ -36,15 +36,22 @@ def locate_failure(error: BaseException, kind: type[nn.Module]) -> str:
         kind: The model's class.
     """
     for each in causes(error):
-        frames = [(frame, line) for frame, line in walk_tb(each.__traceback__)]
-        own = [(frame, line) for frame, line in frames if is_of_model(frame)]
-        modules = [module for frame, _ in frames for module in module_of(frame)]
-        if own and modules:
-            frame, line = own[-1]
-            code = frame.f_code
-            place = f"{Path(code.co_filename).name}:{line}, {code.co_name}"
-            return f" in {path_of(modules, kind)} ({place})"
+        place = place_of(reversed(list(walk_tb(each.__traceback__))), kind)
+        if place:
+            return place
     return ""
+
+
+def place_of(frames: Iterable[tuple[FrameType, int]], kind: type[nn.Module]) -> str:
+    """The module and the line of a model in some frames, the innermost first; or nothing."""
+    frames = list(frames)
+    own = next(((frame, line) for frame, line in frames if is_of_model(frame)), None)
+    modules = [module for frame, _ in reversed(frames) for module in module_of(frame)]
+    if own is None or not modules:
+        return ""
+    frame, line = own
+    place = f"{Path(frame.f_code.co_filename).name}:{line}, {frame.f_code.co_name}"
+    return f" in {path_of(modules, kind)} ({place})"
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -228,13 +228,16 @@ class GuidedDenoiser(Denoiser):
             position = replace(position, trajectory=alone)
             program = self._fit(found, position)
             return program, program.run(conditional, position)
-        other = self._locate(found, halves.unconditional)
+        beside = found
+        if found.captured.reads is not None:  # it may have a mask of its own
+            beside = self._programs.find(halves.unconditional, spec)
+        other = self._locate(beside, halves.unconditional)
         both = streams.pair(position.stream, position.trajectory, other.trajectory)
         position, other = (replace(each, trajectory=both) for each in (position, other))
         program = self._fit(found, position)
         mine = program.run(conditional, position)
-        beside = self._beside(program)
-        its = self._run_unconditional(beside, halves.unconditional, other, mine)
+        stream = self._beside(program if beside is found else self._fit(beside, other))
+        its = self._run_unconditional(stream, halves.unconditional, other, mine)
         return program, halves.join(mine, its)
 
     def _run_alone(

@@ -30,6 +30,7 @@ class Explanation:
         reports: What each pass did, in order.
         rows: What each site does at each step, or at the one that was asked for.
         disabled: Names of passes that were left out.
+        reads: Values that the forward reads on the host, by which the graph is specialised.
     """
 
     sites: tuple[Site, ...]
@@ -38,6 +39,7 @@ class Explanation:
     reports: tuple[PassReport, ...]
     rows: tuple[SiteRow, ...] = ()
     disabled: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Give the content of the JSON; sites and near misses of torch are in words."""
@@ -51,6 +53,7 @@ class Explanation:
             "passes": [asdict(report) for report in self.reports],
             "rows": [asdict(row) for row in self.rows],
             **({"disabled": self.disabled} if self.disabled else {}),
+            **({"reads": self.reads} if self.reads else {}),
         }
 
     def __str__(self) -> str:
@@ -58,8 +61,9 @@ class Explanation:
         misses = spell_misses(self.near_misses)
         changes = [line for report in self.reports for line in report.lines]
         changes += [f"{name:<20s} disabled" for name in self.disabled]
+        reads = f"specialised by values:{listing(self.reads)}\n" if self.reads else ""
         return (
-            f"{len(self.sites)} sites:{listing(sites)}\n"
+            f"{reads}{len(self.sites)} sites:{listing(sites)}\n"
             f"{len(self.left_out)} sites left out:{listing(self.left_out)}\n"
             f"{len(self.near_misses)} near misses:{listing(misses)}\n"
             f"passes:{listing(changes)}\n"

@@ -1,4 +1,4 @@
-"""The programs of a denoiser, one for each input signature."""
+"""The programs of a denoiser, by input signature."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from .packed_weights import PackedWeights
 from .packing_plan import refuse_nothing_packed
 from .program import Program
 from .recently_used import RecentlyUsed
+from .specialised import SpecialisedPrograms
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -97,7 +98,9 @@ class Programs:
         self.model_state, self.packed_weights = model_state, PackedWeights()
         self._batches: dict[int, Batches] = defaultdict(Batches)
         self._model, self._residence = model, residence
-        self._known: RecentlyUsed[tuple[int, Hashable], Program] = RecentlyUsed()
+        self._known: RecentlyUsed[tuple[int, Hashable], SpecialisedPrograms[Program]] = (
+            RecentlyUsed()
+        )
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
@@ -106,12 +109,13 @@ class Programs:
         return Programs, (*given, self.shared_tensors, self.model_state)
 
     def __iter__(self) -> Iterator[Program]:
-        for program in self._known:
-            yield program
-            yield from program.fitted
+        for programs in self._known:
+            for program in programs:
+                yield program
+                yield from program.fitted
 
     def __len__(self) -> int:
-        return len(self._known)
+        return sum(len(list(programs)) for programs in self._known)
 
     @property
     def batches(self) -> Batches:
@@ -133,15 +137,27 @@ class Programs:
 
     def find(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """The program for these inputs; built if there is none."""
-        key = self.model_state.number, signature_of(leaves, spec)
-        found = self._known.find_or_make(key, lambda: self._build(leaves, spec), MAX_PROGRAMS)
+        known = self._of((self.model_state.number, signature_of(leaves, spec)))
+        found = known.find_or_make(leaves, lambda: self._build(leaves, spec, known))
         self._latest = found
         return found
 
+    def _of(self, key: tuple[int, Hashable]) -> SpecialisedPrograms[Program]:
+        """The programs of a state of the model and an input signature, maybe none yet."""
+        bring_back = self._residence.bring_back
+        return self._known.find_or_make(
+            key, lambda: SpecialisedPrograms(bring_back), MAX_PROGRAMS
+        )
+
     @torch.inference_mode(mode=False)  # or what is kept could not be written to later
     @no_collection()
-    def _build(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
-        """Build a program for these inputs."""
+    def _build(
+        self,
+        leaves: Sequence[Any],
+        spec: pytree.TreeSpec,
+        beside: Iterable[Program] = (),
+    ) -> Program:
+        """Build a program for these inputs; ``beside`` are those for other values of them."""
         self._residence.bring_back()
         self.shared_tensors.tie(self._model)
 
@@ -150,6 +166,8 @@ class Programs:
             return self.builder(self._model, args, kwargs, self.options)
 
         program = build(leaves)
+        for other in beside:  # equal regions are compiled once
+            program.lowering.variants = other.lowering.variants
         if self.options.prepack:
             refuse_nothing_packed(program)
             program.lowering.packed_weights = self.packed_weights
@@ -168,16 +186,22 @@ class Programs:
         """
         other.model_state.take_over(self.model_state)
         state = self.model_state.number
-        for key, program in self._known.items():
+        for key, program in self._keyed():
             if key[0] != state:
                 continue  # the other's fork is of the model as it is now
             sites, around = program.table.sites, program.table.around
             if any(count_kept(each, sites, around) > program.history for each in schedules):
                 continue  # its graphs keep fewer steps: captured anew when called
             other._latest = program.with_schedule(schedules[0])
-            other._known.keep(key, other._latest, MAX_PROGRAMS)
+            other._of(key).keep(other._latest)
         other._batches[state], other.packed_weights = self.batches, self.packed_weights
         other.shared_tensors = self.shared_tensors.copy()
+
+    def _keyed(self) -> Iterator[tuple[tuple[int, Hashable], Program]]:
+        """Each program that was built, with its state of the model and input signature."""
+        for key, programs in self._known.items():
+            for program in programs:
+                yield key, program
 
     def fit(self, program: Program, shape: RunShape | None) -> Program:
         """The program whose table is made for a run, which is the latest one then.
@@ -191,14 +215,21 @@ class Programs:
 
     def forget_session(self, number: int | None) -> None:
         """Forget the streams of a session; None for what has none."""
+        self._look_at_inputs_again()
         for program in self:
             program.forget_session(number)
+
+    def _look_at_inputs_again(self) -> None:
+        """Let values that forwards read on the host be looked at again."""
+        for programs in self._known:
+            programs.forget_seen()
 
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
         if self.shared_tensors.loosen(self._model):
             self._clear()  # their graphs read one of what is equal no longer
         self.model_state.look_again()
+        self._look_at_inputs_again()
         for program in self:
             program.reset()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import chain, islice
+from itertools import chain, compress, count, islice
 from typing import TYPE_CHECKING
 
 from .blocks import find_blocks, find_runs, find_siblings
@@ -39,17 +39,23 @@ def find_latents(gm: fx.GraphModule) -> list[fx.Node]:
     One, or one for each tensor of a list, and the sound that is denoised beside a video.
     """
     inputs = [n for n in gm.graph.find_nodes(op="placeholder") if tensor_value(n) is not None]
-    for name in LATENT_NAMES:
-        found = [node for node in inputs if is_of_argument(str(node.target), name)]
+    names = [str(node.target) for node in inputs]
+    floats = [node.meta["val"].is_floating_point() for node in inputs]
+    return [inputs[place] for place in choose_latents(names, floats)]
+
+
+def choose_latents(names: Sequence[str], floats: Sequence[bool]) -> list[int]:
+    """Which tensors of a call are denoised, by their names and whether they have fractions."""
+    for latent in LATENT_NAMES:
+        found = [i for i, name in enumerate(names) if is_of_argument(name, latent)]
         if found:
             beside = (
-                node
-                for node in inputs
-                if any(is_of_argument(str(node.target), name) for name in LATENTS_BESIDE)
+                i
+                for i, each in enumerate(names)
+                if any(is_of_argument(each, name) for name in LATENTS_BESIDE)
             )
             return [*found, *beside]
-    floats = (node for node in inputs if node.meta["val"].is_floating_point())
-    return list(islice(floats, 1))
+    return list(islice(compress(count(), floats), 1))
 
 
 def find_timestep(names: Collection[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Deep levels of UNets reused: against hooks on the untouched model; what is left of a step."""
+"""Deep levels of UNets reused: against hooks on the untouched model, and what is left."""
 
 from __future__ import annotations
 
