@@ -1,1 +1,1 @@
-"""Every transformer and UNet of diffusers in small, and what each must show when transformed."""
+"""Every transformer and UNet of diffusers in small, and what each must show if transformed."""

@@ -56,7 +56,11 @@ class Oracle:
             number = calls[path]
             calls[path] += 1
             site = f"{path}@{number}" if number else path
-            return output if site not in actions else self.act(site, actions[site], args, kwargs, output)
+            return (
+                output
+                if site not in actions
+                else self.act(site, actions[site], args, kwargs, output)
+            )
 
         return replace
 
@@ -67,7 +71,9 @@ class Oracle:
         leaves, spec = pytree.tree_flatten(output)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         outputs = [leaves[i] for i in places]
-        bases = find_bases(tensors((args, kwargs)), outputs) if self.is_residual[site] else None
+        bases = (
+            find_bases(tensors((args, kwargs)), outputs) if self.is_residual[site] else None
+        )
         if action == STORE:
             self.kept[site] = [each.clone() for each in subtract(outputs, bases)]
             return output

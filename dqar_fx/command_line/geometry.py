@@ -84,7 +84,7 @@ class Geometry:
         self._draws = torch.Generator().manual_seed(0)
         self.letters: dict[str, Callable[[], int]] = {
             "B": lambda: sizes.batch,
-            "C": lambda: self.entry(*CHANNELS),
+            "C": lambda: self.channels,
             "D": lambda: self.entry(*TEXT_WIDTHS),
             "F": lambda: self.frames,
             "H": lambda: self.height,
@@ -117,6 +117,11 @@ class Geometry:
             return self.entry(*names)
         except NoSizeError:
             return default
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latent."""
+        return self.entry(*CHANNELS)
 
     @property
     def height(self) -> int:
@@ -202,6 +207,6 @@ class Geometry:
         )
 
     def counting(self, *sizes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Numbers from zero on in the first direction, in a tensor of one direction or more."""
+        """All places of a grid in their order: one row each, one column per direction."""
         ranges = [torch.arange(size, device=self.device, dtype=dtype) for size in sizes]
         return torch.stack(torch.meshgrid(*ranges, indexing="ij"), -1).flatten(0, -2)

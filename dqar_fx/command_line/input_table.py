@@ -99,6 +99,23 @@ def rotary_embedding(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor] | 
     return angles.cos(), angles.sin()
 
 
+def num_time_ids(geometry: Geometry) -> int:
+    """Numbers about the video, such as its frames per second, each embedded by itself."""
+    width = geometry.entry("projection_class_embeddings_input_dim")
+    return width // geometry.entry("addition_time_embed_dim")
+
+
+def masked_channels(geometry: Geometry) -> int:
+    """Channels of a latent beside a given one, and the mask that says where it counts."""
+    return 2 * geometry.channels + 1
+
+
+def enlarged(geometry: Geometry, convolutions: int) -> str:
+    """Height and width of what so many convolutions, but for one, halve to the latent's."""
+    sides = (geometry.height, geometry.width)
+    return " ".join(str(side << convolutions - 1) for side in sides)
+
+
 MAKERS: dict[str, Maker] = {
     "hidden_states": latent,
     "sample": latent,
@@ -107,7 +124,9 @@ MAKERS: dict[str, Maker] = {
     "timestep_r": when("use_meanflow", timestep),
     "class_labels": when("num_embeds_ada_norm", lambda g: g.full("B", 1, torch.long)),
     "encoder_hidden_states": "B L D",
-    "encoder_hidden_states_1": lambda g: g.normal(f"B L {g.config['cross_attention_dim'][-1]}"),
+    "encoder_hidden_states_1": lambda g: g.normal(
+        f"B L {g.config['cross_attention_dim'][-1]}"
+    ),
     "encoder_hidden_states_2": "B L text_embed_2_dim",
     "encoder_hidden_states_t5": "B L text_embed_dim_t5",
     "encoder_hidden_states_image": "B I image_dim",
@@ -131,10 +150,7 @@ MAKERS: dict[str, Maker] = {
     "target_size": picture_sizes,
     "crop_coords": lambda g: g.full("B 2", 0),
     "added_cond_kwargs": added_conditions,
-    "added_time_ids": lambda g: g.full(
-        f"B {g.entry('projection_class_embeddings_input_dim') // g.entry('addition_time_embed_dim')}",
-        6,
-    ),
+    "added_time_ids": lambda g: g.full(f"B {num_time_ids(g)}", 6),
     "image_rotary_emb": rotary_embedding,
     "fps": when("inject_sample_info", lambda g: g.full("B", 0, torch.long)),
     "ofs": when("ofs_embed_dim", lambda g: g.full("B", 2)),
@@ -169,9 +185,7 @@ OF_CLASS: dict[str, Mapping[str, Maker]] = {
         "id_cond": when("is_train_face", "B LFE_id_dim"),
         "id_vit_hidden": when(
             "is_train_face",
-            lambda g: [
-                g.normal("B I LFE_vit_dim") for _ in range(g.config["LFE_num_scale"])
-            ],
+            lambda g: [g.normal("B I LFE_vit_dim") for _ in range(g.config["LFE_num_scale"])],
         ),
     },
     "I2VGenXLUNet": {
@@ -186,11 +200,11 @@ OF_CLASS: dict[str, Mapping[str, Maker]] = {
         "text_rope_pos": lambda g: g.counting(g.text_tokens).flatten(),
     },
     "Kandinsky6SRTransformer3DModel": {
-        "hidden_states": lambda g: g.normal(f"B F H W {2 * g.entry('in_visual_dim') + 1}")
+        "hidden_states": lambda g: g.normal(f"B F H W {masked_channels(g)}")
     },
     "Kandinsky6Transformer3DModel": {
         "hidden_states": lambda g: g.normal(
-            f"B F H W {(1 + bool(g.config['visual_cond'])) * g.entry('in_visual_dim') + bool(g.config['visual_cond'])}"
+            f"B F H W {masked_channels(g) if g.config['visual_cond'] else g.channels}"
         ),
         "encoder_attention_mask": mask("B L", torch.bool),
     },
@@ -223,14 +237,9 @@ OF_CLASS: dict[str, Mapping[str, Maker]] = {
     "UNetControlNetXSModel": {
         "sample": "B 4 H W",
         "controlnet_cond": lambda g: g.normal(
-            " ".join(
-                ["B", "ctrl_conditioning_channels"]
-                + [
-                    str(side << len(g.config["ctrl_conditioning_embedding_out_channels"]) - 1)
-                    for side in (g.height, g.width)
-                ]
-            )
-        )
+            "B ctrl_conditioning_channels "
+            + enlarged(g, len(g.config["ctrl_conditioning_embedding_out_channels"]))
+        ),
     },
     "UNetMotionModel": {
         "sample": VIDEO,

@@ -186,7 +186,9 @@ OF_CLASS: dict[str, dict[str, str | Callable[[Geometry], Any]]] = {
         "encoder_attention_mask": lambda g: g.full("B L", 1, boolean),
     },
     "MiniMaxH3Transformer3DModel": {
-        "hidden_states": lambda g: g.normal(f"1 {h3_sizes(g)[1]} {4 * g.entry('in_channels')}"),
+        "hidden_states": lambda g: g.normal(
+            f"1 {h3_sizes(g)[1]} {4 * g.entry('in_channels')}"
+        ),
         "audio_hidden_states": "1 F audio_in_channels",
         "encoder_hidden_states": "1 L D",
         "timestep": lambda g: g.full("1", 500, torch.float32),
