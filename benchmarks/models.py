@@ -98,10 +98,7 @@ COLUMNS = (
     Column("attention", "attention_sites"),
     Column("feed-forward", "feed_forward_sites"),
     Column("block", "block_sites"),
-    *(
-        Column(name, lambda row, name=name: row.verdicts.get(name, NOTHING))
-        for name in TRIALS
-    ),
+    *(Column(name, lambda row, name=name: row.verdicts.get(name, NOTHING)) for name in TRIALS),
     Column("s", "seconds", ".1f"),
 )
 
@@ -122,7 +119,9 @@ class Options(CpuOptions):
     @property
     def names(self) -> list[str]:
         """The classes to be tried."""
-        return [name for name in find_exports() if any(fnmatchcase(name, p) for p in self.only)]
+        return [
+            name for name in find_exports() if any(fnmatchcase(name, p) for p in self.only)
+        ]
 
     def settle(self) -> Self:
         """The same, if there is such a class."""

@@ -1,4 +1,4 @@
-"""Every transformer and UNet of the installed diffusers shows what it must, or is known not to."""
+"""Every transformer and UNet of diffusers shows what it must, or is known not to."""
 
 from __future__ import annotations
 
