@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 import dqar_fx
-import dqar_fx.builder.builder
 from benchmarks.zoo.oracle import REUSE, STORE, Oracle, Tensors, tensors
 from benchmarks.zoo.specimens import Specimen
 
@@ -40,7 +37,6 @@ class Trial:
     def __init__(self, specimen: Specimen) -> None:
         self.specimen = specimen
         self.graphs: list[fx.GraphModule] = []
-        self._captures: list[Any] = []
 
     @cached_property
     def model(self) -> nn.Module:
@@ -83,36 +79,13 @@ class Trial:
 
     def transform(self, sites: str | tuple[str, ...], **options: Any) -> Any:
         """A denoiser that is captured already."""
-        with self.one_capture():
-            return dqar_fx.transform(
-                self.model,
-                dqar_fx.Schedule.compute_all(STEPS),
-                sites=sites,
-                example_inputs=self.calls[0],
-                **options,
-            )
-
-    @contextmanager
-    def one_capture(self) -> Iterator[None]:
-        """Captures the model at the first of several transformations alone: half of the time.
-
-        All of them are given the same inputs, and passes work on copies of what is captured.
-        """
-        capture = dqar_fx.builder.builder.capture
-
-        def capture_once(*args: Any) -> Any:
-            if not self._captures:
-                try:
-                    self._captures.append(capture(*args))
-                except dqar_fx.CaptureError as error:
-                    self._captures.append(error)
-            (found,) = self._captures
-            if isinstance(found, dqar_fx.CaptureError):
-                raise found
-            return found
-
-        with mock.patch.object(dqar_fx.builder.builder, "capture", capture_once):
-            yield
+        return dqar_fx.transform(
+            self.model,
+            dqar_fx.Schedule.compute_all(STEPS),
+            sites=sites,
+            example_inputs=self.calls[0],
+            **options,
+        )
 
     @property
     def tier(self) -> str:
@@ -126,8 +99,12 @@ class Trial:
     @property
     def kinds(self) -> Counter[str]:
         """Number of sites of each kind, attentions together."""
-        explanation = self.denoiser_of_attention.explain()
-        sites = [*explanation.sites, *explanation.left_out]
+        sites = self.denoiser_of_attention.explain().sites
+        try:  # feed-forwards inside of blocks that are sites are none there
+            inside = self.compiled.explain()
+            sites = [*inside.sites, *inside.left_out, *(s for s in sites if s.kind == "block")]
+        except dqar_fx.DqarError:
+            pass
         return Counter("attention" if s.kind in ATTENTION else s.kind for s in sites)
 
     # ---- runs ----------------------------------------------------------------------------
