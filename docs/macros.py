@@ -30,11 +30,12 @@ PROVENANCE = ("hardware", "device", "dtype", "torch", "diffusers", "commit", "co
 
 
 def define_env(env: MacrosPlugin) -> None:
-    """Give the pages ``table(name)``, ``api(names)``, ``pass_entries()`` and ``rooms()``."""
+    """Give the pages ``table(name)``, ``api``, ``pass_entries``, ``rooms`` and ``waiting``."""
     env.macro(render, "table")
     env.macro(document, "api")
     env.macro(pass_entries)
     env.macro(rooms)
+    env.macro(waiting)
 
 
 # ---- results -------------------------------------------------------------------------------
@@ -160,3 +161,17 @@ def first_paragraph(path: Path) -> str:
     module = path / "__init__.py" if path.is_dir() else path
     text = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
     return " ".join(text.split("\n\n")[0].split())
+
+
+# ---- models --------------------------------------------------------------------------------
+
+
+def waiting() -> str:
+    """The trials of models that do not hold yet, as the tests have them, and why."""
+    path = ROOT / "benchmarks" / "zoo" / "waiting.toml"
+    entries = tomllib.loads(path.read_text("utf-8"))
+    lines = [
+        (name, entry.get("tier", "graph"), ", ".join(entry["trials"]), entry["note"])
+        for name, entry in entries.items()
+    ]
+    return tabulate(lines, ["class", "tier", "do not hold", "why"], tablefmt="github")

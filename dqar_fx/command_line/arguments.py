@@ -71,3 +71,13 @@ def sites_of(text: str) -> str | tuple[str, ...]:
     if not parts:
         raise argparse.ArgumentTypeError(f"expected a kind or path of sites, found {text!r}")
     return parts[0] if len(parts) == 1 else parts
+
+
+def size_of(text: str) -> int | tuple[int, int]:
+    """A converter for argparse: ``64``, one side of a square, or ``60x104``."""
+    sides = [int(side) for side in text.split("x") if side.isdecimal() and int(side) > 1]
+    if len(sides) != text.count("x") + 1 or len(sides) > 2:
+        raise argparse.ArgumentTypeError(
+            f"expected a side of at least 2, or two such as 60x104, found {text!r}"
+        )
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])

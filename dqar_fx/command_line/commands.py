@@ -17,7 +17,9 @@ from dqar_fx.program.backends import unit_of
 from dqar_fx.schedule.table import BranchTable
 from dqar_fx.transform import transform
 
-from .example_inputs import Sizes, derive_inputs
+from .cards import find_card_maybe
+from .example_inputs import derive_inputs
+from .geometry import Sizes
 from .models import build_model, load_model
 from .schedules import ScheduleOptions, make_schedule
 
@@ -130,16 +132,23 @@ def prepare(options: argparse.Namespace) -> Denoiser:
     """
     schedule = read_schedule(options, options.schedule)
     model = read_model(options)
-    sizes = Sizes(options.batch, options.size, options.text_tokens, dict(options.inputs))
     return transform(
         model,
         schedule,
         sites=options.sites,
-        example_inputs=derive_inputs(model, sizes),
+        example_inputs=derive_inputs(model, read_sizes(options)),
         keep=options.keep,
         cache=options.cache,
         compile=unit_of(options.lowering),
     )
+
+
+def read_sizes(options: argparse.Namespace) -> Sizes:
+    """Sizes of the inputs: what the options say, or else a card."""
+    card = find_card_maybe(options.model or options.config)
+    told = {name: getattr(options, name) for name in ("size", "frames", "text_tokens")}
+    known = {name: value or getattr(card, name, None) for name, value in told.items()}
+    return Sizes(options.batch, **known, given=dict(options.inputs))
 
 
 def read_schedule(options: argparse.Namespace, text: str) -> Schedule:
@@ -157,7 +166,8 @@ def read_model(options: argparse.Namespace) -> nn.Module:
     source = options.model or options.config
     if source is None or (options.model and options.config):
         raise CaptureError(
-            "give one model: a folder, a name on the hub, or --config FILE_OR_FOLDER"
+            "give one model: a folder, a name on the hub, a card such as flux.1-dev, or "
+            "--config FILE_OR_FOLDER"
         )
     if options.weights and options.config:
         raise CaptureError("--config has no weights: give the model's folder or name instead")

@@ -1,4 +1,4 @@
-"""From a hub's name, a folder or a config file to a model, by default without its weights."""
+"""From a name, a folder or a config file to a model, by default without its weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dqar_fx.errors import CaptureError
+
+from .cards import find_card_maybe, read_cards
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +25,7 @@ CONFIG = "config.json"
 
 
 def build_model(source: str, dtype: torch.dtype) -> nn.Module:
-    """A model on the meta device, from a config file, a folder or a hub's name alone.
+    """A model on the meta device, from a config file, a folder, a card or a hub's name.
 
     Raises:
         CaptureError: There is no config, or no model can be built from it.
@@ -56,6 +58,11 @@ def load_model(source: str, dtype: torch.dtype) -> nn.Module:
     Raises:
         CaptureError: There are no weights, or they do not fit.
     """
+    if find_card_maybe(source) is not None:
+        raise CaptureError(
+            f"{source} is a card, which has no weights: give a folder or a name on the hub, "
+            "or leave --weights out"
+        )
     model_class = find_class(read_config(source), source)
     folder = Path(source)
     is_pipeline = (folder / SUBFOLDER / CONFIG).is_file()
@@ -78,7 +85,9 @@ def read_config(source: str) -> dict[str, Any]:
     Raises:
         CaptureError: There is none.
     """
-    path = Path(source)
+    path, card = Path(source), find_card_maybe(source)
+    if card is not None:
+        return dict(card.config)
     if path.is_file():
         return read_json(path)
     if path.is_dir():
@@ -93,8 +102,8 @@ def read_config(source: str) -> dict[str, Any]:
     if HUB_NAME.fullmatch(source):
         return fetch_config(source)
     raise CaptureError(
-        f"{source} is no model: expected a folder, a config file, or a name on the hub such "
-        "as facebook/DiT-XL-2-256"
+        f"{source} is no model: expected a folder, a config file, a name on the hub such as "
+        f"facebook/DiT-XL-2-256, or a card: {', '.join(read_cards())}"
     )
 
 

@@ -13,7 +13,7 @@ from dqar_fx.program.backends import LOWERINGS
 from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
 from dqar_fx.transform import KINDS_KEPT
 
-from .arguments import Parser, at_least, cell_of, pair_of_steps, sites_of, steps_of
+from .arguments import Parser, at_least, cell_of, pair_of_steps, sites_of, size_of, steps_of
 from .commands import show_diff, show_report, show_table
 from .example_inputs import input_of
 from .schedules import NAMED
@@ -47,6 +47,8 @@ examples:
   dqar-fx inspect ./pipeline --html report.html         # as a page, one file
   dqar-fx inspect ./pipeline --json | jq .report.rows
   dqar-fx inspect ./pipeline --diff 4:17                # what step 17 has not that step 4 has
+  dqar-fx inspect flux.1-dev --batch 1 --dtype bfloat16  # a published geometry
+  dqar-fx inspect wan2.1-14b --frames 9 --size 60x104
   dqar-fx inspect --config flux.json --sites all --schedule interval --every 4 --forecast 2
   dqar-fx inspect org/model --input image_rotary_emb=none --input ids=512x3:float32
 """
@@ -148,7 +150,7 @@ def add_command(
         "model",
         nargs="?",
         metavar="MODEL",
-        help=f"{model}: a folder, or a name on the hub",
+        help=f"{model}: a folder, a name on the hub, or a card such as flux.1-dev",
     )
     add_model_options(parser.add_argument_group("model and its inputs").add_argument)
     add_schedule_options(parser.add_argument_group("schedule").add_argument)
@@ -158,11 +160,17 @@ def add_command(
 
 def add_model_options(add: Callable[..., argparse.Action]) -> None:
     """Add options that tell which model it is, and what it is given."""
-    add("--config", metavar="FILE_OR_FOLDER", help="the model, by its config alone")
+    add("--config", metavar="FILE_OR_FOLDER", help="the model, by its config or card alone")
     add("--weights", action="store_true", help="load the weights (equal ones are merged)")
     add("--dtype", choices=DTYPES, default="float32", help="of the parameters (float32)")
     add("--batch", type=at_least(1), default=2, help="samples of a call, with guidance's (2)")
-    add("--size", type=at_least(2), help="height and width of the latent (the config's; 128)")
+    add(
+        "--size",
+        type=size_of,
+        metavar="SIDE_OR_HxW",
+        help="height and width of the latent, or a sound's length (the config's; 128)",
+    )
+    add("--frames", type=at_least(1), help="frames of the latent (the config's; 21)")
     add("--text-tokens", type=at_least(1), help="tokens of text (the pipeline's; 512)")
     add(
         "--input",

@@ -9,7 +9,9 @@ import torch
 
 import dqar_fx
 from dqar_fx import CaptureError, Schedule
-from dqar_fx.command_line.example_inputs import Sizes, derive_inputs, input_of
+from dqar_fx.command_line.arguments import size_of
+from dqar_fx.command_line.example_inputs import derive_inputs, input_of
+from dqar_fx.command_line.geometry import Sizes
 from dqar_fx.command_line.models import build_model, load_model
 from tests.helpers.config_files import (
     AURA,
@@ -111,14 +113,38 @@ def test_pixart_of_high_resolution_is_given_sizes(tmp_path):
     assert list(given["aspect_ratio"].shape) == [2, 1]
 
 
+def test_videos_have_frames_and_two_sides(tmp_path):
+    model = build(tmp_path, COGVIDEO)
+    inputs = derive_inputs(model, Sizes())
+    assert list(inputs["hidden_states"].shape) == [2, 13, 16, 60, 90]
+    assert list(inputs["encoder_hidden_states"].shape) == [2, 226, 4096]
+    inputs = derive_inputs(model, Sizes(batch=1, size=(8, 12), frames=3))
+    assert list(inputs["hidden_states"].shape) == [1, 3, 16, 8, 12]
+
+
 def test_what_cannot_be_derived_is_asked_for(tmp_path):
-    with pytest.raises(CaptureError, match="give --size, or --input hidden_states="):
-        derive_inputs(build(tmp_path, COGVIDEO), Sizes())
-    given = {"hidden_states": torch.zeros(1, 4, 16, 8, 8)}
-    with pytest.raises(CaptureError, match="width of its text"):
-        derive_inputs(build(tmp_path, COGVIDEO), Sizes(given=given))
-    with pytest.raises(CaptureError, match="no example is known for its input 'query'"):
+    class Unsized(torch.nn.Module):
+        def forward(self, hidden_states):
+            return hidden_states
+
+    with pytest.raises(CaptureError, match="none of in_channels"):
+        derive_inputs(Unsized(), Sizes())
+    with pytest.raises(CaptureError, match="'query': no example is known for it"):
         derive_inputs(torch.nn.MultiheadAttention(4, 1), Sizes())
+    with pytest.raises(
+        CaptureError, match="has no input 'text'; its inputs are hidden_states"
+    ):
+        derive_inputs(build(tmp_path, DIT), Sizes(given={"text": None}))
+
+
+def test_sides_are_one_or_two():
+    assert (size_of("64"), size_of("60x104")) == (64, (60, 104))
+
+
+@pytest.mark.parametrize("text", ["", "x", "1", "60x", "60x1", "6x6x6", "-4", "a"])
+def test_sides_that_are_none_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a side of at least 2"):
+        size_of(text)
 
 
 @pytest.mark.parametrize("text", ["a", "a=", "a=2x", "a=2:floaty", "2=2", "a=2:nn"])

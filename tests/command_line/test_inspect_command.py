@@ -12,7 +12,8 @@ import torch
 import dqar_fx
 from benchmarks.reference import PIPELINE
 from dqar_fx import GraphDiff, Report, Schedule
-from dqar_fx.command_line.example_inputs import Sizes, derive_inputs
+from dqar_fx.command_line.example_inputs import derive_inputs
+from dqar_fx.command_line.geometry import Sizes
 from dqar_fx.command_line.models import build_model
 from tests.helpers.config_files import DIT_XL, config, expect_error, run, write_config
 

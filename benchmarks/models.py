@@ -1,0 +1,150 @@
+"""Every transformer and UNet of diffusers, in small: does a transformed one do what it must?
+
+Each class that diffusers exports is tried, with a configuration of two blocks or more and
+inputs that are derived from its forward and its config. Columns: how it is captured (tier);
+its sites; computing all equals the untouched model bit for bit (computes); attention, or what
+blocks add, that reuses at every other step equals plain hooks bit for bit (attention,
+blocks); compiled by blocks it gives the same, and compiles nothing in a second run
+(compiled).
+
+Examples::
+
+    python -m benchmarks.models                    # all of them: a quarter of an hour
+    python -m benchmarks.models --only "Wan*"      # some of them
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Self
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.harness.errors import InputError
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.options import CpuOptions, Patterns, at_least, run_command
+from benchmarks.harness.rows import SHARED, noted_failure, write_rows
+from benchmarks.harness.tables import NOTHING, Column, format_table, wrap_notes
+from benchmarks.zoo.specimens import find_exports, specimens
+from benchmarks.zoo.trials import TRIALS, Trial
+from benchmarks.zoo.waiting import Waiting, waiting
+
+RIGHT, WRONG = "yes", "no"
+
+
+@dataclass
+class Row:
+    """What one class showed.
+
+    Attributes:
+        name: The class.
+        tier: How it is captured.
+        attention_sites: Sites that are attentions.
+        feed_forward_sites: Sites that are feed-forwards.
+        block_sites: Sites that are blocks.
+        verdicts: By trial, ``yes`` or ``no``, and a few words.
+        note: Why trials do not hold yet, where that is known.
+        seconds: What all trials took.
+        error: What went wrong first, or None.
+    """
+
+    name: str
+    tier: str | None = None
+    attention_sites: int | None = None
+    feed_forward_sites: int | None = None
+    block_sites: int | None = None
+    verdicts: dict[str, str] = field(default_factory=dict, metadata=SHARED)
+    note: str | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+    @property
+    def is_as_known(self) -> bool:
+        """Whether the trials that hold are all but those that are known not to."""
+        wrong = {name for name, verdict in self.verdicts.items() if verdict.startswith(WRONG)}
+        return wrong == set(waiting().get(self.name, Waiting()).trials)
+
+    def note_failure(self, error: str) -> None:
+        """Writes an error down, if it is the first one."""
+        self.error = self.error or error
+
+
+def try_out(name: str) -> Row:
+    """All trials of a class; one that fails is wrong."""
+    row, trial, begun = Row(name), Trial(specimens()[name]), time.perf_counter()
+    for key, test in TRIALS.items():
+        row.verdicts[key] = WRONG
+        with noted_failure(f"{name}, {key}", row.note_failure):
+            verdict = test(trial)
+            row.verdicts[key] = f"{RIGHT if verdict.is_right else WRONG}: {verdict.word}"
+    row.tier = trial.tier
+    row.note = waiting().get(name, Waiting()).note or None
+    with noted_failure(f"{name}, sites", row.note_failure):
+        kinds = trial.kinds
+        row.attention_sites = kinds["attention"]
+        row.feed_forward_sites = kinds["feed_forward"]
+        row.block_sites = kinds["block"]
+    row.seconds = time.perf_counter() - begun
+    return row
+
+
+COLUMNS = (
+    Column("class", "name"),
+    Column("tier", "tier"),
+    Column("attention", "attention_sites"),
+    Column("feed-forward", "feed_forward_sites"),
+    Column("block", "block_sites"),
+    *(Column(name, lambda row, name=name: row.verdicts.get(name, NOTHING)) for name in TRIALS),
+    Column("s", "seconds", ".1f"),
+)
+
+
+@dataclass(frozen=True)
+class Options(CpuOptions):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.models"
+
+    threads: Annotated[int | None, at_least(1)] = 1
+    """CPU threads; more of them take longer for models so small."""
+    only: Patterns = ("*",)
+    """Classes of such names."""
+    out: Path = Path("results/models")
+    """Folder to write to."""
+
+    @property
+    def names(self) -> list[str]:
+        """The classes to be tried."""
+        return [
+            name for name in find_exports() if any(fnmatchcase(name, p) for p in self.only)
+        ]
+
+    def settle(self) -> Self:
+        """The same, if there is such a class."""
+        if not self.names:
+            raise InputError(f"--only: no class is called so; there are {find_exports()}")
+        return super().settle()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run_command(Options, run, argv)
+
+
+def run(options: Options) -> int:
+    """Try, print and write; the exit code, 1 if a trial does not hold that should, or does."""
+    rows = [try_out(name) for name in tqdm(options.names, unit="class")]
+    machine, path = describe_machine(torch.device("cpu")), options.out / "rows.jsonl"
+    print(format_table(COLUMNS, rows), machine, sep="\n\n")
+    print(wrap_notes([f"{row.name}: {row.note}" for row in rows if row.note]))
+    write_rows(rows, path, machine)
+    print(f"wrote {path}")
+    return 0 if all(row.is_as_known for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

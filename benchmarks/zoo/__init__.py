@@ -1,0 +1,1 @@
+"""Every transformer and UNet of diffusers in small, and what each must show if transformed."""
