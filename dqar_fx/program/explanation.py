@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import listing
@@ -11,9 +11,17 @@ from dqar_fx.passes.support.graphs import source_line
 from dqar_fx.passes.support.module_paths import module_path
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dqar_fx.passes import NoMatch, Site
     from dqar_fx.passes.support.runner import PassReport
     from dqar_fx.schedule.cells import SiteRow
+
+TIERS = {
+    "graph": "one graph of the whole denoiser",
+    "blocks": "its blocks one by one, between which the model's own forward runs",
+}
+"""What a capture may be of, the best first, in words."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,9 @@ class Explanation:
         reports: What each pass did, in order.
         rows: What each site does at each step, or at the one that was asked for.
         disabled: Names of passes that were left out.
+        tier: What was captured: an entry of `TIERS`.
+        why_tier: Why not the one above it; empty where that was not tried.
+        uncaptured: Reason by path, for blocks that run as themselves.
     """
 
     sites: tuple[Site, ...]
@@ -35,6 +46,15 @@ class Explanation:
     reports: tuple[PassReport, ...]
     rows: tuple[SiteRow, ...] = ()
     disabled: tuple[str, ...] = ()
+    tier: str = "graph"
+    why_tier: str = ""
+    uncaptured: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def said_tier(self) -> str:
+        """The tier in words, and why it is not the one above."""
+        why = f", since {self.why_tier}" if self.why_tier else ""
+        return f"{TIERS[self.tier]}{why}"
 
     def to_json(self) -> str:
         """Give the content of the JSON; sites and near misses of torch are in words."""
@@ -48,6 +68,9 @@ class Explanation:
             "passes": [asdict(report) for report in self.reports],
             "rows": [asdict(row) for row in self.rows],
             **({"disabled": self.disabled} if self.disabled else {}),
+            "tier": self.tier,
+            **({"why_tier": self.why_tier} if self.why_tier else {}),
+            **({"uncaptured": dict(self.uncaptured)} if self.uncaptured else {}),
         }
 
     def __str__(self) -> str:
@@ -55,7 +78,11 @@ class Explanation:
         misses = [f"{miss}  ({source_line(miss.node)})" for miss in self.near_misses]
         changes = [line for report in self.reports for line in report.lines]
         changes += [f"{name:<20s} disabled" for name in self.disabled]
+        left = [f"{path}: {reason}" for path, reason in self.uncaptured.items()]
+        uncaptured = f"{len(left)} blocks run as themselves:{listing(left)}\n" if left else ""
         return (
+            f"tier: {self.said_tier}\n"
+            f"{uncaptured}"
             f"{len(self.sites)} sites:{listing(sites)}\n"
             f"{len(self.left_out)} sites left out:{listing(self.left_out)}\n"
             f"{len(self.near_misses)} near misses:{listing(misses)}\n"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Hashable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import signature_of
 from dqar_fx.errors import DqarError
+from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .dynamic_batch import Batches
 from .fitting import count_kept
@@ -21,7 +23,7 @@ from .program import Program
 from .recently_used import RecentlyUsed
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 MAX_PROGRAMS = 8
 """Input signatures that are kept; the least recently used one goes first."""
+MAX_RENEWALS = 3
+"""How often one signature is captured anew because a call of it did something else."""
 
 
 class ProgramBuilder(Protocol):
@@ -98,6 +102,7 @@ class Programs:
         self._batches: dict[int, Batches] = defaultdict(Batches)
         self._model, self._residence = model, residence
         self._known: RecentlyUsed[tuple[int, Hashable], Program] = RecentlyUsed()
+        self._renewed = Counter[tuple[int, Hashable]]()
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
@@ -134,7 +139,15 @@ class Programs:
     def find(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """The program for these inputs; built if there is none."""
         key = self.model_state.number, signature_of(leaves, spec)
-        found = self._known.find_or_make(key, lambda: self._build(leaves, spec), MAX_PROGRAMS)
+
+        def build() -> Program:
+            return self._build(leaves, spec)
+
+        found = self._known.find_or_make(key, build, MAX_PROGRAMS)
+        if found.is_outdated and self._renewed[key] < MAX_RENEWALS:
+            with TRACING:
+                self._renewed[key] += 1
+                self._known.keep(key, found := build(), MAX_PROGRAMS)
         self._latest = found
         return found
 
@@ -210,4 +223,5 @@ class Programs:
 
     def _clear(self) -> None:
         self._known.clear()
+        self._renewed.clear()
         self._latest = None
