@@ -95,14 +95,12 @@ class Builder:
         observe("captured", type(model).__name__, captured.capture.gm)
 
         graph = fork(captured.capture.gm)
-        early = select_before_sites(
-            compiled=compiled, blocks=blocks, disable=captured.without_passes(disable)
-        )
+        early = select_before_sites(compiled=compiled, blocks=blocks, disable=disable)
         reports = run_passes(graph, early, observe=observe)
         wanted = [self.sites] if isinstance(self.sites, str) else self.sites
         matches, near_misses = find_sites(graph, spans=wanted, disable=disable)
-        matches, others = captured.find_of_latent(graph, matches)
-        near_misses += others
+        if captured.blocks is not None:  # what is between two blocks is in no graph
+            matches = [match for match in matches if not match.is_across_blocks]
         if self.keep == "kv":
             matches, without = keep_all_keys_values(matches)
             near_misses += without

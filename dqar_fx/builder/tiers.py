@@ -18,29 +18,22 @@ from dqar_fx.capture.capture import capture
 from dqar_fx.capture.segments import capture_segments
 from dqar_fx.errors import CaptureError, OptionError, SiteError
 from dqar_fx.notices import Once
-from dqar_fx.passes import hoist_conditioning, merge_equal_parameters
 from dqar_fx.passes.find_residuals import SPAN
-from dqar_fx.passes.support.blocks import find_blocks, find_runs
-from dqar_fx.passes.support.conditioning_nodes import choose_nodes
-from dqar_fx.passes.support.graphs import is_computing
-from dqar_fx.passes.support.vocabulary import NoMatch
+from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.program.block_program import BlockProgram
 from dqar_fx.program.explanation import TIERS
 from dqar_fx.program.host import Host
 from dqar_fx.program.program import Program
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from dqar_fx.capture.capture import Capture
     from dqar_fx.capture.segments import SegmentCapture
-    from dqar_fx.passes.support.module_sites import Match
     from dqar_fx.program.compile_options import CompileOptions
 
 WANTED = ("auto", "graph", "blocks")
 """What ``capture`` of `dqar_fx.transform` may be."""
-OF_THE_WHOLE = (merge_equal_parameters.__name__, hoist_conditioning.__name__)
-"""Passes that have nothing to do where only blocks are there: conditioning comes from outside."""
 
 
 @dataclass(frozen=True)
@@ -72,33 +65,6 @@ class Captured:
         found = find_blocks(self.capture.gm.graph.nodes)
         segments = () if self.blocks is None else self.blocks.segments
         return tuple(dict.fromkeys((*found, *(segment.path for segment in segments))))
-
-    def without_passes(self, disable: Collection[str]) -> tuple[str, ...]:
-        """Names of passes that are left out before sites are found."""
-        return (*disable, *(() if self.blocks is None else OF_THE_WHOLE))
-
-    def find_of_latent(
-        self, gm: fx.GraphModule, matches: Sequence[Match]
-    ) -> tuple[list[Match], list[NoMatch]]:
-        """The sites that there are without a graph of the whole, and what is none.
-
-        Nothing is hoisted out of blocks: what does not read what they denoise stays, and is
-        computed at each step, as the model's own forward does.
-        """
-        if self.blocks is None:
-            return list(matches), []
-        inputs, nodes = gm.graph.find_nodes(op="placeholder"), list(gm.graph.nodes)
-        computing = [node for node in nodes if is_computing(node)]
-        latents = [inputs[i] for i in self.blocks.latents]
-        runs = find_runs(nodes, self.find_blocks())
-        free = frozenset(choose_nodes(computing, latents, runs))
-        inside = [match for match in matches if not match.is_across_blocks]
-        reason = "it reads nothing that its block denoises"
-        return [match for match in inside if not free.issuperset(match.outputs)], [
-            NoMatch(f"{match.site.path}: {reason}", match.outputs[0])
-            for match in inside
-            if free.issuperset(match.outputs)
-        ]
 
     def make_program(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], **program: Any

@@ -111,9 +111,7 @@ class Recorder(TorchDispatchMode):
         return forward
 
 
-def record_calls(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Recording:
+def record_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
     """Run a model once, which stays as it is, and record the calls inside of it."""
     own = fork_model(model)
     for module in own.modules():

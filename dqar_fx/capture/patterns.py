@@ -172,9 +172,7 @@ def fits_group(value: Any, group: Group, found: list[torch.Tensor], settles: boo
     """Whether a tuple, a list or a dict has a pattern."""
     if group.keys is None:
         return fits_all(value, group.parts, found, settles)
-    return tuple(value) == group.keys and fits_all(
-        value.values(), group.parts, found, settles
-    )
+    return tuple(value) == group.keys and fits_all(value.values(), group.parts, found, settles)
 
 
 def fits_all(

@@ -10,8 +10,8 @@ after the other, each with inputs of its own, under the paths that they have in 
     return %output_of_0, %output_of_1
 
 A block's part of this graph is a segment. All passes know such a graph, and equal blocks
-are traced once as in any capture. Of a block that cannot be captured those modules are taken that
-hold an attention and can be; what is left runs as itself.
+are traced once as in any capture. Of a block that cannot be captured those modules are taken
+that hold an attention and can be; what is left runs as itself.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from .scopes import without_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+
+    from torch import fx
 
     from dqar_fx.passes import TensorSpec
 
@@ -85,7 +87,6 @@ class SegmentCapture:
             their outputs; its specs are those of the whole model's call.
         segments: The blocks' calls, in order.
         result: What the model returned.
-        latents: Which of the graph's inputs are what blocks denoise.
         left: Reason by path, for blocks that run as themselves.
         settles: Whether what blocks are given is laid out as in the graph, at every call.
     """
@@ -93,7 +94,6 @@ class SegmentCapture:
     capture: Capture
     segments: tuple[Segment, ...]
     result: Pattern
-    latents: tuple[int, ...]
     left: dict[str, str]
     settles: bool
 
@@ -199,12 +199,12 @@ def capture_segments(
         if refused:
             left |= refused
             continue
+        name_latents(captured.gm, find_latents(model, calls))
         in_spec = pytree.tree_structure((args, kwargs))
         return SegmentCapture(
             Capture(captured.gm, in_spec, recording.out_spec),
             number_segments(calls, outputs),
             recording.result,
-            find_latents(model, calls),
             left,
             settles,
         )
@@ -349,6 +349,14 @@ def find_latents(model: nn.Module, calls: Sequence[ModuleCall]) -> tuple[int, ..
         found += [first + place for place in own]
         first += len(names)
     return tuple(found)
+
+
+def name_latents(gm: fx.GraphModule, latents: Collection[int]) -> None:
+    """Give some inputs of a graph the name by which passes know what is denoised."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    for place in latents:
+        inputs[place].target = f"{LATENT_NAMES[0]}_{place}"
+        inputs[place]._rename(inputs[place].target)
 
 
 def name_tensors(given: Pattern, parameters: Sequence[str]) -> list[str]:

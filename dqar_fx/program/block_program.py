@@ -24,6 +24,7 @@ from dqar_fx.capture.block_calls import find_casts
 from dqar_fx.capture.inputs import Roles
 from dqar_fx.capture.patterns import fill, fits, pattern_of, spell, tensors_of
 from dqar_fx.capture.scopes import without_autocast
+from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import DqarError, OptionError
 from dqar_fx.notices import Once
 from dqar_fx.passes import TensorSpec
@@ -60,6 +61,7 @@ class PlannedSegment:
         inputs: Numbers of the tensors that it reads.
         outputs: Numbers of those that it gives.
         columns: Columns of its sites in the branch table.
+        stages: Places of the stages of conditioning that it reads.
         cast_on: Types of the devices for which it is to run without autocast.
     """
 
@@ -68,6 +70,7 @@ class PlannedSegment:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     columns: tuple[int, ...]
+    stages: tuple[int, ...]
     cast_on: tuple[str, ...]
 
 
@@ -130,9 +133,7 @@ class BlockProgram(Program):
         self.segments = {each.segment.key: each for each in planned}
 
     def _make(self, **given: Any) -> Program:
-        return BlockProgram(
-            host=self._host, blocks=self._blocks, inputs=self._inputs, **given
-        )
+        return BlockProgram(host=self._host, blocks=self._blocks, inputs=self._inputs, **given)
 
     @property
     def is_outdated(self) -> bool:
@@ -164,7 +165,8 @@ class BlockProgram(Program):
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position
     ) -> list[torch.Tensor]:
         """Run the model, with the segments of a step for its blocks."""
-        slots, running = stream.slots, RunningBlocks(self, step.calls)
+        slots = stream.slots
+        running = RunningBlocks(self, stream.memo, step, position)
         args, kwargs = pytree.tree_unflatten(leaves, self.captured.in_spec)
         if self.lowering.backend.replays:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it so
@@ -174,6 +176,7 @@ class BlockProgram(Program):
             self._refuse_result(spec)
         except BaseException:
             slots.forget()  # some slots may be written and others not
+            stream.memo = Memo()
             raise
         stream.missed = self._find_missed(running)
         if not stream.missed or position.computes:
@@ -237,18 +240,24 @@ class RunningBlocks:
 
     Args:
         program: The program.
-        calls: The step's bound calls.
+        memo: What the stream knows of the blocks' conditioning.
+        step: The step, worked out.
+        position: Which step of which stream it is.
 
     Attributes:
         ran: Keys of the segments that ran.
         others: What was called otherwise, in words.
     """
 
-    def __init__(self, program: BlockProgram, calls: Sequence[BoundCall]) -> None:
-        assert isinstance(calls, RowCalls)
+    def __init__(
+        self, program: BlockProgram, memo: Memo, step: PreparedStep, position: Position
+    ) -> None:
+        assert isinstance(step.calls, RowCalls)
         self.ran: set[tuple[str, int]] = set()
         self.others: list[str] = []
-        self._segments, self._calls = program.segments, calls.by_segment
+        self._segments, self._calls = program.segments, step.calls.by_segment
+        self._conditioning, self._memo = program._conditioning, memo
+        self._needs, self._position = step.needs, position
         self._settles = program._blocks.settles
         self._replays = program.lowering.backend.replays
         self._values: list[Any] = [None] * program.plan.size
@@ -281,6 +290,10 @@ class RunningBlocks:
         for number, tensor in zip(planned.inputs, given, strict=True):
             values[number] = tensor
         with without_autocast(planned.cast_on) if planned.cast_on else nullcontext():
+            if planned.stages:  # inputs are numbered first: leaves are found by their numbers
+                self._conditioning.evaluate(
+                    self._memo, values, values, self._position, self._needs, planned.stages
+                )
             execute(self._calls[planned.number], values)
         outputs = [values[number] for number in planned.outputs]
         for number in (*planned.inputs, *planned.outputs):
@@ -293,24 +306,26 @@ class RunningBlocks:
 def plan_segments(
     plan: Plan, segments: Sequence[Segment], owners: Sequence[int]
 ) -> list[PlannedSegment]:
-    """Find each segment's tensors and sites in a plan."""
+    """Find each segment's tensors, sites and conditioning in a plan."""
     inputs, outputs = iter(plan.inputs), iter(plan.outputs)
-    return [
-        PlannedSegment(
-            segment,
-            number,
-            tuple(next(inputs) for _ in tensors_of(segment.given)),
-            tuple(next(outputs) for _ in tensors_of(segment.gives)),
-            tuple(
-                column
-                for call, owner in zip(plan.calls, owners, strict=True)
-                if owner == number
-                for column in call.columns
-            ),
-            tuple(device for device, _ in segment.casts),
+    planned = []
+    for number, segment in enumerate(segments):
+        given = [next(inputs) for _ in tensors_of(segment.given)]
+        gives = [next(outputs) for _ in tensors_of(segment.gives)]
+        mine = [c for c, owner in zip(plan.calls, owners, strict=True) if owner == number]
+        stages = [k for k, s in enumerate(plan.stages) if s.leaves.issubset(given)]
+        planned.append(
+            PlannedSegment(
+                segment,
+                number,
+                tuple(given),
+                tuple(gives),
+                tuple(column for call in mine for column in call.columns),
+                tuple(stages),
+                tuple(device for device, _ in segment.casts),
+            )
         )
-        for number, segment in enumerate(segments)
-    ]
+    return planned
 
 
 def find_owners(plan: Plan, segments: Sequence[Segment]) -> tuple[int, ...]:
