@@ -120,8 +120,9 @@ def capture_best(
         raise CaptureError(f"{why}. Nor can its blocks be captured: {error}") from failed
     if why:
         once.warn(
-            f"capture='auto': {TIERS['blocks']} are captured, since {why}. "
-            "capture='blocks' says that this is meant; denoiser.explain() has the reason",
+            f"capture='auto' captures a denoiser's blocks one by one, since {why}. Blocks "
+            "alone have no conditioning ahead and no spans. Give capture='blocks' where that "
+            "is meant, and it is not tried again; denoiser.explain() has the reason",
             key=type(model).__name__,
         )
     return Captured(blocks.capture, blocks, why)

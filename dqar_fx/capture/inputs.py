@@ -12,6 +12,8 @@ from torch.utils import _pytree as pytree
 from dqar_fx.errors import DqarError
 from dqar_fx.passes.support.conditioning_nodes import TIMESTEP_NAMES, find_latents
 
+from .patterns import PLAIN
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
@@ -70,15 +72,17 @@ def is_prompt(name: str) -> bool:
 def signature_of(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Hashable:
     """What a captured graph is good for.
 
-    Which arguments are given, tensors' layouts and dtypes, plain values, autocast.
+    Which arguments are given, tensors' layouts and dtypes, plain values, autocast. Of objects
+    that no graph can take the class counts.
     """
-    tensors = tuple(
-        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
-        if isinstance(leaf, torch.Tensor)
-        else (type(leaf), repr(leaf))
-        for leaf in leaves
-    )
-    return spec, tensors, casts_of(leaves)
+    return spec, tuple(map(describe_leaf, leaves)), casts_of(leaves)
+
+
+def describe_leaf(leaf: Any) -> Hashable:
+    """What of an input a graph depends on."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return (type(leaf), repr(leaf)) if isinstance(leaf, PLAIN) else type(leaf)
 
 
 def casts_of(leaves: Sequence[Any]) -> tuple[torch.dtype, ...]:

@@ -299,8 +299,8 @@ def find_refused(
         kind = describe_module(model.get_submodule(call.path)), call.given, call.casts
         if kind not in known:
             try:
-                trace_calls(model, [call], disable)
-                known[kind] = ""
+                captured, _ = trace_calls(model, [call], disable)
+                known[kind] = "".join(find_writers(captured, [call]).values())
             except CaptureError as error:
                 known[kind] = say(error.__cause__ or error)
         if known[kind]:

@@ -258,7 +258,7 @@ class RunningBlocks:
         self._segments, self._calls = program.segments, step.calls.by_segment
         self._conditioning, self._memo = program._conditioning, memo
         self._needs, self._position = step.needs, position
-        self._settles = program._blocks.settles
+        self._settles, self._left = program._blocks.settles, program._blocks.left
         self._replays = program.lowering.backend.replays
         self._values: list[Any] = [None] * program.plan.size
         self._turns = Counter[str]()
@@ -278,8 +278,9 @@ class RunningBlocks:
             fits((args, kwargs), planned.segment.given, given, settles=self._settles)
             and find_casts(given) == planned.segment.casts
         ):
-            found = spell(pattern_of((args, kwargs)))
-            self.others.append(f"{path} was called with {found}")
+            if path not in self._left:
+                found = spell(pattern_of((args, kwargs)))
+                self.others.append(f"{path} was called with {found}")
             return own(*args, **kwargs)
         self.ran.add(key)
         return self._run(planned, given)
