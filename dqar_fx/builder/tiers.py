@@ -21,7 +21,6 @@ from dqar_fx.notices import Once
 from dqar_fx.passes.find_residuals import SPAN
 from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.program.block_program import BlockProgram
-from dqar_fx.program.explanation import TIERS
 from dqar_fx.program.host import Host
 from dqar_fx.program.program import Program
 
