@@ -48,6 +48,7 @@ class Overhead:
 
     Attributes:
         schedule: A key of `SCHEDULES`.
+        capture: What is captured: the whole ``"graph"``, or its ``"blocks"``.
         step_us: Per depth, the median step.
         per_call_us: Slope over the calls of a step.
         per_step_us: What is left without any call.
@@ -55,6 +56,7 @@ class Overhead:
     """
 
     schedule: str
+    capture: str
     step_us: dict[int, float]
     per_call_us: float
     per_step_us: float
@@ -76,12 +78,19 @@ def empty_regions() -> Iterator[None]:
 
 
 @torch.no_grad()
-def time_depth(schedule: dqar_fx.Schedule, depth: int, repeats: int) -> tuple[float, int]:
-    """The median step in microseconds, and the calls of a step."""
+def time_depth(
+    schedule: dqar_fx.Schedule, depth: int, repeats: int, capture: str
+) -> tuple[float, int]:
+    """The median step in microseconds, and the calls of a step.
+
+    Where blocks are captured, what is between them is the model's own and takes its time.
+    """
     geometry = Geometry(layers=depth, width=16, heads=2, tokens=4)
     timesteps = draw_timesteps(schedule.num_steps)
     with empty_regions():
-        denoiser = dqar_fx.transform(geometry.build(), schedule, compile="regional")
+        denoiser = dqar_fx.transform(
+            geometry.build(), schedule, compile="regional", capture=capture
+        )
         trajectories = [
             list(time_steps(denoiser, geometry, timesteps)) for _ in range(1 + repeats)
         ]
@@ -89,20 +98,23 @@ def time_depth(schedule: dqar_fx.Schedule, depth: int, repeats: int) -> tuple[fl
     return statistics.median(times), len(denoiser.program.plan.calls)
 
 
-def measure(name: str, steps: int, repeats: int, depths: Sequence[int]) -> Overhead:
+def measure(
+    name: str, steps: int, repeats: int, depths: Sequence[int], capture: str = "graph"
+) -> Overhead:
     """A schedule at all depths."""
     schedule = SCHEDULES[name](steps)
-    found = {depth: time_depth(schedule, depth, repeats) for depth in depths}
+    found = {depth: time_depth(schedule, depth, repeats, capture) for depth in depths}
     calls = {depth: count for depth, (_, count) in found.items()}
     step_us = {depth: us for depth, (us, _) in found.items()}
     slope, rest = np.polyfit(list(calls.values()), list(step_us.values()), 1)
-    return Overhead(name, step_us, float(slope), float(rest), calls)
+    return Overhead(name, capture, step_us, float(slope), float(rest), calls)
 
 
 def list_columns(depths: Sequence[int]) -> list[Column]:
-    """The columns of the table, which has a line per schedule."""
+    """The columns of the table, which has a line per schedule and tier."""
     return [
         Column("schedule", "schedule"),
+        Column("capture", "capture"),
         *(
             Column(f"{depth} layers, us", lambda row, depth=depth: row.step_us[depth], ".1f")
             for depth in depths
@@ -143,7 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> None:
     """Measure, print and write."""
     depths, machine = options.depths, describe_machine(CPU)
-    rows = [measure(name, options.steps, options.repeats, depths) for name in SCHEDULES]
+    rows = [
+        measure(name, options.steps, options.repeats, depths, capture)
+        for name in SCHEDULES
+        for capture in ("graph", "blocks")
+    ]
     print(format_table(list_columns(depths), rows), machine, sep="\n\n")
     path = options.out / "rows.jsonl"
     write_rows(rows, path, machine)

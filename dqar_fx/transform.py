@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .builder.builder import Builder
+from .builder.tiers import WANTED, refuse_without_whole
 from .conditioning.conditioning import WAYS
 from .conditioning.release import PLACES, Residence
 from .denoiser.denoiser import Denoiser
@@ -42,12 +43,13 @@ def transform(
     conditioning: str = "auto",
     release: str | None = None,
     disable: Collection[str] = (),
+    capture: str = "auto",
 ) -> Denoiser:
     """Compile a denoiser so that it reuses attention as a schedule says.
 
     Args:
-        model: A diffusers transformer, or any module whose forward can be exported. It is
-            not modified; parameters are shared with it.
+        model: A diffusers transformer, or any module whose forward, or whose blocks can be
+            exported. It is not modified; parameters are shared with it.
         schedule: Which site reuses its output at which step.
         sites: A kind of `SITE_KINDS` (``"self"``, ``"feed_forward"``, ``"block"``, ...), a
             group of them (``"attention"``; ``"all"`` but blocks and spans), or paths: patterns
@@ -80,6 +82,11 @@ def transform(
         disable: Exact names of passes to leave out everywhere, such as
             ``("narrow_linears",)``: to see what a pass is good for, or to do without one that
             does harm. Those that the rest cannot do without are refused.
+        capture: What is captured: the whole denoiser as one ``"graph"``; its ``"blocks"`` one
+            by one, between which the model's own forward runs, with its Python and its
+            hooks; or ``"auto"``: the whole where it can be, else the blocks, with a warning
+            that says why. Blocks alone have no conditioning ahead, no spans, and no
+            ``compile="whole"``.
 
     Returns:
         A module with the model's forward signature, to be used in its place.
@@ -90,7 +97,8 @@ def transform(
         SiteError: No attention is found, or a pattern selects none.
         ScheduleError: The schedule does not fit the sites, or guidance's do not go with it.
         OptionError: An unknown ``keep``, ``cache``, ``compile``, ``conditioning``,
-            ``release`` or ``disable``, ``"dynamic"`` or ``"prepack"`` with nothing compiled or
+            ``release``, ``disable`` or ``capture``, or one that blocks alone do not have;
+            ``"dynamic"`` or ``"prepack"`` with nothing compiled or
             with what excludes them; a device that lacks the cache's dtype, or nothing to
             prepack (now, if ``example_inputs`` are given).
 
@@ -113,7 +121,10 @@ def transform(
     schedule.refuse_other_model(model)
     options = CompileOptions.of(compile, check_disable(disable))
     way, residence = read_conditioning(conditioning, release)
-    builder = Builder(schedule, sites, keep, FORMATS[cache], way=way)
+    wanted = check_known("capture=", capture, WANTED)
+    if wanted == "blocks":
+        refuse_without_whole(sites, way, options)
+    builder = Builder(schedule, sites, keep, FORMATS[cache], way=way, wanted=wanted)
     if guidance is None:
         denoiser = Denoiser(model, builder, options, residence)
     else:

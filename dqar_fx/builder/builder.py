@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.capture.capture import capture
+from dqar_fx.notices import Once
 from dqar_fx.passes import (
     CacheFormat,
     NoMatch,
@@ -17,17 +17,16 @@ from dqar_fx.passes import (
 )
 from dqar_fx.passes.pipeline import AFTER_SITES, ON_REGIONS, select_before_sites, select_passes
 from dqar_fx.passes.support.attention_spellings import is_candidate
-from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.runner import fork, ignore, run_passes
 from dqar_fx.plan.plan import make_plan
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.program.fitting import count_kept, table_before_run
 from dqar_fx.program.lowering import Lowering
-from dqar_fx.program.program import Program
 
 from .cache_support import refuse_format
 from .choose_sites import choose_sites
 from .dumps import open_dump
+from .tiers import capture_best, refuse_without_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from dqar_fx.passes.support.module_sites import Match
     from dqar_fx.passes.support.runner import Observer, PassReport
     from dqar_fx.program.compile_options import CompileOptions
+    from dqar_fx.program.program import Program
     from dqar_fx.schedule.schedule import Schedule
 
 
@@ -52,6 +52,8 @@ class Builder:
         cache: The storage format.
         other: A schedule that its graphs must be able to follow as well.
         way: When conditioning is evaluated, as `transform` takes it.
+        wanted: What is captured, as `transform` takes ``capture``.
+        once: Warns where the best tier does not fit.
     """
 
     schedule: Schedule
@@ -60,6 +62,8 @@ class Builder:
     cache: CacheFormat
     other: Schedule | None = None
     way: str = "auto"
+    wanted: str = "auto"
+    once: Once = field(default_factory=Once, compare=False, repr=False)
 
     def with_schedule(self, schedule: Schedule) -> Builder:
         """A builder of programs for another schedule."""
@@ -83,16 +87,20 @@ class Builder:
     ) -> Program:
         """Build a program from a model and the inputs of one call."""
         disable, compiled = options.disable, options.backend.is_compiled
-        captured = capture(model, args, kwargs, disable)
-        blocks = find_blocks(captured.gm.graph.nodes)
+        captured = capture_best(model, args, kwargs, options, self.wanted, self.once)
+        if captured.blocks is not None:
+            refuse_without_whole(self.sites, self.way, options, captured.why)
+        blocks = captured.find_blocks()
         observe, observe_regions = open_dump(type(model).__name__)
-        observe("captured", type(model).__name__, captured.gm)
+        observe("captured", type(model).__name__, captured.capture.gm)
 
-        graph = fork(captured.gm)
+        graph = fork(captured.capture.gm)
         early = select_before_sites(compiled=compiled, blocks=blocks, disable=disable)
         reports = run_passes(graph, early, observe=observe)
         wanted = [self.sites] if isinstance(self.sites, str) else self.sites
         matches, near_misses = find_sites(graph, spans=wanted, disable=disable)
+        if captured.blocks is not None:  # what is between two blocks is in no graph
+            matches = [match for match in matches if not match.is_across_blocks]
         if self.keep == "kv":
             matches, without = keep_all_keys_values(matches)
             near_misses += without
@@ -109,8 +117,10 @@ class Builder:
         outlined = fork(graph)
         reports += outline(outlined, blocks if options.backend.cuts_blocks else (), observe)
         near_misses += hoisted_attention(outlined)
-        return Program(
-            captured=captured,
+        return captured.make_program(
+            model,
+            args,
+            kwargs,
             guarded=graph,
             plan=make_plan(outlined),
             table=table,
@@ -121,7 +131,10 @@ class Builder:
                 near_misses=tuple(near_misses),
                 reports=tuple(reports),
                 disabled=disable,
-                reads=() if captured.reads is None else tuple(map(str, captured.reads.reads)),
+                reads=captured.reads,
+                tier=captured.tier,
+                why_tier=captured.why,
+                uncaptured=captured.left,
             ),
             conditioning=self.way,
             schedule=self.schedule,

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from dqar_fx.errors import CaptureError, DqarError
 from dqar_fx.passes.support.conditioning_nodes import find_latents, find_timestep
 
+from .patterns import PLAIN
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
@@ -23,7 +25,7 @@ PROMPT_NAMES = re.compile(
     r"^(y|c|labels?|context|cond)$|encoder_|prompt|text|caption|pooled|class_labels|cap_feats"
 )
 """Names of arguments in the field that are prompts."""
-PLAIN = (torch.Tensor, type(None), bool, int, float, str, nn.Module, torch.ScriptObject)
+TAKEN = (torch.Tensor, nn.Module, torch.ScriptObject, *PLAIN)
 """Kinds of leaves that a call of a graph may have."""
 
 
@@ -79,7 +81,7 @@ def refuse_kinds(named: Mapping[str, Any]) -> None:
     """
     for name, value in named.items():
         for leaf in pytree.tree_leaves(value):
-            if not isinstance(leaf, PLAIN):
+            if not isinstance(leaf, TAKEN):
                 raise CaptureError(
                     f"{name} is or has a {type(leaf).__qualname__}, of which no graph has an "
                     "input. Expected tensors, numbers, texts, and lists, tuples and "
@@ -92,15 +94,17 @@ def refuse_kinds(named: Mapping[str, Any]) -> None:
 def signature_of(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Hashable:
     """What a captured graph is good for.
 
-    Which arguments are given, tensors' layouts and dtypes, plain values, autocast.
+    Which arguments are given, tensors' layouts and dtypes, plain values, autocast. Of objects
+    that no graph can take the class counts.
     """
-    tensors = tuple(
-        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
-        if isinstance(leaf, torch.Tensor)
-        else (type(leaf), repr(leaf))
-        for leaf in leaves
-    )
-    return spec, tensors, casts_of(leaves)
+    return spec, tuple(map(describe_leaf, leaves)), casts_of(leaves)
+
+
+def describe_leaf(leaf: Any) -> Hashable:
+    """What of an input a graph depends on."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return (type(leaf), repr(leaf)) if isinstance(leaf, PLAIN) else type(leaf)
 
 
 def casts_of(leaves: Sequence[Any]) -> tuple[torch.dtype, ...]:

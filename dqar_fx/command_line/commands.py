@@ -140,6 +140,7 @@ def prepare(options: argparse.Namespace) -> Denoiser:
         keep=options.keep,
         cache=options.cache,
         compile=unit_of(options.lowering),
+        capture=options.capture,
     )
 
 

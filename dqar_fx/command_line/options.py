@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dqar_fx.builder.tiers import WANTED
 from dqar_fx.costs.profile import DATASHEETS
 from dqar_fx.passes import FORMATS
 from dqar_fx.program.backends import LOWERINGS
@@ -205,6 +206,7 @@ def add_transform_options(add: Callable[..., argparse.Action]) -> None:
     add("--sites", type=sites_of, help="attention, all, block, ..., or paths (the schedule's)")
     add("--keep", choices=KINDS_KEPT, default="output", help="what a site keeps (output)")
     add("--cache", choices=FORMATS, default="same", help="how it is stored (same)")
+    add("--capture", choices=WANTED, default="auto", help="whole, or block by block (auto)")
     add("--lowering", choices=LOWERINGS, default="regional", help="what runs it (regional)")
     add(
         "--device",

@@ -125,17 +125,27 @@ class Conditioning:
         values: list[Any],
         position: Position,
         needs: Needs | None = None,
+        only: Sequence[int] | None = None,
     ) -> None:
-        """Fill in, among the numbered tensors ``values``, what is needed of the stages."""
+        """Fill in, among the numbered tensors ``values``, what is needed of the stages.
+
+        Args:
+            memo: What the stream knows of them.
+            leaves: The denoiser's flat inputs; those of other stages may be missing.
+            values: The numbered tensors.
+            position: Which step of which stream it is.
+            needs: What the step reads; None for everything.
+            only: Places of the stages that are asked; None for all.
+        """
         needs = needs or self._everything
         if self.fixed is not None:
             self.fixed.fill(memo, leaves, values, position)
             return
         if self.residence is None:
-            self._evaluate(memo, leaves, values, position, needs)
+            self._evaluate(memo, leaves, values, position, needs, only)
             return
         with TRACING:  # else another thread might release what is read here
-            is_settled = self._evaluate(memo, leaves, values, position, needs)
+            is_settled = self._evaluate(memo, leaves, values, position, needs, only)
             self.residence.release(is_settled=is_settled)
 
     def _evaluate(
@@ -145,11 +155,14 @@ class Conditioning:
         values: list[Any],
         position: Position,
         needs: Needs,
+        only: Sequence[int] | None,
     ) -> bool:
         """Do so; whether no stage had to be evaluated for this step alone."""
-        changed = self._changed_leaves(memo, leaves)
+        asked = range(len(self.stages)) if only is None else only
+        changed = self._changed_leaves(memo, leaves, asked)
         is_settled = True
-        for k, stage in enumerate(self.stages):
+        for k in asked:
+            stage = self.stages[k]
             self._outdate(k, memo, changed)
             if not any(needs.step[k]):
                 continue
@@ -167,10 +180,15 @@ class Conditioning:
                     values[number] = value
         return is_settled
 
-    def _changed_leaves(self, memo: Memo, leaves: Sequence[Any]) -> set[int]:
-        """Inputs that are not the tensors they were, nor have their values."""
+    def _changed_leaves(
+        self, memo: Memo, leaves: Sequence[Any], asked: Sequence[int]
+    ) -> set[int]:
+        """Inputs of some stages that are not the tensors they were, nor have their values."""
         changed = set[int]()
-        for i in self.leaves:
+        read = self.leaves
+        if len(asked) < len(self.stages):
+            read = frozenset[int]().union(*(self.stages[k].leaves for k in asked))
+        for i in read:
             leaf = leaves[i]
             if not isinstance(leaf, torch.Tensor):
                 continue

@@ -60,7 +60,12 @@ class RowProgram(Program):
 
     @classmethod
     def like(cls, program: Program, observe: CallObserver) -> RowProgram:
-        """Make one over a program's graphs and lowered regions, with slots for every site."""
+        """Make one over a program's graphs and lowered regions, with slots for every site.
+
+        Raises:
+            OptionError: What is captured is blocks one by one.
+        """
+        program.require_whole("measuring a denoiser's own regions in its steps")
         computed = Schedule.compute_all(program.table.num_steps)
         made = cls(
             captured=program.captured,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -141,7 +142,7 @@ class Report(JsonValue):
         """Amdahl's limit: the ceiling if every site were reused at every step, at no cost."""
         streams = 1 + max(row.stream for row in self.rows)
         least = self.reused.macs * self.num_steps * streams + self.conditioning.macs
-        return self.untransformed_macs / least
+        return self.untransformed_macs / least if least else math.inf
 
     @property
     def speed(self) -> float:

@@ -98,6 +98,7 @@ class Denoiser(StepDenoiser):
             StepError: The timesteps are no 1-D tensor.
             OptionError: The conditioning reads anything else.
         """
+        self.program.require_whole("drop_conditioning")
         if not self.program.ahead.is_asked:
             raise DqarError(
                 "drop_conditioning evaluates it for whole trajectories: expected "

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dqar_fx.passes import TensorSpec
-from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.plan.slots import Slots, plan_slots
 from dqar_fx.schedule.action import Action
 from dqar_fx.steps.stream_key import session_of
@@ -17,6 +15,7 @@ from dqar_fx.steps.stream_key import session_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dqar_fx.passes import TensorSpec
     from dqar_fx.plan.slots import SlotKey
     from dqar_fx.program.program import Program
     from dqar_fx.schedule.schedule import Schedule
@@ -136,10 +135,9 @@ class UnconditionalStream:
     ) -> UnconditionalStream:
         """Make it for a conditional program, which has that schedule."""
         sites, around = program.table.sites, program.table.around
-        given = graph_outputs(program.captured.gm.graph)
         return cls(
             program.with_table(guidance.resolve(schedule, sites, around)),
-            tuple(TensorSpec.of(node.meta["val"]) for node in given),
+            program.output_specs,
             guidance.output_table(),
             holds=guidance.keeps_difference and guidance.batched is None,
         )

@@ -197,6 +197,8 @@ class BoundCall(NamedTuple):
     outputs: tuple[int, ...]
     dead: tuple[int, ...]
     """Numbers that nothing reads after this call."""
+    number: int
+    """Its place among the calls of the plan."""
 
 
 @dataclass(frozen=True)
@@ -285,13 +287,15 @@ def bind(
             filled |= zip(weights, pack([filled[k] for k in weights]), strict=True)
         function = call.variant.function if observe is None else observe(call.variant)
         static = tuple(filled.values())
-        bound.append(BoundCall(function, call.inputs, static, call.outputs, call.dead))
+        bound.append(
+            BoundCall(function, call.inputs, static, call.outputs, call.dead, call.number)
+        )
     return bound
 
 
 def execute(calls: Sequence[BoundCall], values: list[Any]) -> None:
     """Run bound calls over the numbered tensors ``values``, in place."""
-    for function, inputs, static, outputs, dead in calls:
+    for function, inputs, static, outputs, dead, _ in calls:
         results = function(*[values[i] for i in inputs], *static)
         for number, result in zip(outputs, results, strict=True):
             values[number] = result

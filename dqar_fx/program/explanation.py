@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import listing
@@ -11,11 +11,18 @@ from dqar_fx.passes.support.graphs import source_line
 from dqar_fx.passes.support.module_paths import module_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from dqar_fx.passes import NoMatch, Site
     from dqar_fx.passes.support.runner import PassReport
     from dqar_fx.schedule.cells import SiteRow
+
+TIERS = {
+    "graph": "one graph of the whole denoiser",
+    "graph by values": "one graph of the whole denoiser, for values that its forward reads",
+    "blocks": "its blocks one by one, between which the model's own forward runs",
+}
+"""What a capture may be of, the best first, in words."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,9 @@ class Explanation:
         rows: What each site does at each step, or at the one that was asked for.
         disabled: Names of passes that were left out.
         reads: Values that the forward reads on the host, by which the graph is specialised.
+        tier: What was captured: an entry of `TIERS`.
+        why_tier: Why not the one above it; empty where that was not tried.
+        uncaptured: Reason by path, for blocks that run as themselves.
     """
 
     sites: tuple[Site, ...]
@@ -40,6 +50,15 @@ class Explanation:
     rows: tuple[SiteRow, ...] = ()
     disabled: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    tier: str = "graph"
+    why_tier: str = ""
+    uncaptured: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def said_tier(self) -> str:
+        """The tier in words, and why it is not the one above."""
+        why = f", since {self.why_tier}" if self.why_tier else ""
+        return f"{TIERS[self.tier]}{why}"
 
     def to_json(self) -> str:
         """Give the content of the JSON; sites and near misses of torch are in words."""
@@ -54,6 +73,9 @@ class Explanation:
             "rows": [asdict(row) for row in self.rows],
             **({"disabled": self.disabled} if self.disabled else {}),
             **({"reads": self.reads} if self.reads else {}),
+            "tier": self.tier,
+            **({"why_tier": self.why_tier} if self.why_tier else {}),
+            **({"uncaptured": dict(self.uncaptured)} if self.uncaptured else {}),
         }
 
     def __str__(self) -> str:
@@ -62,8 +84,12 @@ class Explanation:
         changes = [line for report in self.reports for line in report.lines]
         changes += [f"{name:<20s} disabled" for name in self.disabled]
         reads = f"specialised by values:{listing(self.reads)}\n" if self.reads else ""
+        left = [f"{path}: {reason}" for path, reason in self.uncaptured.items()]
+        uncaptured = f"{len(left)} blocks run as themselves:{listing(left)}\n" if left else ""
         return (
-            f"{reads}{len(self.sites)} sites:{listing(sites)}\n"
+            f"tier: {self.said_tier}\n"
+            f"{reads}{uncaptured}"
+            f"{len(self.sites)} sites:{listing(sites)}\n"
             f"{len(self.left_out)} sites left out:{listing(self.left_out)}\n"
             f"{len(self.near_misses)} near misses:{listing(misses)}\n"
             f"passes:{listing(changes)}\n"

@@ -21,7 +21,8 @@ from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
 from dqar_fx.conditioning.drop import tabulate_labels
 from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import StepError
-from dqar_fx.passes import specialise
+from dqar_fx.passes import TensorSpec, specialise
+from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.liveness import Liveness
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from dqar_fx.capture.capture import Capture
     from dqar_fx.conditioning.fixed import ConditioningTable
     from dqar_fx.conditioning.release import Residence
-    from dqar_fx.passes import TensorSpec
     from dqar_fx.plan.liveness import Live
     from dqar_fx.plan.plan import CallObserver, Stage
     from dqar_fx.plan.slot_state import Actions, ForecastWeights
@@ -187,7 +187,7 @@ class Program:
 
     def with_table(self, table: BranchTable, schedule: Schedule | None = None) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
-        other = Program(
+        other = self._make(
             captured=self.captured,
             guarded=self.guarded,
             table=table,
@@ -200,6 +200,29 @@ class Program:
         if self._conditioning.residence is not None:
             other.attach(self._conditioning.residence)
         return other
+
+    def _make(self, **given: Any) -> Program:
+        """Another program of its kind."""
+        return Program(**given)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether what it captured is not what a call of its signature did."""
+        return False
+
+    def require_whole(self, what: str) -> None:
+        """Raise for what needs a graph of the whole denoiser, where there is none."""
+
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """What the denoiser returns."""
+        outputs = graph_outputs(self.captured.gm.graph)
+        return tuple(TensorSpec.of(node.meta["val"]) for node in outputs)
+
+    @property
+    def inputs(self) -> fx.GraphModule:
+        """A graph whose placeholders are the denoiser's inputs."""
+        return self.captured.gm
 
     def attach(self, residence: Residence) -> None:
         """Let the conditioning's parameters be where ``residence`` puts them."""
@@ -336,8 +359,13 @@ class Program:
         cast_on = self.captured.cast_on
         with without_autocast(cast_on) if cast_on else nullcontext():
             outputs = self._execute(stream, step, leaves, position)
-        position.note(self, step.actions, step.num_cold)
+        self._note(stream, step, position)
         return outputs
+
+    def _note(self, stream: Stream, step: PreparedStep, position: Position) -> None:
+        """Log a step that has run."""
+        del stream
+        position.note(self, step.actions, step.num_cold)
 
     def _carry_over(self, slots: Slots, position: Position) -> None:
         """Take over what another program has kept of a stream, which this one runs now.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Hashable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +23,7 @@ from .recently_used import RecentlyUsed
 from .specialised import SpecialisedPrograms
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 MAX_PROGRAMS = 8
 """Input signatures that are kept; the least recently used one goes first."""
+MAX_RENEWALS = 3
+"""How often one signature is captured anew because a call of it did something else."""
 
 
 class ProgramBuilder(Protocol):
@@ -101,6 +104,7 @@ class Programs:
         self._known: RecentlyUsed[tuple[int, Hashable], SpecialisedPrograms[Program]] = (
             RecentlyUsed()
         )
+        self._renewed = Counter[tuple[int, Hashable]]()
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
@@ -137,8 +141,17 @@ class Programs:
 
     def find(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """The program for these inputs; built if there is none."""
-        known = self._of((self.model_state.number, signature_of(leaves, spec)))
-        found = known.find_or_make(leaves, lambda: self._build(leaves, spec, known))
+        key = self.model_state.number, signature_of(leaves, spec)
+        known = self._of(key)
+
+        def build() -> Program:
+            return self._build(leaves, spec, known)
+
+        found = known.find_or_make(leaves, build)
+        if found.is_outdated and self._renewed[key] < MAX_RENEWALS:
+            self._renewed[key] += 1
+            known.forget(found)
+            found = known.find_or_make(leaves, build)
         self._latest = found
         return found
 
@@ -241,4 +254,5 @@ class Programs:
 
     def _clear(self) -> None:
         self._known.clear()
+        self._renewed.clear()
         self._latest = None

@@ -52,6 +52,11 @@ class RecentlyUsed(Generic[Key, Made]):
             if len(self._known) > most:
                 self._known.popitem(last=False)
 
+    def forget(self, key: Key) -> None:
+        """Let what was made for a key be found no longer."""
+        with self._lock:
+            self._known.pop(key, None)
+
     def find_or_make(self, key: Key, make: Callable[[], Made], most: int) -> Made:
         """What was made for a key, or is made now, by one thread at a time."""
         found = self.find(key)

@@ -130,6 +130,12 @@ class SpecialisedPrograms(Generic[Made]):
                 "length without a mask"
             )
 
+    def forget(self, made: Made) -> None:
+        """Let something be found no longer."""
+        for number, (_, each) in self._known.items():
+            if each is made:
+                self._known.forget(number)
+
     def forget_seen(self) -> None:
         """Look at all calls again."""
         for seen, _ in self._known:

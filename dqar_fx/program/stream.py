@@ -56,12 +56,14 @@ class Stream:
         memo: The conditioning that is known.
         rows: Bound calls by actions, and by places and weights of what is kept.
         prepared: Steps by what is kept when they begin.
+        missed: Columns of sites that the latest step should have run, and did not.
     """
 
     slots: Slots
     memo: Memo = field(default_factory=Memo)
     rows: dict[Hashable, list[BoundCall]] = field(default_factory=dict)
     prepared: dict[tuple[SlotState, int], PreparedStep] = field(default_factory=dict)
+    missed: list[int] = field(default_factory=list)
 
     def report_flags(self, sites: Sequence[str]) -> None:
         """Warn if something was kept that is not finite; ``sites`` are those of the table."""

@@ -3,8 +3,8 @@
 A block is the entry of a module list that holds an attention, or is one: the longest prefix
 of the attention's module path that ends in a number, such as ``transformer_blocks.3`` for
 ``transformer_blocks.3.attn1``. A run is a maximal stretch of nodes, in execution order, that
-one block made; what lies between is a run without a block. Runs are contiguous, so that
-cutting the graph at their ends is always legal.
+one call of one block made; what lies between is a run without a block. Runs are contiguous,
+so that cutting the graph at their ends is always legal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from .attention_spellings import is_candidate
 from .graphs import is_computing
-from .module_paths import find_enclosing, module_path
+from .module_paths import find_enclosing, module_path, module_stack
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -43,9 +43,16 @@ def find_runs(
 ) -> list[tuple[str, list[fx.Node]]]:
     """``(block path or empty, nodes)`` for each run of computing nodes, in order."""
     known = frozenset(blocks)
-    owned = ((n, block_of(n, known)) for n in nodes if is_computing(n))
+    owned = ((n, block_call_of(n, known)) for n in nodes if is_computing(n))
     grouped = groupby(owned, key=lambda pair: pair[1])
-    return [(path, [node for node, _ in pairs]) for path, pairs in grouped]
+    return [(path, [node for node, _ in pairs]) for (path, _), pairs in grouped]
+
+
+def block_call_of(node: fx.Node, blocks: Collection[str]) -> tuple[str, str]:
+    """The block that made a node, and the key of its call, if the block itself was called."""
+    path = block_of(node, blocks)
+    keys = (key for key, each in module_stack(node) if path and each == path)
+    return path, next(keys, "")
 
 
 def find_siblings(runs: Iterable[tuple[str, list[fx.Node]]]) -> list[list[list[fx.Node]]]:

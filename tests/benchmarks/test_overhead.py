@@ -44,7 +44,8 @@ def test_overhead_command_prints_and_writes(tmp_path, capsys):
     )
     text = (tmp_path / "found" / "rows.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
-    assert [row["schedule"] for row in rows] == list(overhead.SCHEDULES)
+    tiers = [(row["schedule"], row["capture"]) for row in rows]
+    assert tiers == [(n, c) for n in overhead.SCHEDULES for c in ("graph", "blocks")]
     printed = capsys.readouterr().out
     assert all(name in printed for name in overhead.SCHEDULES)
 

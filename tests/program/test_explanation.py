@@ -149,7 +149,8 @@ def test_explain_passes_on_regions_say_what_changed():
 def test_explain_json_tells_all_of_it(name):
     found = prepared(name).explain(3)
     content = json.loads(found.to_json())
-    assert list(content) == ["sites", "left_out", "near_misses", "passes", "rows"]
+    names = ["sites", "left_out", "near_misses", "passes", "rows", "tier"]
+    assert list(content) == names
     assert [site["path"] for site in content["sites"]] == [s.path for s in found.sites]
     assert [site["source"] for site in content["sites"]] == [s.source for s in found.sites]
     assert content["sites"][0]["kept"][0] == {

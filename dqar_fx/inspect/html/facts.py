@@ -28,7 +28,7 @@ def describe_model(denoiser: Denoiser) -> dict[str, str]:
     kinds = dict.fromkeys(site.kind for site in program.explanation.sites)
     inputs = [
         f"{node.target} {describe_tensor(value.dtype, value.shape)}"
-        for node in program.captured.gm.graph.find_nodes(op="placeholder")
+        for node in program.inputs.graph.find_nodes(op="placeholder")
         if (value := tensor_value(node)) is not None
     ]
     return {
@@ -37,6 +37,7 @@ def describe_model(denoiser: Denoiser) -> dict[str, str]:
         "inputs": ", ".join(inputs),
         "sites": f"{len(program.table.sites)} ({', '.join(kinds)})",
         "lowering": program.lowering.backend.name,
+        "tier": program.explanation.said_tier,
     }
 
 
