@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .capture import fork_model
-from .inputs import autocast_devices
-from .patterns import PLAIN, Pattern, pattern_of
+from .inputs import find_devices
+from .patterns import PLAIN, Pattern, pattern_of, tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ATTENTION_NAMES = ("softmax", "attention", "attn")
 """Parts of the names of operators of which attention consists."""
@@ -50,13 +50,17 @@ class ModuleCall:
     @classmethod
     def of(cls, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
         """Record a call."""
-        return cls(path, pattern_of((args, kwargs)), find_casts((args, kwargs)))
+        given = pattern_of((args, kwargs))
+        return cls(path, given, casts_on(find_devices(tensors_of(given))))
 
 
-def find_casts(inputs: Any) -> tuple[tuple[str, torch.dtype], ...]:
-    """Devices of some inputs for which autocast is on, and what it casts to."""
-    devices = autocast_devices(pytree.tree_leaves(inputs))
-    return tuple((device, torch.get_autocast_dtype(device)) for device in devices)
+def casts_on(devices: Iterable[str]) -> tuple[tuple[str, torch.dtype], ...]:
+    """Those types of devices for which autocast is on, and what it casts to."""
+    return tuple(
+        (device, torch.get_autocast_dtype(device))
+        for device in devices
+        if torch.is_autocast_enabled(device)
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import fx
 
+    from dqar_fx.passes import TensorSpec
+
 
 PROMPT_NAMES = re.compile(
     r"^(y|c|labels?|context|cond)$|encoder_|prompt|text|caption|pooled|class_labels|cap_feats"
@@ -114,12 +116,14 @@ def casts_of(leaves: Sequence[Any]) -> tuple[torch.dtype, ...]:
 
 def autocast_devices(leaves: Sequence[Any]) -> tuple[str, ...]:
     """Types of the devices of a call for which autocast is on."""
-    devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
-    return tuple(
-        device
-        for device in sorted(devices)
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    )
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return tuple(filter(torch.is_autocast_enabled, find_devices(tensors)))
+
+
+def find_devices(tensors: Sequence[torch.Tensor | TensorSpec]) -> tuple[str, ...]:
+    """Types of the devices of some tensors, as far as autocast knows them."""
+    devices = sorted({tensor.device.type for tensor in tensors})
+    return tuple(filter(torch.amp.is_autocast_available, devices))
 
 
 def refuse_gradients(leaves: Sequence[Any]) -> None:

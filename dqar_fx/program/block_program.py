@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from dqar_fx.capture.block_calls import find_casts
-from dqar_fx.capture.inputs import Roles
+from dqar_fx.capture.block_calls import casts_on
+from dqar_fx.capture.inputs import Roles, find_devices
 from dqar_fx.capture.patterns import fill, fits, pattern_of, spell, tensors_of
 from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.memo import Memo
@@ -62,7 +62,7 @@ class PlannedSegment:
         outputs: Numbers of those that it gives.
         columns: Columns of its sites in the branch table.
         stages: Places of the stages of conditioning that it reads.
-        cast_on: Types of the devices for which it is to run without autocast.
+        devices: Types of the devices that its inputs are on, as far as autocast knows them.
     """
 
     segment: Segment
@@ -71,7 +71,7 @@ class PlannedSegment:
     outputs: tuple[int, ...]
     columns: tuple[int, ...]
     stages: tuple[int, ...]
-    cast_on: tuple[str, ...]
+    devices: tuple[str, ...]
 
 
 class RowCalls(list[BoundCall]):
@@ -276,7 +276,7 @@ class RunningBlocks:
         planned, given = self._segments.get(key), list[torch.Tensor]()
         if planned is None or not (
             fits((args, kwargs), planned.segment.given, given, settles=self._settles)
-            and find_casts(given) == planned.segment.casts
+            and casts_on(planned.devices) == planned.segment.casts
         ):
             if path not in self._left:
                 found = spell(pattern_of((args, kwargs)))
@@ -290,7 +290,8 @@ class RunningBlocks:
         values = self._values
         for number, tensor in zip(planned.inputs, given, strict=True):
             values[number] = tensor
-        with without_autocast(planned.cast_on) if planned.cast_on else nullcontext():
+        casts = planned.segment.casts  # are in the graph
+        with without_autocast(planned.devices) if casts else nullcontext():
             if planned.stages:  # inputs are numbered first: leaves are found by their numbers
                 self._conditioning.evaluate(
                     self._memo, values, values, self._position, self._needs, planned.stages
@@ -323,7 +324,7 @@ def plan_segments(
                 tuple(gives),
                 tuple(column for call in mine for column in call.columns),
                 tuple(stages),
-                tuple(device for device, _ in segment.casts),
+                find_devices(tensors_of(segment.given)),
             )
         )
     return planned
