@@ -15,6 +15,7 @@ from .find_feed_forward import find_feed_forward
 from .find_residuals import find_residuals
 from .find_sites import find_around, find_sites
 from .fix_batch import fix_batch
+from .fix_sizes import fix_sizes
 from .free_batch import free_batch
 from .hoist_conditioning import hoist_conditioning
 from .insert_guards import insert_guards
@@ -53,6 +54,7 @@ __all__ = [
     "find_residuals",
     "find_sites",
     "fix_batch",
+    "fix_sizes",
     "free_batch",
     "hoist_conditioning",
     "insert_guards",

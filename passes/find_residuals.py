@@ -35,6 +35,7 @@ from .support.graphs import (
     is_computing,
     is_random,
     is_static_input,
+    shape_of,
     source_line,
     tensor_value,
     used_by_others,
@@ -205,7 +206,7 @@ def find_base(
             seen.add(source)
             if source in inside:
                 front.append(source)
-            elif source not in taken and is_like(source, value):
+            elif source not in taken and is_like(source, output):
                 return source
     raise NoMatch(
         f"{path} gives {list(value.shape)}, which no chain of additions leads back to an "
@@ -221,9 +222,9 @@ def passes_on(node: fx.Node) -> bool:
     return is_pure_view(node)
 
 
-def is_like(node: fx.Node, value: torch.Tensor) -> bool:
-    """Whether a node flows, with this shape and dtype."""
-    found = tensor_value(node)
-    if found is None or is_static_input(node):
+def is_like(node: fx.Node, output: fx.Node) -> bool:
+    """Whether a node flows, with the shape, whatever the sizes, and the dtype of an output."""
+    found, value = tensor_value(node), tensor_value(output)
+    if found is None or value is None or is_static_input(node):
         return False
-    return found.shape == value.shape and found.dtype == value.dtype
+    return shape_of(node) == shape_of(output) and found.dtype == value.dtype

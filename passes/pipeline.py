@@ -20,6 +20,7 @@ from .copy_always import copy_always
 from .expand_repeats import expand_repeats
 from .expose_attention import expose_attention
 from .fix_batch import fix_batch
+from .fix_sizes import fix_sizes
 from .free_batch import free_batch
 from .hoist_conditioning import hoist_conditioning
 from .insert_guards import insert_guards
@@ -70,6 +71,7 @@ BY_THEMSELVES: Pipeline = (
     keep_keys_values,  # on matches, where keep="kv" asks: guards keep what these say
     specialise,  # on a region for each row: whatever follows sees no guard, nothing dead
     free_batch,  # on a row's region as it was captured at two batch sizes
+    fix_sizes,  # on whatever a program is made of, for each shape of its inputs
     fix_batch,  # on what that gives: with a size put in, it must be what was captured there
     expose_attention,  # in calibration: behind matching, on a graph without guards
 )
@@ -139,6 +141,7 @@ REQUIRED = {
     "outline_regions": "what runs is regions. For a single one use compile='whole'",
     "specialise": "it resolves the guards of what runs. Call the original model",
     "free_batch": "compile={'dynamic': True} asks for it. Leave 'dynamic' out",
+    "fix_sizes": "without it each shape would have a capture of its own",
     "fix_batch": "compile={'dynamic': True} asks for it. Leave 'dynamic' out",
     "expose_attention": "calibration alone runs it, and reads what it exposes",
     "prepack_linears": "compile={'prepack': True} asks for it. Leave 'prepack' out",

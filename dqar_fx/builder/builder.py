@@ -22,6 +22,7 @@ from dqar_fx.passes.support.runner import fork, ignore, run_passes
 from dqar_fx.plan.plan import make_plan
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.program.fitting import count_kept, table_before_run
+from dqar_fx.program.graphs import Graphs
 from dqar_fx.program.lowering import Lowering
 from dqar_fx.program.program import Program
 
@@ -52,6 +53,7 @@ class Builder:
         cache: The storage format.
         other: A schedule that its graphs must be able to follow as well.
         way: When conditioning is evaluated, as `transform` takes it.
+        is_symbolic: Whether a capture is for all shapes that it can be for.
     """
 
     schedule: Schedule
@@ -60,6 +62,7 @@ class Builder:
     cache: CacheFormat
     other: Schedule | None = None
     way: str = "auto"
+    is_symbolic: bool = True
 
     def with_schedule(self, schedule: Schedule) -> Builder:
         """A builder of programs for another schedule."""
@@ -83,7 +86,8 @@ class Builder:
     ) -> Program:
         """Build a program from a model and the inputs of one call."""
         disable, compiled = options.disable, options.backend.is_compiled
-        captured = capture(model, args, kwargs, disable)
+        symbolic = self.is_symbolic and not options.dynamic
+        captured = capture(model, args, kwargs, disable, symbolic=symbolic)
         blocks = find_blocks(captured.gm.graph.nodes)
         observe, observe_regions = open_dump(type(model).__name__)
         observe("captured", type(model).__name__, captured.gm)
@@ -110,9 +114,7 @@ class Builder:
         reports += outline(outlined, blocks if options.backend.cuts_blocks else (), observe)
         near_misses += hoisted_attention(outlined)
         return Program(
-            captured=captured,
-            guarded=graph,
-            plan=make_plan(outlined),
+            graphs=Graphs(captured, graph, make_plan(outlined), is_settled=compiled),
             table=table,
             lowering=Lowering(options, observe_regions),
             explanation=Explanation(

@@ -30,6 +30,7 @@ from .functional import trace_again, writes
 from .inputs import autocast_devices
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
+from .symbolic import SymbolicInputs, name_dynamic, put_numbers, read_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -51,12 +52,14 @@ class Capture:
         out_spec: How the flat outputs become what the model returns.
         cast_on: Types of the devices for which the graph is to run without autocast, since
             the casts that were made in the call are operators of its own.
+        symbolic: What it asks of inputs of other shapes; None if it is for one shape alone.
     """
 
     gm: fx.GraphModule
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     cast_on: tuple[str, ...] = ()
+    symbolic: SymbolicInputs | None = None
 
 
 @torch.inference_mode(mode=False)
@@ -89,6 +92,8 @@ def capture(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     disable: Collection[str] = (),
+    *,
+    symbolic: bool = False,
 ) -> Capture:
     """Record one call of a model as a graph.
 
@@ -97,6 +102,7 @@ def capture(
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
         disable: Names of passes to leave out.
+        symbolic: Whether to take sizes for symbols, where the forward allows that.
 
     Raises:
         CaptureError: The model's forward cannot be exported for these inputs.
@@ -107,8 +113,12 @@ def capture(
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
             expands = bool(select_passes(AFTER_TRACING, disable))
-            once = trace_repeats(model, args, kwargs) if expands else None
-            captured = once or trace(model, args, kwargs)
+            captured = None
+            if symbolic:
+                captured = try_symbolic(model, args, kwargs, expands=expands)
+            if captured is None:
+                once = trace_repeats(model, args, kwargs) if expands else None
+                captured = once or trace(model, args, kwargs)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["nothing"]
         raise CaptureError(
@@ -124,34 +134,57 @@ def capture(
     return captured
 
 
+def try_symbolic(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, expands: bool
+) -> Capture | None:
+    """What `trace` gives with sizes as symbols; None where that cannot be."""
+    try:
+        shapes = name_dynamic(model, args, kwargs)
+        once = trace_repeats(model, args, kwargs, shapes) if expands else None
+        return once or trace(model, args, kwargs, shapes)
+    except Exception as error:  # if it is the model's own, tracing these shapes says it better
+        logger.info(
+            "%s is captured for each shape alone: %s: %s",
+            type(model).__name__,
+            type(error).__name__,
+            (str(error).strip().splitlines() or ["nothing"])[0],
+        )
+        return None
+
+
 def trace_repeats(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any = None
 ) -> Capture | None:
     """What `trace` gives, with repeated blocks traced once; None where that cannot be."""
     own = fork_model(model)
     try:
         if not RepeatedBlocks.watch(own):
             return None
-        exported = torch.export.export(own, args, kwargs, strict=False)
-        has_casts = inline_scopes(
-            exported, autocast_devices(pytree.tree_leaves((args, kwargs)))
-        )
+        exported = export(own, args, kwargs, shapes)
+        leaves = pytree.tree_leaves((args, kwargs))
+        has_casts = inline_scopes(exported, autocast_devices(leaves))
         refuse_retracing(exported, has_casts=has_casts)
         gm = flatten_export(exported)
         hide_frames(gm)
+        put_numbers(gm)
         for each in AFTER_TRACING:
             each(gm)
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)
         return None
-    return Capture(gm, exported.call_spec.in_spec, exported.call_spec.out_spec)
+    spec = exported.call_spec
+    asked = read_inputs(exported, leaves) if shapes else None
+    return Capture(gm, spec.in_spec, spec.out_spec, symbolic=asked)
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-    """All of a model as a graph."""
+def trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any = None
+) -> Capture:
+    """All of a model as a graph; ``shapes`` are the sizes that are symbols."""
     # a fork, so that moving the denoiser leaves this graph's parameters in place
-    exported = torch.export.export(fork_model(model), args, kwargs, strict=False)
-    ambient = autocast_devices(pytree.tree_leaves((args, kwargs)))
+    exported = export(fork_model(model), args, kwargs, shapes)
+    leaves = pytree.tree_leaves((args, kwargs))
+    ambient = autocast_devices(leaves)
     is_retraced = inline_scopes(exported, ambient) or writes(exported)
     if is_retraced:  # the same in functional form, and all casts are operators
         exported = trace_again(exported)
@@ -160,7 +193,16 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
         raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
     spec = exported.call_spec
     cast_on = ambient if is_retraced else ()
-    return Capture(flatten_export(exported), spec.in_spec, spec.out_spec, cast_on)
+    gm, asked = flatten_export(exported), read_inputs(exported, leaves) if shapes else None
+    put_numbers(gm)
+    return Capture(gm, spec.in_spec, spec.out_spec, cast_on, asked)
+
+
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+) -> ExportedProgram:
+    """A model as a program, with some sizes as symbols."""
+    return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
 
 
 def refuse_retracing(exported: ExportedProgram, *, has_casts: bool) -> None:

@@ -80,6 +80,12 @@ class Lowering:
             tuple[fx.GraphModule, tuple[bool, ...]], tuple[fx.GraphModule, tuple[int, ...]]
         ] = {}
 
+    def anew(self) -> Lowering:
+        """Another one with the same options."""
+        other = Lowering(self.options, self._observe)
+        other.packed_weights = self.packed_weights
+        return other
+
     def variant(
         self,
         plan: Plan,

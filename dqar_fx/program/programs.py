@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import signature_of
+from dqar_fx.capture.symbolic import Unfit
 from dqar_fx.errors import DqarError
+from dqar_fx.notices import warn
 
 from .dynamic_batch import Batches
 from .fitting import count_kept
@@ -28,13 +31,20 @@ if TYPE_CHECKING:
     from dqar_fx.capture.model_state import ModelState
     from dqar_fx.capture.shared_tensors import SharedTensors
     from dqar_fx.conditioning.release import Residence
+    from dqar_fx.passes.support.sizes import Sizes
     from dqar_fx.schedule.run import RunShape
     from dqar_fx.schedule.schedule import Schedule
 
     from .compile_options import CompileOptions
 
-MAX_PROGRAMS = 8
+logger = logging.getLogger(__name__)
+
+MAX_CAPTURES = 8
+"""Captures that are kept, for all shapes or for one; the least recently used goes first."""
+MAX_PROGRAMS = 64
 """Input signatures that are kept; the least recently used one goes first."""
+MAX_WARM = 8
+"""Input signatures for which outputs are kept between steps."""
 
 
 class ProgramBuilder(Protocol):
@@ -98,6 +108,8 @@ class Programs:
         self._batches: dict[int, Batches] = defaultdict(Batches)
         self._model, self._residence = model, residence
         self._known: RecentlyUsed[tuple[int, Hashable], Program] = RecentlyUsed()
+        self._captures: RecentlyUsed[tuple[int, Hashable], Program] = RecentlyUsed()
+        self._warm: RecentlyUsed[int, Program] = RecentlyUsed()
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
@@ -134,9 +146,50 @@ class Programs:
     def find(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         """The program for these inputs; built if there is none."""
         key = self.model_state.number, signature_of(leaves, spec)
-        found = self._known.find_or_make(key, lambda: self._build(leaves, spec), MAX_PROGRAMS)
-        self._latest = found
+        found = self._known.find_or_make(
+            key, lambda: self._make(key, leaves, spec), MAX_PROGRAMS
+        )
+        if found is not self._latest:
+            self._latest = found
+            cold = self._warm.keep(id(found), found, MAX_WARM)
+            if cold is not None:
+                cold.reset()  # its slots would add up with those of all other shapes
         return found
+
+    def _make(
+        self, key: tuple[int, Hashable], leaves: Sequence[Any], spec: pytree.TreeSpec
+    ) -> Program:
+        """Make a program for these inputs, of a capture for all shapes if there is one."""
+        for known, capture in reversed(self._captures.items()):
+            symbolic = capture.captured.symbolic
+            if symbolic is None or known[0] != key[0]:
+                continue
+            try:
+                sizes = symbolic.sizes_of(leaves, spec)
+            except Unfit as reason:
+                logger.debug("a capture is not good for a call: %s", reason)
+                continue
+            self._captures.find(known)  # the latest one then
+            return self._at(capture, sizes, leaves)
+        program = self._build(leaves, spec)
+        gone = self._captures.keep(key, program, MAX_CAPTURES)
+        if gone is not None:
+            self._known.forget(gone)
+            warn(
+                f"more than {MAX_CAPTURES} kinds of calls take turns, each with a capture of "
+                "its own: the one that was not used for longest is forgotten, and captured "
+                "again if it comes back. Expected few: calls that differ in sizes alone share "
+                "a capture, as far as the forward treats them alike; others differ in which "
+                "arguments are given, in dtypes, layouts or numbers among the arguments"
+            )
+        return program
+
+    @torch.inference_mode(mode=False)
+    @no_collection()
+    def _at(self, capture: Program, sizes: Sizes, leaves: Sequence[Any]) -> Program:
+        """A program of a capture, for other sizes."""
+        self._residence.bring_back()
+        return capture.at(sizes, leaves)
 
     @torch.inference_mode(mode=False)  # or what is kept could not be written to later
     @no_collection()
@@ -168,14 +221,21 @@ class Programs:
         """
         other.model_state.take_over(self.model_state)
         state = self.model_state.number
-        for key, program in self._known.items():
-            if key[0] != state:
-                continue  # the other's fork is of the model as it is now
-            sites, around = program.table.sites, program.table.around
-            if any(count_kept(each, sites, around) > program.history for each in schedules):
-                continue  # its graphs keep fewer steps: captured anew when called
-            other._latest = program.with_schedule(schedules[0])
-            other._known.keep(key, other._latest, MAX_PROGRAMS)
+        made: dict[Program, Program] = {}
+        for store, others, most in (
+            (self._captures, other._captures, MAX_CAPTURES),
+            (self._known, other._known, MAX_PROGRAMS),
+        ):
+            for key, program in store.items():
+                if key[0] != state:
+                    continue  # the other's fork is of the model as it is now
+                sites, around = program.table.sites, program.table.around
+                if any(count_kept(s, sites, around) > program.history for s in schedules):
+                    continue  # its graphs keep fewer steps: captured anew when called
+                if program not in made:
+                    made[program] = program.with_schedule(schedules[0])
+                others.keep(key, made[program], most)
+                other._latest = made[program]
         other._batches[state], other.packed_weights = self.batches, self.packed_weights
         other.shared_tensors = self.shared_tensors.copy()
 
@@ -209,5 +269,6 @@ class Programs:
         self.packed_weights = PackedWeights()
 
     def _clear(self) -> None:
-        self._known.clear()
+        for store in (self._known, self._captures, self._warm):
+            store.clear()
         self._latest = None
