@@ -86,8 +86,7 @@ class Builder:
     ) -> Program:
         """Build a program from a model and the inputs of one call."""
         disable, compiled = options.disable, options.backend.is_compiled
-        symbolic = self.is_symbolic and not options.dynamic
-        captured = capture(model, args, kwargs, disable, symbolic=symbolic)
+        captured = capture(model, args, kwargs, disable, symbolic=self.is_symbolic)
         blocks = find_blocks(captured.gm.graph.nodes)
         observe, observe_regions = open_dump(type(model).__name__)
         observe("captured", type(model).__name__, captured.gm)

@@ -31,6 +31,7 @@ from .inputs import autocast_devices
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
 from .symbolic import SymbolicInputs, name_dynamic, put_numbers, read_inputs
+from .whole_numbers import keep_symbols
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -140,8 +141,9 @@ def try_symbolic(
     """What `trace` gives with sizes as symbols; None where that cannot be."""
     try:
         shapes = name_dynamic(model, args, kwargs)
-        once = trace_repeats(model, args, kwargs, shapes) if expands else None
-        return once or trace(model, args, kwargs, shapes)
+        with keep_symbols(model):
+            once = trace_repeats(model, args, kwargs, shapes) if expands else None
+            return once or trace(model, args, kwargs, shapes)
     except Exception as error:  # if it is the model's own, tracing these shapes says it better
         logger.info(
             "%s is captured for each shape alone: %s: %s",

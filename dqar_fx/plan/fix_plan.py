@@ -43,7 +43,9 @@ class PlanFixer:
         stages = tuple(self._fix_stage(stage, values) for stage in plan.stages)
         regions: dict[str, fx.GraphModule] = {}
         known: dict[tuple[str, ...], str] = {}
-        calls = tuple(self._fix_call(plan, call, values, regions, known) for call in plan.calls)
+        calls = tuple(
+            self._fix_call(plan, call, values, regions, known) for call in plan.calls
+        )
         fixed = Plan(regions, stages, calls, plan.inputs, plan.outputs, plan.size)
         return fixed, [values[number] for number in plan.outputs]
 
@@ -81,5 +83,6 @@ class PlanFixer:
         self, gm: fx.GraphModule, inputs: Sequence[Any]
     ) -> tuple[fx.GraphModule, list[Any]]:
         fixed = fork(gm)
+        fixed.meta["free"] = gm
         fix_sizes(fixed, self._sizes, inputs)
         return fixed, [node.meta["val"] for node in graph_outputs(fixed.graph)]

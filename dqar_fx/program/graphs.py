@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from dqar_fx.passes.support.guards import compute_or_reuse
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.plan.fix_plan import PlanFixer
 from dqar_fx.plan.slots import slots_of_plan
+
+from .free_regions import FreeRegions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,12 +40,14 @@ class Graphs:
         guarded: The same with conditioning hoisted and every site guarded.
         plan: The step's stages and regions.
         is_settled: Whether what stages give is made contiguous.
+        free: The regions that are compiled for all sizes.
     """
 
     captured: Capture
     guarded: fx.GraphModule
     plan: Plan
     is_settled: bool = False
+    free: FreeRegions = field(default_factory=FreeRegions)
 
     @cached_property
     def slots(self) -> dict[SlotKey, TensorSpec]:
@@ -85,7 +89,7 @@ class GraphsAt(Graphs):
         fixer = PlanFixer(sizes, settles=origin.is_settled)
         with fake_mode_of(origin.captured.gm):
             self.__dict__["plan"] = fixer.fix(origin.plan, values)[0]
-        self.__dict__["is_settled"] = origin.is_settled
+        self.__dict__.update(is_settled=origin.is_settled, free=origin.free)
 
     @property
     def model(self) -> fx.GraphModule:

@@ -92,6 +92,7 @@ class Program:
         ahead: When conditioning is evaluated for a whole trajectory.
         liveness: What of the conditioning is read.
         reference: Itself, weakly.
+        beside: Programs of the same inputs for other streams.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Program:
             schedule.waits_for_run or schedule.resample
         )
         self._fitted: RecentlyUsed[RunShape, Program] = RecentlyUsed()
+        self.beside: list[Program] = []
         self.graphs = graphs
         self.table = table
         self.plan = plan = graphs.plan
@@ -197,9 +199,16 @@ class Program:
         return self._beside(self.graphs, table, self.lowering, schedule)
 
     def at(self, sizes: Sizes, leaves: Sequence[Any]) -> Program:
-        """Another program for other sizes of the inputs: the graphs are these, at its sizes."""
-        graphs = self.graphs.at(sizes, leaves)
-        return self._beside(graphs, self.table, self.lowering.anew(), self.schedule)
+        """Another program for other sizes of the inputs: the same graphs, at these sizes."""
+        graphs, lowering = self.graphs.at(sizes, leaves), self.lowering.anew()
+        other = self._beside(graphs, self.table, lowering, self.schedule)
+        if lowering.options.dynamic:
+            other.share_regions(sizes)
+        return other
+
+    def share_regions(self, sizes: Sizes) -> None:
+        """Let what is compiled serve all sizes; it is at these itself."""
+        self.lowering.share = self.graphs.free.share(sizes)
 
     def _beside(
         self,
@@ -310,6 +319,11 @@ class Program:
             stream.report_flags(self.table.sites)
         self.streams.clear()
         self._conditioning.forget()
+
+    def cool(self) -> None:
+        """Forget the streams also of programs that were made for runs, or to run beside."""
+        for program in (self, *self.fitted, *self.beside):
+            program.reset()
 
     def forget_session(self, number: int | None) -> None:
         """Forget the streams of a session; None for what has none."""

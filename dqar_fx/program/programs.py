@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +15,6 @@ from dqar_fx.capture.symbolic import Unfit
 from dqar_fx.errors import DqarError
 from dqar_fx.notices import warn
 
-from .dynamic_batch import Batches
 from .fitting import count_kept
 from .packed_weights import PackedWeights
 from .packing_plan import refuse_nothing_packed
@@ -105,7 +103,6 @@ class Programs:
     ) -> None:
         self.builder, self.options, self.shared_tensors = builder, options, shared_tensors
         self.model_state, self.packed_weights = model_state, PackedWeights()
-        self._batches: dict[int, Batches] = defaultdict(Batches)
         self._model, self._residence = model, residence
         self._known: RecentlyUsed[tuple[int, Hashable], Program] = RecentlyUsed()
         self._captures: RecentlyUsed[tuple[int, Hashable], Program] = RecentlyUsed()
@@ -124,11 +121,6 @@ class Programs:
 
     def __len__(self) -> int:
         return len(self._known)
-
-    @property
-    def batches(self) -> Batches:
-        """What programs for the state of the model share across batch sizes."""
-        return self._batches[self.model_state.number]
 
     @property
     def latest(self) -> Program:
@@ -153,7 +145,7 @@ class Programs:
             self._latest = found
             cold = self._warm.keep(id(found), found, MAX_WARM)
             if cold is not None:
-                cold.reset()  # its slots would add up with those of all other shapes
+                cold.cool()  # its slots would add up with those of all other shapes
         return found
 
     def _make(
@@ -198,16 +190,13 @@ class Programs:
         self._residence.bring_back()
         self.shared_tensors.tie(self._model)
 
-        def build(leaves: Sequence[Any]) -> Program:
-            args, kwargs = pytree.tree_unflatten(leaves, spec)
-            return self.builder(self._model, args, kwargs, self.options)
-
-        program = build(leaves)
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        program = self.builder(self._model, args, kwargs, self.options)
         if self.options.prepack:
             refuse_nothing_packed(program)
             program.lowering.packed_weights = self.packed_weights
         if self.options.dynamic:
-            self.batches.join(program, leaves, spec, build)
+            share_sizes(program, leaves, spec, at_once=self.options.dynamic is True)
         if self._residence.place is not None:
             program.attach(self._residence)
         return program
@@ -236,7 +225,7 @@ class Programs:
                     made[program] = program.with_schedule(schedules[0])
                 others.keep(key, made[program], most)
                 other._latest = made[program]
-        other._batches[state], other.packed_weights = self.batches, self.packed_weights
+        other.packed_weights = self.packed_weights
         other.shared_tensors = self.shared_tensors.copy()
 
     def fit(self, program: Program, shape: RunShape | None) -> Program:
@@ -265,10 +254,25 @@ class Programs:
     def forget(self) -> None:
         """Capture and compile anew."""
         self._clear()
-        self._batches.clear()
         self.packed_weights = PackedWeights()
 
     def _clear(self) -> None:
         for store in (self._known, self._captures, self._warm):
             store.clear()
         self._latest = None
+
+
+def share_sizes(
+    program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec, *, at_once: bool
+) -> None:
+    """Let what a new program compiles serve all sizes, now or from the second size on."""
+    symbolic = program.captured.symbolic
+    if symbolic is None:
+        warn(
+            "dynamic: compiled for the sizes of this call alone, and for others anew: the "
+            "forward could not be captured with sizes as symbols (the log says why). Expected "
+            "a model that computes the same for all sizes; where that cannot be, leave "
+            "'dynamic' out"
+        )
+    elif at_once:
+        program.share_regions(symbolic.sizes_of(leaves, spec))

@@ -8,7 +8,7 @@ equal for all shapes is asked of the expressions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import sympy
 from torch import fx
@@ -28,7 +28,7 @@ class Size(int):
 
     expr: sympy.Expr
 
-    def __new__(cls, value: int, expr: sympy.Expr) -> Size:
+    def __new__(cls, value: int, expr: sympy.Expr) -> Self:
         """Put a number and its expression together."""
         made = super().__new__(cls, value)
         made.expr = expr
@@ -44,7 +44,7 @@ class SizeRatio(float):
 
     expr: sympy.Expr
 
-    def __new__(cls, value: float, expr: sympy.Expr) -> SizeRatio:
+    def __new__(cls, value: float, expr: sympy.Expr) -> Self:
         """Put a number and its expression together."""
         made = super().__new__(cls, value)
         made.expr = expr
