@@ -66,10 +66,8 @@ class SymbolicNumber:
     value: torch.SymInt
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SymbolicNumber):
-            return False
-        own, others = self.value.node, other.value.node
-        return bool(own.expr == others.expr)
+        theirs = other.value.node.expr if isinstance(other, SymbolicNumber) else other
+        return bool(self.value.node.expr == theirs)
 
     def __hash__(self) -> int:
         return hash(SymbolicNumber)

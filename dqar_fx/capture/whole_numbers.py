@@ -1,8 +1,9 @@
-"""Let ``int(...)`` in a model's code keep a size that is a symbol.
+"""Let sizes stay symbols where a model's code makes plain numbers or tensors of them.
 
-To `torch.export`, ``int`` of a size is the number that it is in this call: the capture would be
-good for that size alone. While a model is traced, the modules of its code have an ``int`` of
-their own, which gives symbols back as they are.
+To `torch.export`, ``int`` of a size, and a tensor that is made of one, are the number that it
+is in this call: the capture would be good for that size alone. While a model is traced, the
+modules of its code have an ``int`` of their own, which gives symbols back as they are, and
+``torch.tensor`` of a symbol is an operator.
 
 Left alone are modules that compare a type with ``int``, and those of torch.
 """
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,16 +43,29 @@ class Integer(metaclass=IntegerType):
     """Stands for ``int``."""
 
 
+class SymbolsAsTensors(TorchFunctionMode):
+    """While it is on, a tensor that is made of a symbol depends on it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch."""
+        if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], torch.SymInt):
+            return torch.scalar_tensor(args[0], **{"dtype": torch.int64, **(kwargs or {})})
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def keep_symbols(model: nn.Module) -> Iterator[None]:
-    """Let ``int(...)`` in the code of a model's modules keep symbols."""
+    """Let symbols stay what they are in the code of a model's modules."""
     names = {type(module).__module__ for module in model.modules()}
     found = [sys.modules[name] for name in sorted(names) if is_of_model(name)]
     changed = [vars(module) for module in found if "int" not in vars(module)]
     for names_of in changed:
         names_of["int"] = Integer
     try:
-        yield
+        with SymbolsAsTensors():
+            yield
     finally:
         for names_of in changed:
             del names_of["int"]

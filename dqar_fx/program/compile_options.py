@@ -83,8 +83,8 @@ class CompileOptions:
             raise OptionError(
                 f"compile={dict(keywords)} with 'dynamic': {dynamic!r}: a CUDA graph is "
                 "recorded for tensors of fixed sizes. Expected one of the two: leave "
-                "'dynamic' out, so that each size is compiled; or leave CUDA graphs out (modes "
-                f"{REPLAYING_MODES}, option 'triton.cudagraphs')"
+                "'dynamic' out, so that each size is compiled; or leave CUDA graphs out "
+                f"(modes {REPLAYING_MODES}, option 'triton.cudagraphs')"
             )
         if "shapes_spec" in keywords:
             raise OptionError(
