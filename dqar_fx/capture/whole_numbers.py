@@ -3,13 +3,15 @@
 To `torch.export`, ``int`` of a size, and a tensor that is made of one, are the number that it
 is in this call: the capture would be good for that size alone. While a model is traced, the
 modules of its code have an ``int`` of their own, which gives symbols back as they are, and
-``torch.tensor`` of a symbol is an operator.
+``max`` and ``min`` that do not ask which symbol is larger; ``torch.tensor`` of a symbol is an
+operator.
 
 Left alone are modules that compare a type with ``int``, and those of torch.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
@@ -20,7 +22,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -43,6 +45,26 @@ class Integer(metaclass=IntegerType):
     """Stands for ``int``."""
 
 
+def choose(of: Callable[..., Any], of_two: Callable[..., Any]) -> Callable[..., Any]:
+    """``max`` or ``min``, which of symbols is another symbol."""
+
+    def chosen(*values: Any, **options: Any) -> Any:
+        items = tuple(values[0]) if len(values) == 1 else values
+        if options or not any(isinstance(each, torch.SymInt) for each in items):
+            return of(items, **options)
+        return functools.reduce(of_two, items)
+
+    return chosen
+
+
+OWN_NAMES = {
+    "int": Integer,
+    "max": choose(max, torch.sym_max),
+    "min": choose(min, torch.sym_min),
+}
+"""What stands for names of Python in a model's code while it is traced."""
+
+
 class SymbolsAsTensors(TorchFunctionMode):
     """While it is on, a tensor that is made of a symbol depends on it."""
 
@@ -60,15 +82,20 @@ def keep_symbols(model: nn.Module) -> Iterator[None]:
     """Let symbols stay what they are in the code of a model's modules."""
     names = {type(module).__module__ for module in model.modules()}
     found = [sys.modules[name] for name in sorted(names) if is_of_model(name)]
-    changed = [vars(module) for module in found if "int" not in vars(module)]
-    for names_of in changed:
-        names_of["int"] = Integer
+    changed = [
+        (vars(module), name)
+        for module in found
+        for name in OWN_NAMES
+        if name not in vars(module)
+    ]
+    for names_of, name in changed:
+        names_of[name] = OWN_NAMES[name]
     try:
         with SymbolsAsTensors():
             yield
     finally:
-        for names_of in changed:
-            del names_of["int"]
+        for names_of, name in changed:
+            del names_of[name]
 
 
 def is_of_model(name: str) -> bool:
