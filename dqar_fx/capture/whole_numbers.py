@@ -2,9 +2,9 @@
 
 To `torch.export`, ``int`` of a size, and a tensor that is made of one, are the number that it
 is in this call: the capture would be good for that size alone. While a model is traced, the
-modules of its code have an ``int`` of their own, which gives symbols back as they are, and
-``max`` and ``min`` that do not ask which symbol is larger; ``torch.tensor`` of a symbol is an
-operator.
+modules of its code have an ``int`` of their own, which gives symbols back as they are, a
+``len`` that gives one for a tensor, and ``max`` and ``min`` that do not ask which symbol is
+larger; ``torch.tensor`` of a symbol is an operator.
 
 Left alone are modules that compare a type with ``int``, and those of torch.
 """
@@ -57,8 +57,14 @@ def choose(of: Callable[..., Any], of_two: Callable[..., Any]) -> Callable[..., 
     return chosen
 
 
+def count(value: Any) -> Any:
+    """``len``, which of a tensor is its size."""
+    return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else len(value)
+
+
 OWN_NAMES = {
     "int": Integer,
+    "len": count,
     "max": choose(max, torch.sym_max),
     "min": choose(min, torch.sym_min),
 }

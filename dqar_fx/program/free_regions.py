@@ -44,7 +44,8 @@ class FreeRegion:
 
     def at(self, sizes: Sizes) -> Callable[..., Sequence[Any]]:
         """What runs it at sizes."""
-        given = [torch.empty(number_at(number, sizes), 0) for number in self.numbers]
+        with torch.inference_mode(mode=False):  # or it is compiled for tensors of that kind
+            given = [torch.empty(number_at(number, sizes), 0) for number in self.numbers]
         return partial(self.function, *given) if given else self.function
 
 

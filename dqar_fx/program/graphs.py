@@ -12,6 +12,7 @@ from dqar_fx.passes import fix_sizes
 from dqar_fx.passes.support.graphs import tensor_value
 from dqar_fx.passes.support.guards import compute_or_reuse
 from dqar_fx.passes.support.runner import fork
+from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.fix_plan import PlanFixer
 from dqar_fx.plan.slots import slots_of_plan
 
@@ -123,7 +124,8 @@ class GraphsAt(Graphs):
 
     def _fix(self, gm: fx.GraphModule) -> fx.GraphModule:
         fixed = fork(gm)
-        fix_sizes(fixed, self._sizes, self._values, settles=self.is_settled)
+        with TRACING:
+            fix_sizes(fixed, self._sizes, self._values, settles=self.is_settled)
         return fixed
 
 
