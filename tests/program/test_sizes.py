@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import product
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import dqar_fx
 from dqar_fx import Schedule
@@ -139,6 +140,20 @@ def test_whoever_was_not_called_for_long_keeps_no_outputs(monkeypatch):
     for length in (4, 5, 6, 7):
         denoiser(seeded(2, length, 16), torch.ones(2))
     assert sum(bool(program.streams) for program in denoiser.captured_programs()) == 2
+    assert len(denoiser.captured_programs()) == 4
+
+
+def test_what_is_kept_stays_bounded_whatever_comes(monkeypatch):
+    monkeypatch.setattr(programs, "MAX_PROGRAMS", 4)
+    denoiser = dqar_fx.transform(Picky(lambda x: x).eval(), Schedule.interval(2, 2))
+    counts = []
+    for _ in range(3):
+        for length in range(4, 16):
+            for step in range(2):
+                denoiser(seeded(2, length, 16), torch.full((2,), 0.9 - step))
+        gc.collect()
+        counts.append(sum(isinstance(each, fx.Graph) for each in gc.get_objects()))
+    assert counts[0] == counts[1] == counts[2]
     assert len(denoiser.captured_programs()) == 4
 
 
