@@ -89,6 +89,7 @@ class SizeReader:
         """The size of a new input, which is empty."""
         with self._graph.inserting_before(self._inputs[0]):
             made = self._graph.placeholder("size")
+        made.target = made.name  # which is no other's
         with self._inputs[0].meta["val"].fake_mode:
             value = torch.empty(size, 0)
         made.meta = {"size": size, "sizes": (size, 0), "val": value}
