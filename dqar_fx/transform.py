@@ -65,8 +65,8 @@ def transform(
         compile: None to run eagerly on any device; ``"regional"`` to compile each distinct
             block once; ``"whole"`` to compile one graph per distinct row; or a dict of
             ``torch.compile`` keywords with an optional ``"unit"`` of these. With
-            ``"dynamic": True`` what is compiled serves all batch sizes; the first call is then
-            captured a second time, with twice its samples. With ``"prepack": True`` linears
+            ``"dynamic": True`` what is compiled serves all sizes, with ``"auto"`` from the
+            second one on. With ``"prepack": True`` linears
             of the step take copies of their weights that oneDNN packed once (float32 on a
             CPU): faster, for the bytes of the copies (``Denoiser.memory``).
         guidance: What the unconditional stream does apart from the conditional one; None if

@@ -1,21 +1,20 @@
 """Graph passes: each edits an fx graph in place and returns its number of rewrites.
 
 All keep every value bit for bit in eager mode, `insert_guards` and `specialise` as long as all
-actions are COMPUTE, and `free_batch` and `fix_batch` at the batch sizes that they are given.
-`unify_layouts`, `narrow_linears`, `prepack_linears`, `turn_skinny_linears` and
-`turn_patch_convolutions` are for compilers only: another layout may take another kernel,
-another order of sums rounds differently.
+actions are COMPUTE, and `fix_sizes` at the sizes that it is given.
+`unify_layouts`, `narrow_linears`, `prepack_linears` and `turn_skinny_linears` are for
+compilers only: another layout may take another kernel, another order of sums
+rounds differently.
 """
 
-from .copy_always import copy_always
 from .expand_repeats import CannotExpand, expand_repeats
 from .expose_attention import expose_attention
 from .find_attention import find_attention
 from .find_feed_forward import find_feed_forward
 from .find_residuals import find_residuals
 from .find_sites import find_around, find_sites
-from .fix_batch import fix_batch
-from .free_batch import free_batch
+from .fix_sizes import fix_sizes
+from .free_sizes import free_sizes
 from .hoist_conditioning import hoist_conditioning
 from .insert_guards import insert_guards
 from .keep_keys_values import keep_keys_values
@@ -30,7 +29,6 @@ from .specialise import specialise
 from .support.formats import FORMATS, CacheFormat
 from .support.guards import compute_or_reuse
 from .support.vocabulary import NoMatch, Site, TensorSpec
-from .turn_patch_convolutions import turn_patch_convolutions
 from .turn_skinny_linears import turn_skinny_linears
 from .unify_layouts import unify_layouts
 
@@ -44,7 +42,6 @@ __all__ = [
     "SiteKind",
     "TensorSpec",
     "compute_or_reuse",
-    "copy_always",
     "expand_repeats",
     "expose_attention",
     "find_around",
@@ -52,8 +49,8 @@ __all__ = [
     "find_feed_forward",
     "find_residuals",
     "find_sites",
-    "fix_batch",
-    "free_batch",
+    "fix_sizes",
+    "free_sizes",
     "hoist_conditioning",
     "insert_guards",
     "keep_keys_values",
@@ -64,7 +61,6 @@ __all__ = [
     "outline_regions",
     "prepack_linears",
     "specialise",
-    "turn_patch_convolutions",
     "turn_skinny_linears",
     "unify_layouts",
 ]

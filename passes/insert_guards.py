@@ -204,6 +204,10 @@ def add_slot(
             "site_path": match.site.path,
             "val": spec.allocate(),
         }
+    sizes = match.kept[value].meta.get("sizes", ())
+    if len(sizes) == len(spec.shape):  # else a flag, or nothing depends on sizes
+        pairs = zip(spec.shape, sizes, strict=True)
+        meta["sizes"] = tuple(size if size == own else own for own, size in pairs)
     return add_input(gm, f"slot_{'_'.join(map(str, numbers))}", meta)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .support.graphs import is_pure
+from .support.sizes import spell_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable
@@ -36,7 +37,7 @@ def merge_duplicates(gm: fx.GraphModule, among: Collection[fx.Node] | None = Non
     for node in list(gm.graph.nodes):
         if not is_pure(node) or not (among is None or node in among):
             continue
-        key = (node.op, str(node.target), repr((node.args, node.kwargs)))
+        key = (node.op, str(node.target), repr(spell_sizes((node.args, node.kwargs))))
         if key in first:
             node.replace_all_uses_with(first[key])
             gm.graph.erase_node(node)

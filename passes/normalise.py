@@ -6,6 +6,7 @@ bit, for the shapes, dtypes and devices that the graph was captured with:
     %to      : f32[2, 36, 60] = aten.to.dtype(%add, torch.float32)     ; %add is float32
     %dropout : f32[2, 36, 60] = aten.dropout.default(%linear, 0.0, False)
     %div     : f32[2, 36, 60] = aten.div.Tensor(%dropout, 1.0)
+    %slice   : f32[2, 36, 60] = aten.slice.Tensor(%div, 1, 0, 9223372036854775807)
  -> (users read %add and %linear, both f32[2, 36, 60])
 
 A cast that reads another tensor for nothing but its dtype is spelled without it, so that it
@@ -24,10 +25,14 @@ Source: torch.export documentation (non-strict export inserts the checks).
 
 from __future__ import annotations
 
+import sys
+from typing import cast
+
 import torch
 from torch import fx
 
-from .support.graphs import tensor_value
+from .support.graphs import shape_of, tensor_value
+from .support.sizes import spell_sizes
 
 aten = torch.ops.aten
 
@@ -83,7 +88,16 @@ def is_identity(node: fx.Node) -> bool:
     if node.target in SCALINGS:
         factor = node.args[1]  # a number, or a tensor, which is never taken for 1
         return isinstance(factor, int | float) and factor == 1 and keeps_everything(node)
-    return False
+    return node.target is aten.slice.Tensor and is_whole(node)
+
+
+def is_whole(node: fx.Node) -> bool:
+    """Whether a slice is all of what it is taken from, whatever the sizes."""
+    source, dim, start, end, step = (*node.args, *(None,) * 4)[:5]
+    if not isinstance(source, fx.Node) or type(start or 0) is not int or start or dim is None:
+        return False
+    whole = shape_of(source)[cast("int", dim)]
+    return step in (None, 1) and (end in (None, sys.maxsize) or spell_sizes(end) == whole)
 
 
 def keeps_everything(node: fx.Node) -> bool:

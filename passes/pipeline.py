@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from dqar_fx.errors import OptionError, check_known
 
-from .copy_always import copy_always
 from .expand_repeats import expand_repeats
 from .expose_attention import expose_attention
-from .fix_batch import fix_batch
-from .free_batch import free_batch
+from .fix_sizes import fix_sizes
+from .free_sizes import free_sizes
 from .hoist_conditioning import hoist_conditioning
 from .insert_guards import insert_guards
 from .keep_keys_values import keep_keys_values
@@ -32,7 +31,6 @@ from .outline_regions import outline_regions
 from .prepack_linears import prepack_linears
 from .site_kinds import SITE_KINDS
 from .specialise import specialise
-from .turn_patch_convolutions import turn_patch_convolutions
 from .turn_skinny_linears import turn_skinny_linears
 from .unify_layouts import unify_layouts
 
@@ -69,8 +67,8 @@ BY_THEMSELVES: Pipeline = (
     merge_duplicates,  # inside of hoist_conditioning: before it, blocks would not be alike
     keep_keys_values,  # on matches, where keep="kv" asks: guards keep what these say
     specialise,  # on a region for each row: whatever follows sees no guard, nothing dead
-    free_batch,  # on a row's region as it was captured at two batch sizes
-    fix_batch,  # on what that gives: with a size put in, it must be what was captured there
+    fix_sizes,  # on whatever a program is made of, for each shape of its inputs
+    free_sizes,  # on a row's region, where it is compiled for all shapes
     expose_attention,  # in calibration: behind matching, on a graph without guards
 )
 """Passes that are called alone, each with arguments of its own; their order says nothing."""
@@ -84,13 +82,6 @@ BEFORE_SITES_COMPILED: Pipeline = (
 COMPILED: Pipeline = (
     narrow_linears,  # first: it knows linears as they are captured
     turn_skinny_linears,  # last: what it makes of them, no other pass knows
-)
-COMPILED_ANY_BATCH: Pipeline = (
-    *COMPILED,
-    copy_always,  # last: no layout may depend on the number of samples
-)
-BEFORE_COMPILED_ANY_BATCH: Pipeline = (
-    turn_patch_convolutions,  # alone: what convolution is left, cannot be for all batches
 )
 PACKED: Pipeline = (
     narrow_linears,  # first: of a weight that is packed no rows can be left out
@@ -112,8 +103,6 @@ PIPELINES: dict[str, Pipeline] = {
     "BY_THEMSELVES": BY_THEMSELVES,
     "BEFORE_SITES_COMPILED": BEFORE_SITES_COMPILED,
     "COMPILED": COMPILED,
-    "COMPILED_ANY_BATCH": COMPILED_ANY_BATCH,
-    "BEFORE_COMPILED_ANY_BATCH": BEFORE_COMPILED_ANY_BATCH,
     "PACKED": PACKED,
     "STAGE_AHEAD": STAGE_AHEAD,
 }
@@ -127,7 +116,6 @@ ROUNDING = frozenset(
         unify_layouts,
         narrow_linears,
         turn_skinny_linears,
-        turn_patch_convolutions,
         prepack_linears,
     }
 )
@@ -138,8 +126,8 @@ REQUIRED = {
     "insert_guards": "without it nothing could be reused. Call the original model",
     "outline_regions": "what runs is regions. For a single one use compile='whole'",
     "specialise": "it resolves the guards of what runs. Call the original model",
-    "free_batch": "compile={'dynamic': True} asks for it. Leave 'dynamic' out",
-    "fix_batch": "compile={'dynamic': True} asks for it. Leave 'dynamic' out",
+    "free_sizes": "compile={'dynamic': True} asks for it. Leave 'dynamic' out",
+    "fix_sizes": "without it each shape would have a capture of its own",
     "expose_attention": "calibration alone runs it, and reads what it exposes",
     "prepack_linears": "compile={'prepack': True} asks for it. Leave 'prepack' out",
 }

@@ -21,6 +21,7 @@ from dqar_fx.passes.support.runner import fork, ignore, run_passes
 from dqar_fx.plan.plan import make_plan
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.program.fitting import count_kept, table_before_run
+from dqar_fx.program.graphs import Graphs
 from dqar_fx.program.lowering import Lowering
 
 from .cache_support import refuse_format
@@ -54,6 +55,7 @@ class Builder:
         way: When conditioning is evaluated, as `transform` takes it.
         wanted: What is captured, as `transform` takes ``capture``.
         once: Warns where the best tier does not fit.
+        is_symbolic: Whether a capture is for all shapes that it can be for.
     """
 
     schedule: Schedule
@@ -64,6 +66,7 @@ class Builder:
     way: str = "auto"
     wanted: str = "auto"
     once: Once = field(default_factory=Once, compare=False, repr=False)
+    is_symbolic: bool = True
 
     def with_schedule(self, schedule: Schedule) -> Builder:
         """A builder of programs for another schedule."""
@@ -87,7 +90,9 @@ class Builder:
     ) -> Program:
         """Build a program from a model and the inputs of one call."""
         disable, compiled = options.disable, options.backend.is_compiled
-        captured = capture_best(model, args, kwargs, options, self.wanted, self.once)
+        captured = capture_best(
+            model, args, kwargs, options, self.wanted, self.once, symbolic=self.is_symbolic
+        )
         if captured.blocks is not None:
             refuse_without_whole(self.sites, self.way, options, captured.why)
         blocks = captured.find_blocks()
@@ -121,8 +126,7 @@ class Builder:
             model,
             args,
             kwargs,
-            guarded=graph,
-            plan=make_plan(outlined),
+            graphs=Graphs(captured.capture, graph, make_plan(outlined), is_settled=compiled),
             table=table,
             lowering=Lowering(options, observe_regions),
             explanation=Explanation(

@@ -79,10 +79,9 @@ class Captured:
     ) -> Program:
         """The program over the graph."""
         if self.blocks is None:
-            return Program(captured=self.capture, **program)
+            return Program(**program)
         paths = [segment.path for segment in self.blocks.segments]
         return BlockProgram(
-            captured=self.capture,
             host=Host(model, paths),
             blocks=self.blocks,
             inputs=make_inputs(model, args, kwargs),
@@ -97,6 +96,8 @@ def capture_best(
     options: CompileOptions,
     wanted: str,
     once: Once,
+    *,
+    symbolic: bool,
 ) -> Captured:
     """Capture a denoiser in the best tier that fits, or in the one that is asked for.
 
@@ -107,6 +108,7 @@ def capture_best(
         options: How to lower.
         wanted: An entry of `WANTED`.
         once: Warns where the best tier does not fit.
+        symbolic: Whether the graph is to be for all shapes that it can be for.
 
     Raises:
         CaptureError: It cannot be captured in any of them.
@@ -114,7 +116,7 @@ def capture_best(
     why = ""
     if wanted != "blocks":
         try:
-            return Captured(capture(model, args, kwargs, options.disable))
+            return Captured(capture(model, args, kwargs, options.disable, symbolic=symbolic))
         except CaptureError as error:
             if wanted == "graph":
                 raise

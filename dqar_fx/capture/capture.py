@@ -11,7 +11,7 @@ import copy
 import inspect
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,9 @@ from .marked_writes import refuse_writes_past_marks
 from .reads import Reads
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
+from .symbolic import SymbolicInputs, name_dynamic, put_numbers, read_inputs
 from .tensor_data import DataAsOperators, without_kept_results
+from .whole_numbers import keep_symbols
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -57,6 +59,7 @@ class Capture:
         cast_on: Types of the devices for which the graph is to run without autocast, since
             the casts that were made in the call are operators of its own.
         reads: The values of the conditioning that it is specialised by; None for none.
+        symbolic: What it asks of inputs of other shapes; None if it is for one shape alone.
     """
 
     gm: fx.GraphModule
@@ -64,6 +67,7 @@ class Capture:
     out_spec: pytree.TreeSpec
     cast_on: tuple[str, ...] = ()
     reads: Reads | None = None
+    symbolic: SymbolicInputs | None = None
 
 
 @torch.inference_mode(mode=False)
@@ -96,6 +100,8 @@ def capture(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     disable: Collection[str] = (),
+    *,
+    symbolic: bool = False,
 ) -> Capture:
     """Record one call of a model as a graph.
 
@@ -104,6 +110,7 @@ def capture(
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
         disable: Names of passes to leave out.
+        symbolic: Whether to take sizes for symbols, where the forward allows that.
 
     Raises:
         CaptureError: The model's forward cannot be exported for these inputs.
@@ -115,7 +122,11 @@ def capture(
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
             expands = bool(select_passes(AFTER_TRACING, disable))
-            captured = trace_any(model, args, kwargs, expands=expands)
+            captured = None
+            if symbolic:
+                captured = try_symbolic(model, args, kwargs, expands=expands)
+            if captured is None:
+                captured = trace_any(model, args, kwargs, expands=expands)
             check_reads(captured, pytree.tree_leaves((args, kwargs)))
     except Exception as error:
         lines = str(error).strip().rstrip(".").splitlines() or ["nothing"]
@@ -130,6 +141,25 @@ def capture(
     ms, size = 1e3 * (perf_counter() - start), len(captured.gm.graph.nodes)
     logger.info("captured %s: %d nodes, %.0f ms", type(model).__name__, size, ms)
     return captured
+
+
+def try_symbolic(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, expands: bool
+) -> Capture | None:
+    """A graph whose sizes are symbols; None where that cannot be."""
+    try:
+        shapes = name_dynamic(model, args, kwargs)
+        meets = MeetsReads(model, args, kwargs)
+        with keep_symbols(model):
+            return trace_best(model, args, kwargs, meets, shapes, expands=expands)
+    except Exception as error:  # if it is the model's own, tracing these shapes says it better
+        logger.info(
+            "%s is captured for each shape alone: %s: %s",
+            type(model).__name__,
+            type(error).__name__,
+            (str(error).strip().splitlines() or ["nothing"])[0],
+        )
+        return None
 
 
 def trace_any(
@@ -161,12 +191,13 @@ def trace_best(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     reads: HostReads | None = None,
+    shapes: Any = None,
     *,
     expands: bool,
 ) -> Capture:
     """All of a model as a graph, with repeated blocks traced once where that can be."""
-    once = trace_repeats(model, args, kwargs, reads) if expands else None
-    return once or trace(model, args, kwargs, reads)
+    once = trace_repeats(model, args, kwargs, reads, shapes) if expands else None
+    return once or trace(model, args, kwargs, reads, shapes)
 
 
 def trace_repeats(
@@ -174,13 +205,14 @@ def trace_repeats(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     reads: HostReads | None = None,
+    shapes: Any = None,
 ) -> Capture | None:
     """What `trace` gives, with repeated blocks traced once; None where that cannot be."""
     own = fork_model(model)
     try:
         if not RepeatedBlocks.watch(own):
             return None
-        return trace_own(own, args, kwargs, reads, (hide_frames, *AFTER_TRACING))
+        return trace_own(own, args, kwargs, reads, shapes, (hide_frames, *AFTER_TRACING))
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
         if isinstance(reads, MeetsReads) and reads.has_met:
             raise
@@ -193,10 +225,11 @@ def trace(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     reads: HostReads | None = None,
+    shapes: Any = None,
 ) -> Capture:
-    """All of a model as a graph."""
+    """All of a model as a graph; ``shapes`` are the sizes that are symbols."""
     # a fork, so that moving the denoiser leaves this graph's parameters in place
-    return trace_own(fork_model(model), args, kwargs, reads)
+    return trace_own(fork_model(model), args, kwargs, reads, shapes)
 
 
 def trace_own(
@@ -204,13 +237,15 @@ def trace_own(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     reads: HostReads | None,
+    shapes: Any,
     passes: Sequence[Callable[[fx.GraphModule], object]] = (),
 ) -> Capture:
     """All of a model, which is the capture's own, as a graph after some passes."""
     if reads is not None:
         reads.watch(own)
-    exported = export(own, args, kwargs)
-    ambient = autocast_devices(pytree.tree_leaves((args, kwargs)))
+    exported = export(own, args, kwargs, shapes)
+    leaves = pytree.tree_leaves((args, kwargs))
+    ambient = autocast_devices(leaves)
     is_retraced = inline_scopes(exported, ambient) or writes(exported)
     if is_retraced:  # the same in functional form, and all casts are operators
         refuse_writes_past_marks(exported.graph)
@@ -218,24 +253,29 @@ def trace_own(
     written = exported.graph_signature.buffers_to_mutate
     if written:  # a step would depend on the last
         raise ValueError(f"its forward writes to its buffers {sorted(written.values())}")
-    gm = flatten_export(exported)
+    gm, symbolic = flatten_export(exported), None
+    if shapes is not None:
+        symbolic = read_inputs(exported, leaves)
+        put_numbers(gm)
     for each in passes:
         each(gm)
-    return finish(gm, exported, reads, ambient if is_retraced else ())
+    return finish(gm, exported, reads, ambient if is_retraced else (), symbolic)
 
 
 def finish(
     gm: fx.GraphModule,
     exported: ExportedProgram,
     reads: HostReads | None,
-    cast_on: tuple[str, ...] = (),
+    cast_on: tuple[str, ...],
+    symbolic: SymbolicInputs | None,
 ) -> Capture:
     """A captured graph, of which what was read on the host is taken out."""
     spec = exported.call_spec
+    captured = Capture(gm, spec.in_spec, spec.out_spec, cast_on, symbolic=symbolic)
     if reads is None:
-        return Capture(gm, spec.in_spec, spec.out_spec, cast_on)
+        return captured
     split = Reads.split_off(gm, reads.reads, cast_on) if reads.reads else None
-    return Capture(gm, spec.in_spec, spec.out_spec.children()[0], cast_on, split)
+    return replace(captured, out_spec=spec.out_spec.children()[0], reads=split)
 
 
 def check_reads(captured: Capture, leaves: Sequence[Any]) -> None:
@@ -253,15 +293,17 @@ def has_unknown_sizes(gm: fx.GraphModule) -> bool:
     return any(free_unbacked_symbols(value) for value in values if value is not None)
 
 
-def export(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """A model's forward as a program.
+def export(
+    own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+) -> ExportedProgram:
+    """A model's forward as a program, with some sizes as symbols.
 
     Raises:
         ValueError: It registers buffers, which export mixes up with its inputs.
     """
     buffers = dict(own.named_buffers())
     with DataAsOperators(), without_kept_results(own):
-        exported = torch.export.export(own, args, kwargs, strict=False)
+        exported = torch.export.export(own, args, kwargs, strict=False, dynamic_shapes=shapes)
     added = dict(own.named_buffers()).keys() - buffers
     if added:
         raise ValueError(f"its forward registers buffers {sorted(added)}: do it before")

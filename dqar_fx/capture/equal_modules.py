@@ -45,8 +45,32 @@ def describe_module(module: nn.Module) -> Hashable:
 
 def tensor_metadata(tensor: torch.Tensor) -> Hashable:
     """Describe all about a tensor but its values."""
-    layout = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
-    return *layout, tensor.dtype, tensor.device, tensor.requires_grad
+    layout = *tensor.shape, *tensor.stride(), tensor.storage_offset()
+    kind = tensor.dtype, tensor.device, tensor.requires_grad
+    return tensor.dim(), tuple(map(describe_number, layout)), *kind
+
+
+def describe_number(number: Any) -> Hashable:
+    """A number, or what stands for one that depends on sizes."""
+    return SymbolicNumber(number) if isinstance(number, torch.SymInt) else number
+
+
+@dataclass(frozen=True, eq=False)
+class SymbolicNumber:
+    """A number that depends on sizes, which may turn out to be equal as a model is traced.
+
+    Attributes:
+        value: The number.
+    """
+
+    value: torch.SymInt
+
+    def __eq__(self, other: object) -> bool:
+        theirs = other.value.node.expr if isinstance(other, SymbolicNumber) else other
+        return bool(self.value.node.expr == theirs)
+
+    def __hash__(self) -> int:
+        return hash(SymbolicNumber)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +106,8 @@ class ValueDescriber:
         kind = type(value)
         if kind in COMPARED:
             return kind, value
+        if kind is torch.SymInt:
+            return kind, describe_number(value)
         if kind in (float, complex):
             return kind, repr(value)  # 0.0 equals -0.0
         if isinstance(value, enum.Enum):

@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.conditioning.memo import Memo
 from dqar_fx.denoiser.denoiser import Denoiser
-from dqar_fx.plan.slots import slots_of
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.program import Program
 from dqar_fx.program.stream import PreparedStep
@@ -68,16 +67,14 @@ class RowProgram(Program):
         program.require_whole("measuring a denoiser's own regions in its steps")
         computed = Schedule.compute_all(program.table.num_steps)
         made = cls(
-            captured=program.captured,
-            guarded=program.guarded,
+            graphs=program.graphs,
             table=computed.resolve(program.table.sites, around=program.table.around),
-            plan=program.plan,
             lowering=program.lowering,
             explanation=program.explanation,
             conditioning=program.ahead.way,
             observe=observe,
         )
-        made.slot_specs = slots_of(program.guarded)
+        made.slot_specs = program.graphs.slots
         made.binder = replace(made.binder, specs=made.slot_specs)
         made.slot_owners = {key: key for key in made.slot_specs}
         return made

@@ -183,7 +183,9 @@ class GuidedDenoiser(Denoiser):
         if schedule.num_steps is not None:
             run = schedule.run or RunShape(schedule.num_steps)
             guidance = guidance.for_run(run.num_rows, calls=run.calls, noise=run.noise or None)
-        return UnconditionalStream.of(program, schedule, guidance)
+        made = UnconditionalStream.of(program, schedule, guidance)
+        program.beside.append(made.program)
+        return made
 
     def captured_programs(self) -> list[Program]:
         """The program of each captured signature, then those of the unconditional stream."""

@@ -23,10 +23,9 @@ from .slot_state import SlotState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import fx
-
     from dqar_fx.schedule.table import BranchTable
 
+    from .plan import Plan
     from .slot_state import Actions
 
 SlotKey = tuple[int, int, int, int]
@@ -130,13 +129,15 @@ class Slots:
         return self.buffers[column, value, place, part]
 
 
-def slots_of(guarded: fx.GraphModule) -> dict[SlotKey, TensorSpec]:
-    """Find the slots that a guarded graph has inputs for."""
-    return {
-        node.meta["slot"]: TensorSpec.of(node.meta["val"])
-        for node in guarded.graph.find_nodes(op="placeholder")
-        if "slot" in node.meta
-    }
+def slots_of_plan(plan: Plan) -> dict[SlotKey, TensorSpec]:
+    """Find the slots that the calls of a plan have inputs for."""
+    found: dict[SlotKey, TensorSpec] = {}
+    for call in plan.calls:
+        inputs = plan.regions[call.region].graph.find_nodes(op="placeholder")
+        for static, node in zip(call.static, inputs[len(call.inputs) :], strict=True):
+            if isinstance(static, tuple):
+                found[static] = TensorSpec.of(node.meta["val"])
+    return dict(sorted(found.items()))
 
 
 def plan_slots(

@@ -36,8 +36,8 @@ class Backend(Protocol):
     def replays(self) -> bool:
         """Whether an output may be overwritten when a region runs again."""
 
-    def compile(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
-        """What runs a graph whose code is generated; ``shapes`` are for ``torch.compile``."""
+    def compile(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
+        """What runs a graph whose code is generated."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ class Eager:
     cuts_blocks: ClassVar[bool] = True
     replays: ClassVar[bool] = False
 
-    def compile(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
-        """The graph's own code; it is good for all shapes."""
-        del shapes
+    def compile(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
+        """The graph's own code."""
         return gm.forward
 
 
@@ -71,9 +70,9 @@ class Regional:
         graphs = bool(options.get("triton.cudagraphs"))
         return graphs or self.keywords.get("mode") in REPLAYING_MODES
 
-    def compile(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
+    def compile(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
         """A graph that compiles at its first call, without breaks."""
-        return torch.compile(gm.forward, **{"fullgraph": True, **self.keywords, **shapes})
+        return torch.compile(gm.forward, **{"fullgraph": True, **self.keywords})
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ class CompileOptions:
 
     Attributes:
         backend: What runs regions.
-        dynamic: Whether what is compiled serves all batch sizes.
+        dynamic: Whether what is compiled serves all sizes: True, or ``"auto"`` from the
+            second size on.
         prepack: Whether linears of a step take weights that are packed once.
         disable: Names of passes that are left out.
     """
 
     backend: Backend = field(default_factory=Eager)
-    dynamic: bool = False
+    dynamic: bool | str = False
     prepack: bool = False
     disable: tuple[str, ...] = ()
 
@@ -51,42 +52,44 @@ class CompileOptions:
             )
         what = "compile=" if unit is compile else "the 'unit' of compile="
         check_known(what, unit, (None, *UNITS))
-        is_dynamic = keywords.get("dynamic") is True
-        if keywords.get("dynamic") not in (None, True, False):
+        dynamic = keywords.get("dynamic")
+        if dynamic not in (None, True, False, "auto"):
             raise OptionError(
-                f"compile={{'dynamic': {keywords['dynamic']!r}}}: expected True, so that all "
-                "batch sizes share what is compiled, or False or None, as for torch.compile"
+                f"compile={{'dynamic': {dynamic!r}}}: expected True, so that all sizes share "
+                "what is compiled, 'auto', so that all but the first do, or False or None, as "
+                "for torch.compile"
             )
+        is_dynamic = bool(dynamic)
         if is_dynamic:
             del keywords["dynamic"]
         prepack = read_prepack(keywords)
         backend = Eager() if unit is None else BACKENDS[unit](keywords)
-        options = cls(backend, is_dynamic, prepack, disable)
+        options = cls(backend, dynamic or False, prepack, disable)
         if is_dynamic:
-            options.refuse_fixed_batch(keywords)
+            options.refuse_fixed_sizes(dynamic, keywords)
         if prepack:
             options.refuse_packed()
         return options
 
-    def refuse_fixed_batch(self, keywords: Mapping[str, Any]) -> None:
-        """Raise for options that fix the batch size where it should be dynamic."""
+    def refuse_fixed_sizes(self, dynamic: object, keywords: Mapping[str, Any]) -> None:
+        """Raise for options that fix sizes where these should be dynamic."""
         if not self.backend.is_compiled:
             raise OptionError(
-                "compile={'unit': None, 'dynamic': True}: nothing is compiled, so nothing can "
-                f"serve several batch sizes. Expected a unit of {UNITS}; without one, leave "
-                "'dynamic' out: each batch size is captured when it comes"
+                f"compile={{'unit': None, 'dynamic': {dynamic!r}}}: nothing is compiled, so "
+                f"nothing can serve several sizes. Expected a unit of {UNITS}; without one, "
+                "leave 'dynamic' out: all sizes share a capture anyway"
             )
         if self.backend.replays:
             raise OptionError(
-                f"compile={dict(keywords)} with 'dynamic': True: a CUDA graph is recorded"
-                " for tensors of fixed sizes. Expected one of the two: leave 'dynamic' out, so"
-                " that each batch size is compiled; or leave CUDA graphs out (modes "
-                f"{REPLAYING_MODES}, option 'triton.cudagraphs')"
+                f"compile={dict(keywords)} with 'dynamic': {dynamic!r}: a CUDA graph is "
+                "recorded for tensors of fixed sizes. Expected one of the two: leave "
+                "'dynamic' out, so that each size is compiled; or leave CUDA graphs out "
+                f"(modes {REPLAYING_MODES}, option 'triton.cudagraphs')"
             )
         if "shapes_spec" in keywords:
             raise OptionError(
-                "compile has both 'dynamic': True and 'shapes_spec', but which dimensions are "
-                "dynamic follows from the captures. Leave 'shapes_spec' out"
+                f"compile has both 'dynamic': {dynamic!r} and 'shapes_spec', but which "
+                "dimensions are dynamic follows from the captures. Leave 'shapes_spec' out"
             )
 
     def refuse_packed(self) -> None:
@@ -99,8 +102,8 @@ class CompileOptions:
             )
         if self.dynamic:
             raise OptionError(
-                "compile has both 'prepack' and 'dynamic': True, but what is compiled for all "
-                "batch sizes takes weights as they are. Expected one of the two"
+                f"compile has both 'prepack' and 'dynamic': {self.dynamic!r}, but what is "
+                "compiled for all sizes takes weights as they are. Expected one of the two"
             )
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from dqar_fx.passes.pipeline import (
     COMPILED,
-    COMPILED_ANY_BATCH,
     PACKED,
     STAGE_AHEAD,
     select_passes,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     SpecialiseRegion = Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]]
     ShareRegion = Callable[
-        ["Lowering", fx.GraphModule, fx.GraphModule, SpecialiseRegion],
+        ["Lowering", fx.GraphModule, SpecialiseRegion],
         Callable[..., Sequence[Any]],
     ]
 
@@ -59,8 +58,8 @@ class Lowering:
         backend: What runs them.
         variants: The lowered variants by structure.
         reports: What passes did to them.
-        share: Gives what runs a region, maybe as programs of other batch sizes run it; it is
-            given this, the region specialised and as it was, and what specialises others.
+        share: Gives what runs a region, as programs of other sizes run it; it is given this,
+            the region as it was, and what specialises others.
         packed_weights: The weights that are packed.
     """
 
@@ -79,6 +78,12 @@ class Lowering:
         self._narrowed: dict[
             tuple[fx.GraphModule, tuple[bool, ...]], tuple[fx.GraphModule, tuple[int, ...]]
         ] = {}
+
+    def anew(self) -> Lowering:
+        """Another one with the same options."""
+        other = Lowering(self.options, self._observe)
+        other.packed_weights = self.packed_weights
+        return other
 
     def variant(
         self,
@@ -121,7 +126,7 @@ class Lowering:
                     function = self.lower(gm)
                 else:
                     again = partial(specialise_region, actions=actions, live=live)
-                    function = self.share(self, gm, region, again)
+                    function = self.share(self, region, again)
                 self.variants[lowered_as] = Variant(gm, function, kept, structure)
                 self._note(gm, actions)
             self._known[key] = replace(
@@ -166,14 +171,13 @@ class Lowering:
             self._narrowed[stage, live] = gm, kept
         return self._narrowed[stage, live]
 
-    def lower(self, gm: fx.GraphModule, **shapes: Any) -> Callable[..., Sequence[Any]]:
-        """What runs a graph; ``shapes`` are more keywords of ``torch.compile``."""
+    def lower(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
+        """What runs a graph."""
         if self.backend.is_compiled:
-            pipeline = COMPILED_ANY_BATCH if shapes else COMPILED
-            passes = select_passes(pipeline, self.options.disable)
+            passes = select_passes(COMPILED, self.options.disable)
             self.reports += run_passes(gm, passes, "region", self._observe)
         generate_code(gm)
-        return self.backend.compile(gm, **shapes)
+        return self.backend.compile(gm)
 
 
 def prepack_region(

@@ -26,8 +26,8 @@ from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.liveness import Liveness
-from dqar_fx.plan.plan import Plan, Variant, execute
-from dqar_fx.plan.slots import Slots, plan_slots, share_slots, slots_of
+from dqar_fx.plan.plan import Variant, execute
+from dqar_fx.plan.slots import Slots, plan_slots, share_slots
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
 from dqar_fx.schedule.schedule import Schedule
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from dqar_fx.capture.capture import Capture
     from dqar_fx.conditioning.fixed import ConditioningTable
     from dqar_fx.conditioning.release import Residence
+    from dqar_fx.passes.support.sizes import Sizes
     from dqar_fx.plan.liveness import Live
     from dqar_fx.plan.plan import CallObserver, Stage
     from dqar_fx.plan.slot_state import Actions, ForecastWeights
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from dqar_fx.steps.stream_key import StreamKey
 
     from .explanation import Explanation
+    from .graphs import Graphs
     from .lowering import Lowering
 
 
@@ -78,11 +80,9 @@ class Program:
     Attributes:
         schedule: What the table is made of; None if nothing else can be.
         is_refitted: Whether runs of other lengths have tables of their own.
-        captured: The model as a graph, untouched.
-        guarded: The same with conditioning hoisted and every site guarded.
+        graphs: The model as graphs, and the step's plan.
         roles: Which input plays which part.
         table: What every site does at every step.
-        plan: The step's stages and regions.
         slot_specs: The slots of one stream.
         slot_owners: Per slot, the one whose buffer it uses.
         history: How many outputs of a site they keep, as many as its graphs have inputs for.
@@ -92,15 +92,14 @@ class Program:
         ahead: When conditioning is evaluated for a whole trajectory.
         liveness: What of the conditioning is read.
         reference: Itself, weakly.
+        beside: Programs of the same inputs for other streams.
     """
 
     def __init__(
         self,
         *,
-        captured: Capture,
-        guarded: fx.GraphModule,
+        graphs: Graphs,
         table: BranchTable,
-        plan: Plan,
         lowering: Lowering,
         explanation: Explanation,
         conditioning: str = "auto",
@@ -112,19 +111,19 @@ class Program:
             schedule.waits_for_run or schedule.resample
         )
         self._fitted: RecentlyUsed[RunShape, Program] = RecentlyUsed()
-        self.captured = captured
-        self.guarded = guarded
+        self.beside: list[Program] = []
+        self.graphs = graphs
         self.table = table
-        self.plan = plan
-        slots = slots_of(guarded)
+        self.plan = plan = graphs.plan
+        slots = graphs.slots
         self.slot_specs = plan_slots(slots, table)
         self.slot_owners = share_slots(self.slot_specs, table)
         self.history = 1 + max((place for _, _, place, _ in slots), default=0)
         self.lowering = lowering
         self.explanation = explanation
-        self.binder = Binder(plan, lowering, captured.gm, self.slot_specs, observe)
+        self.binder = Binder(plan, lowering, graphs.model, self.slot_specs, observe)
         self.streams: dict[StreamKey, Stream] = {}
-        self.roles = Roles.of(captured.gm)
+        self.roles = Roles.of(graphs.model)
         self.ahead = AheadPolicy(
             conditioning,
             is_compiled=lowering.backend.is_compiled,
@@ -145,6 +144,16 @@ class Program:
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
         devices = {spec.device.type for spec in slots.values()}
         self._is_on_host = devices <= {"cpu"}
+
+    @property
+    def captured(self) -> Capture:
+        """The model as a graph, untouched."""
+        return self.graphs.captured
+
+    @property
+    def guarded(self) -> fx.GraphModule:
+        """The same with conditioning hoisted and every site guarded."""
+        return self.graphs.guarded
 
     def with_schedule(self, schedule: Schedule) -> Program:
         """Another program over the same graphs and lowered regions, for another schedule.
@@ -187,13 +196,32 @@ class Program:
 
     def with_table(self, table: BranchTable, schedule: Schedule | None = None) -> Program:
         """Another program over the same graphs and lowered regions, with slots of its own."""
+        return self._beside(self.graphs, table, self.lowering, schedule)
+
+    def at(self, sizes: Sizes, leaves: Sequence[Any]) -> Program:
+        """Another program for other sizes of the inputs: the same graphs, at these sizes."""
+        graphs, lowering = self.graphs.at(sizes, leaves), self.lowering.anew()
+        other = self._beside(graphs, self.table, lowering, self.schedule)
+        if lowering.options.dynamic:
+            other.share_regions(sizes)
+        return other
+
+    def share_regions(self, sizes: Sizes) -> None:
+        """Let what is compiled serve all sizes; it is at these itself."""
+        self.lowering.share = self.graphs.free.share(sizes)
+
+    def _beside(
+        self,
+        graphs: Graphs,
+        table: BranchTable,
+        lowering: Lowering,
+        schedule: Schedule | None,
+    ) -> Program:
         other = self._make(
-            captured=self.captured,
-            guarded=self.guarded,
+            graphs=graphs,
             table=table,
-            plan=self.plan,
-            lowering=self.lowering,
-            explanation=self.explanation,
+            lowering=lowering,
+            explanation=graphs.explain(self.explanation),
             conditioning=self.ahead.way,
             schedule=schedule,
         )
@@ -315,6 +343,11 @@ class Program:
         self.streams.clear()
         self._conditioning.forget()
 
+    def cool(self) -> None:
+        """Forget the streams also of programs that were made for runs, or to run beside."""
+        for program in (self, *self.fitted, *self.beside):
+            program.reset()
+
     def forget_session(self, number: int | None) -> None:
         """Forget the streams of a session; None for what has none."""
         for key in [key for key in list(self.streams) if session_of(key) == number]:
@@ -356,7 +389,7 @@ class Program:
             step = self._prepare_alone(stream)
         else:
             step = self._prepare(stream, position.step, weights)
-        cast_on = self.captured.cast_on
+        cast_on = self.graphs.cast_on
         with without_autocast(cast_on) if cast_on else nullcontext():
             outputs = self._execute(stream, step, leaves, position)
         self._note(stream, step, position)

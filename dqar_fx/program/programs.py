@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter, defaultdict
+import logging
+from collections import Counter
 from collections.abc import Hashable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,9 +13,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.inputs import signature_of
+from dqar_fx.capture.symbolic import Unfit
 from dqar_fx.errors import DqarError
+from dqar_fx.notices import warn
 
-from .dynamic_batch import Batches
 from .fitting import count_kept
 from .packed_weights import PackedWeights
 from .packing_plan import refuse_nothing_packed
@@ -30,15 +32,22 @@ if TYPE_CHECKING:
     from dqar_fx.capture.model_state import ModelState
     from dqar_fx.capture.shared_tensors import SharedTensors
     from dqar_fx.conditioning.release import Residence
+    from dqar_fx.passes.support.sizes import Sizes
     from dqar_fx.schedule.run import RunShape
     from dqar_fx.schedule.schedule import Schedule
 
     from .compile_options import CompileOptions
 
-MAX_PROGRAMS = 8
+logger = logging.getLogger(__name__)
+
+MAX_CAPTURES = 8
+"""Captures that are kept, for all shapes or for one; the least recently used goes first."""
+MAX_PROGRAMS = 64
 """Input signatures that are kept; the least recently used one goes first."""
 MAX_RENEWALS = 3
 """How often one signature is captured anew because a call of it did something else."""
+MAX_WARM = 8
+"""Input signatures for which outputs are kept between steps."""
 
 
 class ProgramBuilder(Protocol):
@@ -99,11 +108,12 @@ class Programs:
     ) -> None:
         self.builder, self.options, self.shared_tensors = builder, options, shared_tensors
         self.model_state, self.packed_weights = model_state, PackedWeights()
-        self._batches: dict[int, Batches] = defaultdict(Batches)
         self._model, self._residence = model, residence
         self._known: RecentlyUsed[tuple[int, Hashable], SpecialisedPrograms[Program]] = (
             RecentlyUsed()
         )
+        self._captures: RecentlyUsed[tuple[int, int], Program] = RecentlyUsed()
+        self._warm: RecentlyUsed[int, Program] = RecentlyUsed()
         self._renewed = Counter[tuple[int, Hashable]]()
         self._latest: Program | None = None
 
@@ -120,11 +130,6 @@ class Programs:
 
     def __len__(self) -> int:
         return sum(len(list(programs)) for programs in self._known)
-
-    @property
-    def batches(self) -> Batches:
-        """What programs for the state of the model share across batch sizes."""
-        return self._batches[self.model_state.number]
 
     @property
     def latest(self) -> Program:
@@ -144,15 +149,20 @@ class Programs:
         key = self.model_state.number, signature_of(leaves, spec)
         known = self._of(key)
 
-        def build() -> Program:
-            return self._build(leaves, spec, known)
+        def make() -> Program:
+            return self._make(leaves, spec, known)
 
-        found = known.find_or_make(leaves, build)
+        found = known.find_or_make(leaves, make)
         if found.is_outdated and self._renewed[key] < MAX_RENEWALS:
             self._renewed[key] += 1
+            self._captures.forget(found)
             known.forget(found)
-            found = known.find_or_make(leaves, build)
-        self._latest = found
+            found = known.find_or_make(leaves, make)
+        if found is not self._latest:
+            self._latest = found
+            cold = self._warm.keep(id(found), found, MAX_WARM)
+            if cold is not None:
+                cold.cool()  # its slots would add up with those of all other shapes
         return found
 
     def _of(self, key: tuple[int, Hashable]) -> SpecialisedPrograms[Program]:
@@ -161,6 +171,43 @@ class Programs:
         return self._known.find_or_make(
             key, lambda: SpecialisedPrograms(bring_back), MAX_PROGRAMS
         )
+
+    def _make(
+        self, leaves: Sequence[Any], spec: pytree.TreeSpec, beside: Iterable[Program]
+    ) -> Program:
+        """Make a program for these inputs, of a capture for all shapes if there is one."""
+        state = self.model_state.number
+        for known, capture in reversed(self._captures.items()):
+            symbolic = capture.captured.symbolic
+            if symbolic is None or known[0] != state:
+                continue
+            try:
+                sizes = symbolic.sizes_of(leaves, spec)
+            except Unfit as reason:
+                logger.debug("a capture is not good for a call: %s", reason)
+                continue
+            self._captures.find(known)  # the latest one then
+            return self._at(capture, sizes, leaves)
+        program = self._build(leaves, spec, beside)
+        gone = self._captures.keep((state, id(program)), program, MAX_CAPTURES)
+        if gone is not None:
+            for programs in self._known:
+                programs.forget(gone)
+            warn(
+                f"more than {MAX_CAPTURES} kinds of calls take turns, each with a capture of "
+                "its own: the one that was not used for longest is forgotten, and captured "
+                "again if it comes back. Expected few: calls that differ in sizes alone share "
+                "a capture, as far as the forward treats them alike; others differ in which "
+                "arguments are given, in dtypes, layouts or numbers among the arguments"
+            )
+        return program
+
+    @torch.inference_mode(mode=False)
+    @no_collection()
+    def _at(self, capture: Program, sizes: Sizes, leaves: Sequence[Any]) -> Program:
+        """A program of a capture, for other sizes."""
+        self._residence.bring_back()
+        return capture.at(sizes, leaves)
 
     @torch.inference_mode(mode=False)  # or what is kept could not be written to later
     @no_collection()
@@ -174,18 +221,15 @@ class Programs:
         self._residence.bring_back()
         self.shared_tensors.tie(self._model)
 
-        def build(leaves: Sequence[Any]) -> Program:
-            args, kwargs = pytree.tree_unflatten(leaves, spec)
-            return self.builder(self._model, args, kwargs, self.options)
-
-        program = build(leaves)
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        program = self.builder(self._model, args, kwargs, self.options)
         for other in beside:  # equal regions are compiled once
             program.lowering.variants = other.lowering.variants
         if self.options.prepack:
             refuse_nothing_packed(program)
             program.lowering.packed_weights = self.packed_weights
         if self.options.dynamic:
-            self.batches.join(program, leaves, spec, build)
+            share_sizes(program, leaves, spec, at_once=self.options.dynamic is True)
         if self._residence.place is not None:
             program.attach(self._residence)
         return program
@@ -199,15 +243,25 @@ class Programs:
         """
         other.model_state.take_over(self.model_state)
         state = self.model_state.number
-        for key, program in self._keyed():
-            if key[0] != state:
-                continue  # the other's fork is of the model as it is now
+        made: dict[Program, Program] = {}
+
+        def lend(program: Program) -> Program | None:
             sites, around = program.table.sites, program.table.around
             if any(count_kept(each, sites, around) > program.history for each in schedules):
-                continue  # its graphs keep fewer steps: captured anew when called
-            other._latest = program.with_schedule(schedules[0])
-            other._of(key).keep(other._latest)
-        other._batches[state], other.packed_weights = self.batches, self.packed_weights
+                return None  # its graphs keep fewer steps: captured anew when called
+            if program not in made:
+                made[program] = program.with_schedule(schedules[0])
+            other._latest = made[program]
+            return made[program]
+
+        # the other's fork is of the model as it is now, in this state
+        for (of, _), program in self._captures.items():
+            if of == state and (lent := lend(program)) is not None:
+                other._captures.keep((state, id(lent)), lent, MAX_CAPTURES)
+        for key, program in self._keyed():
+            if key[0] == state and (lent := lend(program)) is not None:
+                other._of(key).keep(lent)
+        other.packed_weights = self.packed_weights
         other.shared_tensors = self.shared_tensors.copy()
 
     def _keyed(self) -> Iterator[tuple[tuple[int, Hashable], Program]]:
@@ -249,10 +303,25 @@ class Programs:
     def forget(self) -> None:
         """Capture and compile anew."""
         self._clear()
-        self._batches.clear()
         self.packed_weights = PackedWeights()
 
     def _clear(self) -> None:
-        self._known.clear()
-        self._renewed.clear()
+        for store in (self._known, self._captures, self._warm, self._renewed):
+            store.clear()
         self._latest = None
+
+
+def share_sizes(
+    program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec, *, at_once: bool
+) -> None:
+    """Let what a new program compiles serve all sizes, now or from the second size on."""
+    symbolic = program.captured.symbolic
+    if symbolic is None:
+        warn(
+            "dynamic: compiled for the sizes of this call alone, and for others anew: the "
+            "forward could not be captured with sizes as symbols (the log says why). Expected "
+            "a model that computes the same for all sizes; where that cannot be, leave "
+            "'dynamic' out"
+        )
+    elif at_once:
+        program.share_regions(symbolic.sizes_of(leaves, spec))

@@ -45,17 +45,18 @@ class RecentlyUsed(Generic[Key, Made]):
                 self._known.move_to_end(key)
             return found
 
-    def keep(self, key: Key, made: Made, most: int) -> None:
-        """Let something be found, among ``most`` at a time."""
+    def keep(self, key: Key, made: Made, most: int) -> Made | None:
+        """Let something be found, among ``most`` at a time; what is found no longer."""
         with self._lock:
             self._known[key] = made
-            if len(self._known) > most:
-                self._known.popitem(last=False)
+            self._known.move_to_end(key)
+            return self._known.popitem(last=False)[1] if len(self._known) > most else None
 
-    def forget(self, key: Key) -> None:
-        """Let what was made for a key be found no longer."""
+    def forget(self, made: Made) -> None:
+        """Let something be found no longer."""
         with self._lock:
-            self._known.pop(key, None)
+            for key in [key for key, each in self._known.items() if each is made]:
+                del self._known[key]
 
     def find_or_make(self, key: Key, make: Callable[[], Made], most: int) -> Made:
         """What was made for a key, or is made now, by one thread at a time."""

@@ -132,9 +132,9 @@ class SpecialisedPrograms(Generic[Made]):
 
     def forget(self, made: Made) -> None:
         """Let something be found no longer."""
-        for number, (_, each) in self._known.items():
-            if each is made:
-                self._known.forget(number)
+        for kept in self._known:
+            if kept[1] is made:
+                self._known.forget(kept)
 
     def forget_seen(self) -> None:
         """Look at all calls again."""

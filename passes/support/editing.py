@@ -140,6 +140,7 @@ def insert_call(like: fx.Node, target: Any, *args: Any) -> fx.Node:
     """A call of an operator in the graph of ``like``, whose record it takes over."""
     node = like.graph.call_function(target, args)
     node.meta = copy_meta(like)
+    node.meta.pop("sizes", None)
     node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
     return node
 

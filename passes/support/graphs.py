@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from .sizes import spell_sizes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from collections.abc import Set as AbstractSet
@@ -31,6 +33,14 @@ def tensor_value(node: fx.Node) -> torch.Tensor | None:
     """The fake tensor that stands for the node's value, if it is a tensor."""
     value = node.meta.get("val")
     return value if isinstance(value, torch.Tensor) else None
+
+
+def shape_of(node: fx.Node) -> tuple[Any, ...]:
+    """The shape of the node's tensor, in expressions where it depends on sizes."""
+    value = tensor_value(node)
+    assert value is not None, f"%{node.name} is no tensor"
+    shape: tuple[Any, ...] = spell_sizes(tuple(node.meta.get("sizes", value.shape)))
+    return shape
 
 
 def parameter_path(node: fx.Node) -> str | None:
@@ -117,7 +127,7 @@ def structure_of(gm: fx.GraphModule, describe: Callable[[object], str] | None = 
     """A text that is equal for two graph modules exactly when they compute the same thing.
 
     Names do not count; operators, constants, and what is described of the inputs do: by
-    default shapes, strides, dtypes and devices.
+    default shapes, strides, dtypes and devices; numbers that depend on sizes, as expressions.
     """
     describe = describe or describe_value
     index: dict[fx.Node, str] = {}
@@ -127,11 +137,13 @@ def structure_of(gm: fx.GraphModule, describe: Callable[[object], str] | None = 
         target: Any = node.target
         if node.op == "placeholder":
             target = describe(node.meta.get("val"))
+            if "sizes" in node.meta:
+                target = f"{target} {spell_sizes(node.meta['sizes'])}"
         elif node.op in ("get_attr", "call_module"):
             inner = gm.get_submodule(str(node.target))
             assert isinstance(inner, fx.GraphModule), f"{node.target} is not outlined"
             target = f"({structure_of(inner)})"
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: index[n])
+        args, kwargs = fx.map_arg(spell_sizes((node.args, node.kwargs)), lambda n: index[n])
         lines.append(f"{node.op} {target} {args} {kwargs}")
     return "\n".join(lines)
 

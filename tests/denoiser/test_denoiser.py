@@ -14,6 +14,7 @@ from torch import nn
 
 import dqar_fx
 from dqar_fx import Schedule
+from dqar_fx.program import programs
 from tests.helpers.hook_oracle import Oracle
 from tests.helpers.models import Attention, Optional, make_dit, make_pixart
 
@@ -119,7 +120,8 @@ def test_denoiser_follows_weights_loaded_into_the_model(case):
     assert not torch.equal(result, before)
 
 
-def test_denoiser_keeps_eight_signatures_least_recently_used_out():
+def test_denoiser_keeps_some_signatures_least_recently_used_out(monkeypatch):
+    monkeypatch.setattr(programs, "MAX_PROGRAMS", 8)
     denoiser = dqar_fx.transform(Optional(), Schedule.compute_all(1))
 
     def prepare(batch):

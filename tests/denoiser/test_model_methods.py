@@ -200,7 +200,7 @@ def test_a_conversion_does_not_make_another_state(denoiser):
     assert denoiser.prepare(**given) is program
 
 
-def test_dynamic_batches_of_two_states_share_nothing(model):
+def test_dynamic_sizes_of_two_states_share_nothing(model):
     denoiser = dqar_fx.transform(
         model, Schedule.compute_all(STEPS), compile={"backend": "eager", "dynamic": True}
     )
@@ -208,7 +208,7 @@ def test_dynamic_batches_of_two_states_share_nothing(model):
     for scale in (1.0, 2.0, 1.0):
         denoiser.set_scale(scale)
         denoiser.prepare(**inputs(0))
-        seen.append(denoiser._programs.batches)
+        seen.append(denoiser.program.graphs.free)
     assert seen[0] is seen[2] is not seen[1]
 
 

@@ -222,8 +222,8 @@ def test_denoiser_copied_after_a_call_is_on_its_own(case, duplicate):
 def test_denoiser_with_deeper_forecasts_of_one_stream_captures_once(case, monkeypatch):
     module, captured = sys.modules["dqar_fx.builder.builder"], []
 
-    def capture(*inputs, original=module.capture):
-        captured.append(original(*inputs))
+    def capture(*inputs, original=module.capture, **options):
+        captured.append(original(*inputs, **options))
         return captured[-1]
 
     monkeypatch.setattr(module, "capture", capture)

@@ -1,45 +1,33 @@
-"""Diffs of the passes for parameters, calibration, compilers and batch sizes."""
+"""Diffs of the passes for parameters, calibration and compilers."""
 
 from collections import defaultdict
 from functools import partial
 
-import pytest
 import torch
 
 from dqar_fx import graph_diff
 from dqar_fx.capture.capture import capture
 from dqar_fx.inspect import Amounts
 from dqar_fx.passes import (
-    copy_always,
     expose_attention,
     find_attention,
-    fix_batch,
-    free_batch,
-    hoist_conditioning,
     merge_duplicates,
     merge_equal_parameters,
     narrow_linears,
     normalise,
-    outline_regions,
     specialise,
-    turn_patch_convolutions,
-    unify_layouts,
 )
-from dqar_fx.passes.support.blocks import find_blocks
 from dqar_fx.passes.support.conditioning_nodes import find_conditioning
 from dqar_fx.passes.support.equal_tensors import find_tensor, tensor_layout
 from dqar_fx.passes.support.graphs import parameter_path
 from dqar_fx.passes.support.runner import fork, run_pass
 from dqar_fx.schedule.action import Action
-from tests.helpers.graph_diffs import change_of, counts, every_model, graph_after, nodes
+from tests.helpers.graph_diffs import counts, every_model, graph_after, nodes
 from tests.helpers.inspected_denoisers import MODELS
 from tests.helpers.rewrite_checks import guard_all, rewritten
-from tests.helpers.slow_cases import slow_but
 
 NARROWED = {"dit": (5, 5), "pixart": (0, 0), "sd3": (4, 5), "flux": (4, 4)}
 """Linears narrowed, and the linears that they become."""
-PATCHES = {"dit": 1, "pixart": 1, "sd3": 1, "flux": 0}
-COPIES = {"dit": 1, "pixart": 1, "sd3": 1, "flux": 6}
 PIECES = {"aten.chunk.default", "aten.slice.Tensor", "aten.linear.default"}
 
 
@@ -143,67 +131,3 @@ def test_diff_of_narrow_linears_is_products_over_fewer_rows(name):
 
 def count_sites(name):
     return len(find_attention(fork(graph_after(name, normalise)))[0])
-
-
-@every_model
-def test_diff_of_turn_patch_convolutions_is_one_linear_of_as_many_macs(name):
-    found = change_of(name, normalise, turn_patch_convolutions)
-    turned = PATCHES[name]
-    expected = {
-        "aten.contiguous.default": turned,
-        "aten.conv2d.default": -turned,
-        "aten.linear.default": turned,
-        "aten.permute.default": 2 * turned,
-        "aten.reshape.default": 3 * turned,
-    }
-    assert found.delta == (expected if turned else {})
-    assert (found.macs, found.parameter_bytes) == (0, 0)
-    assert not found.moved
-
-
-@every_model
-def test_diff_of_copy_always_is_copies_for_what_makes_contiguous(name):
-    found = change_of(name, normalise, hoist_conditioning, unify_layouts, copy_always)
-    copies = COPIES[name]
-    expected = {"aten.clone.default": copies, "aten.contiguous.default": -copies}
-    assert found.delta == (expected if copies else {})
-    assert counts(found)[:2] == (copies, copies)
-    assert not found.moved
-    assert found.saved == Amounts()
-
-
-# ---- batch sizes -------------------------------------------------------------------------
-
-
-def regions_at(name, batch):
-    """The regions of a model for that many samples, by name."""
-    case = MODELS[name](batch=batch)
-    gm = fork(capture(case.model, (), case.inputs(0)).gm)
-    blocks = find_blocks(gm.graph.nodes)
-    for each in (normalise, hoist_conditioning):
-        run_pass(gm, each)
-    for each in (unify_layouts, outline_regions):
-        run_pass(gm, partial(each, blocks=blocks))
-    calls = gm.graph.find_nodes(op="call_module")
-    return {str(node.target): gm.get_submodule(str(node.target)) for node in calls}
-
-
-@pytest.mark.parametrize("name", slow_but("pixart", of=MODELS))
-def test_diff_of_free_batch_is_sizes_and_that_of_fix_batch_takes_them_back(name):
-    large, small = (regions_at(name, batch) for batch in (4, 2))
-    assert set(large) == set(small)
-    numbers = 0
-    for path, region in large.items():
-        free = fork(region)
-        report = run_pass(free, partial(free_batch, other=small[path], batches=(4, 2)))
-        found = graph_diff(region, free)
-        numbers += report.rewrites
-        assert found.delta == report.delta
-        assert set(found.delta) <= {"aten.sym_size.int", "mul", "floordiv"}
-        assert (found.removed, found.moved) == ({}, {})
-        assert found.saved == Amounts()
-        fixed = fork(free)
-        taken = run_pass(fixed, partial(fix_batch, batch=2))
-        assert taken.delta == {op: -count for op, count in report.delta.items()}
-        assert not graph_diff(fixed, small[path])
-    assert numbers > 0
