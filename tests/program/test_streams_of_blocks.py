@@ -34,7 +34,6 @@ def reused(case, sites="block", **options):
     slow_but(
         ("wan", torch.bfloat16),
         ("vace", torch.float32),
-        ("kandinsky", torch.float32),
         of=[(name, dtype) for name in STREAM_MAKERS for dtype in DTYPES if name != "any_flow"],
     ),
 )
