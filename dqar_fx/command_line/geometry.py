@@ -79,7 +79,8 @@ class Geometry:
         self.model, self.sizes, self.name = model, sizes, type(model).__name__
         self.config: Mapping[str, Any] = dict(getattr(model, "config", {}))
         self.parameters = inspect.signature(model.forward).parameters
-        parameter = next(model.parameters(), torch.empty(0))
+        # the first one may be of those that stay in float32
+        parameter = max(model.parameters(), key=torch.Tensor.numel, default=torch.empty(0))
         self.dtype, self.device = parameter.dtype, parameter.device
         self._draws = torch.Generator().manual_seed(0)
         self.letters: dict[str, Callable[[], int]] = {

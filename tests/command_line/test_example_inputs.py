@@ -162,6 +162,8 @@ def test_half_precision_leaves_what_must_be_single(tmp_path):
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert dtypes["scale_shift_table"] == torch.float32
     assert dtypes["blocks.0.attn1.to_q.weight"] == torch.bfloat16
+    inputs = derive_inputs(model, Sizes(size=8, frames=1))
+    assert inputs["hidden_states"].dtype == torch.bfloat16
 
 
 def test_folder_without_weights_is_said(tmp_path):
