@@ -15,7 +15,7 @@ class DqarError(ValueError):
 
 
 class CaptureError(DqarError):
-    """The model cannot be captured as one graph."""
+    """The model cannot be captured, as one graph or block by block."""
 
 
 class SiteError(DqarError):

@@ -94,13 +94,14 @@ def transform(
     Raises:
         CaptureError: The model is none, or cannot be captured (now, if ``example_inputs``
             are given).
-        SiteError: No attention is found, or a pattern selects none.
+        SiteError: No attention is found, a pattern selects none, or a span is asked for
+            where only blocks are captured.
         ScheduleError: The schedule does not fit the sites, or guidance's do not go with it.
         OptionError: An unknown ``keep``, ``cache``, ``compile``, ``conditioning``,
             ``release``, ``disable`` or ``capture``, or one that blocks alone do not have;
-            ``"dynamic"`` or ``"prepack"`` with nothing compiled or
-            with what excludes them; a device that lacks the cache's dtype, or nothing to
-            prepack (now, if ``example_inputs`` are given).
+            ``"dynamic"`` or ``"prepack"`` with nothing compiled or with what excludes them; a
+            device that lacks the cache's dtype, or nothing to prepack (now, if
+            ``example_inputs`` are given).
 
     Source:
         DQAR report, sections "Phase 1: K/V caching", "Phase 2: attention output caching" and
