@@ -57,7 +57,7 @@ def test_what_is_captured_tells_the_sizes_of_the_call():
     case = SIZED["flux"]()
     denoiser = dqar_fx.transform(case.model, SCHEDULE)
     for batch, height, width, text in SIZES:
-        denoiser(**case.inputs(batch, height, width, text))
+        denoiser.prepare(**case.inputs(batch, height, width, text))
         kept = denoiser.explain().sites[0].kept
         assert [spec.shape for spec in kept] == [
             (batch, height * width, 32),
