@@ -4,15 +4,7 @@ import pytest
 import torch
 
 import dqar_fx
-from tests.helpers.host_read_models import (
-    MODELS,
-    make_framepack,
-    make_hunyuan_image,
-    make_hunyuan_video_15,
-    make_lumina2,
-    make_omnigen,
-    mask_of,
-)
+from tests.helpers.host_read_models import MODELS
 
 STEPS = 4
 
@@ -66,48 +58,3 @@ def test_a_model_equals_plain_hooks_bit_for_bit(name):
     check_run(denoiser, case.model, [case])
     assert denoiser.explain().reads
     assert len(denoiser.captured_programs()) == 1
-
-
-OTHERS = {
-    "Lumina2": (make_lumina2(), make_lumina2((2, 7))),
-    "HunyuanVideo15": (make_hunyuan_video_15(), make_hunyuan_video_15((3,), image=True)),
-    "HunyuanImage": (make_hunyuan_image(), make_hunyuan_image((7,))),
-    "Framepack": (make_framepack(), make_framepack((2,))),
-    "OmniGen": (make_omnigen(), make_omnigen(last=25)),
-}
-
-
-@pytest.mark.parametrize("name", ["Lumina2", "HunyuanVideo15"])
-def test_streams_and_requests_with_other_masks_never_get_the_first_ones_values(name):
-    first, second = OTHERS[name]
-    denoiser = dqar_fx.transform(first.model, dqar_fx.Schedule.interval(STEPS, 2))
-    for requests in ([first], [second], [first, second], [second], [first]):
-        check_run(denoiser, first.model, requests)
-        denoiser.reset()
-    assert len(denoiser.captured_programs()) == 2
-
-
-@pytest.mark.parametrize("name", ["Lumina2", "HunyuanImage"])
-def test_other_masks_are_lowered_once_where_their_regions_are_equal(name):
-    make = MODELS[name]
-    case = make()
-    denoiser = dqar_fx.transform(
-        case.model,
-        dqar_fx.Schedule.interval(STEPS, 2),
-        compile={"unit": "regional", "backend": "eager"},
-    )
-    variants = []
-    for lengths in (None, (4,) * case.latent_shape[0], (6,) * case.latent_shape[0]):
-        if lengths is not None:
-            case.given = {**case.given, "encoder_attention_mask": mask_of(*lengths)}
-        for step in range(STEPS):
-            inputs = case.inputs(step)
-            found = denoiser(**inputs, return_dict=False)[0]
-            if step == 0:
-                with torch.no_grad():
-                    wanted = case.model(**inputs, return_dict=False)[0]
-                torch.testing.assert_close(found, wanted)
-        variants.append(len(denoiser.program.variants))
-    assert len(denoiser.captured_programs()) == 3
-    if name == "HunyuanImage":  # tokens change places: all shapes are as they were
-        assert len(set(variants)) == 1
