@@ -51,7 +51,8 @@ def line_of(kind, number):
     ("kind", "path", "line"), [(Reads, "blocks.0", 1), (Misfits, "blocks.0.out", 1)]
 )
 def test_a_failure_names_module_file_and_line(kind, path, line):
-    denoiser = dqar_fx.transform(Model(kind).eval(), dqar_fx.Schedule.interval(4, 2))
+    schedule = dqar_fx.Schedule.interval(4, 2)
+    denoiser = dqar_fx.transform(Model(kind).eval(), schedule, capture="graph")
     place = f"in {path} (test_failures.py:{line_of(kind, line)}, forward)"
     with pytest.raises(dqar_fx.CaptureError) as caught:
         denoiser(torch.randn(1, 5, 16), torch.tensor([900.0]))
