@@ -32,9 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from .support.editing import copy_meta, extract, replace_by_call
+from .support.editing import copy_meta, extract, replace_by_call, trace_on
 from .support.graphs import ancestors, tensor_value
 from .support.guards import compute_or_reuse
 from .support.module_sites import add_base, take_base
@@ -167,8 +166,8 @@ def residual_graphs(match: Match) -> tuple[fx.GraphModule, fx.GraphModule]:
     def resume(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(add_base(*each) for each in pair(given))
 
-    values = [node.meta["val"] for node in (*match.outputs, *bases)]
-    return make_fx(body)(*values), make_fx(resume)(*values)
+    nodes = (*match.outputs, *bases)
+    return trace_on(body, nodes), trace_on(resume, nodes)
 
 
 def add_input(gm: fx.GraphModule, name: str, meta: dict[str, object]) -> fx.Node:

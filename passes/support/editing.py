@@ -170,8 +170,15 @@ def emit(
     inputs: Sequence[fx.Node],
 ) -> list[fx.Node]:
     """Trace a tensor function on the inputs' fake values and put its nodes here."""
-    traced = make_fx(function)(*(node.meta["val"] for node in inputs))
-    return inline(graph, traced, inputs)
+    return inline(graph, trace_on(function, inputs), inputs)
+
+
+def trace_on(
+    function: Callable[..., tuple[torch.Tensor, ...]], inputs: Sequence[fx.Node]
+) -> fx.GraphModule:
+    """A tensor function as a graph with an input for each of some nodes."""
+    # each value an object of its own: nodes may share one, which would be a single input
+    return make_fx(function)(*(node.meta["val"].detach() for node in inputs))
 
 
 def inline(graph: fx.Graph, inner: fx.GraphModule, inputs: Sequence[fx.Node]) -> list[fx.Node]:
