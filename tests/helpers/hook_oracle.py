@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_flux import FluxAttention
+from diffusers.models.transformers.transformer_wan import WanAttention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,7 @@ class Oracle:
         self, model: nn.Module, slot: Callable[[torch.Tensor], torch.Tensor] = unchanged
     ) -> None:
         self.model, self.slot = model, slot
-        kinds = Attention | FluxAttention
+        kinds = Attention | FluxAttention | WanAttention
         self.attentions = [module for module in model.modules() if isinstance(module, kinds)]
         self.kept: dict[int, Any] = {}
 
