@@ -55,7 +55,6 @@ class Builder:
         way: When conditioning is evaluated, as `transform` takes it.
         wanted: What is captured, as `transform` takes ``capture``.
         once: Warns where the best tier does not fit.
-        is_symbolic: Whether a capture is for all shapes that it can be for.
     """
 
     schedule: Schedule
@@ -66,7 +65,6 @@ class Builder:
     way: str = "auto"
     wanted: str = "auto"
     once: Once = field(default_factory=Once, compare=False, repr=False)
-    is_symbolic: bool = True
 
     def with_schedule(self, schedule: Schedule) -> Builder:
         """A builder of programs for another schedule."""
@@ -87,11 +85,21 @@ class Builder:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: CompileOptions,
+        *,
+        symbolic: bool,
     ) -> Program:
-        """Build a program from a model and the inputs of one call."""
+        """Build a program from a model and the inputs of one call.
+
+        Args:
+            model: The model.
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+            options: How to lower.
+            symbolic: Whether the capture is to be for all shapes that it can be for.
+        """
         disable, compiled = options.disable, options.backend.is_compiled
         captured = capture_best(
-            model, args, kwargs, options, self.wanted, self.once, symbolic=self.is_symbolic
+            model, args, kwargs, options, self.wanted, self.once, symbolic=symbolic
         )
         if captured.blocks is not None:
             refuse_without_whole(self.sites, self.way, options, captured.why)

@@ -59,8 +59,10 @@ class ProgramBuilder(Protocol):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: CompileOptions,
+        *,
+        symbolic: bool,
     ) -> Program:
-        """Build the program."""
+        """Build the program, whose capture is for all shapes if it can be."""
 
     def with_schedule(self, schedule: Schedule, /) -> ProgramBuilder:
         """The same builder for another schedule."""
@@ -222,17 +224,33 @@ class Programs:
         self.shared_tensors.tie(self._model)
 
         args, kwargs = pytree.tree_unflatten(leaves, spec)
-        program = self.builder(self._model, args, kwargs, self.options)
+        symbolic = self._asks_for_all(spec, beside)
+        program = self.builder(self._model, args, kwargs, self.options, symbolic=symbolic)
         for other in beside:  # equal regions are compiled once
             program.lowering.variants = other.lowering.variants
         if self.options.prepack:
             refuse_nothing_packed(program)
             program.lowering.packed_weights = self.packed_weights
-        if self.options.dynamic:
-            share_sizes(program, leaves, spec, at_once=self.options.dynamic is True)
+        if self.options.dynamic and symbolic:
+            share_sizes(program, leaves, spec)
         if self._residence.place is not None:
             program.attach(self._residence)
         return program
+
+    def _asks_for_all(self, spec: pytree.TreeSpec, beside: Iterable[Program]) -> bool:
+        """Whether a capture is to be for all shapes.
+
+        The first is not, unless it is asked for: with sizes as symbols torch takes several
+        times as long.
+        """
+        if self.options.dynamic is True:
+            return True
+        state = self.model_state.number
+        alike = (
+            of == state and capture.captured.in_spec == spec
+            for (of, _), capture in self._captures.items()
+        )
+        return any(alike) and not any(True for _ in beside)
 
     def lend(self, other: Programs, schedules: Sequence[Schedule]) -> None:
         """Give the programs of other schedules what was captured and compiled.
@@ -311,17 +329,14 @@ class Programs:
         self._latest = None
 
 
-def share_sizes(
-    program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec, *, at_once: bool
-) -> None:
-    """Let what a new program compiles serve all sizes, now or from the second size on."""
+def share_sizes(program: Program, leaves: Sequence[Any], spec: pytree.TreeSpec) -> None:
+    """Let what a new program compiles serve all sizes."""
     symbolic = program.captured.symbolic
-    if symbolic is None:
-        warn(
-            "dynamic: compiled for the sizes of this call alone, and for others anew: the "
-            "forward could not be captured with sizes as symbols (the log says why). Expected "
-            "a model that computes the same for all sizes; where that cannot be, leave "
-            "'dynamic' out"
-        )
-    elif at_once:
+    if symbolic is not None:
         program.share_regions(symbolic.sizes_of(leaves, spec))
+        return
+    warn(
+        "dynamic: compiled for the sizes of this call alone, and for others anew: the forward "
+        "could not be captured with sizes as symbols (the log says why). Expected a model "
+        "that computes the same for all sizes; where that cannot be, leave 'dynamic' out"
+    )

@@ -25,7 +25,7 @@ SIZES = ((2, 4, 6, 7), (3, 6, 4, 12), (2, 5, 5, 25), (8, 4, 6, 9), (1, 5, 6, 7),
 def captures(monkeypatch):
     """The models that were captured."""
     made = []
-    module = pytest.importorskip("dqar_fx.builder.builder")
+    module = pytest.importorskip("dqar_fx.builder.tiers")
 
     def capture(model, *inputs, original=module.capture, **options):
         made.append(model)
@@ -36,7 +36,7 @@ def captures(monkeypatch):
 
 
 @pytest.mark.parametrize("name", slow_but("flux", of=SIZED))
-def test_all_sizes_take_two_captures_and_are_exact(name, captures):
+def test_all_sizes_take_three_captures_and_are_exact(name, captures):
     case = SIZED[name]()
     denoiser, oracle = dqar_fx.transform(case.model, SCHEDULE), Oracle(case.model)
     for _ in range(2):
@@ -49,7 +49,7 @@ def test_all_sizes_take_two_captures_and_are_exact(name, captures):
                 assert torch.equal(result, oracle(table.actions[step], **inputs))
             slots = next(iter(denoiser.program.streams.values())).slots
             assert slots.nbytes == denoiser.cache_bytes > 0
-    assert len(captures) == 2  # one sample is captured apart
+    assert len(captures) == 3  # the first sizes alone; several samples; one sample
     assert len(denoiser._programs) == len(SIZES)
 
 
@@ -84,12 +84,12 @@ class Picky(nn.Module):
 
 
 PICKY = {
-    "branch": (lambda x: x.sin() if len(x) == 4 else x, 2),
-    "average": (lambda x: x * (1.0 / len(x)), 1),
-    "square": (lambda x: x + torch.ones(len(x) ** 2).mean(), 1),
-    "root": (lambda x: x * x.shape[1] ** 0.5, 1),
-    "even": (lambda x: x.cos() if x.shape[1] % 2 == 0 else x, 2),
-    "counted": (lambda x: x + torch.arange(x.shape[1]).to(x).reshape(1, -1, 1), 1),
+    "branch": (lambda x: x.sin() if len(x) == 4 else x, 3),
+    "average": (lambda x: x * (1.0 / len(x)), 2),
+    "square": (lambda x: x + torch.ones(len(x) ** 2).mean(), 2),
+    "root": (lambda x: x * x.shape[1] ** 0.5, 2),
+    "even": (lambda x: x.cos() if x.shape[1] % 2 == 0 else x, 3),
+    "counted": (lambda x: x + torch.arange(x.shape[1]).to(x).reshape(1, -1, 1), 2),
 }
 
 
@@ -131,7 +131,7 @@ def test_layouts_and_dtypes_are_captured_apart(captures):
         turned = seeded(2, 16, length).transpose(1, 2)
         for x in (seeded(2, length, 16), turned):
             assert torch.equal(denoiser(x, torch.ones(2)), model(x, torch.ones(2)))
-    assert len(captures) == 2
+    assert len(captures) == 3  # the first sizes alone, then each layout
 
 
 def test_whoever_was_not_called_for_long_keeps_no_outputs(monkeypatch):
