@@ -49,7 +49,9 @@ def unify_layouts(gm: fx.GraphModule, blocks: Collection[str]) -> int:
             for source, run in zip(counterparts, group, strict=True):
                 if is_strided(source):
                     copies.append(make_contiguous(gm.graph, source, run))
-    refresh_values(gm.graph, {copied: copied.args[0].meta["val"] for copied in copies})
+    refresh_values(
+        gm.graph, {copied: copied.all_input_nodes[0].meta["val"] for copied in copies}
+    )
     return len(copies)
 
 

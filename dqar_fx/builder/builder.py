@@ -86,7 +86,7 @@ class Builder:
         kwargs: dict[str, Any],
         options: CompileOptions,
         *,
-        symbolic: bool,
+        symbolic: bool = False,
     ) -> Program:
         """Build a program from a model and the inputs of one call.
 

@@ -180,7 +180,7 @@ def make_inputs(
     graph = fx.Graph()
     found, _ = pytree.tree_flatten_with_path((args, kwargs))
     for (_, first, *rest), leaf in found:
-        top = first.idx if isinstance(first, pytree.SequenceKey) else first.key
+        top = first.idx if isinstance(first, pytree.SequenceKey) else first.key  # type: ignore[attr-defined]
         name = names[min(top, len(names) - 1)] if isinstance(top, int) else top
         inner = (str(getattr(each, "idx", getattr(each, "key", each))) for each in rest)
         node = graph.placeholder("_".join([name, *inner]))

@@ -73,8 +73,10 @@ class HostReads(TorchFunctionMode):
 
     def watch(self, model: nn.Module) -> None:
         """Let a fork of the model, which is changed, return what it reads as well."""
-        real = [*model.named_parameters(remove_duplicate=False)]
-        real += model.named_buffers(remove_duplicate=False)
+        real: list[tuple[str, torch.Tensor]] = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
         run = model.forward
 
         @functools.wraps(run)

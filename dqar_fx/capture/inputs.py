@@ -106,7 +106,10 @@ def describe_leaf(leaf: Any) -> Hashable:
     """What of an input a graph depends on."""
     if isinstance(leaf, torch.Tensor):
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
-    return (type(leaf), repr(leaf)) if isinstance(leaf, PLAIN) else type(leaf)
+    if isinstance(leaf, PLAIN):
+        return type(leaf), repr(leaf)
+    kind: Hashable = type(leaf)
+    return kind
 
 
 def casts_of(leaves: Sequence[Any]) -> tuple[torch.dtype, ...]:

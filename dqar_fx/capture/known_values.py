@@ -72,7 +72,7 @@ class KnownValues:
 
     def find(self, tensor: torch.Tensor) -> Known:
         """What is known of a tensor; one that is not traced is a constant."""
-        known: Known | None = self._known.get(tensor)
+        known: Known | None = self._known.get(tensor)  # type: ignore[no-untyped-call]
         if known is None:
             return Known(None if isinstance(tensor, FakeTensor) else tensor)
         if known.value is not None and storage_of(known.value) in self._overwritten:
@@ -120,9 +120,9 @@ class KnownValues:
         for tensor in made:
             self.note(tensor, Known(None, sources))
         if written is not None:
-            value = self.find(written).value
-            if value is not None:  # all views of its memory are unknown from now on
-                self._overwritten.add(storage_of(value))
+            before = self.find(written).value
+            if before is not None:  # all views of its memory are unknown from now on
+                self._overwritten.add(storage_of(before))
             self.note(written, Known(None, sources))
 
     def _is_constant(self, tensor: torch.Tensor | None) -> bool:

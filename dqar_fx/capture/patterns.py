@@ -215,7 +215,7 @@ def spell(pattern: Pattern) -> str:
     if isinstance(pattern, Unknown):
         return pattern.kind.__name__
     names = pattern.keys if isinstance(pattern, Group) else None
-    parts = map(spell, pattern.parts)
+    parts = list(map(spell, pattern.parts))
     if names is not None:
-        parts = (f"{name}={part}" for name, part in zip(names, parts, strict=True))
+        parts = [f"{name}={part}" for name, part in zip(names, parts, strict=True)]
     return f"({', '.join(parts)})"

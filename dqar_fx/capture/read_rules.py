@@ -80,7 +80,8 @@ def select_by_places(reads: ReadsValues, func: Any, args: Any, kwargs: Any) -> A
     """``masked_select(x, mask)`` is ``x[mask]``, once both have one shape."""
     given = dict(zip(("x", "mask"), args, strict=False))
     given |= {("x" if k == "input" else k): v for k, v in kwargs.items()}
-    shape = torch.broadcast_shapes(given["x"].shape, given["mask"].shape)
+    sizes = given["x"].shape, given["mask"].shape
+    shape = torch.broadcast_shapes(*sizes)  # type: ignore[no-untyped-call]
 
     places = reads.places(given["mask"], shape)
     del func

@@ -34,7 +34,7 @@ from .block_calls import ModuleCall, record_calls
 from .capture import Capture, capture, fork_model
 from .equal_modules import describe_module
 from .inputs import autocast_devices
-from .patterns import Pattern, contiguous, fill, pattern_of, tensors_of, unknown_in
+from .patterns import Group, Pattern, contiguous, fill, pattern_of, tensors_of, unknown_in
 from .scopes import without_autocast
 
 if TYPE_CHECKING:
@@ -361,9 +361,12 @@ def name_latents(gm: fx.GraphModule, latents: Collection[int]) -> None:
 
 def name_tensors(given: Pattern, parameters: Sequence[str]) -> list[str]:
     """Per tensor of ``(args, kwargs)``, the parameter of the forward that it comes in."""
-    args, kwargs = given.parts  # type: ignore[union-attr]
+    assert isinstance(given, Group), "it is a tuple of both"
+    args, kwargs = given.parts
+    assert isinstance(args, Group)
+    assert isinstance(kwargs, Group)
     named = [*zip(parameters, args.parts, strict=False)]
-    named += zip(kwargs.keys, kwargs.parts, strict=True)
+    named += zip(kwargs.keys or (), kwargs.parts, strict=True)
     return [name for name, part in named for _ in tensors_of(part)]
 
 

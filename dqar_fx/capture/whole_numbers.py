@@ -79,7 +79,8 @@ class SymbolsAsTensors(TorchFunctionMode):
     ) -> Any:
         """Call a function of torch."""
         if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], torch.SymInt):
-            return torch.scalar_tensor(args[0], **{"dtype": torch.int64, **(kwargs or {})})
+            options = {"dtype": torch.int64, **(kwargs or {})}
+            return torch.scalar_tensor(args[0], **options)  # type: ignore[arg-type]
         return func(*args, **(kwargs or {}))
 
 

@@ -29,9 +29,15 @@ if TYPE_CHECKING:
 class PlannedModel(Protocol):
     """A captured model, its inputs' roles, and the plan that says what reads a parameter."""
 
-    captured: Capture
     roles: Roles
-    plan: Plan
+
+    @property
+    def captured(self) -> Capture:
+        """The model as a graph."""
+
+    @property
+    def plan(self) -> Plan:
+        """The step's stages and regions."""
 
 
 @dataclass(frozen=True)

@@ -38,16 +38,18 @@ class StepProgram(Protocol):
     """What runs the steps of one input signature: a `Program`, or what observes its steps.
 
     Attributes:
-        captured: The model as a graph.
         roles: Which input plays which part.
         table: What each site does at each step.
         ahead: When conditioning is evaluated for a whole trajectory.
     """
 
-    captured: Capture
     roles: Roles
     table: BranchTable
     ahead: AheadPolicy
+
+    @property
+    def captured(self) -> Capture:
+        """The model as a graph."""
 
     def run(self, leaves: Sequence[Any], position: Position) -> list[torch.Tensor]:
         """Run one step of one stream.

@@ -37,7 +37,9 @@ MAX_SEEN = 16
 class Captured(Protocol):
     """What is made of a captured graph."""
 
-    captured: Capture
+    @property
+    def captured(self) -> Capture:
+        """The model as a graph."""
 
 
 Made = TypeVar("Made", bound=Captured)

@@ -100,7 +100,7 @@ def order_of(value: object) -> list[int] | None:
     """The order of dimensions in which a tensor is contiguous from the start of its memory."""
     if not isinstance(value, torch.Tensor) or value.storage_offset():
         return None
-    order = sorted(range(value.dim()), key=lambda i: (-value.stride(i), -value.shape[i]))
+    order = sorted(range(value.dim()), key=lambda i: (-value.stride()[i], -value.shape[i]))
     return order if value.permute(order).is_contiguous() else None
 
 

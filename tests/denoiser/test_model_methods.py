@@ -1,6 +1,7 @@
 """Methods of the original are applied to the fork, and what runs follows them."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -217,7 +218,7 @@ def test_what_observes_a_denoiser_follows_methods(model):
 
     def build(given, args, kwargs):
         builds.append(given.scale)
-        return len(builds)
+        return SimpleNamespace(captured=SimpleNamespace(reads=None))
 
     observed = ObservedDenoiser(model, build)
     for scale in (1.0, 2.0, 1.0):
