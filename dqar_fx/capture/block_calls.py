@@ -78,11 +78,11 @@ class Recording:
     out_spec: pytree.TreeSpec
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records calls of modules, and in which of them operators of attention run."""
 
     def __init__(self, root: ModuleCall) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._open = [root]
 
     def __torch_dispatch__(
@@ -167,6 +167,6 @@ def copy_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A copy of a tensor with its strides, those of views included."""
     if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout != torch.strided:
         return tensor.detach().clone()
-    memory = tensor.untyped_storage().clone()
+    memory = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
     copied = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return copied.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())

@@ -102,6 +102,7 @@ def capture(
     disable: Collection[str] = (),
     *,
     symbolic: bool = False,
+    by_values: bool = True,
 ) -> Capture:
     """Record one call of a model as a graph.
 
@@ -111,6 +112,7 @@ def capture(
         kwargs: Keyword arguments of the call.
         disable: Names of passes to leave out.
         symbolic: Whether to take sizes for symbols, where the forward allows that.
+        by_values: Whether the graph may be for values that the forward reads on the host.
 
     Raises:
         CaptureError: The model's forward cannot be exported for these inputs.
@@ -126,7 +128,8 @@ def capture(
             if symbolic:
                 captured = try_symbolic(model, args, kwargs, expands=expands)
             if captured is None:
-                captured = trace_any(model, args, kwargs, expands=expands)
+                trace = trace_any if by_values else trace_plainly
+                captured = trace(model, args, kwargs, expands=expands)
             check_reads(captured, pytree.tree_leaves((args, kwargs)))
     except Exception as error:
         lines = str(error).strip().rstrip(".").splitlines() or ["nothing"]
@@ -160,6 +163,13 @@ def try_symbolic(
             (str(error).strip().splitlines() or ["nothing"])[0],
         )
         return None
+
+
+def trace_plainly(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, expands: bool
+) -> Capture:
+    """All of a model as a graph; what reads a value on the host fails."""
+    return trace_best(model, args, kwargs, MeetsReads(model, args, kwargs), expands=expands)
 
 
 def trace_any(

@@ -108,8 +108,7 @@ def describe_leaf(leaf: Any) -> Hashable:
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
     if isinstance(leaf, PLAIN):
         return type(leaf), repr(leaf)
-    kind: Hashable = type(leaf)
-    return kind
+    return type(leaf).__qualname__, type(leaf).__module__
 
 
 def casts_of(leaves: Sequence[Any]) -> tuple[torch.dtype, ...]:

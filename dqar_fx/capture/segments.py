@@ -274,7 +274,7 @@ def trace_calls(
         for place, spec in enumerate(tensors_of(call.given))
     )
     with without_autocast(autocast_devices(tensors)):
-        captured = capture(own, tensors, {}, disable)
+        captured = capture(own, tensors, {}, disable, by_values=False)
     return captured, list(blocks.outputs)
 
 

@@ -113,12 +113,12 @@ class GraphsAt(Graphs):
         return cls(origin, sizes, [fake_of(leaf, mode) for leaf in leaves])
 
     @cached_property
-    def captured(self) -> Capture:  # type: ignore[override]  # a field there
+    def captured(self) -> Capture:
         """The model as a graph, untouched."""
         return replace(self._origin.captured, gm=self._fix(self._origin.captured.gm))
 
     @cached_property
-    def guarded(self) -> fx.GraphModule:  # type: ignore[override]  # a field there
+    def guarded(self) -> fx.GraphModule:
         """The same with conditioning hoisted and every site guarded."""
         return self._fix(self._origin.guarded)
 
