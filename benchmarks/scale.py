@@ -57,7 +57,7 @@ PHASES = {
     "bind": "binding the plan to one distinct row once these are known, the mean of all",
 }
 TIMED = {
-    "capture": "capture",
+    "capture_best": "capture",
     "find_sites": "match",
     "find_around": "match",
     "run_passes": "passes",

@@ -220,7 +220,7 @@ def test_denoiser_copied_after_a_call_is_on_its_own(case, duplicate):
 
 
 def test_denoiser_with_deeper_forecasts_of_one_stream_captures_once(case, monkeypatch):
-    module, captured = sys.modules["dqar_fx.builder.builder"], []
+    module, captured = sys.modules["dqar_fx.builder.tiers"], []
 
     def capture(*inputs, original=module.capture, **options):
         captured.append(original(*inputs, **options))
