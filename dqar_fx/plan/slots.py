@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from dqar_fx.schedule.table import BranchTable
 
-    from .plan import Plan
     from .slot_state import Actions
 
 SlotKey = tuple[int, int, int, int]
@@ -127,17 +126,6 @@ class Slots:
         if places:
             place = (place + places[column]) % self.history
         return self.buffers[column, value, place, part]
-
-
-def slots_of_plan(plan: Plan) -> dict[SlotKey, TensorSpec]:
-    """Find the slots that the calls of a plan have inputs for."""
-    found: dict[SlotKey, TensorSpec] = {}
-    for call in plan.calls:
-        inputs = plan.regions[call.region].graph.find_nodes(op="placeholder")
-        for static, node in zip(call.static, inputs[len(call.inputs) :], strict=True):
-            if isinstance(static, tuple):
-                found[static] = TensorSpec.of(node.meta["val"])
-    return dict(sorted(found.items()))
 
 
 def plan_slots(

@@ -67,7 +67,8 @@ class MarkingCall:
         if self._is_compiled:
             return self._function(*inputs)
         marked = [mark(each, dims) for each, dims in zip(inputs, self._dims, strict=True)]
-        with TRACING, _config.patch(use_duck_shape=False):  # equal sizes may differ later  # type: ignore[attr-defined]
+        patch = _config.patch  # type: ignore[attr-defined]
+        with TRACING, patch(use_duck_shape=False):  # equal sizes may differ later
             results = self._function(*marked)
         self._is_compiled = True
         return results

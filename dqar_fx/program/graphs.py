@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.passes import fix_sizes
+from dqar_fx.passes import TensorSpec, fix_sizes
 from dqar_fx.passes.support.graphs import tensor_value
 from dqar_fx.passes.support.guards import compute_or_reuse
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.fix_plan import PlanFixer
-from dqar_fx.plan.slots import slots_of_plan
 
 from .free_regions import FreeRegions
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from torch import fx
 
     from dqar_fx.capture.capture import Capture
-    from dqar_fx.passes import TensorSpec
     from dqar_fx.passes.support.sizes import Sizes
     from dqar_fx.plan.plan import Plan
     from dqar_fx.plan.slots import SlotKey
@@ -127,6 +125,17 @@ class GraphsAt(Graphs):
         with TRACING:
             fix_sizes(fixed, self._sizes, self._values, settles=self.is_settled)
         return fixed
+
+
+def slots_of_plan(plan: Plan) -> dict[SlotKey, TensorSpec]:
+    """Find the slots that the calls of a plan have inputs for."""
+    found: dict[SlotKey, TensorSpec] = {}
+    for call in plan.calls:
+        inputs = plan.regions[call.region].graph.find_nodes(op="placeholder")
+        for static, node in zip(call.static, inputs[len(call.inputs) :], strict=True):
+            if isinstance(static, tuple):
+                found[static] = TensorSpec.of(node.meta["val"])
+    return dict(sorted(found.items()))
 
 
 def kept_by(plan: Plan) -> dict[int, tuple[TensorSpec, ...]]:
