@@ -128,8 +128,8 @@ def capture(
             if symbolic:
                 captured = try_symbolic(model, args, kwargs, expands=expands)
             if captured is None:
-                trace = trace_any if by_values else trace_plainly
-                captured = trace(model, args, kwargs, expands=expands)
+                way = trace_any if by_values else trace_plainly
+                captured = way(model, args, kwargs, expands=expands)
             check_reads(captured, pytree.tree_leaves((args, kwargs)))
     except Exception as error:
         lines = str(error).strip().rstrip(".").splitlines() or ["nothing"]
