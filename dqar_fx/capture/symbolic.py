@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    from dqar_fx.passes.support.sizes import Sizes
+
 aten = torch.ops.aten
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -124,6 +126,7 @@ class SymbolicInputs:
         casts: What autocast casts to.
         ranges: The smallest and the largest value of each symbol.
         guards: What must be true.
+        captured: The value of each symbol in the call that was captured.
     """
 
     inputs: tuple[InputTensor | InputNumber | InputConstant, ...]
@@ -131,6 +134,7 @@ class SymbolicInputs:
     casts: tuple[torch.dtype, ...]
     ranges: Mapping[sympy.Symbol, tuple[Any, Any]]
     guards: tuple[sympy.Basic, ...]
+    captured: Sizes
 
     def sizes_of(
         self, leaves: Sequence[Any], spec: pytree.TreeSpec
@@ -209,6 +213,7 @@ def read_inputs(exported: ExportedProgram, leaves: Sequence[Any]) -> SymbolicInp
         casts_of(leaves),
         {symbol: (limit.lower, limit.upper) for symbol, limit in limits.items()},
         tuple(guard for guard in guards if guard != sympy.true),
+        {symbol: int(env.backed_var_to_val[symbol]) for symbol in symbols},
     )
 
 

@@ -86,11 +86,15 @@ def mark(tensor: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
 class FreeRegions:
     """The regions of a capture that are compiled for all sizes.
 
+    Args:
+        captured: The value of each symbol where the graph was captured.
+
     Attributes:
         known: By structure.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, captured: Sizes) -> None:
+        self._captured = captured
         self.known: dict[str, FreeRegion] = {}
 
     def share(self, sizes: Sizes) -> Callable[..., Callable[..., Sequence[Any]]]:
@@ -113,7 +117,8 @@ class FreeRegions:
 
     def _lower(self, lowering: Lowering, free: fx.GraphModule) -> FreeRegion:
         lowered = fork(free)
-        lowering.reports.append(run_pass(lowered, free_sizes, "region"))
+        free_pass = partial(free_sizes, captured=self._captured)
+        lowering.reports.append(run_pass(lowered, free_pass, "region"))
         inputs = lowered.graph.find_nodes(op="placeholder")
         numbers = tuple(node.meta["size"] for node in inputs if "size" in node.meta)
         dims = [dynamic_dims(node) for node in inputs]

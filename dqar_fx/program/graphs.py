@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dqar_fx.passes import TensorSpec, fix_sizes
-from dqar_fx.passes.support.graphs import tensor_value
+from dqar_fx.passes.support.graphs import fake_mode_of
 from dqar_fx.passes.support.guards import compute_or_reuse
 from dqar_fx.passes.support.runner import fork
 from dqar_fx.passes.support.tracing_lock import TRACING
@@ -39,14 +39,18 @@ class Graphs:
         guarded: The same with conditioning hoisted and every site guarded.
         plan: The step's stages and regions.
         is_settled: Whether what stages give is made contiguous.
-        free: The regions that are compiled for all sizes.
     """
 
     captured: Capture
     guarded: fx.GraphModule
     plan: Plan
     is_settled: bool = False
-    free: FreeRegions = field(default_factory=FreeRegions)
+
+    @cached_property
+    def free(self) -> FreeRegions:
+        """The regions that are compiled for all sizes."""
+        symbolic = self.captured.symbolic
+        return FreeRegions({} if symbolic is None else symbolic.captured)
 
     @cached_property
     def slots(self) -> dict[SlotKey, TensorSpec]:
@@ -86,7 +90,7 @@ class GraphsAt(Graphs):
     def __init__(self, origin: Graphs, sizes: Sizes, values: Sequence[Any]) -> None:
         self._origin, self._sizes, self._values = origin, sizes, values
         fixer = PlanFixer(sizes, settles=origin.is_settled)
-        with fake_mode_of(origin.captured.gm):
+        with fake_mode_of(origin.captured.gm.graph):
             self.__dict__["plan"] = fixer.fix(origin.plan, values)[0]
         self.__dict__.update(is_settled=origin.is_settled, free=origin.free)
 
@@ -107,7 +111,7 @@ class GraphsAt(Graphs):
     @classmethod
     def of(cls, origin: Graphs, sizes: Sizes, leaves: Sequence[Any]) -> GraphsAt:
         """The graphs at the sizes of these flat inputs."""
-        mode = fake_mode_of(origin.captured.gm)
+        mode = fake_mode_of(origin.captured.gm.graph)
         return cls(origin, sizes, [fake_of(leaf, mode) for leaf in leaves])
 
     @cached_property
@@ -149,12 +153,6 @@ def kept_by(plan: Plan) -> dict[int, tuple[TensorSpec, ...]]:
         for call in plan.calls
         for column, guard in zip(call.columns, guards[call.region], strict=True)
     }
-
-
-def fake_mode_of(gm: fx.GraphModule) -> Any:
-    """What the fake tensors of a graph belong to."""
-    values = (tensor_value(node) for node in gm.graph.nodes)
-    return next(value.fake_mode for value in values if value is not None)  # type: ignore[attr-defined]
 
 
 def fake_of(leaf: Any, mode: Any) -> Any:

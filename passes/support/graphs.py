@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from collections.abc import Set as AbstractSet
 
+    from torch._subclasses import FakeTensorMode
 
 aten = torch.ops.aten
 CONCATENATIONS = {aten.cat.default, aten.concat.default}
@@ -33,6 +34,13 @@ def tensor_value(node: fx.Node) -> torch.Tensor | None:
     """The fake tensor that stands for the node's value, if it is a tensor."""
     value = node.meta.get("val")
     return value if isinstance(value, torch.Tensor) else None
+
+
+def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    """What the fake tensors of a graph belong to."""
+    values = (tensor_value(node) for node in graph.nodes)
+    mode: FakeTensorMode = next(each.fake_mode for each in values if each is not None)  # type: ignore[attr-defined]
+    return mode
 
 
 def shape_of(node: fx.Node) -> tuple[Any, ...]:

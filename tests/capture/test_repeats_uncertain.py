@@ -287,10 +287,10 @@ ALL_TRACED = {
     "a dict popped from": lambda: GivesOptions(three(Pops)),
     "default values": lambda: Net([Scaled(scales=defaultdict(f)) for f in (int, float, int)]),
     "a parameter returned": lambda: AddsParameters(three(ReturnsParameter)),
-    "autocast around": lambda: Around(three(Block)),
-    "autocast inside": lambda: Net(three(Inside)),
 }
 COPIED = {
+    "autocast around": lambda: Around(three(Block)),
+    "autocast inside": lambda: Net(three(Inside)),
     "a module given": lambda: GivesModules(lambda module: module),
     "a method given": lambda: GivesModules(lambda module: module.forward),
     "a partial given": lambda: GivesModules(functools.partial),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from dqar_fx.capture.capture import capture
 from dqar_fx.capture.symbolic import Unfit
 from dqar_fx.passes import fix_sizes, free_sizes, normalise
 from dqar_fx.passes.support.runner import fork, run_pass
-from dqar_fx.passes.support.sizes import reads_sizes
+from dqar_fx.passes.support.sizes import number_at, reads_sizes
 from tests.helpers.models import seeded
 from tests.helpers.rewrite_checks import operators
 
@@ -86,32 +87,45 @@ def test_fix_sizes_gives_what_a_capture_there_computes(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_free_sizes_computes_any(name):
     function = FUNCTIONS[name]
-    _, gm, _ = captured(function, 4, 6, 8)
-    free = fork(gm)
-    report = run_pass(free, free_sizes, "region")
+    found, gm, _ = captured(function, 4, 6, 8)
+    free, free_pass = fork(gm), partial(free_sizes, captured=found.symbolic.captured)
+    report = run_pass(free, free_pass, "region")
     assert (report.rewrites > 0) == (name != "heads")
-    assert run_pass(free, free_sizes, "region").rewrites == 0
+    assert run_pass(free, free_pass, "region").rewrites == 0
     free.recompile()
     for shape in ((4, 6, 8), (2, 9, 8), (3, 7, 8), (1, 5, 8)):
         x = seeded(*shape)
         assert torch.equal(free(x)[0], function(x))
 
 
-def test_free_sizes_of_a_size_that_no_input_tells_takes_one_more():
-    def function(x):
-        return x.sum() + torch.ones(len(x)).sum()
+UNTOLD = {
+    "positive": (lambda x: torch.ones(len(x)).sum(), 1),
+    "negative": (lambda x: torch.arange(-len(x), 3).sum(), 1),
+    "a ratio": (lambda x: torch.ones(3) * (1 / len(x)), 1),
+    "of either sign": (lambda x: torch.arange(5 - len(x), 9).sum(), 1),
+    "two": (lambda x: torch.arange(-len(x), x.shape[1] ** 2).sum(), 2),
+}
 
-    _, gm, _ = captured(function, 4, 6, 8)
-    (node,) = gm.graph.find_nodes(op="placeholder")
-    rows = node.meta["sizes"][0]
-    node.meta["sizes"] = tuple(node.meta["sizes"][1:2] * 3)
+
+@pytest.mark.parametrize("name", UNTOLD)
+@pytest.mark.parametrize("has_inputs", [True, False])
+def test_free_sizes_of_a_size_that_no_input_tells_takes_one_more(name, has_inputs):
+    function, number = UNTOLD[name]
+    found, gm, _ = captured(function, 4, 6, 8)
     free = fork(gm)
-    assert run_pass(free, free_sizes, "region").rewrites > 0
-    added, _ = free.graph.find_nodes(op="placeholder")
-    assert added.meta["size"] == rows == 4
-    free.recompile()
-    x = seeded(5, 6, 8)
-    assert torch.equal(free(torch.empty(5, 0), x)[0], function(x))
+    (node,) = free.graph.find_nodes(op="placeholder")
+    del node.meta["sizes"]
+    if not has_inputs:
+        free.graph.erase_node(node)
+    free_pass = partial(free_sizes, captured=found.symbolic.captured)
+    assert run_pass(free, free_pass, "region").rewrites > 0
+    added = free.graph.find_nodes(op="placeholder")[:number]
+    assert all(each.meta["size"] == each.meta["val"].shape[0] for each in added)
+    for shape in ((4, 6, 8), (5, 6, 8), (7, 3, 8)):
+        x = seeded(*shape)
+        sizes = found.symbolic.sizes_of([x], found.in_spec)
+        given = [torch.empty(number_at(each.meta["size"], sizes), 0) for each in added]
+        assert torch.equal(free(*given, *[x][:has_inputs])[0], function(x))
 
 
 def test_fix_sizes_of_a_graph_for_one_shape_changes_nothing():

@@ -23,7 +23,7 @@ import dqar_fx
 from benchmarks.stock import dit
 from benchmarks.stock.tiny import seeded_draws
 from dqar_fx import DqarError, Schedule
-from dqar_fx.builder import builder
+from dqar_fx.builder import tiers
 from dqar_fx.pipeline.watch import unwatch, watch
 from dqar_fx.steps.scheduler import WATCH
 
@@ -81,8 +81,13 @@ def test_enable_computes_all_bit_for_bit(pipe):
 
 
 def test_schedule_without_a_number_serves_runs_of_any_length(pipe, monkeypatch):
-    captured, capture = [], builder.capture
-    monkeypatch.setattr(builder, "capture", lambda *args: captured.append(1) or capture(*args))
+    captured, capture = [], tiers.capture
+
+    def count(*args, **options):
+        captured.append(1)
+        return capture(*args, **options)
+
+    monkeypatch.setattr(tiers, "capture", count)
     dqar_fx.enable(pipe, EVERY_THIRD)
     for steps in (6, 9, 6, 4):
         ask(pipe, steps)

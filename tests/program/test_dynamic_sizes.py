@@ -18,7 +18,7 @@ from tests.helpers.slow_cases import slow_but
 
 STEPS = 4
 SCHEDULE = Schedule.interval(STEPS, 2, warmup=1)
-SIZES = ((2, 4, 6, 7), (3, 6, 4, 12), (2, 5, 5, 25), (8, 4, 6, 9))
+SIZES = ((2, 4, 6, 7), (3, 6, 4, 12), (2, 5, 6, 25), (8, 4, 6, 9))
 pytestmark = pytest.mark.usefixtures("fresh_counters")
 
 

@@ -49,7 +49,9 @@ def test_all_sizes_take_three_captures_and_are_exact(name, captures):
                 assert torch.equal(result, oracle(table.actions[step], **inputs))
             slots = next(iter(denoiser.program.streams.values())).slots
             assert slots.nbytes == denoiser.cache_bytes > 0
-    assert len(captures) == 3  # the first sizes alone; several samples; one sample
+    # the first sizes alone; several samples; one sample; PixArt's square grids are reshaped
+    # otherwise than oblong ones
+    assert len(captures) == 3 + (name == "pixart")
     assert len(denoiser._programs) == len(SIZES)
 
 
