@@ -7,7 +7,7 @@ Legal because each such number knows its expression, as each dimension of an inp
     %view : f32[4, 36, 3, 20] = view(%x, [%size, -1, 3, 20])
 
 A number that no input tells is read off one more, before all others: an empty tensor of that
-size. One that may be negative, or is no whole one, is computed from the sizes that it depends on.
+size. One that may be negative, or is no whole one, is computed from what it depends on.
 
 Leaves alone: graphs in which no number depends on sizes.
 
