@@ -28,7 +28,7 @@ from benchmarks.harness.errors import InputError
 from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.options import CpuOptions, Patterns, at_least, run_command
 from benchmarks.harness.rows import SHARED, noted_failure, write_rows
-from benchmarks.harness.tables import NOTHING, Column, format_table, wrap_notes
+from benchmarks.harness.tables import NOTHING, Column, format_table
 from benchmarks.stock.bench import STOCK
 from benchmarks.stock.checks import CHECKS, Trial
 from benchmarks.stock.stock import Stock
@@ -44,7 +44,6 @@ class Row:
         name: The pipeline.
         sites: Attentions of its denoisers.
         calls: Calls of its denoisers in one request.
-        waits_for: Why it cannot be captured yet; None if it was tried.
         verdicts: By check, ``yes`` or ``no``, and a few words.
         seconds: What all checks took.
         error: What went wrong first, or None.
@@ -53,7 +52,6 @@ class Row:
     name: str
     sites: int | None = None
     calls: int | None = None
-    waits_for: str | None = None
     verdicts: dict[str, str] = field(default_factory=dict, metadata=SHARED)
     seconds: float | None = None
     error: str | None = None
@@ -71,9 +69,6 @@ class Row:
 def try_out(stock: Stock) -> Row:
     """All checks of a pipeline; one that fails is wrong."""
     row, trial, begun = Row(stock.name), Trial(stock), time.perf_counter()
-    if stock.waits_for:
-        row.waits_for = stock.waits_for
-        return row
     for name, check in CHECKS.items():
         row.verdicts[name] = WRONG
         with noted_failure(f"{stock.name}, {name}", row.note_failure):
@@ -134,7 +129,6 @@ def run(options: Options) -> int:
     rows = [try_out(stock) for stock in tqdm(options.stock, unit="pipeline")]
     machine, path = describe_machine(torch.device("cpu")), options.out / "rows.jsonl"
     print(format_table(COLUMNS, rows), machine, sep="\n\n")
-    print(wrap_notes([f"{row.name} waits: {row.waits_for}" for row in rows if row.waits_for]))
     write_rows(rows, path, machine)
     print(f"wrote {path}")
     return 0 if all(row.is_right for row in rows) else 1

@@ -16,8 +16,6 @@ from diffusers import (
 from benchmarks.stock.stock import Stock
 from benchmarks.stock.tiny import quiet, seeded, settled
 
-READS_MASKS = "the forward reads the lengths of the prompts, which capture does not know"
-
 
 def make_next() -> LuminaPipeline:
     """A Lumina-Next of two blocks."""
@@ -78,5 +76,5 @@ def call(pipe: Any, seed: int, **more: Any) -> torch.Tensor:
 
 STOCK = (
     Stock("Lumina-Next", make_next, call),
-    Stock("Lumina 2", make_2, call, waits_for=READS_MASKS),
+    Stock("Lumina 2", make_2, call),
 )

@@ -123,10 +123,5 @@ def call_hidream(pipe: HiDreamImagePipeline, seed: int) -> torch.Tensor:
 STOCK = (
     Stock("CogView3-Plus", make_cogview3, call_cogview),
     Stock("CogView4", make_cogview4, call_cogview),
-    Stock(
-        "HiDream",
-        make_hidream,
-        call_hidream,
-        waits_for="its experts read the latent on the host",
-    ),
+    Stock("HiDream", make_hidream, call_hidream),
 )

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from benchmarks.stock.watch import Visit
@@ -27,24 +28,35 @@ class Follower:
     """Does at each call of a denoiser what a row of its table says.
 
     A site that should reuse what its stream has not kept computes, and keeps it. A call that
-    has no row computes, and keeps nothing.
+    has no row computes, and keeps nothing; so does a site that leaves out its attention, as
+    guidance by perturbed attention lets it.
 
     Attributes:
         table: What each site does.
         visit: The call that is under way.
         kept: Per site and samples of a call, the latest row that was kept, and its outputs.
         cold: For each call so far, the sites that had nothing to reuse.
+        num_attentions: Fused attentions so far.
+        attending: Sites that called one, at any call.
     """
 
     table: ActionsByPath
     visit: Visit | None = None
     kept: dict[tuple[str, Hashable], tuple[int, Tensors]] = field(default_factory=dict)
     cold: list[set[str]] = field(default_factory=list)
+    num_attentions: int = 0
+    attending: set[str] = field(default_factory=set)
 
     def begin(self, visit: Visit) -> None:
         """A call begins."""
         self.visit = visit
         self.cold.append(set())
+
+    def leaves_out(self, path: str, num_before: int) -> bool:
+        """Whether a site left out its attention; ``num_before`` were called when it began."""
+        if self.num_attentions > num_before:
+            self.attending.add(path)
+        return self.num_attentions == num_before and path in self.attending
 
     def end_site(self, path: str, outputs: Tensors) -> Tensors:
         """What a site gives in the place of its outputs."""
@@ -98,8 +110,10 @@ def following(
             begin = begin_call(follower, name, remaining)
             stack.callback(model.register_forward_pre_hook(begin).remove)
             for path in follower.table:
-                hook = replace_outputs(follower, path)
-                stack.callback(model.get_submodule(path).register_forward_hook(hook).remove)
+                site, (begin, end) = model.get_submodule(path), hooks_of_site(follower, path)
+                stack.callback(site.register_forward_pre_hook(begin).remove)
+                stack.callback(site.register_forward_hook(end).remove)
+        stack.enter_context(CountAttention([*followers.values()]))
         yield followers
     if next(remaining, None) is not None:
         raise ValueError("the pipeline made fewer calls than before")
@@ -117,10 +131,34 @@ def begin_call(follower: Follower, name: str, remaining: Iterator[Visit]) -> Any
     return begin
 
 
-def replace_outputs(follower: Follower, path: str) -> Any:
-    """The hook of a site."""
+class CountAttention(TorchFunctionMode):
+    """Counts fused attentions, whoever calls them."""
+
+    def __init__(self, followers: Sequence[Follower]) -> None:
+        super().__init__()
+        self.followers = followers
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Calls a function of torch."""
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            for follower in self.followers:
+                follower.num_attentions += 1
+        return func(*args, **(kwargs or {}))
+
+
+def hooks_of_site(follower: Follower, path: str) -> tuple[Any, Any]:
+    """The hooks before and behind a site."""
+    num_before = 0
+
+    def begin(_module: nn.Module, _args: Any) -> None:
+        nonlocal num_before
+        num_before = follower.num_attentions
 
     def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if follower.leaves_out(path, num_before):
+            return output
         leaves, spec = pytree.tree_flatten(output)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         given = follower.end_site(path, tuple(leaves[i] for i in places))
@@ -128,4 +166,4 @@ def replace_outputs(follower: Follower, path: str) -> Any:
             leaves[i] = value
         return pytree.tree_unflatten(leaves, spec)
 
-    return replace
+    return begin, replace

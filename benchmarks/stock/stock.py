@@ -21,11 +21,9 @@ class Stock:
         call: One request: the pipeline and a seed, of which the latents and the prompt
             embeddings are drawn; gives the final latents.
         denoisers: Attributes of the pipeline that hold its denoisers.
-        waits_for: Why the pipeline's denoiser cannot be captured yet; empty if it can.
     """
 
     name: str
     make: Callable[[], DiffusionPipeline]
     call: Callable[[DiffusionPipeline, int], torch.Tensor]
     denoisers: tuple[str, ...] = ("transformer",)
-    waits_for: str = ""

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from benchmarks import pipelines
-from benchmarks.harness.tables import format_table
-from benchmarks.pipelines import COLUMNS, Row, try_out
+from benchmarks.pipelines import Row, try_out
 from benchmarks.stock import checks
 from benchmarks.stock.checks import Verdict
 from benchmarks.stock.stock import Stock
@@ -39,12 +38,6 @@ def test_failure_of_a_check_is_noted_and_wrong(one_check, capsys):
     assert row.verdicts == {"exact": "no"}
     assert row.error == "RuntimeError: no pipeline"
     assert "some, exact failed" in capsys.readouterr().err
-
-
-def test_pipeline_that_waits_is_not_tried(one_check):
-    row = try_out(Stock("some", make_nothing, lambda pipe, seed: pipe, waits_for="a reason"))
-    assert (row.waits_for, row.verdicts, row.is_right) == ("a reason", {}, True)
-    assert "| some " in format_table(COLUMNS, [row])
 
 
 def test_row_is_right_if_each_verdict_is():

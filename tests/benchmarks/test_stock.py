@@ -7,7 +7,6 @@ from functools import lru_cache
 import pytest
 import torch
 
-import dqar_fx
 from benchmarks.stock.bench import STOCK
 from benchmarks.stock.checks import CHECKS, OTHER_SEED, SEED, Trial
 from tests.helpers.slow_cases import slow_but
@@ -19,8 +18,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 NAMES = [stock.name for stock in STOCK]
 BY_NAME = dict(zip(NAMES, STOCK, strict=True))
-CAPTURED = [name for name in NAMES if not BY_NAME[name].waits_for]
-WAITING = [name for name in NAMES if BY_NAME[name].waits_for]
 QUICK = ("DiT, DDIM", "SD3, img2img")
 
 
@@ -45,17 +42,9 @@ def test_untouched_pipeline_depends_on_its_seed_alone(name):
     ("name", "check"),
     slow_but(
         *((name, check) for name in QUICK for check in CHECKS),
-        of=[(name, check) for name in CAPTURED for check in CHECKS],
+        of=[(name, check) for name in NAMES for check in CHECKS],
     ),
 )
 def test_pipeline_passes(name, check):
     verdict = CHECKS[check](trial_of(name))
     assert verdict.is_right, verdict.word
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WAITING)
-def test_pipeline_that_waits_cannot_be_captured_yet(name):
-    trial = trial_of(name)
-    with pytest.raises(dqar_fx.CaptureError):
-        trial.run(trial.transform(trial.schedule))

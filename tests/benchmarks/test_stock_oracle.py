@@ -157,6 +157,15 @@ def test_half_that_joins_is_computed_with_the_other():
     assert follow("SRR", "a", "ab", "a") == ([[0], [1, 1], [0]], [0, 1, 0])
 
 
+def test_site_that_left_out_its_attention_is_told_from_one_that_has_none():
+    follower = Follower({})
+    assert not follower.leaves_out("attn", 0)
+    follower.num_attentions = 2
+    assert not follower.leaves_out("attn", 0)
+    assert follower.leaves_out("attn", 2)
+    assert not follower.leaves_out("other", 2)
+
+
 def test_output_without_samples_is_kept_for_the_call():
     follower = Follower({"attn": np.array([STORE, REUSE, REUSE])})
     given = []
