@@ -115,7 +115,8 @@ class PutAway:
         nodes = {str(node.target): node for node in gm.graph.find_nodes(op="get_attr")}
         mode, last = fake_mode_of(gm.graph), gm.graph.output_node()
         for name, tensor in self._named.items():
-            if name not in nodes and find_enclosing(name, self._blocks) in firsts:
+            is_away = name not in nodes and find_enclosing(name, self._blocks)
+            if is_away and find_enclosing(name, firsts):
                 _assign_attr(tensor, gm, name)
                 with gm.graph.inserting_after(last):  # in the order of the model
                     nodes[name] = gm.graph.get_attr(name)

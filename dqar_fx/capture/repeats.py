@@ -67,9 +67,10 @@ class BlockCall:
         leaves, spec = pytree.tree_flatten(arguments)
         given = distinct_tensors(leaves)
         owner = path.rpartition(".")[0]
+        with torch._C.DisableTorchFunction():  # each look at a tensor would ask what traces it
+            described = describe_module(block), describe_call(leaves, given)
         # to a spec, keys 1 and True are equal
-        kind = owner, describe_module(block), spec, str(spec)
-        return cls(leaves, spec, given, (*kind, describe_call(leaves, given)))
+        return cls(leaves, spec, given, (owner, spec, str(spec), *described))
 
 
 @dataclass(frozen=True)
