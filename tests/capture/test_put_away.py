@@ -52,16 +52,16 @@ AT_LAST = {
 
 @pytest.fixture
 def attempts(monkeypatch):
-    """Whether each attempt to trace blocks once ended with what was put away looked at."""
-    met, give_up = [], capturing.PutAway
+    """What each attempt to trace blocks once put away."""
+    made, original = [], capturing.PutAway
 
-    class Noted(give_up):
+    class Noted(original):
         def __init__(self, *args):
             super().__init__(*args)
-            met.append(self)
+            made.append(self)
 
     monkeypatch.setattr(capturing, "PutAway", Noted)
-    return met
+    return made
 
 
 @pytest.mark.parametrize("name", AT_LAST)
