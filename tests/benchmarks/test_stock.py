@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",  # of diffusers: its schedulers,
     "ignore::FutureWarning",  # and parts of its models
     "ignore:step",  # sites that start cold, which the bench counts
+    "ignore:capture='auto'",  # HiDream is captured block by block
 )
 NAMES = [stock.name for stock in STOCK]
 BY_NAME = dict(zip(NAMES, STOCK, strict=True))
