@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.utils import _pytree as pytree
 
-from dqar_fx.capture.shared_tensors import SharedTensors
 from dqar_fx.conditioning.drop import check_fixable, check_size
 from dqar_fx.errors import DqarError, OptionError
 from dqar_fx.program.compile_options import CompileOptions
@@ -58,9 +57,8 @@ class Denoiser(StepDenoiser):
         residence: Residence | None = None,
     ) -> None:
         super().__init__(model, residence)
-        shared_tensors = SharedTensors(getattr(model, "_orig_mod", model))
         self._programs = Programs(
-            self.model, builder, options, self._residence, shared_tensors, self._model_state
+            self.model, builder, options, self._residence, self._shared_tensors, self._model_state
         )
 
     # ---- parameters ----------------------------------------------------------------------
@@ -76,7 +74,8 @@ class Denoiser(StepDenoiser):
         Raises:
             DqarError: They were dropped.
         """
-        merged = self._programs.shared_tensors.merged_bytes
+        self._take_back()
+        merged = self._shared_tensors.merged_bytes
         return self._residence.count(self.captured_programs(), self.model, merged)
 
     @torch.inference_mode(mode=False)  # the table is read in calls outside of it
@@ -173,6 +172,7 @@ class Denoiser(StepDenoiser):
 
     def _refuse_other_model(self, schedule: Schedule) -> None:
         """Raise if a schedule was calibrated on another model."""
+        self._take_back()
         self._residence.bring_back()
         schedule.refuse_other_model(self.model)
 
@@ -209,6 +209,10 @@ class Denoiser(StepDenoiser):
                 raise
         super()._fit(fitted, position)
         return fitted
+
+    def _forget_conditioning(self) -> None:
+        for program in self.captured_programs():
+            program.forget_conditioning()
 
     def _forget_programs(self) -> None:
         self._programs.forget()

@@ -1,0 +1,58 @@
+"""A class for the denoisers of one class of models, whose instances are instances of both.
+
+Libraries ask ``issubclass(type(model), ModelMixin)``, look names up in the class, and write the
+class's own into files. The class made here is a subclass of the model's, has its name, and
+hands each of its attributes on to the denoiser's fork, methods that nobody has heard of
+included: what is inherited would run on a denoiser that lacks what ``__init__`` gave the model.
+What a denoiser has by itself stays its own, and so does what the model's class has changed of
+`torch.nn.Module`, such as ``to``: it ends in methods of a module, which a denoiser has.
+"""
+
+from __future__ import annotations
+
+import types
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+CLASSES_OF_MODULE = frozenset(nn.Module.__mro__)
+
+
+class OfModel:
+    """An attribute of a model's class: of a denoiser it is the fork's, of its class the class's.
+
+    Args:
+        kind: The model's class.
+        name: The attribute's name.
+    """
+
+    def __init__(self, kind: type, name: str) -> None:
+        self._kind, self._name = kind, name
+
+    def __get__(self, denoiser: Any, owner: type | None = None) -> Any:
+        return getattr(self._kind, self._name) if denoiser is None else denoiser.look_up(self._name)
+
+    def __set__(self, denoiser: Any, value: object) -> None:
+        denoiser.set_of_model(self._name, value)
+
+
+@cache
+def class_for(own: type, kind: type) -> type:
+    """The class of denoisers of a class ``own`` that stand where a model of ``kind`` stood."""
+    names = {name for each in set(kind.__mro__) - CLASSES_OF_MODULE for name in vars(each)}
+    theirs = {name for name in names - set(dir(own)) if not is_magic(name)}
+    made = {name: OfModel(kind, name) for name in theirs}
+    told = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    body = {**made, **told, "classes": (own, kind)}
+    return types.new_class(kind.__name__, (own, kind), exec_body=lambda own: own.update(body))
+
+
+def make_empty(own: type, kind: type) -> Any:
+    """A denoiser without a state, which copies and pickles are made from."""
+    return object.__new__(class_for(own, kind))
+
+
+def is_magic(name: str) -> bool:
+    """Whether Python looks a name up by itself."""
+    return name.startswith("__") and name.endswith("__")
