@@ -19,6 +19,22 @@ from torch import nn
 CLASSES_OF_MODULE = frozenset(nn.Module.__mro__)
 
 
+class FaceType(type):
+    """The type of classes that equal the model's class, by which some look for a model.
+
+    ``DiffusionPipeline.from_pipe`` keeps a model only if its class is among those that a
+    signature names, and registries of hooks are dicts of classes.
+    """
+
+    classes: tuple[type, type]
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.classes[1]
+
+    def __hash__(cls) -> int:
+        return hash(cls.classes[1])
+
+
 class OfModel:
     """An attribute of a model's class: of a denoiser it is the fork's, of its class the class's.
 
@@ -45,7 +61,10 @@ def class_for(own: type, kind: type) -> type:
     made = {name: OfModel(kind, name) for name in theirs}
     told = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     body = {**made, **told, "classes": (own, kind)}
-    return types.new_class(kind.__name__, (own, kind), exec_body=lambda own: own.update(body))
+    meta = FaceType if type(kind) is type else type("FaceType", (FaceType, type(kind)), {})
+    return types.new_class(
+        kind.__name__, (own, kind), {"metaclass": meta}, lambda names: names.update(body)
+    )
 
 
 def make_empty(own: type, kind: type) -> Any:

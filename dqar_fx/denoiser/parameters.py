@@ -132,6 +132,7 @@ class ParameterWrapper(Wrapper):
         try:
             return super()._call_method(method, *args, **kwargs)
         finally:
+            self._model_state.look_again()
             refuse_hooks(self.model)
 
     def _bind_call(
