@@ -78,5 +78,5 @@ class Binder:
         if not self._as_given:
             return Binding(bound.args, bound.kwargs, as_tuple)
         given = tuple(source for source in bound.args if isinstance(source, int))
-        by_name = [source for source in bound.args if isinstance(source, str)]
-        return Binding(given, dict(zip(by_name, by_name, strict=True)) | bound.kwargs, as_tuple)
+        by_name = {source: source for source in bound.args if isinstance(source, str)}
+        return Binding(given, by_name | bound.kwargs, as_tuple)

@@ -58,7 +58,12 @@ class Denoiser(StepDenoiser):
     ) -> None:
         super().__init__(model, residence)
         self._programs = Programs(
-            self.model, builder, options, self._residence, self._shared_tensors, self._model_state
+            self.model,
+            builder,
+            options,
+            self._residence,
+            self._shared_tensors,
+            self._model_state,
         )
 
     # ---- parameters ----------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """A class for the denoisers of one class of models, whose instances are instances of both.
 
-Libraries ask ``issubclass(type(model), ModelMixin)``, look names up in the class, and write the
-class's own into files. The class made here is a subclass of the model's, has its name, and
-hands each of its attributes on to the denoiser's fork, methods that nobody has heard of
-included: what is inherited would run on a denoiser that lacks what ``__init__`` gave the model.
-What a denoiser has by itself stays its own, and so does what the model's class has changed of
+Libraries ask ``issubclass(type(model), ModelMixin)``, look names up in the class, and write
+its name into files. The class made here is a subclass of the model's, has its name, and hands
+each of its attributes on to the denoiser's fork, methods that nobody has heard of included: if
+inherited, they would run on a denoiser, which lacks what ``__init__`` gave the model. What a
+denoiser has by itself stays its own, and so does what the model's class has changed of
 `torch.nn.Module`, such as ``to``: it ends in methods of a module, which a denoiser has.
 """
 
@@ -17,6 +17,10 @@ from typing import Any
 from torch import nn
 
 CLASSES_OF_MODULE = frozenset(nn.Module.__mro__)
+CHANGING = frozenset(
+    {"add_module", "register_module", "register_buffer", "register_parameter", "set_submodule"}
+) | {name for name in vars(nn.Module) if "state_dict" in name and not name.startswith("__")}
+"""Methods of any module that add something to it, or are about its state: the fork's, too."""
 
 
 class FaceType(type):
@@ -36,7 +40,7 @@ class FaceType(type):
 
 
 class OfModel:
-    """An attribute of a model's class: of a denoiser it is the fork's, of its class the class's.
+    """An attribute of a model's class, which of a denoiser is its fork's.
 
     Args:
         kind: The model's class.
@@ -47,7 +51,11 @@ class OfModel:
         self._kind, self._name = kind, name
 
     def __get__(self, denoiser: Any, owner: type | None = None) -> Any:
-        return getattr(self._kind, self._name) if denoiser is None else denoiser.look_up(self._name)
+        return (
+            getattr(self._kind, self._name)
+            if denoiser is None
+            else denoiser.look_up(self._name)
+        )
 
     def __set__(self, denoiser: Any, value: object) -> None:
         denoiser.set_of_model(self._name, value)
@@ -57,7 +65,7 @@ class OfModel:
 def class_for(own: type, kind: type) -> type:
     """The class of denoisers of a class ``own`` that stand where a model of ``kind`` stood."""
     names = {name for each in set(kind.__mro__) - CLASSES_OF_MODULE for name in vars(each)}
-    theirs = {name for name in names - set(dir(own)) if not is_magic(name)}
+    theirs = CHANGING | {name for name in names - set(dir(own)) if not is_magic(name)}
     made = {name: OfModel(kind, name) for name in theirs}
     told = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     body = {**made, **told, "classes": (own, kind)}

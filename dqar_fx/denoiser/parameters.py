@@ -10,7 +10,6 @@ import torch
 from dqar_fx.capture.model_state import ModelState, memory_by_name
 from dqar_fx.capture.shared_tensors import SharedTensors, once_per_memory
 from dqar_fx.conditioning.release import Residence
-from dqar_fx.errors import DqarError
 
 from .wrapper import Wrapper, find_original, refuse_hooks
 
@@ -94,6 +93,16 @@ class ParameterWrapper(Wrapper):
         memory = memory_by_name(self.model)
         self._handed_out = HandedOut(self._model_state.latest, memory, groups)
 
+    def lend_model(self) -> nn.Module:
+        """The fork, to be read or changed, with all its weights in memory of their own.
+
+        Raises:
+            DqarError: Some were dropped.
+        """
+        self._residence.bring_back()
+        self._hand_out()
+        return self.model
+
     def _take_back(self) -> None:
         """Look at the fork once after it was handed out, and follow what was changed.
 
@@ -111,7 +120,7 @@ class ParameterWrapper(Wrapper):
             module.training = False
         self._model_state.look_again()
         for parameter in self.model.parameters():
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
         is_written = not before.memory.items() <= memory_by_name(self.model).items()
         if before.groups:
             self._shared_tensors.tie(self.model)

@@ -60,6 +60,7 @@ class Wrapper(nn.Module):
     _signature: inspect.Signature
 
     def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> Self:
+        """An object of the class that is made for the model's."""
         made: Self = make_empty(cls, type(find_original(model)))
         return made
 
@@ -194,25 +195,20 @@ class Wrapper(nn.Module):
         result = method(*args, **kwargs)
         return self if result is self.model else result
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The state of the denoiser's fork, with the original's names."""
-        return self._call_method(self.model.state_dict, *args, **kwargs)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load a state into the fork, and so into the original, whose memory it shares."""
-        return self._call_method(self.model.load_state_dict, *args, **kwargs)
-
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         """The denoiser, and the modules of its fork."""
         self._hand_out()
-        return super().named_modules(*args, **kwargs)
+        found: Iterator[tuple[str, nn.Module]] = super().named_modules(*args, **kwargs)
+        return found
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """The modules that the fork consists of."""
         self._hand_out()
         return super().named_children()
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(
+        self, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         """The fork's parameters, which share their memory with the original's."""
         return self.model.named_parameters(*args, **kwargs)
 
@@ -248,7 +244,7 @@ class Wrapper(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let copies and pickles find the class, which no module has under its name."""
-        return make_empty, self.classes, self.__getstate__()
+        return make_empty, self.classes, self.__getstate__()  # type: ignore[no-untyped-call]  # torch leaves it so
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Hold what the copy's own fork holds."""
