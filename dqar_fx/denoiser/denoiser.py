@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dqar_fx.conditioning.drop import check_fixable, check_size
+from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import DqarError, OptionError
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.programs import Programs
@@ -217,7 +218,8 @@ class Denoiser(StepDenoiser):
 
     def _forget_conditioning(self) -> None:
         for program in self.captured_programs():
-            program.forget_conditioning()
+            for stream in list(program.streams.values()):
+                stream.memo = Memo()
 
     def _forget_programs(self) -> None:
         self._programs.forget()

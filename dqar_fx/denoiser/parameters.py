@@ -142,6 +142,7 @@ class ParameterWrapper(Wrapper):
             return super()._call_method(method, *args, **kwargs)
         finally:
             self._model_state.look_again()
+            self._forget_conditioning()  # what writes through .data is not counted
             refuse_hooks(self.model)
 
     def _bind_call(

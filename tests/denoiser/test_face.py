@@ -154,14 +154,18 @@ class Plain(nn.Module):
         super().__init__()
         self.attention = Scaled(8)
         self.first, self.second = (nn.Linear(8, 8, bias=False) for _ in range(2))
+        self.text = nn.Linear(8, 8)
 
-    def forward(self, hidden_states, timestep):
-        x = hidden_states + timestep[:, None, None]
+    def forward(self, hidden_states, timestep, encoder_hidden_states):
+        x = hidden_states + timestep[:, None, None] + self.text(encoder_hidden_states)
         x = x + self.level * self.attention(x)
         return self.first(x) + 2 * self.second(x)
 
     def raise_level(self):
         self.level += 1
+
+    def write_text(self, value):
+        self.text.weight.data.fill_(value)
 
     def write_first(self, value):
         self.first.weight.data.fill_(value)
@@ -171,7 +175,11 @@ class Plain(nn.Module):
 def plain():
     model = settled(Plain())
     model.second.load_state_dict(model.first.state_dict())  # equal: a denoiser holds one
-    given = {"hidden_states": seeded(1, 5, 8), "timestep": torch.ones(1)}
+    given = {
+        "hidden_states": seeded(1, 5, 8),
+        "timestep": torch.ones(1),
+        "encoder_hidden_states": seeded(1, 5, 8),
+    }
     return model, given, dqar_fx.transform(model, COMPUTE)
 
 
@@ -203,6 +211,13 @@ def test_one_of_equal_weights_is_written_alone(plain):
     denoiser.write_first(0.5)
     assert not torch.equal(model.first.weight, model.second.weight)
     check_plain(model, given, denoiser)
+
+
+def test_what_was_evaluated_of_weights_is_evaluated_anew(plain):
+    model, given, denoiser = plain
+    for step in range(4):  # of one run, with one prompt
+        check_plain(model, {**given, "timestep": torch.tensor([0.9 - 0.2 * step])}, denoiser)
+        denoiser.write_text(0.1 * step)  # which torch does not count
 
 
 def test_equal_weights_are_held_once_again_after_a_look(plain):
