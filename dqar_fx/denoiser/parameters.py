@@ -73,6 +73,7 @@ class ParameterWrapper(Wrapper):
         if not self._changes(fn):
             return self
         self._residence.bring_back()
+        self._take_back()  # what is looked through first, such as for hooks, is shared again
         before = self._placement()
         self.model._apply(once_per_memory(fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
         if before != self._placement():
