@@ -16,74 +16,54 @@ Examples::
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.harness.errors import InputError
 from benchmarks.harness.machine import describe_machine
-from benchmarks.harness.options import CpuOptions, Patterns, at_least, run_command
-from benchmarks.harness.rows import SHARED, noted_failure, write_rows
-from benchmarks.harness.tables import NOTHING, Column, format_table, wrap_notes
+from benchmarks.harness.options import run_command
+from benchmarks.harness.rows import write_rows
+from benchmarks.harness.tables import Column, format_table, wrap_notes
+from benchmarks.harness.verdicts import TriedRow, TryOptions, verdict_columns
 from benchmarks.zoo.specimens import find_exports, specimens
 from benchmarks.zoo.trials import TRIALS, Trial
 from benchmarks.zoo.waiting import Waiting, waiting
 
-RIGHT, WRONG = "yes", "no"
-
 
 @dataclass
-class Row:
+class Row(TriedRow):
     """What one class showed.
 
     Attributes:
-        name: The class.
         tier: How it is captured.
         attention_sites: Sites that are attentions.
         feed_forward_sites: Sites that are feed-forwards.
         block_sites: Sites that are blocks.
-        verdicts: By trial, ``yes`` or ``no``, and a few words.
         note: Why trials do not hold yet, where that is known.
-        seconds: What all trials took.
-        error: What went wrong first, or None.
     """
 
-    name: str
     tier: str | None = None
     attention_sites: int | None = None
     feed_forward_sites: int | None = None
     block_sites: int | None = None
-    verdicts: dict[str, str] = field(default_factory=dict, metadata=SHARED)
     note: str | None = None
-    seconds: float | None = None
-    error: str | None = None
 
     @property
     def is_as_known(self) -> bool:
         """Whether the trials that hold are all but those that are known not to."""
-        wrong = {name for name, verdict in self.verdicts.items() if verdict.startswith(WRONG)}
-        return wrong == set(waiting().get(self.name, Waiting()).trials)
-
-    def note_failure(self, error: str) -> None:
-        """Writes an error down, if it is the first one."""
-        self.error = self.error or error
+        return self.wrong == set(waiting().get(self.name, Waiting()).trials)
 
 
 def try_out(name: str) -> Row:
-    """All trials of a class; one that fails is wrong."""
+    """All trials of a class."""
     row, trial, begun = Row(name), Trial(specimens()[name]), time.perf_counter()
-    for key, test in TRIALS.items():
-        row.verdicts[key] = WRONG
-        with noted_failure(f"{name}, {key}", row.note_failure):
-            verdict = test(trial)
-            row.verdicts[key] = f"{RIGHT if verdict.is_right else WRONG}: {verdict.word}"
+    row.try_all(TRIALS, trial)
     row.tier = trial.tier
     row.note = waiting().get(name, Waiting()).note or None
-    with noted_failure(f"{name}, sites", row.note_failure):
+    with row.noting("sites"):
         kinds = trial.kinds
         row.attention_sites = kinds["attention"]
         row.feed_forward_sites = kinds["feed_forward"]
@@ -98,35 +78,27 @@ COLUMNS = (
     Column("attention", "attention_sites"),
     Column("feed-forward", "feed_forward_sites"),
     Column("block", "block_sites"),
-    *(Column(name, lambda row, name=name: row.verdicts.get(name, NOTHING)) for name in TRIALS),
-    Column("s", "seconds", ".1f"),
+    *verdict_columns(TRIALS),
 )
 
 
 @dataclass(frozen=True)
-class Options(CpuOptions):
+class Options(TryOptions):
     """Options of this command."""
 
     COMMAND = "benchmarks.models"
 
-    threads: Annotated[int | None, at_least(1)] = 1
-    """CPU threads; more of them take longer for models so small."""
-    only: Patterns = ("*",)
-    """Classes of such names."""
     out: Path = Path("results/models")
     """Folder to write to."""
 
     @property
     def names(self) -> list[str]:
         """The classes to be tried."""
-        return [
-            name for name in find_exports() if any(fnmatchcase(name, p) for p in self.only)
-        ]
+        return self.choose(find_exports())
 
     def settle(self) -> Self:
         """The same, if there is such a class."""
-        if not self.names:
-            raise InputError(f"--only: no class is called so; there are {find_exports()}")
+        self.names  # noqa: B018  # raises
         return super().settle()
 
 

@@ -16,65 +16,46 @@ Examples::
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.harness.errors import InputError
 from benchmarks.harness.machine import describe_machine
-from benchmarks.harness.options import CpuOptions, Patterns, at_least, run_command
-from benchmarks.harness.rows import SHARED, noted_failure, write_rows
-from benchmarks.harness.tables import NOTHING, Column, format_table
+from benchmarks.harness.options import run_command
+from benchmarks.harness.rows import write_rows
+from benchmarks.harness.tables import Column, format_table
+from benchmarks.harness.verdicts import TriedRow, TryOptions, verdict_columns
 from benchmarks.stock.bench import STOCK
 from benchmarks.stock.checks import CHECKS, Trial
 from benchmarks.stock.stock import Stock
 
-RIGHT, WRONG = "yes", "no"
-
 
 @dataclass
-class Row:
+class Row(TriedRow):
     """What one pipeline showed.
 
     Attributes:
-        name: The pipeline.
         sites: Attentions of its denoisers.
         calls: Calls of its denoisers in one request.
-        verdicts: By check, ``yes`` or ``no``, and a few words.
-        seconds: What all checks took.
-        error: What went wrong first, or None.
     """
 
-    name: str
     sites: int | None = None
     calls: int | None = None
-    verdicts: dict[str, str] = field(default_factory=dict, metadata=SHARED)
-    seconds: float | None = None
-    error: str | None = None
 
     @property
     def is_right(self) -> bool:
         """Whether nothing that was tried is wrong."""
-        return self.error is None and all(v.startswith(RIGHT) for v in self.verdicts.values())
-
-    def note_failure(self, error: str) -> None:
-        """Writes an error down, if it is the first one."""
-        self.error = self.error or error
+        return self.error is None and not self.wrong
 
 
 def try_out(stock: Stock) -> Row:
-    """All checks of a pipeline; one that fails is wrong."""
+    """All checks of a pipeline."""
     row, trial, begun = Row(stock.name), Trial(stock), time.perf_counter()
-    for name, check in CHECKS.items():
-        row.verdicts[name] = WRONG
-        with noted_failure(f"{stock.name}, {name}", row.note_failure):
-            verdict = check(trial)
-            row.verdicts[name] = f"{RIGHT if verdict.is_right else WRONG}: {verdict.word}"
-    with noted_failure(f"{stock.name}, table", row.note_failure):
+    row.try_all(CHECKS, trial)
+    with row.noting("table"):
         row.sites = sum(map(len, trial.expected.tables.values()))
         row.calls = len(trial.plain.visits)
     row.seconds = time.perf_counter() - begun
@@ -85,37 +66,28 @@ COLUMNS = (
     Column("pipeline", "name"),
     Column("sites", "sites"),
     Column("calls", "calls"),
-    *(
-        Column(name.replace("_", " "), lambda row, name=name: row.verdicts.get(name, NOTHING))
-        for name in CHECKS
-    ),
-    Column("s", "seconds", ".1f"),
+    *verdict_columns(CHECKS),
 )
 
 
 @dataclass(frozen=True)
-class Options(CpuOptions):
+class Options(TryOptions):
     """Options of this command."""
 
     COMMAND = "benchmarks.pipelines"
 
-    threads: Annotated[int | None, at_least(1)] = 1
-    """CPU threads; more of them take longer for models so small."""
-    only: Patterns = ("*",)
-    """Pipelines of such names."""
     out: Path = Path("results/pipelines")
     """Folder to write to."""
 
     @property
     def stock(self) -> list[Stock]:
         """The pipelines to be tried."""
-        return [each for each in STOCK if any(fnmatchcase(each.name, p) for p in self.only)]
+        chosen = self.choose(each.name for each in STOCK)
+        return [each for each in STOCK if each.name in chosen]
 
     def settle(self) -> Self:
         """The same, if there is such a pipeline."""
-        if not self.stock:
-            names = ", ".join(repr(each.name) for each in STOCK)
-            raise InputError(f"--only: no pipeline is called so; there are {names}")
+        self.stock  # noqa: B018  # raises
         return super().settle()
 
 

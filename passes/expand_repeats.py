@@ -212,7 +212,10 @@ class Expansion:
         self, node: fx.Node, copies: dict[fx.Node, fx.Node], modules: Sequence[EqualModule]
     ) -> None:
         """Write one node."""
-        if any(find_enclosing(path, self.stood_in) for _, path in module_stack(node)):
+        is_again = bool(modules)  # then it was looked at when it was written first
+        if not is_again and any(
+            find_enclosing(path, self.stood_in) for _, path in module_stack(node)
+        ):
             raise CannotExpand(f"{module_path(node)} is called apart from its block")
         args, kwargs = fx.map_arg(
             (node.args, node.kwargs), lambda n: self.find(n, copies, modules)

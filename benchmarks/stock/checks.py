@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
 import dqar_fx
+from benchmarks.harness.verdicts import Verdict
 from benchmarks.stock.oracle import ActionsByPath, following
 from benchmarks.stock.stock import Stock
 from benchmarks.stock.watch import Visit, watched
@@ -47,14 +48,6 @@ class RandomRule(AnyModelRule):
     def why(self, moment: Moment, site: int) -> str:
         """Names the draw."""
         return f"drawn at random, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a check holds, and a short word on it."""
-
-    is_right: bool
-    word: str
 
 
 @dataclass(frozen=True)

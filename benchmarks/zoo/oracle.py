@@ -1,11 +1,12 @@
 """The oracle: an untouched model whose sites' outputs plain hooks keep and replace.
 
 It shares no code with the package. What an attention gives is kept as it is; of a block what
-it adds to those of its inputs that have the shapes of its outputs.
+it adds to those of its inputs that have the shapes of its outputs, or to those that are named.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,8 @@ from torch.utils import _pytree as pytree
 
 COMPUTE, STORE, REUSE = 0, 1, 2
 Tensors = list[torch.Tensor]
+Bases = Sequence[torch.Tensor | None]
+"""What each output adds to, if it does."""
 
 
 @dataclass
@@ -28,11 +31,14 @@ class Oracle:
         model: The model, which has its hooks during a call only.
         is_residual: By site, whether it is a block. A module that is called more often than
             once has ``@1`` and so on behind the path of its further calls.
+        streams: By block, for each tensor that it gives the input that it adds to, or a dash
+            for none; for blocks where shapes do not tell.
         kept: By site, what was kept last.
     """
 
     model: nn.Module
     is_residual: Mapping[str, bool]
+    streams: Mapping[str, Sequence[str]] = field(default_factory=dict)
     kept: dict[str, Tensors] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -52,28 +58,30 @@ class Oracle:
     ) -> Callable[..., Any]:
         """The hook of a module."""
 
-        def replace(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        def replace(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             number = calls[path]
             calls[path] += 1
             site = f"{path}@{number}" if number else path
-            return (
-                output
-                if site not in actions
-                else self.act(site, actions[site], args, kwargs, output)
-            )
+            if site not in actions:
+                return output
+            if path in self.streams:
+                given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+                bases = [given.get(name) for name in self.streams[path]]
+            elif self.is_residual[site]:
+                bases = find_bases(tensors((args, kwargs)), tensors(output))
+            else:
+                bases = [None] * len(tensors(output))
+            return self.act(site, actions[site], bases, output)
 
         return replace
 
-    def act(self, site: str, action: int, args: Any, kwargs: Any, output: Any) -> Any:
+    def act(self, site: str, action: int, bases: Bases, output: Any) -> Any:
         """What a site gives in the place of its outputs."""
         if action == COMPUTE:
             return output
         leaves, spec = pytree.tree_flatten(output)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         outputs = [leaves[i] for i in places]
-        bases = (
-            find_bases(tensors((args, kwargs)), outputs) if self.is_residual[site] else None
-        )
         if action == STORE:
             self.kept[site] = [each.clone() for each in subtract(outputs, bases)]
             return output
@@ -107,15 +115,13 @@ def is_like(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
 
 
-def subtract(outputs: Tensors, bases: Tensors | None) -> Tensors:
+def subtract(outputs: Tensors, bases: Bases) -> Tensors:
     """What is kept of outputs."""
-    if bases is None:
-        return outputs
-    return [output - base for output, base in zip(outputs, bases, strict=True)]
+    pairs = zip(outputs, bases, strict=True)
+    return [output if base is None else output - base for output, base in pairs]
 
 
-def add(kept: Tensors, bases: Tensors | None) -> Tensors:
+def add(kept: Tensors, bases: Bases) -> Tensors:
     """What is given again of what was kept."""
-    if bases is None:
-        return kept
-    return [base + each for base, each in zip(bases, kept, strict=True)]
+    pairs = zip(kept, bases, strict=True)
+    return [each if base is None else base + each for each, base in pairs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,11 +56,13 @@ class Specimen:
         name: The class as diffusers exports it.
         config: Arguments of its constructor, as a config file has them.
         sizes: Sizes of its inputs that the config does not tell.
+        streams: As for `benchmarks.zoo.oracle.Oracle`.
     """
 
     name: str
     config: Mapping[str, Any]
     sizes: Sizes
+    streams: Mapping[str, Sequence[str]]
 
     def make(self) -> nn.Module:
         """A new model, with weights that let attention matter."""
@@ -101,8 +103,8 @@ def specimens() -> dict[str, Specimen]:
 
 def read(name: str, config: dict[str, Any]) -> Specimen:
     """One entry of the file."""
-    sizes = config.pop("sizes", {})
-    return Specimen(name, config, Sizes(text_tokens=TEXT_TOKENS, **sizes))
+    sizes, streams = config.pop("sizes", {}), config.pop("streams", {})
+    return Specimen(name, config, Sizes(text_tokens=TEXT_TOKENS, **sizes), streams)
 
 
 def seed_of(name: str) -> int:

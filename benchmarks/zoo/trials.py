@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 import dqar_fx
+from benchmarks.harness.verdicts import Verdict
 from benchmarks.zoo.oracle import REUSE, STORE, Oracle, Tensors, tensors
 from benchmarks.zoo.specimens import Specimen
 
@@ -21,14 +21,6 @@ STEPS, EVERY = 4, 2
 ATTENTION = ("self", "cross", "joint")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """What compiling may change: it reorders sums, which are of values near one."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a trial holds, and a short word on it."""
-
-    is_right: bool
-    word: str
 
 
 class Trial:
@@ -128,7 +120,8 @@ class Trial:
         for step in range(STEPS):
             reuses[step, chosen] = step % EVERY > 0
         following = denoiser.with_schedule(dqar_fx.Schedule.from_actions(reuses))
-        oracle = Oracle(self.model, {site.path: site.kind == "block" for site in sites})
+        is_residual = {site.path: site.kind == "block" for site in sites}
+        oracle = Oracle(self.model, is_residual, self.specimen.streams)
         expected = [
             oracle(actions_of(sites, row), call)
             for row, call in zip(following.table.actions, self.calls, strict=True)

@@ -31,6 +31,7 @@ from .functional import trace_again, writes
 from .host_reads import HostReads, MeetsReads
 from .inputs import autocast_devices, refuse_kinds
 from .marked_writes import refuse_writes_past_marks
+from .put_away import PutAway
 from .reads import Reads
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
@@ -216,14 +217,24 @@ def trace_repeats(
     kwargs: dict[str, Any],
     reads: HostReads | None = None,
     shapes: Any = None,
+    *,
+    puts_away: bool = True,
 ) -> Capture | None:
-    """What `trace` gives, with repeated blocks traced once; None where that cannot be."""
+    """What `trace` gives, with repeated blocks traced once; None where that cannot be.
+
+    ``puts_away`` is whether to trace without what blocks hold that are unlikely to run.
+    """
     own = fork_model(model)
+    repeats = RepeatedBlocks.watch(own)
+    if repeats is None:
+        return None
+    away = PutAway(own, repeats.find_spare() if puts_away else ())
+    passes = (away.give_back, hide_frames, *AFTER_TRACING)
     try:
-        if not RepeatedBlocks.watch(own):
-            return None
-        return trace_own(own, args, kwargs, reads, shapes, (hide_frames, *AFTER_TRACING))
+        return trace_own(own, args, kwargs, reads, shapes, passes)
     except Exception as error:  # if it is the model's own, tracing all blocks says it better
+        if away.is_met:
+            return trace_repeats(model, args, kwargs, reads, shapes, puts_away=False)
         if isinstance(reads, MeetsReads) and reads.has_met:
             raise
         logger.info("all blocks of %s are traced: %s", type(model).__name__, error)

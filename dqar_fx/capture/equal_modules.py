@@ -10,8 +10,8 @@ own number, or the last one, which leaves something out, equals no other.
 from __future__ import annotations
 
 import enum
-from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +26,15 @@ STANDS_IN = "_dqar_fx_stands_in"
 """Attribute of a function that counts as the forward that it was put before."""
 
 
-def find_equal_modules(model: nn.Module) -> list[str]:
-    """Paths of the elements of a model's lists that equal another one in their list."""
+def find_equal_modules(model: nn.Module) -> list[list[str]]:
+    """Paths of the elements of a model's lists that are equal, in groups of a list."""
     found = []
     for path, owner in model.named_modules():
         if isinstance(owner, nn.ModuleList):
-            known = {name: describe_module(each) for name, each in owner.named_children()}
-            counts = Counter(known.values())
-            prefix = f"{path}." if path else ""
-            found += [prefix + name for name, each in known.items() if counts[each] > 1]
+            groups = defaultdict(list)
+            for name, each in owner.named_children():
+                groups[describe_module(each)].append(f"{path}.{name}".removeprefix("."))
+            found += [group for group in groups.values() if len(group) > 1]
     return found
 
 
@@ -151,10 +151,10 @@ class ValueDescriber:
         parts = take_apart(value)
         return (ObjectIdentity(value),) if parts is None else tuple(map(self.of_value, parts))
 
-    def _of_tensors(self, tensors: Mapping[str, torch.Tensor | None]) -> Hashable:
+    def _of_tensors(self, tensors: dict[str, torch.Tensor | None]) -> Hashable:
         return tuple(
             (name, tensor is not None and (self._meet(tensor) or tensor_metadata(tensor)))
-            for name, tensor in tensors.items()
+            for name, tensor in dict.items(tensors)  # its own: they may be out of reach
         )
 
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,9 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.passes import CannotExpand
 from dqar_fx.passes.support.marks import AGAIN, BEGIN, END, mark
-from dqar_fx.passes.support.module_paths import is_inside, rename_path
+from dqar_fx.passes.support.module_paths import find_enclosing, is_inside, rename_path
 
+from . import put_away
 from .equal_modules import (
     STANDS_IN,
     ValueDescriber,
@@ -37,7 +39,10 @@ if TYPE_CHECKING:
 
 CONSTANT = (type(None), bool, int, float, str)
 """What a block may return beside tensors."""
-OWN_FRAMES = re.compile(rf'  File "{re.escape(__file__)}", line .*\n(?:    .*\n)?')
+NUM_RUNNING = 2
+"""How many of a group of equal blocks are expected to run, at most."""
+OWN_FILES = "|".join(map(re.escape, (__file__, put_away.__file__)))
+OWN_FRAMES = re.compile(rf' *File "(?:{OWN_FILES})", line .*\n(?:    .*\n)?')
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,10 @@ class BlockCall:
         leaves, spec = pytree.tree_flatten(arguments)
         given = distinct_tensors(leaves)
         owner = path.rpartition(".")[0]
+        with torch._C.DisableTorchFunction():  # each look at a tensor would ask what traces it
+            described = describe_module(block), describe_call(leaves, given)
         # to a spec, keys 1 and True are equal
-        kind = owner, describe_module(block), spec, str(spec)
-        return cls(leaves, spec, given, (*kind, describe_call(leaves, given)))
+        return cls(leaves, spec, given, (owner, spec, str(spec), *described))
 
 
 @dataclass(frozen=True)
@@ -98,36 +104,53 @@ class RepeatedBlocks:
     """The repeated blocks of one model while it is traced.
 
     Attributes:
+        groups: Paths of the blocks, equal ones together.
         tensors: Which tensor each path of the model's parameters and buffers names.
         firsts: First calls, by what was called and with what.
         called: Paths of blocks that were called.
     """
 
+    groups: Sequence[Sequence[str]]
     tensors: Mapping[str, int]
     firsts: dict[Hashable, FirstCall] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
 
     @classmethod
-    def watch(cls, model: nn.Module) -> bool:
-        """Let equal blocks of a model, which is changed, stand in for each other.
+    def watch(cls, model: nn.Module) -> RepeatedBlocks | None:
+        """Let equal blocks of a model, which is changed, stand in for each other, if any."""
+        paths = Counter(id(each) for _, each in model.named_modules(remove_duplicate=False))
 
-        Returns False where there are none.
-        """
+        def is_watched(path: str) -> bool:
+            block = model.get_submodule(path)
+            # of a module that has several paths, export finds the one by who calls it
+            is_one = all(paths[id(each)] == 1 for each in block.modules())
+            return is_one and type(block).forward is not nn.Module.forward
+
+        groups = [[*filter(is_watched, group)] for group in find_equal_modules(model)]
         named = (model.named_parameters, model.named_buffers)
         repeats = cls(
-            {name: id(each) for of in named for name, each in of(remove_duplicate=False)}
+            groups,
+            {name: id(each) for of in named for name, each in of(remove_duplicate=False)},
         )
-        paths = Counter(id(each) for _, each in model.named_modules(remove_duplicate=False))
-        blocks = {path: model.get_submodule(path) for path in find_equal_modules(model)}
-        watched = {
-            path: block
-            for path, block in blocks.items()
-            # of a module that has several paths, export finds the one by who calls it
-            if all(paths[id(each)] == 1 for each in block.modules())
-        }
-        for path, block in watched.items():
+        for path in chain.from_iterable(groups):
+            block = model.get_submodule(path)
             block.forward = repeats.mediate(block, path)
-        return bool(watched)
+        return repeats if any(groups) else None
+
+    def find_spare(self) -> list[str]:
+        """Paths of blocks that are likely not to run, and have no tensor of others.
+
+        Of equal blocks the first two are likely to run: often the first one's input has
+        another layout than that of those behind it.
+        """
+        shared = list(chain.from_iterable(self.shared_tensors))
+        spare = {
+            path
+            for group in self.groups
+            for path in group[NUM_RUNNING:]
+            if not any(is_inside(name, path) for name in shared)
+        }
+        return [path for path in spare if not find_enclosing(path.rpartition(".")[0], spare)]
 
     def mediate(self, block: nn.Module, path: str) -> Callable[..., Any]:
         """A forward that asks here before it runs the block's own."""
@@ -232,7 +255,7 @@ def describe_call(leaves: Sequence[Any], tensors: Sequence[torch.Tensor]) -> Has
 
 
 def hide_frames(gm: fx.GraphModule) -> None:
-    """Take the frames of this file out of what says where nodes come from."""
+    """Take the frames that keep blocks from running out of what says where nodes come from."""
     for node in gm.graph.nodes:
         if "stack_trace" in node.meta:
-            node.meta["stack_trace"] = OWN_FRAMES.sub("", node.meta["stack_trace"])
+            node.meta["stack_trace"] = OWN_FRAMES.sub("", node.meta["stack_trace"]).lstrip()

@@ -19,13 +19,15 @@ from dqar_fx.passes.support.graphs import structure_of
 from dqar_fx.passes.support.runner import fork, run_pass
 from dqar_fx.passes.support.sizes import DEPENDENT, number_at
 from dqar_fx.passes.support.tracing_lock import TRACING
+from dqar_fx.plan.unlowered import specialise_region
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from torch import fx
 
     from dqar_fx.passes.support.sizes import Sizes
+    from dqar_fx.schedule.action import Action
 
     from .lowering import Lowering
 
@@ -96,6 +98,7 @@ class FreeRegions:
     def __init__(self, captured: Sizes) -> None:
         self._captured = captured
         self.known: dict[str, FreeRegion] = {}
+        self._of: dict[Hashable, FreeRegion] = {}
 
     def share(self, sizes: Sizes) -> Callable[..., Callable[..., Sequence[Any]]]:
         """What gives a lowering at sizes what runs its regions."""
@@ -106,14 +109,18 @@ class FreeRegions:
         sizes: Sizes,
         lowering: Lowering,
         region: fx.GraphModule,
-        specialised: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]],
+        actions: tuple[Action, ...],
+        live: tuple[bool, ...],
     ) -> Callable[..., Sequence[Any]]:
         """What runs a region at sizes; lowered if none of the same structure is known."""
-        free = specialised(region.meta.get("free", region))[0]
-        structure = structure_of(free)
-        if structure not in self.known:
-            self.known[structure] = self._lower(lowering, free)
-        return self.known[structure].at(sizes)
+        origin = region.meta.get("free", region)
+        if (origin, actions, live) not in self._of:
+            free = specialise_region(origin, actions, live)[0]
+            structure = structure_of(free)
+            if structure not in self.known:
+                self.known[structure] = self._lower(lowering, free)
+            self._of[origin, actions, live] = self.known[structure]
+        return self._of[origin, actions, live].at(sizes)
 
     def _lower(self, lowering: Lowering, free: fx.GraphModule) -> FreeRegion:
         lowered = fork(free)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from dqar_fx.capture.capture import Capture
+    from dqar_fx.capture.reads import Reads
     from dqar_fx.passes.support.sizes import Sizes
     from dqar_fx.plan.plan import Plan
     from dqar_fx.plan.slots import SlotKey
@@ -67,6 +68,11 @@ class Graphs:
         """Types of the devices for which the graphs are to run without autocast."""
         return self.captured.cast_on
 
+    @property
+    def reads(self) -> Reads | None:
+        """What the forward reads on the host, for which it was captured."""
+        return self.captured.reads
+
     def explain(self, explanation: Explanation) -> Explanation:
         """An explanation with what sites keep in these graphs."""
         kept = kept_by(self.plan)
@@ -103,6 +109,11 @@ class GraphsAt(Graphs):
     def cast_on(self) -> tuple[str, ...]:
         """Types of the devices for which the graphs are to run without autocast."""
         return self._origin.cast_on
+
+    @property
+    def reads(self) -> Reads | None:
+        """What the forward reads on the host, for which it was captured."""
+        return self._origin.reads
 
     def at(self, sizes: Sizes, leaves: Sequence[Any]) -> Graphs:
         """The same graphs at yet other sizes of the inputs."""

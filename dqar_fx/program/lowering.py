@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dqar_fx.passes.pipeline import (
@@ -37,9 +36,8 @@ if TYPE_CHECKING:
 
     from .compile_options import CompileOptions
 
-    SpecialiseRegion = Callable[[fx.GraphModule], tuple[fx.GraphModule, Any, Any]]
     ShareRegion = Callable[
-        ["Lowering", fx.GraphModule, SpecialiseRegion],
+        ["Lowering", fx.GraphModule, tuple[Action, ...], tuple[bool, ...]],
         Callable[..., Sequence[Any]],
     ]
 
@@ -59,7 +57,7 @@ class Lowering:
         variants: The lowered variants by structure.
         reports: What passes did to them.
         share: Gives what runs a region, as programs of other sizes run it; it is given this,
-            the region as it was, and what specialises others.
+            the region as it was, its actions and which of its outputs are live.
         packed_weights: The weights that are packed.
     """
 
@@ -125,8 +123,7 @@ class Lowering:
                 if self.share is None:
                     function = self.lower(gm)
                 else:
-                    again = partial(specialise_region, actions=actions, live=live)
-                    function = self.share(self, region, again)
+                    function = self.share(self, region, actions, live)
                 self.variants[lowered_as] = Variant(gm, function, kept, structure)
                 self._note(gm, actions)
             self._known[key] = replace(

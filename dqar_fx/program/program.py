@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from dqar_fx.capture.capture import Capture
+    from dqar_fx.capture.reads import Reads
     from dqar_fx.conditioning.fixed import ConditioningTable
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.passes.support.sizes import Sizes
@@ -149,6 +150,11 @@ class Program:
     def captured(self) -> Capture:
         """The model as a graph, untouched."""
         return self.graphs.captured
+
+    @property
+    def reads(self) -> Reads | None:
+        """What the forward reads on the host, for which it was captured."""
+        return self.graphs.reads
 
     @property
     def guarded(self) -> fx.GraphModule:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dqar_fx.capture.capture import Capture
     from dqar_fx.capture.reads import Reads
 
 MAX_VALUES = 8
@@ -38,8 +37,8 @@ class Captured(Protocol):
     """What is made of a captured graph."""
 
     @property
-    def captured(self) -> Capture:
-        """The model as a graph."""
+    def reads(self) -> Reads | None:
+        """What the forward reads on the host, for which it was captured."""
 
 
 Made = TypeVar("Made", bound=Captured)
@@ -118,7 +117,7 @@ class SpecialisedPrograms(Generic[Made]):
 
     def keep(self, made: Made) -> None:
         """Let something be found by the values that it was captured for."""
-        reads = made.captured.reads
+        reads = made.reads
         self._num_made += 1
         self._known.keep(
             self._num_made, (None if reads is None else SeenReads(reads), made), MAX_VALUES

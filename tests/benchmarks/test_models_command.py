@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks import models
 from benchmarks.harness.tables import format_table
+from benchmarks.harness.verdicts import Verdict
 from benchmarks.models import COLUMNS, Row, try_out
 from benchmarks.zoo import trials
-from benchmarks.zoo.trials import Verdict
 from benchmarks.zoo.waiting import Waiting
 
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from benchmarks import pipelines
+from benchmarks.harness.verdicts import Verdict
 from benchmarks.pipelines import Row, try_out
 from benchmarks.stock import checks
-from benchmarks.stock.checks import Verdict
 from benchmarks.stock.stock import Stock
 
 
