@@ -54,10 +54,12 @@ class ObservedDenoiser(StepDenoiser):
         programs: What runs the steps, by input signature and values read on the host.
     """
 
+    programs: dict[Hashable, SpecialisedPrograms[StepProgram]]
+
     def __init__(self, model: nn.Module, build: StepProgramBuilder) -> None:
         super().__init__(model)
         self._build = build
-        self.programs: dict[Hashable, SpecialisedPrograms[StepProgram]] = {}
+        self.programs = {}
 
     @property
     def table(self) -> BranchTable:
@@ -81,6 +83,9 @@ class ObservedDenoiser(StepDenoiser):
         """What runs the steps for the inputs of a call."""
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         return self._build(self.model, args, kwargs)
+
+    def _forget_conditioning(self) -> None:
+        """Nothing of it is kept."""
 
     def _forget_programs(self) -> None:
         self.programs.clear()

@@ -31,10 +31,14 @@ class ModelState:
 
     Args:
         model: The model.
+
+    Attributes:
+        latest: The number that was asked for last; None before the first.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self.latest: int | None = None
         self._numbers: dict[Hashable, int] = {}
         self._unused = count()
         self.look_again()
@@ -48,7 +52,8 @@ class ModelState:
         """The number of the state that the model is in."""
         if not self._is_known or [held.get(PROCESSOR) for held in self._holders] != self._held:
             self._describe()
-        return self._number
+        assert self.latest is not None, "described just now, or before"
+        return self.latest
 
     def look_again(self) -> None:
         """Look at the whole model when next the number is asked for."""
@@ -71,7 +76,7 @@ class ModelState:
         described = StateDescriber().of_module(self._model)
         if described not in self._numbers:
             self._numbers[described] = next(self._unused)
-        self._number, self._is_known = self._numbers[described], True
+        self.latest, self._is_known = self._numbers[described], True
 
 
 class StateDescriber(ValueDescriber):

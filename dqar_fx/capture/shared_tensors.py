@@ -40,11 +40,9 @@ class SharedTensors:
         """What the original holds beyond the fork."""
         return sum(self.groups.values())
 
-    def copy(self) -> SharedTensors:
-        """What a fork of the fork has."""
-        copied = SharedTensors()
-        copied._original, copied.groups = self._original, dict(self.groups)
-        return copied
+    def take_over(self, other: SharedTensors) -> None:
+        """Know of a fork of the fork what is known of the fork."""
+        self._original, self.groups = other._original, dict(other.groups)
 
     def __reduce__(self) -> tuple[type[SharedTensors], tuple[()]]:
         """A copy has memory of its own, and ties it anew."""
@@ -63,6 +61,23 @@ class SharedTensors:
                 other.data = first.data
             saved = sum(other.nbytes for other in apart)
             self.groups[tuple(names[i] for i in group)] = saved
+
+    def untie(self, model: nn.Module) -> dict[tuple[str, ...], int]:
+        """Give each tensor memory of its own: its original's where they are equal.
+
+        Returns:
+            The groups as they were.
+        """
+        groups, self.groups = self.groups, {}
+        original = None if self._original is None else self._original()
+        for names in groups:
+            first = find_tensor(model, names[0])
+            for name in names[1:]:
+                own = find_tensor(model, name)
+                its = own if original is None else find_tensor(original, name)
+                is_theirs = its is not own and group_equal([first, its])
+                own.data = its.data if is_theirs else first.data.clone()
+        return groups
 
     def loosen(self, model: nn.Module) -> bool:
         """Untie tensors whose originals are equal no longer; whether there were any."""

@@ -35,10 +35,15 @@ class Binder:
         signature: The signature.
         takes_return_dict: Whether ``return_dict`` says how the result is given, and is taken
             out.
+        as_given: Whether arguments stay by name that are given so. What stands before a
+            forward, such as the scale of LoRA layers in diffusers, may look by name only.
     """
 
-    def __init__(self, signature: Signature, *, takes_return_dict: bool) -> None:
+    def __init__(
+        self, signature: Signature, *, takes_return_dict: bool, as_given: bool = False
+    ) -> None:
         self._signature, self._takes_return_dict = signature, takes_return_dict
+        self._as_given = as_given
         self._known: dict[tuple[int | str, ...], Binding] = {}
 
     def bind(
@@ -70,4 +75,8 @@ class Binder:
         as_tuple = None
         if self._takes_return_dict:
             as_tuple = bound.arguments.pop("return_dict", None)
-        return Binding(bound.args, bound.kwargs, as_tuple)
+        if not self._as_given:
+            return Binding(bound.args, bound.kwargs, as_tuple)
+        given = tuple(source for source in bound.args if isinstance(source, int))
+        by_name = {source: source for source in bound.args if isinstance(source, str)}
+        return Binding(given, by_name | bound.kwargs, as_tuple)

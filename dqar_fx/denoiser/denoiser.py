@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.utils import _pytree as pytree
 
-from dqar_fx.capture.shared_tensors import SharedTensors
 from dqar_fx.conditioning.drop import check_fixable, check_size
+from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import DqarError, OptionError
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.programs import Programs
@@ -58,9 +58,13 @@ class Denoiser(StepDenoiser):
         residence: Residence | None = None,
     ) -> None:
         super().__init__(model, residence)
-        shared_tensors = SharedTensors(getattr(model, "_orig_mod", model))
         self._programs = Programs(
-            self.model, builder, options, self._residence, shared_tensors, self._model_state
+            self.model,
+            builder,
+            options,
+            self._residence,
+            self._shared_tensors,
+            self._model_state,
         )
 
     # ---- parameters ----------------------------------------------------------------------
@@ -76,7 +80,8 @@ class Denoiser(StepDenoiser):
         Raises:
             DqarError: They were dropped.
         """
-        merged = self._programs.shared_tensors.merged_bytes
+        self._take_back()
+        merged = self._shared_tensors.merged_bytes
         return self._residence.count(self.captured_programs(), self.model, merged)
 
     @torch.inference_mode(mode=False)  # the table is read in calls outside of it
@@ -173,6 +178,7 @@ class Denoiser(StepDenoiser):
 
     def _refuse_other_model(self, schedule: Schedule) -> None:
         """Raise if a schedule was calibrated on another model."""
+        self._take_back()
         self._residence.bring_back()
         schedule.refuse_other_model(self.model)
 
@@ -209,6 +215,11 @@ class Denoiser(StepDenoiser):
                 raise
         super()._fit(fitted, position)
         return fitted
+
+    def _forget_conditioning(self) -> None:
+        for program in self.captured_programs():
+            for stream in list(program.streams.values()):
+                stream.memo = Memo()
 
     def _forget_programs(self) -> None:
         self._programs.forget()

@@ -1,68 +1,87 @@
-"""The wrapper of a transformed model: whatever the original shows, and its own methods."""
+"""The wrapper of a transformed model: all that the model has, and its own methods."""
 
 from __future__ import annotations
 
 import inspect
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 from diffusers import ModelMixin
 from torch import nn
 
 from dqar_fx.capture.capture import fork_model
+from dqar_fx.capture.equal_modules import COMPARED
+from dqar_fx.errors import DqarError
 
 from .binding import Binder
+from .face import OfModel, make_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-LIBRARY = (
-    "diffusers.configuration_utils",
-    "diffusers.loaders",
-    "diffusers.models.cache_utils",
-    "diffusers.models.modeling_utils",
-    "diffusers.utils",
-    "torch",
-    "transformers.modeling_utils",
-)
-"""Where methods are from that load, save, adapt, wrap or cache any model, not its graph."""
-OF_LIBRARY = frozenset(
-    {
-        "get_memory_footprint",
-        "num_parameters",
-        "register_to_config",
-        "reset_attention_backend",
-        "set_attention_backend",
-    }
-)
-"""Methods from there that do for a denoiser what they do for a model."""
-PRIVATE = frozenset({"_set_ar_attention"})
-"""Methods by name that pipelines call although they are no public ones."""
+SHARED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+"""What a denoiser's fork holds, and the denoiser with it."""
+HOOKED = {"_hf_hook": "accelerate", "_diffusers_hook": "diffusers"}
+"""Attributes of modules whose forward a library has replaced by one that closes over them."""
+OF_HOOKS = frozenset({*HOOKED, "_old_forward"})
+"""Attributes by which libraries know what they have put around a module, which is this one."""
+REFUSED = {
+    "enable_cache": "a denoiser reuses by its own schedule. For another cache give the "
+    "pipeline its original model, by dqar_fx.disable(pipe)",
+    "enable_group_offload": "hooks would replace forwards that are captured. Offload the "
+    "denoiser as one, by pipe.enable_model_cpu_offload(), or transform with release='host'",
+    "enable_layerwise_casting": "hooks would replace forwards that are captured. Convert the "
+    "denoiser instead, by to(dtype)",
+    "enable_parallelism": "hooks would replace forwards that are captured. Give the pipeline "
+    "its original model, by dqar_fx.disable(pipe)",
+}
+"""Methods that put hooks around the modules of any model, and what to do instead."""
 
 
 class Wrapper(nn.Module):
-    """Has the original's forward signature, ``config``, ``dtype``, ``device``, attributes.
+    """Has the original's class, forward signature, attributes, methods and state.
 
-    It has the methods of the original's own class, too. They are applied to the fork, never to
-    the original; what they change, the next call follows.
+    Methods are applied to the fork, never to the original; what they change, the next call
+    follows. So it does with whatever is written to what an attribute handed out.
 
     Args:
         model: The original; it is not modified.
 
     Attributes:
-        model: A fork of it, whose parameters share their storage with the original's.
+        classes: The class of denoisers, and that of the model, which its own is made of.
+        model: A fork of it, whose parameters share their storage with the original's, and
+            whose modules are the denoiser's.
     """
 
+    classes: tuple[type, type]
+    model: nn.Module
+    _binder: Binder
+    _signature: inspect.Signature
+
+    def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> Self:
+        """An object of the class that is made for the model's."""
+        made: Self = make_empty(cls, type(find_original(model)))
+        return made
+
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        original = getattr(model, "_orig_mod", model)  # of a module that torch.compile wraps
-        self.model = fork_model(original)
+        nn.Module.__init__(self)  # the classes in between are the model's
+        original = find_original(model)
+        self._share(fork_model(original))
         self._signature = inspect.signature(original.forward)
         asks = self._signature.parameters.get("return_dict")
         is_diffusers = isinstance(original, ModelMixin)
         gives_objects = is_diffusers and asks is not None and asks.default is True
-        self._binder = Binder(self._signature, takes_return_dict=gives_objects)
+        self._binder = Binder(
+            self._signature,
+            takes_return_dict=gives_objects,
+            as_given=hasattr(original.forward, "__wrapped__"),
+        )
+
+    def _share(self, fork: nn.Module) -> None:
+        """Hold what a fork holds."""
+        held = {name: vars(fork)[name] for name in SHARED}
+        self.__dict__.update(held, model=fork, training=False)
 
     @property
     def forward(self) -> Callable[..., Any]:
@@ -83,6 +102,9 @@ class Wrapper(nn.Module):
 
         def _forward(self, *args: Any, **kwargs: Any) -> Any:
             """One step of one stream, which a subclass runs."""
+
+        def _hand_out(self) -> None:
+            """Let the fork be changed; what it is then, the next call looks at."""
 
     def _bind_call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -112,35 +134,162 @@ class Wrapper(nn.Module):
         """The device of the parameters."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
+    # ---- what the model has --------------------------------------------------------------
+
     def __getattr__(self, name: str) -> Any:
-        """Attributes, submodules and methods of the original; not what knows no graph."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            model = self.__dict__.get("_modules", {}).get("model")
-            is_private = name.startswith("_") and name not in PRIVATE
-            if model is None or is_private or not hasattr(model, name):
-                raise
-            value = getattr(model, name)
-            if isinstance(value, nn.Module) or not callable(value):
-                return value
-            if not inspect.ismethod(value) or is_of_library(type(model), name):
-                raise AttributeError(
-                    f"{type(self).__name__} has no method {name!r}, which would not change "
-                    "what was captured; to change the model, call its methods before "
-                    "dqar_fx.transform"
-                ) from None
-            return partial(self._call_method, value)
+        """Whatever the denoiser lacks is the fork's."""
+        if "model" not in self.__dict__ or name in OF_HOOKS:
+            raise AttributeError(f"{self._get_name()} has no attribute {name!r}")
+        return self.look_up(name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set the denoiser's own attributes here, all others in the fork."""
+        if name in self.__dict__ or not self._is_of_model(name):
+            object.__setattr__(self, name, value)
+        else:
+            self.set_of_model(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__ or not self._is_of_model(name):
+            object.__delattr__(self, name)
+        else:
+            self._hand_out()
+            delattr(self.model, name)
+
+    def _is_of_model(self, name: str) -> bool:
+        """Whether an attribute that is not here yet is the fork's, which may lack it, too."""
+        if "model" not in self.__dict__ or name in OF_HOOKS or is_declared(type(self), name):
+            return False
+        return not name.startswith("_") or hasattr(self.model, name)
+
+    def set_of_model(self, name: str, value: object) -> None:
+        """Set an attribute of the fork, which the next call follows."""
+        self._hand_out()
+        setattr(self.model, name, value)
+
+    def look_up(self, name: str) -> Any:
+        """An attribute of the fork; of a method what calls it for the denoiser.
+
+        Raises:
+            AttributeError: The fork has none.
+        """
+        if type(vars(self.model).get(name, ...)) in COMPARED:
+            return vars(self.model)[name]
+        if name in REFUSED and isinstance(self.model, ModelMixin):
+            return partial(refuse_method, name)
+        value = getattr(self.model, name)
+        if not (inspect.ismethod(value) and value.__self__ is self.model):
+            if not isinstance(value, type) and type(value) not in COMPARED:
+                self._hand_out()
+            return value
+
+        @wraps(value)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._call_method(value, *args, **kwargs)
+
+        return call
 
     def _call_method(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a method of the fork; what returns the fork, returns this module."""
+        self._hand_out()
         result = method(*args, **kwargs)
         return self if result is self.model else result
 
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """The denoiser, and the modules of its fork."""
+        self._hand_out()
+        found: Iterator[tuple[str, nn.Module]] = super().named_modules(*args, **kwargs)
+        return found
 
-def is_of_library(kind: type, name: str) -> bool:
-    """Whether a class has a method from a library that would not change what was captured."""
-    owner = next((each for each in kind.__mro__ if name in vars(each)), kind)
-    parts = owner.__module__.split(".")
-    prefixes = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
-    return name not in OF_LIBRARY and not prefixes.isdisjoint(LIBRARY)
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules that the fork consists of."""
+        self._hand_out()
+        return super().named_children()
+
+    def named_parameters(
+        self, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """The fork's parameters, which share their memory with the original's."""
+        return self.model.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """The fork's buffers, which share their memory with the original's."""
+        return self.model.named_buffers(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode.
+
+        Raises:
+            DqarError: The training mode is asked for.
+        """
+        if mode:
+            raise DqarError(
+                "a denoiser is for inference only: train the model that it was made of, and "
+                "call denoiser.reset() before the denoiser runs again"
+            )
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Need no gradients.
+
+        Raises:
+            DqarError: Gradients are asked for.
+        """
+        return self.train(requires_grad)
+
+    def _get_name(self) -> str:
+        return f"Denoiser of {type(self).__name__}"
+
+    # ---- copies --------------------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let copies and pickles find the class, which no module has under its name."""
+        return make_empty, self.classes, self.__getstate__()  # type: ignore[no-untyped-call]  # torch leaves it so
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Hold what the copy's own fork holds."""
+        nn.Module.__setstate__(self, state)  # type: ignore[no-untyped-call]  # torch leaves it so
+        self._share(self.model)
+
+
+def find_original(model: nn.Module) -> nn.Module:
+    """The model itself, where ``torch.compile`` wraps it."""
+    return model._modules.get("_orig_mod") or model
+
+
+def is_declared(kind: type, name: str) -> bool:
+    """Whether a class of the denoiser itself has a name, or says that its objects do."""
+    own = [vars(each) for each in kind.__mro__ if issubclass(each, Wrapper)]
+    return any(
+        name in each.get("__annotations__", ())
+        or (name in each and not isinstance(each[name], OfModel))
+        for each in own
+    )
+
+
+def refuse_method(name: str, *_: Any, **__: Any) -> NoReturn:
+    """Stand for a method that puts hooks around modules.
+
+    Raises:
+        DqarError: Always.
+    """
+    raise DqarError(f"a denoiser has no {name}: {REFUSED[name]}")
+
+
+def refuse_hooks(model: nn.Module) -> None:
+    """Raise if a library has replaced the forward of an inner module.
+
+    Raises:
+        DqarError: It has.
+    """
+    for path, module in model.named_modules():
+        for name, library in HOOKED.items():
+            hook = vars(module).get(name)
+            if path and hook is not None and getattr(hook, "hooks", True):
+                raise DqarError(
+                    f"{path} ({type(module).__name__}) has a hook of {library} "
+                    f"({type(hook).__name__}) around its forward, which would be captured in "
+                    "part. Remove the hooks of inner modules (pipe.remove_all_hooks(), "
+                    "model.disable_cache()); to offload, use pipe.enable_model_cpu_offload() "
+                    "or transform(..., release='host')"
+                )

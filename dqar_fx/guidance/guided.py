@@ -88,6 +88,9 @@ class GuidedDenoiser(Denoiser):
         ScheduleError: The schedules do not go together, or with the model.
     """
 
+    guidance: Guidance
+    _schedule: Schedule
+
     def __init__(
         self,
         model: nn.Module,

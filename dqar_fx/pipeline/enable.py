@@ -106,7 +106,8 @@ def disable(pipe: Pipe) -> Pipe:
 
     A denoiser of another schedule, which stands there by now, goes as well; a component that
     was replaced by something else is left as it is. If the pipeline was moved or converted
-    meanwhile, its models are where their denoisers are.
+    meanwhile, its models are where their denoisers are; if modules of a denoiser were added,
+    replaced or taken away, as LoRA does, its model has them.
 
     Returns:
         The pipeline itself.
@@ -124,7 +125,7 @@ def disable(pipe: Pipe) -> Pipe:
         if place in enabled.originals:
             denoiser.reset()
             denoiser.follow_scheduler(None)
-            follow_placement(enabled.originals[place], denoiser)
+            follow_modules(enabled.originals[place], denoiser)
             setattr(pipe, place, enabled.originals[place])
     if enabled.scheduler is not None:
         unwatch(enabled.scheduler)
@@ -133,9 +134,20 @@ def disable(pipe: Pipe) -> Pipe:
     return pipe
 
 
+def follow_modules(original: nn.Module, denoiser: Denoiser) -> None:
+    """Let a model have the modules of its denoiser, or their tensors if it has the same."""
+    fork = denoiser.lend_model()
+    kinds = [
+        [(name, type(each)) for name, each in m.named_modules()] for m in (original, fork)
+    ]
+    if kinds[0] == kinds[1]:
+        follow_placement(original, denoiser)
+    else:
+        vars(original).update(vars(fork))
+
+
 def follow_placement(original: nn.Module, denoiser: Denoiser) -> None:
     """Let a model have the parameters and buffers of its denoiser where these were moved."""
-    denoiser.residence.bring_back()
     made: dict[int, nn.Parameter] = {}
     for module, fork in zip(original.modules(), denoiser.model.modules(), strict=True):
         for name, tensor in fork._parameters.items():

@@ -280,7 +280,7 @@ class Programs:
             if key[0] == state and (lent := lend(program)) is not None:
                 other._of(key).keep(lent)
         other.packed_weights = self.packed_weights
-        other.shared_tensors = self.shared_tensors.copy()
+        other.shared_tensors.take_over(self.shared_tensors)
 
     def _keyed(self) -> Iterator[tuple[tuple[int, Hashable], Program]]:
         """Each program that was built, with its state of the model and input signature."""

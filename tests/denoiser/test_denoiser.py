@@ -109,10 +109,7 @@ def test_denoiser_follows_weights_loaded_into_the_model(case):
     denoiser = dqar_fx.transform(model, Schedule.compute_all(4))
     before = denoiser(**case.inputs(0)).sample
     weights = {k: v * 1.5 for k, v in model.state_dict().items()}
-    with pytest.raises(dqar_fx.DqarError, match="into that model"):
-        denoiser.load_state_dict(weights)
-    model.load_state_dict(weights)
-    denoiser.reset()
+    denoiser.load_state_dict(weights)  # and so into the model, whose memory it shares
     with torch.no_grad():
         expected = model(**case.inputs(0)).sample
     result = denoiser(**case.inputs(0)).sample
@@ -239,11 +236,6 @@ def test_denoiser_refuses_a_gradient(case, denoiser):
     inputs["hidden_states"].requires_grad_()
     with pytest.raises(dqar_fx.DqarError, match="inference only"):
         denoiser(**inputs)
-
-
-def test_denoiser_hides_the_methods_of_the_original(denoiser):
-    with pytest.raises(AttributeError, match=r"before dqar_fx\.transform"):
-        denoiser.enable_gradient_checkpointing()
 
 
 def test_denoiser_inspected_before_capture_says_what_to_do(denoiser):
