@@ -127,7 +127,7 @@ def test_release_puts_nan_in_their_place():
     case = make_dit(layers=2)
     denoiser = transformed(case)
     run(case, denoiser)
-    weight = embedder(denoiser)
+    weight = embedder(denoiser.model)  # what is looked up on the denoiser comes back first
     assert weight.shape == embedder(case.model).shape
     assert weight.untyped_storage().nbytes() == weight.itemsize
     assert weight.isnan().all()
@@ -139,7 +139,7 @@ def test_release_state_comes_back_whole():
     run(case, denoiser)
     state = denoiser.state_dict()
     for name, value in case.model.state_dict().items():
-        assert torch.equal(state[f"model.{name}"], value)
+        assert torch.equal(state[name], value)
     assert denoiser.released_bytes == 0
     run(case, denoiser)
     assert denoiser.released_bytes > 0
