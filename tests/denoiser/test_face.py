@@ -10,11 +10,9 @@ from diffusers import (
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
-    FlowMatchEulerDiscreteScheduler,
     ModelMixin,
     SD3Transformer2DModel,
     StableDiffusion3Img2ImgPipeline,
-    StableDiffusion3Pipeline,
 )
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 from peft import LoraConfig, get_peft_model_state_dict
@@ -32,6 +30,7 @@ from tests.helpers.models import (
     seeded,
     settled,
 )
+from tests.helpers.sd3_pipeline import make_tiny_sd3, put_in_pipeline
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),
@@ -47,19 +46,7 @@ CONFIG = LoraConfig(
 
 def make_model():
     """SD3, and one call of it."""
-    model = SD3Transformer2DModel(
-        sample_size=4,
-        patch_size=1,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_projection_dim=16,
-        joint_attention_dim=16,
-        pooled_projection_dim=24,
-    )
-    return settled(model), {
+    return make_tiny_sd3(4), {
         "hidden_states": seeded(1, 4, 4, 4),
         "encoder_hidden_states": seeded(1, 4, 16),
         "pooled_projections": seeded(1, 24),
@@ -70,14 +57,6 @@ def make_model():
 def run(model, given, **more):
     with torch.no_grad():
         return model(**given, **more).sample
-
-
-def in_pipeline(transformer):
-    pipe = StableDiffusion3Pipeline(
-        transformer, FlowMatchEulerDiscreteScheduler(), *[None] * 7
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def add_adapters(pipe, *names):
@@ -294,7 +273,7 @@ def test_copies_and_pickles_are_denoisers(make_copy):
 
 def test_from_pipe_hands_the_denoiser_on():
     model, _ = make_model()
-    pipe = in_pipeline(dqar_fx.transform(model, COMPUTE))
+    pipe = put_in_pipeline(dqar_fx.transform(model, COMPUTE))
     other = StableDiffusion3Img2ImgPipeline.from_pipe(pipe)
     assert other.transformer is pipe.transformer is pipe.components["transformer"]
     assert other.config.transformer == ("diffusers", "SD3Transformer2DModel")
@@ -344,7 +323,7 @@ def test_operations_of_libraries_do_what_they_do_to_the_model(name, lora):
     outputs = []
     for is_transformed in (False, True):
         model, given = make_model()
-        pipe = in_pipeline(model)
+        pipe = put_in_pipeline(model)
         add_adapters(pipe, "a", "b")
         if is_transformed:
             pipe.transformer = dqar_fx.transform(model, COMPUTE)
@@ -357,7 +336,7 @@ def test_operations_of_libraries_do_what_they_do_to_the_model(name, lora):
 
 def test_an_adapter_that_comes_and_goes_ends_where_it_began(lora):
     model, given = make_model()
-    pipe = in_pipeline(dqar_fx.transform(model, COMPUTE))
+    pipe = put_in_pipeline(dqar_fx.transform(model, COMPUTE))
     before = run(pipe.transformer, given)
     pipe.load_lora_weights(dict(lora))
     assert pipe.get_active_adapters() == ["default_0"]
@@ -368,7 +347,7 @@ def test_an_adapter_that_comes_and_goes_ends_where_it_began(lora):
 
 def test_a_model_that_is_given_back_has_the_adapters(lora):
     model, given = make_model()
-    pipe = dqar_fx.enable(in_pipeline(model), COMPUTE)
+    pipe = dqar_fx.enable(put_in_pipeline(model), COMPUTE)
     pipe.load_lora_weights(dict(lora))
     wanted = run(pipe.transformer, given)
     assert dqar_fx.disable(pipe).transformer is model
@@ -379,7 +358,7 @@ def test_a_model_that_is_given_back_has_the_adapters(lora):
 @pytest.mark.parametrize("num_given", [0, 2])
 def test_the_scale_of_a_call_is_seen_as_it_was_given(num_given):
     model, given = make_model()
-    add_adapters(in_pipeline(model), "a")
+    add_adapters(put_in_pipeline(model), "a")
     denoiser = dqar_fx.transform(model, COMPUTE)
     order = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
     outputs = []
@@ -397,7 +376,7 @@ def test_the_scale_of_a_call_is_seen_as_it_was_given(num_given):
 
 def test_a_scale_by_position_is_none_as_in_the_model():
     model, given = make_model()
-    add_adapters(in_pipeline(model), "a")
+    add_adapters(put_in_pipeline(model), "a")
     denoiser = dqar_fx.transform(model, COMPUTE)
     order = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
     args = [*(given[name] for name in order), None, {"scale": 0.2}]

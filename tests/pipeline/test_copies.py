@@ -7,15 +7,11 @@ import warnings
 
 import pytest
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
 
 import dqar_fx
 from dqar_fx import Schedule
-from tests.helpers.models import seeded, settled
+from tests.helpers.models import seeded
+from tests.helpers.sd3_pipeline import make_tiny_sd3, put_in_pipeline
 
 ACTIONS = "SRRSRR"
 STEPS = len(ACTIONS)
@@ -23,23 +19,7 @@ SCHEDULE = Schedule.from_actions(ACTIONS)
 
 
 def make_pipeline():
-    model = settled(
-        SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=1,
-            in_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            caption_projection_dim=16,
-            joint_attention_dim=16,
-            pooled_projection_dim=24,
-            out_channels=4,
-        )
-    )
-    pipe = StableDiffusion3Pipeline(model, FlowMatchEulerDiscreteScheduler(), *[None] * 7)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return put_in_pipeline(make_tiny_sd3(8))
 
 
 def generate(pipe, seed=1, **more):
@@ -169,10 +149,7 @@ def test_calls_after_each_step_are_streams_beside_those_of_the_pipeline(way, wan
 def test_end_of_a_request_leaves_a_session_in_its_midst(wanted):
     """A stock pipeline resets what is stateful at its end."""
     pipe = enabled(make_pipeline())
-    other = StableDiffusion3Pipeline(
-        pipe.transformer, FlowMatchEulerDiscreteScheduler(), *[None] * 7
-    )
-    other.set_progress_bar_config(disable=True)
+    other = put_in_pipeline(pipe.transformer)
     session = pipe.transformer.session()
 
     def serve_another(_pipe, step, _timestep, given):
