@@ -18,7 +18,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from tqdm import tqdm
@@ -91,15 +90,10 @@ class Options(TryOptions):
     out: Path = Path("results/models")
     """Folder to write to."""
 
-    @property
-    def names(self) -> list[str]:
-        """The classes to be tried."""
-        return self.choose(find_exports())
-
-    def settle(self) -> Self:
-        """The same, if there is such a class."""
-        self.names  # noqa: B018  # raises
-        return super().settle()
+    @classmethod
+    def known(cls) -> list[str]:
+        """All classes."""
+        return find_exports()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

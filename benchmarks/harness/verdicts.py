@@ -1,10 +1,11 @@
 """Subjects that are tried by several checks: a verdict on each, and a row of them."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.options import CpuOptions, Patterns, at_least
@@ -82,14 +83,18 @@ class TryOptions(CpuOptions):
     only: Patterns = ("*",)
     """Subjects of such names."""
 
-    def choose(self, names: Iterable[str]) -> list[str]:
-        """The names that are asked for.
+    @classmethod
+    @abstractmethod
+    def known(cls) -> list[str]:
+        """All subjects by name."""
 
-        Raises:
-            InputError: There are none.
-        """
-        known = list(names)
-        found = [name for name in known if any(fnmatchcase(name, p) for p in self.only)]
-        if not found:
-            raise InputError(f"--only: nothing is called so; there are {known}")
-        return found
+    @property
+    def names(self) -> list[str]:
+        """The subjects to be tried."""
+        return [n for n in self.known() if any(fnmatchcase(n, p) for p in self.only)]
+
+    def settle(self) -> Self:
+        """The same, if there is such a subject."""
+        if not self.names:
+            raise InputError(f"--only: nothing is called so; there are {self.known()}")
+        return super().settle()
