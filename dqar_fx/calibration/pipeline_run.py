@@ -24,10 +24,12 @@ def check_pipeline(pipeline: Any, demand: str = "expected") -> None:
         DqarError: The pipeline has no transformer of its own or no scheduler.
     """
     model = getattr(pipeline, "transformer", None)
-    if not isinstance(model, torch.nn.Module) or isinstance(model, StepDenoiser):
+    transformed = isinstance(model, StepDenoiser)
+    if transformed or not isinstance(model, torch.nn.Module):
+        found = "that is transformed" if transformed else f"of type {type(model).__name__}"
         raise DqarError(
             f"{demand} a diffusers pipeline with its own transformer; found "
-            f"{type(pipeline).__name__} with a transformer of type {type(model).__name__}"
+            f"{type(pipeline).__name__} with a transformer {found}"
         )
     if getattr(pipeline, "scheduler", None) is None:
         raise DqarError(f"{demand} a scheduler, but {type(pipeline).__name__} has none")
