@@ -114,12 +114,8 @@ class SizeReader:
 
     def _add_input(self, size: Any) -> fx.Node:
         """A new input, which is empty, behind those that were added before."""
-        top = next(iter(self._graph.nodes))
-        with (
-            self._graph.inserting_after(self._added)
-            if self._added
-            else self._graph.inserting_before(top)
-        ):
+        behind = self._added.next if self._added else next(iter(self._graph.nodes))
+        with self._graph.inserting_before(behind):
             self._added = made = self._graph.placeholder("size")
         made.target = made.name  # which is no other's
         with self._mode:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from dqar_fx.builder import tiers
 from tests.helpers.headless_browser import find_browser
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -32,6 +33,19 @@ def fresh_counters():
     """Nothing is compiled yet, and nothing counted."""
     torch._dynamo.reset()
     counters.clear()
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """The models that were captured."""
+    made, capture = [], tiers.capture
+
+    def note(model, *inputs, **options):
+        made.append(model)
+        return capture(model, *inputs, **options)
+
+    monkeypatch.setattr(tiers, "capture", note)
+    return made
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -105,8 +104,3 @@ def read(name: str, config: dict[str, Any]) -> Specimen:
     """One entry of the file."""
     sizes, streams = config.pop("sizes", {}), config.pop("streams", {})
     return Specimen(name, config, Sizes(text_tokens=TEXT_TOKENS, **sizes), streams)
-
-
-def seed_of(name: str) -> int:
-    """A number of a class's own."""
-    return zlib.crc32(name.encode())

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from dqar_fx.denoiser.wrapper import find_original
 from dqar_fx.errors import ScheduleError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Fingerprint:
     @torch.no_grad()
     def of(cls, model: nn.Module) -> Fingerprint:
         """Take the fingerprint of a model."""
-        original: Any = getattr(model, "_orig_mod", model)  # of a compiled module
+        original = find_original(model)
         named = sorted(original.named_parameters())
         names = ";".join(f"{name} {list(parameter.shape)}" for name, parameter in named)
         digest = hashlib.sha256(names.encode()).hexdigest()

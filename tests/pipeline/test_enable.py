@@ -23,7 +23,6 @@ import dqar_fx
 from benchmarks.stock import dit
 from benchmarks.stock.tiny import seeded_draws
 from dqar_fx import DqarError, Schedule
-from dqar_fx.builder import tiers
 from dqar_fx.pipeline.watch import unwatch, watch
 from dqar_fx.steps.scheduler import WATCH
 
@@ -80,14 +79,7 @@ def test_enable_computes_all_bit_for_bit(pipe):
         assert torch.equal(ask(pipe), plain)
 
 
-def test_schedule_without_a_number_serves_runs_of_any_length(pipe, monkeypatch):
-    captured, capture = [], tiers.capture
-
-    def count(*args, **options):
-        captured.append(1)
-        return capture(*args, **options)
-
-    monkeypatch.setattr(tiers, "capture", count)
+def test_schedule_without_a_number_serves_runs_of_any_length(pipe, captures):
     dqar_fx.enable(pipe, EVERY_THIRD)
     for steps in (6, 9, 6, 4):
         ask(pipe, steps)
@@ -95,7 +87,7 @@ def test_schedule_without_a_number_serves_runs_of_any_length(pipe, monkeypatch):
         assert (run.length, run.reused) == (steps, run.promised)
         table = EVERY_THIRD.for_run(steps).resolve(pipe.transformer.table.sites)
         assert pipe.transformer.table == table
-    assert len(captured) == 1
+    assert len(captures) == 1
 
 
 def test_schedule_with_a_number_differs_loudly(pipe):

@@ -21,20 +21,6 @@ SCHEDULE = Schedule.interval(3, 2)
 SIZES = ((2, 4, 6, 7), (3, 6, 4, 12), (2, 5, 5, 25), (8, 4, 6, 9), (1, 5, 6, 7), (1, 6, 4, 8))
 
 
-@pytest.fixture
-def captures(monkeypatch):
-    """The models that were captured."""
-    made = []
-    module = pytest.importorskip("dqar_fx.builder.tiers")
-
-    def capture(model, *inputs, original=module.capture, **options):
-        made.append(model)
-        return original(model, *inputs, **options)
-
-    monkeypatch.setattr(module, "capture", capture)
-    return made
-
-
 @pytest.mark.parametrize("name", slow_but("flux", of=SIZED))
 def test_all_sizes_take_three_captures_and_are_exact(name, captures):
     case = SIZED[name]()
