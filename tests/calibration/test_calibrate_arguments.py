@@ -28,7 +28,7 @@ def test_calibrate_transformed_pipeline_says_what_was_found():
     pipe = Pipeline()
     pipe.transformer = dqar_fx.transform(pipe.transformer, Schedule.interval(3, 2))
     denoiser = pipe.transformer
-    with pytest.raises(DqarError, match="found Pipeline with a transformer that is transformed"):
+    with pytest.raises(DqarError, match="Pipeline with a transformer that is transformed"):
         calibrate(pipe, [1], num_steps=3, **QUIET)
     assert pipe.transformer is denoiser
 
