@@ -10,8 +10,9 @@ The expressions that this makes equal are computed once by `merge_duplicates`. I
 diffusers converts it, every block holds a copy of one timestep and label embedder: 28 copies
 are evaluated, and held, where one would do.
 
-Leaves alone: what a step reads. There equal tensors are chance, such as biases that are zero,
-and blocks that share one would no longer be alike. Tensors without values (meta) stay, too.
+Leaves alone: weights of adapters, which may be others soon, and what a step reads. There
+equal tensors are chance, such as biases that are zero, and blocks that share one would no
+longer be alike. Tensors without values (meta) stay, too.
 
 Source: common subexpression elimination, with parameters compared by value.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .support.adapter_paths import is_of_adapter
 from .support.conditioning_nodes import find_conditioning
 from .support.equal_tensors import find_tensor, group_equal
 from .support.graphs import parameter_path
@@ -35,6 +37,7 @@ def merge_equal_parameters(gm: fx.GraphModule) -> int:
         node
         for node in gm.graph.nodes
         if node.op == "get_attr" and parameter_path(node) and hoisted.issuperset(node.users)
+        if not is_of_adapter(str(node.target))
     ]
     tensors = [find_tensor(gm, str(node.target)) for node in nodes]
     rewrites = 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils import _pytree as pytree
 
+from dqar_fx.capture.adapters import Bound, ModelInputs, bind_weights
 from dqar_fx.capture.inputs import Roles, signature_of
 from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.conditioning import AheadPolicy
@@ -60,6 +61,7 @@ class ObservedDenoiser(StepDenoiser):
         super().__init__(model)
         self._build = build
         self.programs = {}
+        self._stamp = object()
 
     @property
     def table(self) -> BranchTable:
@@ -76,7 +78,14 @@ class ObservedDenoiser(StepDenoiser):
         key = self._model_state.number, signature_of(leaves, spec)
         if key not in self.programs:
             self.programs[key] = SpecialisedPrograms(self._residence.bring_back)
-        return self.programs[key].find_or_make(leaves, partial(self._capture, leaves, spec))
+        make = partial(self._capture, leaves, spec)
+        found = self.programs[key].find_or_make(leaves, make)
+        gm = found.captured.gm
+        bound = Bound.to(gm)
+        if bound.stamp is not self._stamp:
+            bind_weights(gm, ModelInputs.of(self.model, self._factor), bound.scales)
+            bound.stamp = self._stamp
+        return found
 
     @no_collection()
     def _capture(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> StepProgram:
@@ -84,8 +93,9 @@ class ObservedDenoiser(StepDenoiser):
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         return self._build(self.model, args, kwargs)
 
-    def _forget_conditioning(self) -> None:
-        """Nothing of it is kept."""
+    def _follow_weights(self, factor: float | None = None) -> None:
+        del factor  # is known
+        self._stamp = object()
 
     def _forget_programs(self) -> None:
         self.programs.clear()

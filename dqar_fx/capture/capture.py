@@ -26,6 +26,7 @@ from dqar_fx.passes.support.editing import make_module
 from dqar_fx.passes.support.graphs import tensor_value
 from dqar_fx.passes.support.tracing_lock import TRACING
 
+from .adapters import keep_active_adapters
 from .failures import locate_failure
 from .functional import trace_again, writes
 from .host_reads import HostReads, MeetsReads
@@ -85,6 +86,16 @@ def fork_model(model: nn.Module) -> nn.Module:
         memo[id(parameter)] = shared
     memo.update({id(buffer): share_memory(buffer) for buffer in model.buffers()})
     return copy.deepcopy(model, memo).eval()
+
+
+def fork_to_trace(model: nn.Module) -> nn.Module:
+    """A fork with what computes alone, so that its graph is for all adapters that fit.
+
+    Moving or converting the denoiser leaves its parameters, which are the graph's, in place.
+    """
+    own = fork_model(model)
+    keep_active_adapters(own)
+    return own
 
 
 def share_memory(tensor: torch.Tensor) -> torch.Tensor:
@@ -224,7 +235,7 @@ def trace_repeats(
 
     ``puts_away`` is whether to trace without what blocks hold that are unlikely to run.
     """
-    own = fork_model(model)
+    own = fork_to_trace(model)
     repeats = RepeatedBlocks.watch(own)
     if repeats is None:
         return None
@@ -249,8 +260,7 @@ def trace(
     shapes: Any = None,
 ) -> Capture:
     """All of a model as a graph; ``shapes`` are the sizes that are symbols."""
-    # a fork, so that moving the denoiser leaves this graph's parameters in place
-    return trace_own(fork_model(model), args, kwargs, reads, shapes)
+    return trace_own(fork_to_trace(model), args, kwargs, reads, shapes)
 
 
 def trace_own(

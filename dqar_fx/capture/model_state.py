@@ -2,21 +2,22 @@
 
 A pipeline may change the model that it holds, such as its attention processors, in a request,
 and change it back at the end. A state is all that a model holds, down to the last inner
-module, but for the values of its tensors. Equal states have one number, so that what was
-captured in a state is found again when the model is back in it.
+module, but for the values of its tensors, and names and scales of adapters. Equal states
+have one number, so that what was captured in a state is found again when the model is back in
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from itertools import count
-from typing import Any
 
 import torch
 from torch import nn
 
 from dqar_fx.passes.support.equal_tensors import memory_of
 
+from .adapters import ModelInputs, only_active_adapters
 from .equal_modules import ValueDescriber
 
 PROCESSOR = "processor"
@@ -73,7 +74,8 @@ class ModelState:
             if PROCESSOR in held
         ]
         self._held = [held[PROCESSOR] for held in self._holders]
-        described = StateDescriber().of_module(self._model)
+        with only_active_adapters(self._model):
+            described = StateDescriber().of_module(self._model)
         if described not in self._numbers:
             self._numbers[described] = next(self._unused)
         self.latest, self._is_known = self._numbers[described], True
@@ -89,7 +91,8 @@ class StateDescriber(ValueDescriber):
         )
 
 
-def memory_by_name(model: nn.Module) -> dict[str, Hashable]:
-    """The memory of each parameter and buffer, and how often it was written to."""
-    named: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: (memory_of(each), each._version) for name, each in named.items()}
+def describe_weights(model: nn.Module) -> dict[str, Hashable]:
+    """What graphs are given: memory of tensors, how often these were written to, scales."""
+    given = ModelInputs.of(model)
+    memory = {name: (memory_of(each), each._version) for name, each in given.tensors.items()}
+    return {**memory, **given.scales}

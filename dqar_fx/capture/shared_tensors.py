@@ -12,7 +12,14 @@ import weakref
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.passes.support.equal_tensors import find_tensor, group_equal, memory_of
+from dqar_fx.passes.support.equal_tensors import (
+    find_tensor,
+    group_equal,
+    memory_of,
+    tensor_layout,
+)
+
+from .adapters import find_layers, layer_weights, named_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -33,6 +40,7 @@ class SharedTensors:
 
     def __init__(self, original: nn.Module | None = None) -> None:
         self._original = None if original is None else weakref.ref(original)
+        self._seen = {} if original is None else memory_by_name(original)
         self.groups: dict[tuple[str, ...], int] = {}
 
     @property
@@ -43,14 +51,43 @@ class SharedTensors:
     def take_over(self, other: SharedTensors) -> None:
         """Know of a fork of the fork what is known of the fork."""
         self._original, self.groups = other._original, dict(other.groups)
+        self._seen = dict(other._seen)
 
     def __reduce__(self) -> tuple[type[SharedTensors], tuple[()]]:
         """A copy has memory of its own, and ties it anew."""
         return SharedTensors, ()
 
+    @property
+    def original(self) -> nn.Module | None:
+        """The model that the fork was made of; None once it is gone."""
+        return None if self._original is None else self._original()
+
+    def follow(self, model: nn.Module) -> bool:
+        """Show the memory that the original's tensors show now; whether any is another.
+
+        Those of a fork that was moved or converted since, and shows no memory of it, stay.
+        """
+        if self.original is None:
+            return False
+        own, theirs = named_tensors(model), named_tensors(self.original)
+        before, self._seen = self._seen, memory_by_name(self.original)
+        changed = [
+            name
+            for name, memory in self._seen.items()
+            if before.get(name, memory) != memory and name in own
+            if memory_of(own[name]) == before[name]
+            and tensor_layout(own[name]) == tensor_layout(theirs[name])
+        ]
+        for name in changed:
+            own[name].data = theirs[name].data
+        return bool(changed)
+
     def tie(self, model: nn.Module) -> None:
-        """Let equal tensors of the fork show one memory."""
-        named = dict(chain(model.named_parameters(), model.named_buffers()))
+        """Let equal tensors of the fork show one memory; not of adapters, which may change."""
+        weights = (each for _, layer in find_layers(model) for each in layer_weights(layer))
+        changing = set(map(id, weights))
+        every = chain(model.named_parameters(), model.named_buffers())
+        named = {name: each for name, each in every if id(each) not in changing}
         names, tensors = list(named), list(named.values())
         for group in group_equal(tensors):
             first, others = tensors[group[0]], [tensors[i] for i in group[1:]]
@@ -69,7 +106,7 @@ class SharedTensors:
             The groups as they were.
         """
         groups, self.groups = self.groups, {}
-        original = None if self._original is None else self._original()
+        original = self.original
         for names in groups:
             first = find_tensor(model, names[0])
             for name in names[1:]:
@@ -81,7 +118,7 @@ class SharedTensors:
 
     def loosen(self, model: nn.Module) -> bool:
         """Untie tensors whose originals are equal no longer; whether there were any."""
-        original = None if self._original is None else self._original()
+        original = self.original
         if original is None or not self.groups:
             return False
         theirs = {
@@ -99,6 +136,11 @@ class SharedTensors:
                     tensor.data = its.data
             del self.groups[names]
         return bool(changed)
+
+
+def memory_by_name(model: nn.Module) -> dict[str, Hashable]:
+    """What each tensor of a model shows."""
+    return {name: memory_of(each) for name, each in named_tensors(model).items()}
 
 
 def once_per_memory(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dqar_fx.passes.support.equal_tensors import sum_bits
 from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
@@ -113,10 +114,23 @@ class Conditioning:
         self._ahead, self._copy = ahead, copy
         self._bind, self._narrow, self._fill = bind, narrow, fill
         self._calls: dict[tuple[int, Live], list[BoundCall]] = {}
+        self._sums: list[torch.Tensor] | None = None
 
     def forget(self) -> None:
         """Take parameters anew when next they are needed."""
         self._calls.clear()
+
+    def has_other_sources(self) -> bool:
+        """Whether parameters were written to, by whatever way, since this was asked last.
+
+        Nothing counts writes through ``.data``, so that their bits are looked at.
+        """
+        if self.fixed is not None or (self.residence is not None and self.residence.is_away):
+            return False
+        paths = {path for stage in self.stages for path in stage.static}
+        found = [sum_bits(self._fill(path)) for path in sorted(map(str, paths))]
+        before, self._sums = self._sums, found
+        return before is not None and not all(map(torch.equal, before, found))
 
     def evaluate(
         self,

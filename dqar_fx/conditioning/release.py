@@ -166,6 +166,11 @@ class Residence:
             if not (self.place == "host" and each.device.type == "cpu")
         )
 
+    @property
+    def is_away(self) -> bool:
+        """Whether any parameter is away."""
+        return bool(self._away)
+
     def add_model(self, model: nn.Module) -> None:
         """Take care of a model's tensors, too."""
         self._models.add(model)

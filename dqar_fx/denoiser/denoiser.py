@@ -216,7 +216,13 @@ class Denoiser(StepDenoiser):
         super()._fit(fitted, position)
         return fitted
 
-    def _forget_conditioning(self) -> None:
+    def _notice_writes(self) -> None:
+        super()._notice_writes()
+        if not self._residence.is_away and self._programs.loosen():
+            self._weights = None  # what was one is several, of the same values
+
+    def _follow_weights(self, factor: float | None = None) -> None:
+        self._programs.look_at_weights(factor)
         for program in self.captured_programs():
             for stream in list(program.streams.values()):
                 stream.memo = Memo()

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from dqar_fx.capture.model_state import ModelState, memory_by_name
+from dqar_fx.capture.adapters import has_other_adapters
+from dqar_fx.capture.model_state import ModelState, describe_weights
 from dqar_fx.capture.shared_tensors import SharedTensors, once_per_memory
 from dqar_fx.conditioning.release import Residence
+from dqar_fx.errors import DqarError
 
+from .binding import find_scaled_argument, take_scale
 from .wrapper import Wrapper, find_original, refuse_hooks
 
 if TYPE_CHECKING:
@@ -25,12 +28,12 @@ class HandedOut:
 
     Attributes:
         state: The number of its latest state; None before the first.
-        memory: Of its tensors, by name.
+        weights: What `describe_weights` gave.
         groups: Names of those that are equal, which showed one memory.
     """
 
     state: int | None
-    memory: Mapping[str, Hashable]
+    weights: Mapping[str, Hashable]
     groups: Mapping[tuple[str, ...], int]
 
 
@@ -46,6 +49,8 @@ class ParameterWrapper(Wrapper):
     _model_state: ModelState
     _shared_tensors: SharedTensors
     _handed_out: HandedOut | None
+    _factor: float
+    _scaled_argument: str | None
 
     def __init__(self, model: nn.Module, residence: Residence | None) -> None:
         refuse_hooks(find_original(model))
@@ -55,14 +60,18 @@ class ParameterWrapper(Wrapper):
         self._model_state = ModelState(self.model)
         self._shared_tensors = SharedTensors(find_original(model))
         self._handed_out = None
+        self._weights: Mapping[str, Hashable] | None = None
+        self._original_weights: Mapping[str, Hashable] | None = None
+        self._factor = 1.0
+        self._scaled_argument = self._find_scaled_argument()
 
     if TYPE_CHECKING:
 
         def _forget_programs(self) -> None:
             """Capture anew, as a subclass does it."""
 
-        def _forget_conditioning(self) -> None:
-            """Evaluate anew what was evaluated of weights, as a subclass does it."""
+        def _follow_weights(self, factor: float | None = None) -> None:
+            """Let graphs take weights anew, and scales, times a factor if one is given."""
 
     @torch.inference_mode(mode=False)  # or the graphs could not be used outside of it
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
@@ -91,8 +100,8 @@ class ParameterWrapper(Wrapper):
         if self._residence.place != "drop":
             self._residence.bring_back()
         groups = self._shared_tensors.untie(self.model)
-        memory = memory_by_name(self.model)
-        self._handed_out = HandedOut(self._model_state.latest, memory, groups)
+        weights = describe_weights(self.model)
+        self._handed_out = HandedOut(self._model_state.latest, weights, groups)
 
     def lend_model(self) -> nn.Module:
         """The fork, to be read or changed, with all its weights in memory of their own.
@@ -107,8 +116,8 @@ class ParameterWrapper(Wrapper):
     def _take_back(self) -> None:
         """Look at the fork once after it was handed out, and follow what was changed.
 
-        Graphs stay for the states in which they were captured. Where tensors were written to,
-        replaced or taken away, all are captured anew.
+        Graphs stay for the states in which they were captured, with the weights that are
+        there now. Where other tensors are equal than before, all are captured anew.
 
         Raises:
             DqarError: A library has put hooks around modules of it.
@@ -122,14 +131,42 @@ class ParameterWrapper(Wrapper):
         self._model_state.look_again()
         for parameter in self.model.parameters():
             parameter.requires_grad = False
-        is_written = not before.memory.items() <= memory_by_name(self.model).items()
+        is_written = before.weights != describe_weights(self.model)
         if before.groups:
             self._shared_tensors.tie(self.model)
-        if is_written or self._shared_tensors.groups != before.groups:
+        if is_written:
             self._residence.forget_saved()
+        if self._shared_tensors.groups != before.groups:
             self._forget_programs()
-        elif before.state not in (None, self._model_state.number):
-            self._forget_conditioning()
+        elif is_written or before.state not in (None, self._model_state.number):
+            self._follow_weights()
+        self._scaled_argument = self._find_scaled_argument()
+
+    def _notice_writes(self) -> None:
+        """Follow what was done to weights past the denoiser, as a run begins.
+
+        Raises:
+            DqarError: The model's weights were written to, but some are away.
+        """
+        place, original = self._residence.place, self._shared_tensors.original
+        if place is not None and original is not None:
+            theirs = describe_weights(original)
+            before, self._original_weights = self._original_weights, theirs
+            if before not in (None, theirs) and self._residence.is_away:
+                raise DqarError(
+                    "the model's weights were written to while those of its conditioning are "
+                    f"{'dropped' if place == 'drop' else 'released'}, so that they would be "
+                    "mixed with old ones. Transform the model anew; or leave release= out "
+                    "where weights change between runs"
+                )
+        if self._residence.is_away:
+            return
+        is_shown = self._shared_tensors.follow(self.model)
+        weights = describe_weights(self.model)
+        before, self._weights = self._weights, weights
+        if is_shown or before not in (None, weights):
+            self._residence.forget_saved()
+            self._follow_weights()
 
     @torch.inference_mode(mode=False)  # as for a move
     def _call_method(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -143,14 +180,24 @@ class ParameterWrapper(Wrapper):
             return super()._call_method(method, *args, **kwargs)
         finally:
             self._model_state.look_again()
-            self._forget_conditioning()  # what writes through .data is not counted
+            self._follow_weights()  # what writes through .data is not counted
             refuse_hooks(self.model)
 
     def _bind_call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
         self._take_back()
-        return super()._bind_call(args, kwargs)
+        args, kwargs, as_tuple = super()._bind_call(args, kwargs)
+        kwargs, factor = take_scale(kwargs, self._scaled_argument)
+        if factor != self._factor:
+            self._factor = factor
+            self._follow_weights(factor)
+        return args, kwargs, as_tuple
+
+    def _find_scaled_argument(self) -> str | None:
+        """The argument whose scale is that of adapters; None if these are not known here."""
+        found = find_scaled_argument(self.model)
+        return None if found is None or has_other_adapters(self.model) else found
 
     def _changes(self, fn: Callable[..., Any]) -> bool:
         """Whether a function of tensors may change them; known only of what was dropped."""

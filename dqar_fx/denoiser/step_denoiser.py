@@ -239,6 +239,7 @@ class StepDenoiser(ParameterWrapper):
         """One call: the program for its inputs, and the flat outputs."""
         program = self._find_program(leaves, spec)
         position = self._locate(program, leaves)
+        program = self._renew(program, position, leaves, spec)
         program = self._fit(program, position)
         return program, program.run(leaves, position)
 
@@ -257,6 +258,24 @@ class StepDenoiser(ParameterWrapper):
             timesteps = sources.find(call.timestep, position.step, reads=ahead.is_asked)
             position = replace(position, timesteps=timesteps)
         return position
+
+    def _renew(
+        self,
+        program: StepProgram,
+        position: Position,
+        leaves: Sequence[Any],
+        spec: pytree.TreeSpec,
+    ) -> StepProgram:
+        """The program of a call, for weights that were written to before its run began.
+
+        Raises:
+            DqarError: They were, but some are away.
+        """
+        run = position.run
+        if run is None or run.calls:
+            return program
+        self._notice_writes()
+        return self._find_program(leaves, spec)
 
     def _fit(self, program: StepProgram, position: Position) -> StepProgram:
         """The program whose table is made for the run of a call.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
+    from dqar_fx.capture.adapters import ModelInputs
     from dqar_fx.capture.segments import Segment, SegmentCapture
     from dqar_fx.plan.plan import Plan
     from dqar_fx.plan.slot_state import Actions, ForecastWeights
@@ -160,6 +161,9 @@ class BlockProgram(Program):
             f"{what} needs one graph of the whole denoiser, but what was captured is "
             f"{self.explanation.said_tier}"
         )
+
+    def _take(self, given: ModelInputs) -> bool:
+        return self._host.take(given) | super()._take(given)
 
     def _run_calls(
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from dqar_fx.capture.capture import fork_model
+from dqar_fx.capture.adapters import bind_weights
+from dqar_fx.capture.capture import fork_to_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from dqar_fx.capture.adapters import ModelInputs
 
 
 class BlockRunner(Protocol):
@@ -43,11 +46,16 @@ class Host:
 
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
         self.is_outdated = False
-        self._model = fork_model(model)
+        self._model = fork_to_trace(model)
+        self._scales: dict[str, float] = {}
         self._now = threading.local()
         for path in find_siblings(model, paths):
             block = self._model.get_submodule(path)
             block.forward = self._stand_in(path, block.forward)
+
+    def take(self, given: ModelInputs) -> bool:
+        """Take weights and scales of the model; whether tensors were replaced."""
+        return bind_weights(self._model, given, self._scales)
 
     def run(self, runner: BlockRunner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model; what it returns."""

@@ -88,6 +88,10 @@ class PackedWeights:
                 self._known[view] = PackedWeight.of(weight)
         return [self._known[view].copy for view in found]
 
+    def clear(self) -> None:
+        """Forget all copies, and the weights that they are of."""
+        self._known.clear()
+
     def refresh(self) -> None:
         """Pack again what was written to."""
         for packed in list(self._known.values()):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dqar_fx.capture.adapters import Bound, bind_weights
 from dqar_fx.capture.inputs import Roles
 from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
+    from dqar_fx.capture.adapters import ModelInputs
     from dqar_fx.capture.capture import Capture
     from dqar_fx.conditioning.fixed import ConditioningTable
     from dqar_fx.conditioning.release import Residence
@@ -141,6 +143,8 @@ class Program:
             plan, table.rows, lowering.unlowered_of, is_compiled=self.ahead.is_compiled
         )
         self.reference = weakref.ref(self)
+        self._bound = Bound.to(graphs.model)
+        self._version = self._bound.version
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
         devices = {spec.device.type for spec in slots.values()}
         self._is_on_host = devices <= {"cpu"}
@@ -256,6 +260,43 @@ class Program:
         """Let the conditioning's parameters be where ``residence`` puts them."""
         self._conditioning.residence = residence
         residence.add_program(self)
+
+    # ---- weights -------------------------------------------------------------------------
+
+    def follows(self, stamp: object) -> bool:
+        """Whether its weights and scales are those that a model had at a stamp."""
+        return self._bound.stamp is stamp and self._bound.version == self._version
+
+    def follow(self, given: ModelInputs, stamp: object) -> bool:
+        """Take weights and scales of a model, as it is at a stamp.
+
+        Returns:
+            Whether tensors are others than those that were bound.
+
+        Raises:
+            ValueError: Another layout of a tensor is needed.
+        """
+        if self._bound.stamp is not stamp:
+            self._bound.version += self._take(given)
+            self._bound.stamp = stamp
+        if self._bound.version == self._version:
+            return False
+        self.bind_anew()
+        return True
+
+    def _take(self, given: ModelInputs) -> bool:
+        """Take weights and scales; whether tensors were replaced."""
+        return bind_weights(self.graphs.model, given, self._bound.scales)
+
+    def bind_anew(self) -> None:
+        """Bind rows and stages anew, to the tensors that the graph has now."""
+        for program in (self, *self.fitted, *self.beside):
+            program._version = self._bound.version
+            program._conditioning.forget()
+            for stream in list(program.streams.values()):
+                stream.memo = Memo()
+                stream.rows.clear()
+                stream.prepared.clear()
 
     def forget_conditioning(self) -> None:
         """Hold no parameter of the conditioning in bound calls."""
@@ -383,6 +424,9 @@ class Program:
             # what was kept is another trajectory's, and weights may have been written
             stream.report_flags(self.table.sites)
             self.lowering.packed_weights.refresh()
+            if self._conditioning.has_other_sources():
+                for each in list(self.streams.values()):
+                    each.memo = Memo()
             slots.enter(position.trajectory)
         self._carry_over(slots, position)
         if position.computes:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils import _pytree as pytree
 
+from dqar_fx.capture.adapters import ModelInputs
 from dqar_fx.capture.inputs import signature_of
 from dqar_fx.capture.symbolic import Unfit
 from dqar_fx.errors import DqarError
@@ -25,7 +26,7 @@ from .recently_used import RecentlyUsed
 from .specialised import SpecialisedPrograms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -117,6 +118,7 @@ class Programs:
         self._captures: RecentlyUsed[tuple[int, int], Program] = RecentlyUsed()
         self._warm: RecentlyUsed[int, Program] = RecentlyUsed()
         self._renewed = Counter[tuple[int, Hashable]]()
+        self._stamp, self._factor = object(), 1.0
         self._latest: Program | None = None
 
     def __reduce__(self) -> tuple[type[Programs], tuple[Any, ...]]:
@@ -160,12 +162,50 @@ class Programs:
             self._captures.forget(found)
             known.forget(found)
             found = known.find_or_make(leaves, make)
+        if not found.follows(self._stamp):
+            found = self._follow(found, key, leaves, make)
         if found is not self._latest:
             self._latest = found
             cold = self._warm.keep(id(found), found, MAX_WARM)
             if cold is not None:
                 cold.cool()  # its slots would add up with those of all other shapes
         return found
+
+    def _follow(
+        self,
+        found: Program,
+        key: tuple[int, Hashable],
+        leaves: Sequence[Any],
+        make: Callable[[], Program],
+    ) -> Program:
+        """A program with the weights of the model; made anew where its graph is for others."""
+        try:
+            is_replaced = found.follow(self._given, self._stamp)
+        except ValueError as error:
+            logger.info("captured anew: %s", error)
+            self._clear()
+            found = self._of(key).find_or_make(leaves, make)
+            is_replaced = found.follow(self._given, self._stamp)
+        if is_replaced and len(self.packed_weights):
+            self.packed_weights.clear()
+            for program in self:
+                program.bind_anew()
+        return found
+
+    @property
+    def _given(self) -> ModelInputs:
+        """What the model gives to graphs now."""
+        return ModelInputs.of(self._model, self._factor)
+
+    def look_at_weights(self, factor: float | None = None) -> None:
+        """Let graphs take weights and scales of the model anew when they are called next.
+
+        Args:
+            factor: Of the scales of all adapters; None for the one from before.
+        """
+        self._stamp = object()
+        if factor is not None:
+            self._factor = factor
 
     def _of(self, key: tuple[int, Hashable]) -> SpecialisedPrograms[Program]:
         """The programs of a state of the model and an input signature, maybe none yet."""
@@ -280,6 +320,7 @@ class Programs:
             if key[0] == state and (lent := lend(program)) is not None:
                 other._of(key).keep(lent)
         other.packed_weights = self.packed_weights
+        other._stamp, other._factor = self._stamp, self._factor
         other.shared_tensors.take_over(self.shared_tensors)
 
     def _keyed(self) -> Iterator[tuple[tuple[int, Hashable], Program]]:
@@ -309,10 +350,16 @@ class Programs:
         for programs in self._known:
             programs.forget_seen()
 
+    def loosen(self) -> bool:
+        """Capture anew if graphs read one of what is equal no longer; whether they did."""
+        is_loosened = self.shared_tensors.loosen(self._model)
+        if is_loosened:
+            self._clear()
+        return is_loosened
+
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
-        if self.shared_tensors.loosen(self._model):
-            self._clear()  # their graphs read one of what is equal no longer
+        self.loosen()
         self.model_state.look_again()
         self._look_at_inputs_again()
         for program in self:

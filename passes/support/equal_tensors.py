@@ -78,6 +78,18 @@ def integer_view(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().view(INTEGERS[tensor.itemsize])
 
 
+def sum_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """What tells a tensor from what it was: sums of its bits along rows and columns, int64.
+
+    Empty where they cannot be looked at.
+    """
+    if not is_comparable(tensor):
+        return torch.empty(0, dtype=torch.int64, device=tensor.device)
+    bits = integer_view(tensor)
+    bits = bits.flatten(1) if bits.dim() > 1 else bits.reshape(1, -1)
+    return torch.cat([bits.sum(dim, dtype=torch.int64) for dim in (0, 1)])
+
+
 def sample_evenly(tensor: torch.Tensor) -> torch.Tensor:
     """``NUM_SAMPLED`` of its values, evenly spaced."""
     places = torch.arange(NUM_SAMPLED) * (tensor.numel() - 1) // (NUM_SAMPLED - 1)

@@ -138,11 +138,13 @@ def test_weights_that_a_method_writes_are_read(model, denoiser):
     check_equal(model, denoiser)
 
 
-def test_a_method_that_changes_weights_lets_go_of_what_was_captured(denoiser):
-    for change in (denoiser.write_weight, denoiser.replace_weight):
-        program = denoiser.prepare(**inputs(0))
-        change(0.5)
-        assert denoiser.prepare(**inputs(0)) is not program
+def test_a_method_that_changes_weights_keeps_what_was_captured(model, denoiser):
+    program = denoiser.prepare(**inputs(0))
+    for change in ("write_weight", "replace_weight"):
+        for each in (model, denoiser):
+            getattr(each, change)(0.5)
+        assert denoiser.prepare(**inputs(0)) is program
+        check_equal(model, denoiser)
 
 
 def test_a_method_that_fails_changes_what_it_changed(model, denoiser):
@@ -217,11 +219,11 @@ def test_dynamic_sizes_of_two_states_share_nothing(model):
 
 
 def test_what_observes_a_denoiser_follows_methods(model):
-    builds = []
+    builds, nothing = [], torch.fx.GraphModule({}, torch.fx.Graph())
 
     def build(given, args, kwargs):
         builds.append(given.scale)
-        return SimpleNamespace(captured=SimpleNamespace(reads=None))
+        return SimpleNamespace(captured=SimpleNamespace(reads=None, gm=nothing))
 
     observed = ObservedDenoiser(model, build)
     for scale in (1.0, 2.0, 1.0):

@@ -1,0 +1,245 @@
+"""LoRA adapters as inputs of a graph: only those that compute, by their place, with scales.
+
+What PEFT's layers compute depends on which adapters are active, of which ranks; their names,
+weights and scales are values. In a copy of a model that is captured, layers have their active
+adapters alone, under names that tell the place, and scales that are buffers. So one graph is
+for all adapters of one structure, and another one is put into it by `bind_weights`.
+
+Source: the layers are those of PEFT, ``peft.tuners.lora``; the scale of a call is that of
+``apply_lora_scale`` in diffusers.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dqar_fx.passes.support.adapter_paths import adapter_name, scale_name
+from dqar_fx.passes.support.equal_tensors import memory_of, tensor_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    Undo = Callable[[], None]
+
+UNREAD = ("scaling", "lora_alpha", "r", "use_rslora")
+"""Attributes of a layer, by adapter, that its forward does not read, or as buffers only."""
+SETTINGS = (
+    "peft_config",
+    "lora_scale",
+    "_hf_peft_config_loaded",
+    "_prepare_lora_hotswap_kwargs",
+    "_safe_fusing",
+)
+"""Attributes of a model with settings of all its adapters, which no forward reads."""
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a model gives to the graphs that were captured of it.
+
+    Attributes:
+        tensors: Parameters and buffers, by the names that they have in graphs.
+        scales: Of adapters, by the names of the buffers that have them in graphs.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    scales: Mapping[str, float]
+
+    @classmethod
+    def of(cls, model: nn.Module, factor: float = 1.0) -> ModelInputs:
+        """What a model gives now; all scales are multiplied by a factor."""
+        scales = {
+            f"{path}.{scale_name(place)}": factor * float(layer.scaling[name])
+            for path, layer in find_layers(model)
+            for place, name in enumerate(find_active(layer))
+        }
+        with only_active_adapters(model):
+            return cls(named_tensors(model), scales)
+
+
+@dataclass(eq=False)
+class Bound:
+    """What the tensors of a captured graph are.
+
+    Attributes:
+        stamp: What its weights were taken from is in the state of this object.
+        version: How often tensors of it were replaced.
+        scales: Those that were written to it.
+    """
+
+    stamp: object = None
+    version: int = 0
+    scales: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def to(cls, gm: torch.fx.GraphModule) -> Bound:
+        """That of a graph, whoever uses it."""
+        found: Bound = gm.meta.setdefault("bound", cls())
+        return found
+
+
+def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers, each by all its names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return dict(chain(parameters, module.named_buffers(remove_duplicate=False)))
+
+
+@torch.no_grad()
+def bind_weights(module: nn.Module, given: ModelInputs, scales: dict[str, float]) -> bool:
+    """Let a graph, or a fork with active adapters alone, have what a model gives.
+
+    Args:
+        module: The graph or fork.
+        given: What it is given.
+        scales: Those that were written to it before, which are updated.
+
+    Returns:
+        Whether tensors were replaced.
+
+    Raises:
+        ValueError: Another layout of a tensor is needed.
+    """
+    is_replaced = False
+    for name, own in named_tensors(module).items():
+        if name in given.scales:
+            if scales.get(name) != given.scales[name]:
+                own.fill_(given.scales[name])
+        elif name in given.tensors and memory_of(own) != memory_of(given.tensors[name]):
+            theirs = given.tensors[name]
+            if tensor_layout(own) != tensor_layout(theirs):
+                raise ValueError(f"{name} is of another layout")
+            own.data = theirs.data
+            is_replaced = True
+    scales.update(given.scales)
+    return is_replaced
+
+
+# ---- layers ------------------------------------------------------------------------------
+
+
+def find_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """The layers of a model with adapters that can be told apart, by path."""
+    layers = sys.modules.get("peft.tuners.lora.layer")  # else no model has one
+    if layers is None:
+        return []
+    known = (layers.Linear, layers.Embedding, layers._ConvNd)
+    return [(path, each) for path, each in model.named_modules() if isinstance(each, known)]
+
+
+def has_other_adapters(model: nn.Module) -> bool:
+    """Whether a model has layers with adapters that are not known here."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is None:
+        return False
+    known = {id(layer) for _, layer in find_layers(model)}
+    others = (each for each in model.modules() if id(each) not in known)
+    return any(isinstance(each, tuners.BaseTunerLayer) for each in others)
+
+
+def find_active(layer: Any) -> list[str]:
+    """The adapters that a layer computes with, in their order."""
+    if layer.disable_adapters or layer.merged:
+        return []
+    own = {*layer.lora_A, *layer.lora_embedding_A}
+    return [name for name in layer.active_adapters if name in own]
+
+
+def keep_active_adapters(model: nn.Module) -> list[Undo]:
+    """Let layers of a model have their active adapters alone; what undoes that, last first."""
+    undo: list[Undo] = []
+    for _, layer in find_layers(model):
+        if not (layer.disable_adapters and layer.merged):  # which its forward takes apart
+            reduce_layer(layer, undo)
+    for name in SETTINGS:
+        take_out(vars(model), name, undo)
+    return undo
+
+
+@contextmanager
+def only_active_adapters(model: nn.Module) -> Iterator[None]:
+    """While inside, layers of a model have their active adapters alone."""
+    undo = keep_active_adapters(model)
+    try:
+        yield
+    finally:
+        for each in reversed(undo):
+            each()
+
+
+def put(held: dict[str, Any], name: str, value: Any, undo: list[Undo]) -> None:
+    """Replace an entry of what an object holds."""
+    before = held[name]
+    undo.append(lambda: held.__setitem__(name, before))
+    held[name] = value
+
+
+def take_out(held: dict[str, Any], name: str, undo: list[Undo]) -> None:
+    """Take an entry out of what an object holds, if it is there."""
+    if name in held:
+        before = held.pop(name)
+        undo.append(lambda: held.__setitem__(name, before))
+
+
+def reduce_layer(layer: Any, undo: list[Undo]) -> None:
+    """Let a layer have its active adapters alone, named by place, with scales as buffers."""
+    names = find_active(layer)
+    renamed = {name: adapter_name(place) for place, name in enumerate(names)}
+    known = {*layer.r, *layer.lora_A, *layer.lora_embedding_A, *layer.scaling}
+    values = {name: float(layer.scaling[name]) for name in names}
+    for held in (vars(layer), layer._modules):
+        for name, value in list(held.items()):
+            if name in UNREAD:
+                put(held, name, {}, undo)
+            elif is_by_adapter(value, known):
+                kept = {new: value[old] for old, new in renamed.items() if old in value}
+                put(held, name, type(value)(kept), undo)
+    put(vars(layer), "_active_adapter", list(renamed.values()), undo)
+    put(vars(layer), "_disable_adapters", not names, undo)
+    put(vars(layer), "merged_adapters", [], undo)
+    for place, name in enumerate(names):
+        add_scale(layer, scale_name(place), values[name], next(layer_weights(layer)), undo)
+    own_class = type(layer)
+    undo.append(lambda: setattr(layer, "__class__", own_class))
+    layer.__class__ = scaled_class(own_class)
+
+
+def is_by_adapter(value: object, known: set[str]) -> bool:
+    """Whether a value of a layer has an entry for each of some adapters."""
+    is_dict = type(value) is dict or isinstance(value, (nn.ModuleDict, nn.ParameterDict))
+    return is_dict and bool(value) and known.issuperset(value)  # type: ignore[call-overload]  # narrowed
+
+
+def layer_weights(layer: Any) -> Iterator[torch.Tensor]:
+    """The weights of adapters of a layer."""
+    for name in layer.adapter_layer_names:
+        yield from getattr(layer, name).parameters()
+
+
+def add_scale(
+    layer: nn.Module, name: str, value: float, weight: torch.Tensor, undo: list[Undo]
+) -> None:
+    """Give a layer a buffer with a scale, a number as exact as products with it are."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    scale = torch.tensor(value, dtype=dtype, device=weight.device)
+    layer.register_buffer(name, scale, persistent=False)
+    undo.append(lambda: delattr(layer, name))
+
+
+@cache
+def scaled_class(kind: type) -> type:
+    """A class of layers whose scales are their buffers, by the place of the adapter."""
+
+    def scaling(layer: Any) -> dict[str, torch.Tensor]:
+        names = [adapter_name(place) for place in range(len(layer._active_adapter))]
+        return {name: layer._buffers[scale_name(i)] for i, name in enumerate(names)}
+
+    body = {"scaling": property(scaling), "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), body)
