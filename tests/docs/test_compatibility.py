@@ -6,17 +6,31 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-ROW = re.compile(r"^\|(.+)\| (works|raises) \|(.*)\| `(test_\w+)` \|$", re.MULTILINE)
-PAGE = (ROOT / "docs/compatibility.md").read_text("utf-8")
-TESTS = (ROOT / "tests/denoiser/test_face.py").read_text("utf-8")
+HEAD = re.compile(r"^\| feature \| \| how \| test in `(tests/\S+\.py)` \|$")
+ROW = re.compile(r"^\|(.+)\| (works|raises) \|(.*)\| `(test_\w+)` \|$")
+LINES = [
+    line
+    for line in (ROOT / "docs/compatibility.md").read_text("utf-8").splitlines()
+    if line.startswith("| ")
+]
 
 
-@pytest.mark.parametrize("row", ROW.findall(PAGE), ids=lambda row: row[0].strip()[:40])
+def read_rows():
+    """Each feature, the file of its test, and the test."""
+    file = None
+    for line in LINES:
+        if head := HEAD.match(line):
+            file = head[1]
+        elif row := ROW.match(line):
+            yield row[1].strip(), file, row[4]
+
+
+@pytest.mark.parametrize("row", list(read_rows()), ids=lambda row: row[0][:40])
 def test_a_row_names_a_test(row):
-    assert f"def {row[3]}(" in TESTS
+    _, file, test = row
+    assert f"def {test}(" in (ROOT / file).read_text("utf-8")
 
 
 def test_all_rows_are_read():
-    lines = [line for line in PAGE.splitlines() if line.startswith("| ")]
-    heads = [line for line in lines if line.startswith("| feature ")]
-    assert len(ROW.findall(PAGE)) == len(lines) - len(heads) > 0
+    heads = [line for line in LINES if HEAD.match(line)]
+    assert len(list(read_rows())) == len(LINES) - len(heads) > 0
