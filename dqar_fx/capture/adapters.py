@@ -206,15 +206,16 @@ def reduce_layer(layer: Any, undo: list[Undo]) -> None:
     put(vars(layer), "merged_adapters", [], undo)
     for place, name in enumerate(names):
         add_scale(layer, scale_name(place), values[name], next(layer_weights(layer)), undo)
-    own_class = type(layer)
+    own_class: type = type(layer)
     undo.append(lambda: setattr(layer, "__class__", own_class))
     layer.__class__ = scaled_class(own_class)
 
 
 def is_by_adapter(value: object, known: set[str]) -> bool:
     """Whether a value of a layer has an entry for each of some adapters."""
-    is_dict = type(value) is dict or isinstance(value, (nn.ModuleDict, nn.ParameterDict))
-    return is_dict and bool(value) and known.issuperset(value)  # type: ignore[call-overload]  # narrowed
+    if type(value) is dict or isinstance(value, (nn.ModuleDict, nn.ParameterDict)):
+        return len(value) > 0 and known.issuperset(value)
+    return False
 
 
 def layer_weights(layer: Any) -> Iterator[torch.Tensor]:

@@ -224,7 +224,7 @@ class GuidedDenoiser(Denoiser):
         conditional = leaves if halves is None else halves.conditional
         found = self._programs.find(conditional, spec)
         position = self._locate(found, conditional)
-        found = self._renew(found, position, conditional, spec)
+        found = cast("Program", self._renew(found, position, conditional, spec))
         streams = self._streams[session_of(position.stream)]
         is_first = position.run is not None and not position.run.calls
         if halves is not None and is_first and not streams.halves.look(halves, again=True):
@@ -252,7 +252,7 @@ class GuidedDenoiser(Denoiser):
         """Run the one stream that this call is of."""
         found = self._programs.find(leaves, spec)
         position = self._locate(found, leaves)
-        found = self._renew(found, position, leaves, spec)
+        found = cast("Program", self._renew(found, position, leaves, spec))
         program = self._fit(found, position)
         other, streams = self._beside(program), self._streams[session_of(position.stream)]
         if self.guidance.is_unconditional(position.stream):
