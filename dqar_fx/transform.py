@@ -13,9 +13,11 @@ from torch import nn
 
 from .builder.builder import Builder
 from .builder.tiers import WANTED, refuse_without_whole
+from .capture.compiled import find_original
 from .conditioning.conditioning import WAYS
 from .conditioning.release import PLACES, Residence
 from .denoiser.denoiser import Denoiser
+from .denoiser.offload import hand_hook_on
 from .errors import CaptureError, OptionError, ScheduleError, SiteError, check_known
 from .guidance.guidance import Guidance
 from .guidance.guided import GuidedDenoiser
@@ -132,6 +134,7 @@ def transform(
         check_guidance(guidance, sites)
         builder = builder.with_other(guidance.unconditional)
         denoiser = GuidedDenoiser(model, builder, options, schedule, guidance, residence)
+    hand_hook_on(find_original(model), denoiser)
     if example_inputs is not None:
         denoiser.prepare(**check_example(example_inputs, model))
     return denoiser
@@ -155,7 +158,7 @@ def read_conditioning(conditioning: object, release: object) -> tuple[str, Resid
 
 def check_model(model: object) -> None:
     """Raise for what is no model, or transformed already."""
-    if isinstance(model, Denoiser):
+    if isinstance(model, nn.Module) and isinstance(find_original(model), Denoiser):
         raise CaptureError(
             "the model is transformed already; for another schedule of it use "
             "denoiser.with_schedule(schedule)"

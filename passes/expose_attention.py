@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .support.attention_spellings import CUSTOM
 from .support.editing import emit
 from .support.graphs import graph_outputs
 
@@ -55,7 +56,9 @@ def emit_entropy(graph: fx.Graph, match: Match) -> fx.Node:
 
 
 def emit_one(graph: fx.Graph, operator: AttentionOperator) -> fx.Node:
-    """The entropy of one operator, from its softmax or from its queries and keys."""
+    """The entropy of one operator, from its softmax or from its queries and keys; or NaN."""
+    if operator.variant == CUSTOM:  # which dimension is which is not known
+        return emit(graph, lambda q: (q.new_full((), torch.nan).float(),), [operator.query])[0]
     if operator.weights is not None:
         dim = arguments_of(operator.weights).get("dim", -1)
         return emit(graph, lambda w: (entropy_of(w.movedim(dim, -1)),), [operator.weights])[0]

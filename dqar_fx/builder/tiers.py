@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.capture import capture
+from dqar_fx.capture.patched import refuse_patches
 from dqar_fx.capture.segments import capture_segments
 from dqar_fx.errors import CaptureError, OptionError, SiteError
 from dqar_fx.notices import Once
@@ -112,7 +114,10 @@ def capture_best(
 
     Raises:
         CaptureError: It cannot be captured in any of them.
+        DqarError: A library has put something around it that is in no capture.
     """
+    refuse_patches(model)
+    refuse_no_values(model, pytree.tree_leaves((args, kwargs)))
     why = ""
     if wanted != "blocks":
         try:
@@ -136,6 +141,25 @@ def capture_best(
             key=type(model).__name__,
         )
     return Captured(blocks.capture, blocks, why)
+
+
+def refuse_no_values(model: nn.Module, leaves: Sequence[Any]) -> None:
+    """Raise if parameters have no values, but inputs do.
+
+    Raises:
+        CaptureError: That is so.
+    """
+    named = chain(model.named_parameters(), model.named_buffers())
+    empty = [name for name, tensor in named if tensor.is_meta]
+    given = {leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)}
+    if empty and given != {torch.device("meta")}:
+        raise CaptureError(
+            f"{len(empty)} tensors of {type(model).__name__}, such as {empty[0]}, are on the "
+            f"meta device, where there are no values, but the inputs are on "
+            f"{', '.join(sorted(map(str, given))) or 'no device'}. Something has offloaded "
+            "them, or they were never loaded: bring them back, or give inputs on the meta "
+            "device to look at graphs alone"
+        )
 
 
 def refuse_without_whole(

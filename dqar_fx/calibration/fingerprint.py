@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dqar_fx.denoiser.wrapper import find_original
+from dqar_fx.capture.compiled import find_original, plain_name
 from dqar_fx.errors import ScheduleError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Fingerprint:
     def of(cls, model: nn.Module) -> Fingerprint:
         """Take the fingerprint of a model."""
         original = find_original(model)
-        named = sorted(original.named_parameters())
+        named = sorted((plain_name(name), p) for name, p in original.named_parameters())
         names = ";".join(f"{name} {list(parameter.shape)}" for name, parameter in named)
         digest = hashlib.sha256(names.encode()).hexdigest()
         has_values = named and all(parameter.device.type != "meta" for _, parameter in named)

@@ -18,6 +18,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dqar_fx.passes.support.attention_spellings import ATTENTION_NAMES
+
 from .capture import fork_model
 from .inputs import find_devices
 from .patterns import PLAIN, Pattern, pattern_of, tensors_of
@@ -25,7 +27,7 @@ from .patterns import PLAIN, Pattern, pattern_of, tensors_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-ATTENTION_NAMES = ("softmax", "attention", "attn")
+OF_ATTENTION = ("softmax", *ATTENTION_NAMES)
 """Parts of the names of operators of which attention consists."""
 
 
@@ -89,8 +91,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operator, and mark the calls around it if it is one of attention."""
-        name = str(func)
-        if any(each in name for each in ATTENTION_NAMES):
+        name = str(func).lower()
+        if any(each in name for each in OF_ATTENTION):
             for call in self._open:
                 call.has_attention = True
         return func(*args, **(kwargs or {}))

@@ -7,7 +7,6 @@ operator, exactly and without code for any particular model. Blocks that repeat 
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import warnings
@@ -27,6 +26,7 @@ from dqar_fx.passes.support.graphs import tensor_value
 from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .adapters import keep_active_adapters
+from .compiled import copy_plain
 from .failures import locate_failure
 from .functional import trace_again, writes
 from .host_reads import HostReads, MeetsReads
@@ -78,14 +78,14 @@ def fork_model(model: nn.Module) -> nn.Module:
 
     Tensors of the copy are ordinary ones, also where the original was made in inference mode.
     Moving or converting the copy leaves the original where it is. Parameters of the copy
-    need no gradients, which some models cannot be exported with.
+    need no gradients, which some models cannot be exported with. Nothing of it is compiled.
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         shared = nn.Parameter(share_memory(parameter), requires_grad=False)
         memo[id(parameter)] = shared
     memo.update({id(buffer): share_memory(buffer) for buffer in model.buffers()})
-    return copy.deepcopy(model, memo).eval()
+    return copy_plain(model, memo).eval()
 
 
 def fork_to_trace(model: nn.Module) -> nn.Module:

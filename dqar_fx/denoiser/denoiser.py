@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.utils import _pytree as pytree
 
+from dqar_fx.capture.compiled import WHY_OPAQUE, must_have_no_break, opaque
 from dqar_fx.conditioning.drop import check_fixable, check_size
 from dqar_fx.conditioning.memo import Memo
 from dqar_fx.errors import DqarError, OptionError
+from dqar_fx.notices import Once
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.programs import Programs
 
@@ -50,6 +52,9 @@ class Denoiser(StepDenoiser):
         residence: Where the conditioning's parameters are; None to leave them.
     """
 
+    _once: Once
+    _programs: Programs
+
     def __init__(
         self,
         model: nn.Module,
@@ -58,6 +63,7 @@ class Denoiser(StepDenoiser):
         residence: Residence | None = None,
     ) -> None:
         super().__init__(model, residence)
+        self._once = Once()
         self._programs = Programs(
             self.model,
             builder,
@@ -158,6 +164,23 @@ class Denoiser(StepDenoiser):
         disable = self._programs.options.disable
         self._programs.options = CompileOptions.of({"unit": unit, **keywords}, disable)
         self._forget_programs()
+
+    @opaque
+    def _note_compiled_caller(self) -> None:
+        """Warn once if nothing is compiled, though what calls is.
+
+        Raises:
+            DqarError: What calls may not break its graph.
+        """
+        if must_have_no_break():
+            raise DqarError(f"torch.compile(denoiser, fullgraph=True): {WHY_OPAQUE}")
+        if not self._programs.options.backend.is_compiled:
+            self._once.warn(
+                "torch.compile around a denoiser does nothing to it: a denoiser compiles by "
+                "itself, and this one runs eagerly, as it was made. To compile it, give "
+                "transform(..., compile='regional'), or call denoiser.compile() with the "
+                "keywords of torch.compile"
+            )
 
     def with_schedule(self, schedule: Schedule) -> Denoiser:
         """Another denoiser for another schedule: same parameters, graphs, compiled regions.

@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from dqar_fx.errors import DqarError
+
 CLASSES_OF_MODULE = frozenset(nn.Module.__mro__)
 CHANGING = frozenset(
     {"add_module", "register_module", "register_buffer", "register_parameter", "set_submodule"}
@@ -37,6 +39,15 @@ class FaceType(type):
 
     def __hash__(cls) -> int:
         return hash(cls.classes[1])
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        if name == "forward":
+            raise DqarError(
+                f"the forward of all denoisers of {cls.__name__} cannot be replaced, as other "
+                "caches do it: two caches do not go together. Give the pipeline its original "
+                "model, by dqar_fx.disable(pipe), or use one cache alone"
+            )
+        super().__setattr__(name, value)
 
 
 class OfModel:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from dqar_fx.capture.adapters import has_other_adapters
+from dqar_fx.capture.compiled import find_original
 from dqar_fx.capture.model_state import ModelState, describe_weights
+from dqar_fx.capture.patched import refuse_hooks, refuse_patches, refuse_taking
 from dqar_fx.capture.shared_tensors import SharedTensors, once_per_memory
 from dqar_fx.conditioning.release import Residence
 from dqar_fx.errors import DqarError
 
 from .binding import find_scaled_argument, take_scale
-from .wrapper import Wrapper, find_original, refuse_hooks
+from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -53,7 +55,7 @@ class ParameterWrapper(Wrapper):
     _scaled_argument: str | None
 
     def __init__(self, model: nn.Module, residence: Residence | None) -> None:
-        refuse_hooks(find_original(model))
+        refuse_patches(find_original(model))
         super().__init__(model)
         self._residence = Residence() if residence is None else residence
         self._residence.add_model(self.model)
@@ -125,6 +127,7 @@ class ParameterWrapper(Wrapper):
         if self._handed_out is None:
             return
         refuse_hooks(self.model)
+        refuse_taking(self)
         before, self._handed_out = self._handed_out, None
         for module in self.model.modules():
             module.training = False

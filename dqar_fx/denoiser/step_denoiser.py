@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from torch.utils import _pytree as pytree
 
+from dqar_fx.capture.compiled import opaque
 from dqar_fx.capture.inputs import refuse_gradients
 from dqar_fx.errors import StepError
 from dqar_fx.steps.position import Call
@@ -208,6 +209,7 @@ class StepDenoiser(ParameterWrapper):
 
     # ---- a call --------------------------------------------------------------------------
 
+    @opaque  # its own lowering compiles what it runs
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs, as_tuple = self._bind_call(args, kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import torch
 from diffusers import ModelMixin
 from torch import nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 from dqar_fx.capture.capture import fork_model
+from dqar_fx.capture.compiled import find_original, opaque_itself
 from dqar_fx.capture.equal_modules import COMPARED
+from dqar_fx.capture.patched import OF_HOOKS, refuse_cache, without_hook
 from dqar_fx.errors import DqarError
 
 from .binding import Binder
@@ -22,10 +25,6 @@ if TYPE_CHECKING:
 
 SHARED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 """What a denoiser's fork holds, and the denoiser with it."""
-HOOKED = {"_hf_hook": "accelerate", "_diffusers_hook": "diffusers"}
-"""Attributes of modules whose forward a library has replaced by one that closes over them."""
-OF_HOOKS = frozenset({*HOOKED, "_old_forward"})
-"""Attributes by which libraries know what they have put around a module, which is this one."""
 REFUSED = {
     "enable_cache": "a denoiser reuses by its own schedule. For another cache give the "
     "pipeline its original model, by dqar_fx.disable(pipe)",
@@ -67,15 +66,16 @@ class Wrapper(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         nn.Module.__init__(self)  # the classes in between are the model's
         original = find_original(model)
-        self._share(fork_model(original))
-        self._signature = inspect.signature(original.forward)
+        self._share(without_hook(fork_model(original)))
+        forward = self.model.forward
+        self._signature = inspect.signature(forward)
         asks = self._signature.parameters.get("return_dict")
         is_diffusers = isinstance(original, ModelMixin)
         gives_objects = is_diffusers and asks is not None and asks.default is True
         self._binder = Binder(
             self._signature,
             takes_return_dict=gives_objects,
-            as_given=hasattr(original.forward, "__wrapped__"),
+            as_given=hasattr(forward, "__wrapped__"),
         )
 
     def _share(self, fork: nn.Module) -> None:
@@ -84,8 +84,11 @@ class Wrapper(nn.Module):
         self.__dict__.update(held, model=fork, training=False)
 
     @property
+    @opaque_itself
     def forward(self) -> Callable[..., Any]:
         """One step of one stream; signature and result are the original's."""
+        if get_eval_frame_callback():  # no function of ours, which would be compiled, too
+            self._note_compiled_caller()
         replaced: Callable[..., Any] | None = self.__dict__.get("_replaced_forward")
         if replaced is not None:
             return replaced
@@ -95,13 +98,21 @@ class Wrapper(nn.Module):
 
     @forward.setter
     def forward(self, replacement: Callable[..., Any]) -> None:
-        """Offloading hooks put a forward of their own around this one."""
+        """Offloading hooks put a forward of their own around this one.
+
+        Raises:
+            DqarError: Another cache does.
+        """
+        refuse_cache(self.model, replacement)
         self.__dict__["_replaced_forward"] = replacement
 
     if TYPE_CHECKING:
 
         def _forward(self, *args: Any, **kwargs: Any) -> Any:
             """One step of one stream, which a subclass runs."""
+
+        def _note_compiled_caller(self) -> None:
+            """See that what calls is compiled."""
 
         def _hand_out(self) -> None:
             """Let the fork be changed; what it is then, the next call looks at."""
@@ -252,11 +263,6 @@ class Wrapper(nn.Module):
         self._share(self.model)
 
 
-def find_original(model: nn.Module) -> nn.Module:
-    """The model itself, where ``torch.compile`` wraps it."""
-    return model._modules.get("_orig_mod") or model
-
-
 def is_declared(kind: type, name: str) -> bool:
     """Whether a class of the denoiser itself has a name, or says that its objects do."""
     own = [vars(each) for each in kind.__mro__ if issubclass(each, Wrapper)]
@@ -274,22 +280,3 @@ def refuse_method(name: str, *_: Any, **__: Any) -> NoReturn:
         DqarError: Always.
     """
     raise DqarError(f"a denoiser has no {name}: {REFUSED[name]}")
-
-
-def refuse_hooks(model: nn.Module) -> None:
-    """Raise if a library has replaced the forward of an inner module.
-
-    Raises:
-        DqarError: It has.
-    """
-    for path, module in model.named_modules():
-        for name, library in HOOKED.items():
-            hook = vars(module).get(name)
-            if path and hook is not None and getattr(hook, "hooks", True):
-                raise DqarError(
-                    f"{path} ({type(module).__name__}) has a hook of {library} "
-                    f"({type(hook).__name__}) around its forward, which would be captured in "
-                    "part. Remove the hooks of inner modules (pipe.remove_all_hooks(), "
-                    "model.disable_cache()); to offload, use pipe.enable_model_cpu_offload() "
-                    "or transform(..., release='host')"
-                )

@@ -13,14 +13,16 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from dqar_fx.capture.compiled import find_original, plain_modules
 from dqar_fx.denoiser.denoiser import Denoiser
+from dqar_fx.denoiser.offload import hand_hook_on
 from dqar_fx.errors import DqarError
 from dqar_fx.transform import transform
 
 from .watch import give_class_back, is_watchable, unwatch, watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -82,7 +84,7 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
             "alone, use dqar_fx.transform(model, schedule)"
         )
     for place, model in models.items():
-        if isinstance(model, Denoiser):
+        if isinstance(find_original(model), Denoiser):
             raise DqarError(
                 f"{type(pipe).__name__}.{place} is transformed already, by itself or in "
                 "another pipeline, and reuses here, too. For another schedule use "
@@ -95,6 +97,7 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
     _ENABLED[pipe] = Enabled(models, watched)
     for place, denoiser in made.items():
         setattr(pipe, place, denoiser)
+        hand_hook_on(find_original(models[place]), denoiser, pipe)
         denoiser.follow_scheduler(watched)
     if watched is not None:
         watch(watched)
@@ -126,6 +129,7 @@ def disable(pipe: Pipe) -> Pipe:
             denoiser.reset()
             denoiser.follow_scheduler(None)
             follow_modules(enabled.originals[place], denoiser)
+            hand_hook_on(denoiser, find_original(enabled.originals[place]), pipe)
             setattr(pipe, place, enabled.originals[place])
     if enabled.scheduler is not None:
         unwatch(enabled.scheduler)
@@ -137,19 +141,17 @@ def disable(pipe: Pipe) -> Pipe:
 def follow_modules(original: nn.Module, denoiser: Denoiser) -> None:
     """Let a model have the modules of its denoiser, or their tensors if it has the same."""
     fork = denoiser.lend_model()
-    kinds = [
-        [(name, type(each)) for name, each in m.named_modules()] for m in (original, fork)
-    ]
-    if kinds[0] == kinds[1]:
-        follow_placement(original, denoiser)
+    own, theirs = plain_modules(original), plain_modules(fork)
+    if [(n, type(m)) for n, m in own.items()] == [(n, type(m)) for n, m in theirs.items()]:
+        follow_placement(list(own.values()), list(theirs.values()))
     else:
-        vars(original).update(vars(fork))
+        vars(find_original(original)).update(vars(fork))
 
 
-def follow_placement(original: nn.Module, denoiser: Denoiser) -> None:
-    """Let a model have the parameters and buffers of its denoiser where these were moved."""
+def follow_placement(originals: Sequence[nn.Module], forks: Sequence[nn.Module]) -> None:
+    """Let modules have the parameters and buffers of others where these were moved."""
     made: dict[int, nn.Parameter] = {}
-    for module, fork in zip(original.modules(), denoiser.model.modules(), strict=True):
+    for module, fork in zip(originals, forks, strict=True):
         for name, tensor in fork._parameters.items():
             own = module._parameters.get(name)
             if own is None or tensor is None or is_placed_alike(own, tensor):
@@ -183,4 +185,5 @@ def enabled(pipe: Pipe, schedule: Schedule, **options: Any) -> Iterator[Pipe]:
 def find_denoisers(pipe: Any) -> dict[str, Denoiser]:
     """The denoisers of a pipeline that are transformed, by component."""
     found = {place: getattr(pipe, place, None) for place in PLACES}
-    return {place: each for place, each in found.items() if isinstance(each, Denoiser)}
+    plain = {p: find_original(m) for p, m in found.items() if isinstance(m, nn.Module)}
+    return {place: each for place, each in plain.items() if isinstance(each, Denoiser)}

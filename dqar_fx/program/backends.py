@@ -39,6 +39,9 @@ class Backend(Protocol):
     def compile(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
         """What runs a graph whose code is generated."""
 
+    def check(self) -> None:
+        """Raise, with any error, for what it was asked for and is not able to do."""
+
 
 @dataclass(frozen=True)
 class Eager:
@@ -52,6 +55,9 @@ class Eager:
     def compile(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
         """The graph's own code."""
         return gm.forward
+
+    def check(self) -> None:
+        """It is able to do all of it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,14 @@ class Regional:
 
     def compile(self, gm: fx.GraphModule) -> Callable[..., Sequence[Any]]:
         """A graph that compiles at its first call, without breaks."""
-        return torch.compile(gm.forward, **{"fullgraph": True, **self.keywords})
+        return self._wrap(gm.forward)
+
+    def check(self) -> None:
+        """Raise whatever torch raises for the keywords."""
+        self._wrap(lambda: None)
+
+    def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, **{"fullgraph": True, **self.keywords})
 
 
 @dataclass(frozen=True)

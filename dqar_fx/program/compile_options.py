@@ -69,6 +69,15 @@ class CompileOptions:
             options.refuse_fixed_sizes(dynamic, keywords)
         if prepack:
             options.refuse_packed()
+        try:
+            backend.check()
+        except Exception as error:
+            said = (str(error).strip().splitlines() or ["nothing"])[0].rstrip(".")
+            raise OptionError(
+                f"compile={compile!r}: torch.compile does not take that: "
+                f"{type(error).__name__}: {said}. Expected keywords of torch.compile, and of "
+                "dqar_fx 'unit', 'dynamic' and 'prepack'"
+            ) from error
         return options
 
     def refuse_fixed_sizes(self, dynamic: object, keywords: Mapping[str, Any]) -> None:

@@ -10,11 +10,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from diffusers import DiffusionPipeline
+from torch import nn
+
+from dqar_fx.capture.compiled import find_original
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
-
-    from torch import nn
 
 MAX_FRAMES = 40
 """How far up the stack to look; hooks and compilers put a dozen between."""
@@ -58,8 +59,9 @@ class CallingPipeline:
 
 
 def holds(pipeline: DiffusionPipeline, denoiser: nn.Module) -> bool:
-    """Whether a denoiser is one of a pipeline's components."""
-    return any(held is denoiser for held in vars(pipeline).values())
+    """Whether a denoiser is one of a pipeline's components, or compiled to be one."""
+    modules = (held for held in vars(pipeline).values() if isinstance(held, nn.Module))
+    return any(find_original(module) is denoiser for module in modules)
 
 
 def is_passing_on(frame: FrameType, packages: tuple[str, ...] = PASSING_ON) -> bool:

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 aten = torch.ops.aten
+CUSTOM = "custom"
+"""The spelling that only its name tells: an operator of another library than torch."""
+OF_TORCH = ("aten", "prims", "prim", "quantized", "inductor")
+"""Libraries whose attention has spellings of its own."""
+ATTENTION_NAMES = ("attention", "attn", "attend", "sdpa")
+"""Parts of such names."""
 MATMUL = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default}
 
 
@@ -51,18 +57,18 @@ class Spelling:
 
     Attributes:
         variant: Its name, in sites and reports.
-        targets: Operators that make a node a candidate.
+        takes: Whether a target makes a node a candidate.
         match: Reads a candidate; raises `NoMatch` with the reason where it is no attention.
     """
 
     variant: str
-    targets: frozenset[object]
+    takes: Callable[[object], bool]
     match: Callable[[fx.Node], AttentionOperator]
 
 
 def is_candidate(node: fx.Node) -> bool:
     """Whether the node's target is an attention operator or the softmax of one."""
-    return any(node.target in spelling.targets for spelling in SPELLINGS)
+    return any(spelling.takes(node.target) for spelling in SPELLINGS)
 
 
 def match_operator(node: fx.Node) -> AttentionOperator | None:
@@ -72,7 +78,7 @@ def match_operator(node: fx.Node) -> AttentionOperator | None:
         NoMatch: The node is a candidate but not an attention that can be kept.
     """
     for spelling in SPELLINGS:
-        if node.target in spelling.targets:
+        if spelling.takes(node.target):
             return replace(spelling.match(node), variant=spelling.variant)
     return None
 
@@ -80,6 +86,28 @@ def match_operator(node: fx.Node) -> AttentionOperator | None:
 def match_fused(node: fx.Node) -> AttentionOperator:
     """One node that takes queries, keys and values."""
     query, key, value = cast("tuple[fx.Node, ...]", node.args[:3])
+    return AttentionOperator(node, query, key, value)
+
+
+def is_custom_attention(target: object) -> bool:
+    """Whether an operator of another library than torch is named like an attention."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace in OF_TORCH:
+        return False
+    return any(name in str(target).lower() for name in ATTENTION_NAMES)
+
+
+def match_custom(node: fx.Node) -> AttentionOperator:
+    """An operator of another library, which takes queries, keys and values in this order."""
+    given = (*node.args, *node.kwargs.values())
+    tensors = [n for n in given if isinstance(n, fx.Node) and tensor_value(n) is not None]
+    dims = [node.meta["val"].dim() for node in tensors[:3]]
+    if len(dims) < 3 or len(set(dims)) > 1 or dims[0] < 3:
+        raise NoMatch(
+            f"{node.target} is named like an attention, but its first tensors are no queries, "
+            f"keys and values: they have {dims} dimensions",
+            node,
+        )
+    query, key, value = tensors[:3]
     return AttentionOperator(node, query, key, value)
 
 
@@ -135,13 +163,16 @@ SPELLINGS = (  # the first entry with a node's target reads it
                 aten._scaled_dot_product_efficient_attention.default,
                 aten._scaled_dot_product_cudnn_attention.default,
             }
-        ),
+        ).__contains__,
         match_fused,
     ),
     Spelling(
         "matmul_softmax",
-        frozenset({aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}),
+        frozenset(
+            {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+        ).__contains__,
         match_unfused,
     ),
+    Spelling(CUSTOM, is_custom_attention, match_custom),
 )
 """All spellings that are known."""

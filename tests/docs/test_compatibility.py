@@ -6,31 +6,29 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-HEAD = re.compile(r"^\| feature \| \| how \| test in `(tests/\S+\.py)` \|$")
+HEAD = re.compile(r"^\| feature \| \| how \| test in `(tests/[\w/]+\.py)` \|$")
 ROW = re.compile(r"^\|(.+)\| (works|raises) \|(.*)\| `(test_\w+)` \|$")
-LINES = [
-    line
-    for line in (ROOT / "docs/compatibility.md").read_text("utf-8").splitlines()
-    if line.startswith("| ")
-]
+PAGE = (ROOT / "docs/compatibility.md").read_text("utf-8")
 
 
 def read_rows():
-    """Each feature, the file of its test, and the test."""
-    file = None
-    for line in LINES:
+    """Per row, what it is about, its test, and the file that has it."""
+    rows, file = [], None
+    for line in PAGE.splitlines():
         if head := HEAD.match(line):
             file = head[1]
         elif row := ROW.match(line):
-            yield row[1].strip(), file, row[4]
+            rows.append((row[1].strip(), row[4], file))
+    return rows
 
 
-@pytest.mark.parametrize("row", list(read_rows()), ids=lambda row: row[0][:40])
+@pytest.mark.parametrize("row", read_rows(), ids=lambda row: row[0][:40])
 def test_a_row_names_a_test(row):
-    _, file, test = row
-    assert f"def {test}(" in (ROOT / file).read_text("utf-8")
+    assert f"def {row[1]}(" in (ROOT / row[2]).read_text("utf-8")
 
 
 def test_all_rows_are_read():
-    heads = [line for line in LINES if HEAD.match(line)]
-    assert len(list(read_rows())) == len(LINES) - len(heads) > 0
+    lines = [line for line in PAGE.splitlines() if line.startswith("| ")]
+    heads = [line for line in lines if line.startswith("| feature ")]
+    assert all(map(HEAD.match, heads))
+    assert len(read_rows()) == len(lines) - len(heads) > 0
