@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from dqar_fx.capture.model_state import ModelState, memory_by_name
+from dqar_fx.capture.quantised import refuse_classes
 from dqar_fx.capture.shared_tensors import SharedTensors, once_per_memory
 from dqar_fx.conditioning.release import Residence
 
@@ -49,6 +50,7 @@ class ParameterWrapper(Wrapper):
 
     def __init__(self, model: nn.Module, residence: Residence | None) -> None:
         refuse_hooks(find_original(model))
+        refuse_classes(find_original(model))
         super().__init__(model)
         self._residence = Residence() if residence is None else residence
         self._residence.add_model(self.model)
