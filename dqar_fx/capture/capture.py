@@ -34,7 +34,7 @@ from .host_reads import HostReads, MeetsReads
 from .inputs import autocast_devices, refuse_kinds
 from .marked_writes import refuse_writes_past_marks
 from .put_away import PutAway
-from .quantised import lay_open, refuse_classes
+from .quantised import lay_open, refuse_classes, with_class_of
 from .reads import Reads
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
@@ -86,8 +86,7 @@ def fork_model(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         shared: Any = share_memory(parameter)
         if type(shared) is torch.Tensor and type(parameter) is not nn.Parameter:
-            shared = torch.Tensor._make_subclass(type(parameter), shared)
-            vars(shared).update(vars(parameter))
+            shared = with_class_of(parameter, shared)
         memo[id(parameter)] = nn.Parameter(shared, requires_grad=False)
     memo.update({id(buffer): share_memory(buffer) for buffer in model.buffers()})
     return copy.deepcopy(model, memo).eval()

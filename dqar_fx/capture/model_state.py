@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from itertools import count
-from typing import Any
-
 import torch
 from torch import nn
 
 from dqar_fx.passes.support.equal_tensors import memory_of
+from dqar_fx.passes.support.inner_tensors import named_tensors
 
 from .equal_modules import ValueDescriber
 
@@ -91,5 +90,5 @@ class StateDescriber(ValueDescriber):
 
 def memory_by_name(model: nn.Module) -> dict[str, Hashable]:
     """The memory of each parameter and buffer, and how often it was written to."""
-    named: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: (memory_of(each), each._version) for name, each in named.items()}
+    named = named_tensors(model).items()
+    return {name: (memory_of(each), each._version) for name, each in named}

@@ -147,3 +147,34 @@ def refuse_classes(model: nn.Module) -> None:
             "quantised (quantize_, TorchAoConfig), or a GGUF file's. Quantise the model by "
             "one of these, or call it untransformed"
         )
+
+
+def copy_packed(model: nn.Module) -> dict[int, torch.Tensor]:
+    """Copies of a model's GGUF tensors by their numbers: their class cannot make any."""
+    return {
+        id(tensor): with_class_of(tensor, as_plain(tensor).clone())
+        for tensor in model.parameters()
+        if is_packed(tensor)
+    }
+
+
+def with_class_of(tensor: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+    """A tensor over the memory of a plain one, with the class and attributes of another."""
+    made: torch.Tensor = torch.Tensor._make_subclass(type(tensor), plain)  # type: ignore[attr-defined]
+    vars(made).update(vars(tensor))
+    return made
+
+
+def refuse_to_pickle(model: nn.Module) -> None:
+    """Raise if a model has GGUF tensors, whose class cannot be pickled.
+
+    Raises:
+        DqarError: It has.
+    """
+    for name, tensor in model.named_parameters():
+        if is_packed(tensor):
+            raise DqarError(
+                f"{name} is a {type(tensor).__name__}, which cannot be pickled. Load the GGUF "
+                "file where the denoiser is needed, and transform the model there; a copy in "
+                "the same process is copy.deepcopy(denoiser)"
+            )

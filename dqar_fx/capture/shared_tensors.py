@@ -9,10 +9,12 @@ others. As long as it is there its tensors may be written to, so that
 from __future__ import annotations
 
 import weakref
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
 from dqar_fx.passes.support.equal_tensors import find_tensor, group_equal, memory_of
+from dqar_fx.passes.support.inner_tensors import named_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -50,7 +52,7 @@ class SharedTensors:
 
     def tie(self, model: nn.Module) -> None:
         """Let equal tensors of the fork show one memory."""
-        named = dict(chain(model.named_parameters(), model.named_buffers()))
+        named = named_tensors(model)
         names, tensors = list(named), list(named.values())
         for group in group_equal(tensors):
             first, others = tensors[group[0]], [tensors[i] for i in group[1:]]
@@ -102,10 +104,15 @@ class SharedTensors:
 
 
 def once_per_memory(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors that gives one result for tensors that are the same view."""
+    """A function of tensors that gives one result for tensors that are the same view.
+
+    Of tensors that consist of others each has a result of its own, which is tied anew.
+    """
     results: dict[Hashable, Any] = {}
 
     def apply(tensor: torch.Tensor) -> Any:
+        if is_traceable_wrapper_subclass(tensor):
+            return fn(tensor)
         key = memory_of(tensor)
         if key not in results:
             results[key] = fn(tensor)
