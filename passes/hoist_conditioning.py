@@ -16,8 +16,8 @@ changed, so that text projections run once per trajectory.
 
 Values that blocks compute alike, such as the sinusoids of a timestep, are merged on the way.
 
-What unpacks a quantised weight for a stage is in that stage, and what does so for the step stays
-in the step: it reads no input, but to keep it would keep the weight unpacked.
+What unpacks a quantised weight for a stage is in that stage, and what does so for the step
+stays in the step: it reads no input, but to keep it would keep the weight unpacked.
 
 Leaves alone: a node inside a repeated block whose counterpart in an equal block depends on
 the latent. In joint attention the text stream of the first block does not depend on the

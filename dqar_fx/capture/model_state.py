@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from itertools import count
+
 import torch
 from torch import nn
 

@@ -28,6 +28,8 @@ from .equal_modules import REGISTERED
 
 PARTS = "_parts"
 """What the name of a tensor that consists of others has behind it, where these are held."""
+PRINTS = "extra_repr"
+"""What torchao puts into a module that it quantises, to say so: a bound partial."""
 PLAIN_FUNCTIONS = (nn.Parameter.__torch_function__, torch.Tensor.__torch_function__.__func__)  # type: ignore[attr-defined]  # a class method
 """What functions of torch do with tensors of a class that adds nothing."""
 
@@ -103,9 +105,7 @@ def class_with(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
     def put_together(module: Any, *, name: str) -> Any:
         return getattr(module, name + PARTS).whole()
 
-    body: dict[str, Any] = {
-        name: property(partial(put_together, name=name)) for name in names
-    }
+    body: dict[str, Any] = {name: property(partial(put_together, name=name)) for name in names}
     told = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(kind.__name__, (kind,), body | told)
 
@@ -123,7 +123,7 @@ def lay_open(model: nn.Module) -> nn.Module:
             setattr(module, name + PARTS, known[id(tensor)][1])
         if opened:
             module.__class__ = class_with(type(module), tuple(name for name, _ in opened))
-            vars(module).pop("extra_repr", None)  # how it is printed would tell blocks apart
+            vars(module).pop(PRINTS, None)  # how it is printed would tell blocks apart
     return model
 
 
@@ -166,15 +166,16 @@ def with_class_of(tensor: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_to_pickle(model: nn.Module) -> None:
-    """Raise if a model has GGUF tensors, whose class cannot be pickled.
+    """Raise if a quantised model cannot be pickled, for what its library has put there.
 
     Raises:
-        DqarError: It has.
+        DqarError: GGUF's class of tensors cannot, nor what torchao lets modules print.
     """
-    for name, tensor in model.named_parameters():
-        if is_packed(tensor):
-            raise DqarError(
-                f"{name} is a {type(tensor).__name__}, which cannot be pickled. Load the GGUF "
-                "file where the denoiser is needed, and transform the model there; a copy in "
-                "the same process is copy.deepcopy(denoiser)"
-            )
+    printed = (f"{path}.{PRINTS}" for path, m in model.named_modules() if PRINTS in vars(m))
+    packed = (name for name, tensor in model.named_parameters() if is_packed(tensor))
+    for name in (*packed, *printed):
+        raise DqarError(
+            f"{name} cannot be pickled, nor can the quantised model. Quantise or load the "
+            "model where the denoiser is needed, and transform it there; in this process, "
+            "copy.deepcopy(denoiser) is a copy"
+        )

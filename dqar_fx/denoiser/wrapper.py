@@ -309,5 +309,6 @@ def refuse_hooks(model: nn.Module) -> None:
                     f"({type(hook).__name__}) around its forward, which would be captured in "
                     "part. Remove the hooks of inner modules (pipe.remove_all_hooks(), "
                     "model.disable_cache()); to offload, use pipe.enable_model_cpu_offload() "
-                    "or transform(..., release='host')"
+                    "or transform(..., release='host'); for weights of 8 bits, quantise them "
+                    "by torchao (Float8WeightOnlyConfig)"
                 )
