@@ -8,8 +8,8 @@ own operators are traced, on parameters that share memory with the model's:
     to_q.weight : Int8Tensor[60, 60]
  -> to_q.weight_parts.qdata : i8[60, 60], to_q.weight_parts.scale : f32[60, 1]
 
-A weight of diffusers' GGUF class is a tensor of bytes, and says how these are packed: so do the
-bytes that are traced, in its place. Other classes would be lost, and are refused.
+A weight of diffusers' GGUF class is a tensor of bytes, and says how these are packed: so do
+the bytes that are traced, in its place. Other classes would be lost, and are refused.
 """
 
 from __future__ import annotations

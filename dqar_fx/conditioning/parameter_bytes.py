@@ -95,7 +95,7 @@ def count_parameters(
 
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the parameters, buffers and constants of a module, inner tensors in their place."""
+    """Yield the parameters, buffers and constants of a module, or their inner tensors."""
     seen = set[int]()
     for inner in module.modules():
         own = (

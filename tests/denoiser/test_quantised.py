@@ -351,7 +351,7 @@ def test_the_fingerprint_is_of_the_quantised_numbers(quantised):
     other = make_case(layers=2)
     other.model.proj_out_1.weight.data.mul_(-1)
     WAYS[name](other.model)
-    with pytest.raises(ScheduleError, match="1 of .* parameters have other values"):
+    with pytest.raises(ScheduleError, match=r"1 of .* parameters have other values"):
         measured.refuse_other(other.model, "this")
 
 
