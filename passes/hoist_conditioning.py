@@ -78,9 +78,9 @@ def group_by_inputs(hoisted: Sequence[fx.Node]) -> list[list[fx.Node]]:
     timesteps = {*TIMESTEP_NAMES, find_timestep(inputs)}
     for node in hoisted:
         reads[node] = frozenset().union(*(inputs_of(n, reads) for n in node.all_input_nodes))
-    stages = defaultdict(list)
+    stages: dict[frozenset[str], list[fx.Node]] = defaultdict(list)
     keys = {node: EVERY_STEP if timesteps & read else read for node, read in reads.items()}
-    unpacking = find_unpacking(hoisted)
+    unpacking = frozenset(find_unpacking(hoisted))
     for node, key in unpack_where_read(hoisted, unpacking, keys.__getitem__).items():
         stages[key].append(node)
     last = stages.pop(EVERY_STEP, None)

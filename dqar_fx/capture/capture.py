@@ -84,10 +84,11 @@ def fork_model(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        shared: Any = share_memory(parameter)
+        shared = share_memory(parameter)
         if type(shared) is torch.Tensor and type(parameter) is not nn.Parameter:
-            shared = with_class_of(parameter, shared)
-        memo[id(parameter)] = nn.Parameter(shared, requires_grad=False)
+            memo[id(parameter)] = with_class_of(parameter, shared)
+        else:
+            memo[id(parameter)] = nn.Parameter(shared, requires_grad=False)
     memo.update({id(buffer): share_memory(buffer) for buffer in model.buffers()})
     return copy.deepcopy(model, memo).eval()
 

@@ -122,7 +122,8 @@ def lay_open(model: nn.Module) -> nn.Module:
             delattr(module, name)
             setattr(module, name + PARTS, known[id(tensor)][1])
         if opened:
-            module.__class__ = class_with(type(module), tuple(name for name, _ in opened))
+            kind: Any = type(module)
+            module.__class__ = class_with(kind, tuple(name for name, _ in opened))
             vars(module).pop(PRINTS, None)  # how it is printed would tell blocks apart
     return model
 
@@ -160,7 +161,7 @@ def copy_packed(model: nn.Module) -> dict[int, torch.Tensor]:
 
 def with_class_of(tensor: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
     """A tensor over the memory of a plain one, with the class and attributes of another."""
-    made: torch.Tensor = torch.Tensor._make_subclass(type(tensor), plain)  # type: ignore[attr-defined]
+    made: torch.Tensor = torch.Tensor._make_subclass(type(tensor), plain)
     vars(made).update(vars(tensor))
     return made
 

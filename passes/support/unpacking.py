@@ -6,7 +6,7 @@ of: to keep it would undo the quantisation. So they run where they are read.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import fx
@@ -15,7 +15,9 @@ from .editing import copy_meta
 from .graphs import parameter_path, tensor_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+Key = TypeVar("Key")
 
 
 def is_packed(node: fx.Node) -> bool:
@@ -60,8 +62,8 @@ def find_left(
 def unpack_where_read(
     nodes: Sequence[fx.Node],
     unpacking: Collection[fx.Node],
-    key_of: Callable[[fx.Node], Hashable],
-) -> dict[fx.Node, Hashable]:
+    key_of: Callable[[fx.Node], Key],
+) -> dict[fx.Node, Key]:
     """A key for each node: of what unpacks, that of what reads it, one copy for each.
 
     Args:
@@ -69,7 +71,7 @@ def unpack_where_read(
         unpacking: Those among them that unpack; all that reads them is among ``nodes``.
         key_of: The key of each of the others.
     """
-    keys: dict[fx.Node, Hashable] = {}
+    keys: dict[fx.Node, Key] = {}
     for node in reversed(nodes):
         if node not in unpacking:
             keys[node] = key_of(node)

@@ -187,7 +187,7 @@ def test_reuse_equals_hooks_on_the_quantised_model(quantised):
     check_reuse(case, denoiser)
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", slow_but(2, of=[1, 2]))
 def test_forecasts_equal_hooks_on_the_quantised_model(quantised, order):
     _, case, first, _ = quantised
     schedule = Schedule.interval(STEPS, 2, warmup=3).forecast(order)
@@ -199,7 +199,7 @@ def test_forecasts_equal_hooks_on_the_quantised_model(quantised, order):
         assert torch.equal(found, oracle(step, **case.inputs(step))), step
 
 
-@pytest.mark.parametrize("name", slow_but(*QUICK, of=WAYS))
+@pytest.mark.parametrize("name", slow_but("q8_0", of=WAYS))
 def test_blocks_alone_equal_hooks_on_the_quantised_model(name):
     check_reuse(*make(name, capture="blocks"))
 
@@ -271,6 +271,7 @@ def test_equal_blocks_are_traced_once_where_torchao_quantised_them(quantised):
     assert path in denoiser.program.captured.gm.state_dict()
 
 
+@pytest.mark.slow
 def test_equal_weights_are_held_once():
     case = make_case(layers=2)
     first, second = (block.norm1.emb for block in case.model.transformer_blocks)
@@ -287,7 +288,7 @@ def test_equal_weights_are_held_once():
     assert denoiser.parameter_bytes.merged < merged
 
 
-@pytest.mark.parametrize("name", slow_but(*QUICK, of=WAYS))
+@pytest.mark.parametrize("name", slow_but("int8", of=WAYS))
 def test_weights_of_the_conditioning_leave_for_the_disk(name):
     outputs = []
     for place in (None, "disk"):
@@ -364,7 +365,8 @@ def test_costs_are_reported(quantised):
     assert report.macs == plain.report(device="A100").macs, name
 
 
-@pytest.mark.parametrize("name", slow_but("int8", of=["int8", "int8_dynamic"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["int8", "int8_dynamic"])
 def test_a_quantised_denoiser_is_converted_as_its_model_is(name):
     case, denoiser = make(name)
     run(denoiser, case, 1)
@@ -375,6 +377,7 @@ def test_a_quantised_denoiser_is_converted_as_its_model_is(name):
     assert found.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_quantised_weights_are_not_prepacked():
     case, denoiser = make("int8", compile={"backend": "aot_eager", "prepack": True})
     with pytest.raises(OptionError, match="no linear of the step takes packed weights"):
