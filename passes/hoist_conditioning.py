@@ -16,6 +16,9 @@ changed, so that text projections run once per trajectory.
 
 Values that blocks compute alike, such as the sinusoids of a timestep, are merged on the way.
 
+What unpacks a quantised weight for a stage is in that stage, and what does so for the step
+stays in the step: it reads no input, but to keep it would keep the weight unpacked.
+
 Leaves alone: a node inside a repeated block whose counterpart in an equal block depends on
 the latent. In joint attention the text stream of the first block does not depend on the
 latent and that of every later block does; hoisting the first would make it a block of its
@@ -34,6 +37,7 @@ from .merge_duplicates import merge_duplicates
 from .support.conditioning_nodes import TIMESTEP_NAMES, find_conditioning, find_timestep
 from .support.editing import move_to_submodule
 from .support.graphs import parameter_path, used_by_others
+from .support.unpacking import find_unpacking, unpack_where_read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,12 +74,15 @@ def hoist_conditioning(gm: fx.GraphModule, *, merges: bool = True) -> int:
 def group_by_inputs(hoisted: Sequence[fx.Node]) -> list[list[fx.Node]]:
     """Stages of nodes that depend on the same graph inputs, in an order that can run."""
     reads: dict[fx.Node, frozenset[str]] = {}
-    stages = defaultdict(list)
     inputs = [str(n.target) for n in hoisted[0].graph.find_nodes(op="placeholder")]
     timesteps = {*TIMESTEP_NAMES, find_timestep(inputs)}
     for node in hoisted:
         reads[node] = frozenset().union(*(inputs_of(n, reads) for n in node.all_input_nodes))
-        stages[EVERY_STEP if timesteps & reads[node] else reads[node]].append(node)
+    stages: dict[frozenset[str], list[fx.Node]] = defaultdict(list)
+    keys = {node: EVERY_STEP if timesteps & read else read for node, read in reads.items()}
+    unpacking = frozenset(find_unpacking(hoisted))
+    for node, key in unpack_where_read(hoisted, unpacking, keys.__getitem__).items():
+        stages[key].append(node)
     last = stages.pop(EVERY_STEP, None)
     ordered = [stages[key] for key in sorted(stages, key=lambda key: (len(key), sorted(key)))]
     return ordered if last is None else [*ordered, last]

@@ -14,6 +14,7 @@ import torch
 
 from dqar_fx.capture.compiled import find_original, plain_name
 from dqar_fx.errors import ScheduleError
+from dqar_fx.passes.support.inner_tensors import as_plain, inner_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +44,8 @@ class Fingerprint:
     def of(cls, model: nn.Module) -> Fingerprint:
         """Take the fingerprint of a model."""
         original = find_original(model)
-        named = sorted((plain_name(name), p) for name, p in original.named_parameters())
+        parameters = ((plain_name(name), p) for name, p in original.named_parameters())
+        named = sorted(pair for name, each in parameters for pair in inner_tensors(each, name))
         names = ";".join(f"{name} {list(parameter.shape)}" for name, parameter in named)
         digest = hashlib.sha256(names.encode()).hexdigest()
         has_values = named and all(parameter.device.type != "meta" for _, parameter in named)
@@ -94,7 +96,7 @@ class Fingerprint:
 
 def sample_values(parameter: torch.Tensor) -> torch.Tensor:
     """Take some values of a parameter: float32 ``[NUM_VALUES]``."""
-    flat = parameter.detach().reshape(-1)
+    flat = as_plain(parameter).reshape(-1)
     if flat.numel() == 0:
         return torch.zeros(NUM_VALUES, device=flat.device)
     last = torch.arange(NUM_VALUES, device=flat.device) * (flat.numel() - 1)

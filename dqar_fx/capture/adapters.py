@@ -24,6 +24,8 @@ from torch import nn
 from dqar_fx.passes.support.adapter_paths import adapter_name, scale_name
 from dqar_fx.passes.support.equal_tensors import memory_of, tensor_layout
 
+from .quantised import open_tensor
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -87,9 +89,10 @@ class Bound:
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters and buffers, each by all its names."""
+    """All parameters and buffers, each by all the names that it has in a graph."""
     parameters = module.named_parameters(remove_duplicate=False)
-    return dict(chain(parameters, module.named_buffers(remove_duplicate=False)))
+    named = chain(parameters, module.named_buffers(remove_duplicate=False))
+    return dict(pair for name, each in named for pair in open_tensor(name, each))
 
 
 @torch.no_grad()

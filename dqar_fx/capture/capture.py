@@ -18,11 +18,13 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dqar_fx.errors import CaptureError, listing
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
 from dqar_fx.passes.support.editing import make_module
 from dqar_fx.passes.support.graphs import tensor_value
+from dqar_fx.passes.support.inner_tensors import as_plain, rebuild
 from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .adapters import keep_active_adapters
@@ -33,6 +35,7 @@ from .host_reads import HostReads, MeetsReads
 from .inputs import autocast_devices, refuse_kinds
 from .marked_writes import refuse_writes_past_marks
 from .put_away import PutAway
+from .quantised import lay_open, refuse_classes, with_class_of
 from .reads import Reads
 from .repeats import RepeatedBlocks, hide_frames
 from .scopes import inline_scopes
@@ -78,30 +81,36 @@ def fork_model(model: nn.Module) -> nn.Module:
 
     Tensors of the copy are ordinary ones, also where the original was made in inference mode.
     Moving or converting the copy leaves the original where it is. Parameters of the copy
-    need no gradients, which some models cannot be exported with. Nothing of it is compiled.
+    need no gradients, which some models cannot be exported with; they are of the same class.
+    Nothing of it is compiled.
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        shared = nn.Parameter(share_memory(parameter), requires_grad=False)
-        memo[id(parameter)] = shared
+        shared = share_memory(parameter)
+        if type(shared) is torch.Tensor and type(parameter) is not nn.Parameter:
+            memo[id(parameter)] = with_class_of(parameter, shared)
+        else:
+            memo[id(parameter)] = nn.Parameter(shared, requires_grad=False)
     memo.update({id(buffer): share_memory(buffer) for buffer in model.buffers()})
     return copy_plain(model, memo).eval()
 
 
 def fork_to_trace(model: nn.Module) -> nn.Module:
-    """A fork with what computes alone, so that its graph is for all adapters that fit.
+    """A fork of ordinary tensors with active adapters alone: its graph is for all that fit.
 
     Moving or converting the denoiser leaves its parameters, which are the graph's, in place.
     """
     own = fork_model(model)
     keep_active_adapters(own)
-    return own
+    return lay_open(own)
 
 
 def share_memory(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor over the memory of another; an ordinary one, also of an inference tensor."""
+    if is_traceable_wrapper_subclass(tensor):
+        return rebuild(tensor, share_memory)
     if not tensor.is_inference():
-        return tensor.detach()
+        return as_plain(tensor)
     memory = tensor.untyped_storage()
     shared = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return shared.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
@@ -130,6 +139,7 @@ def capture(
         CaptureError: The model's forward cannot be exported for these inputs.
     """
     start = perf_counter()
+    refuse_classes(model)
     refuse_kinds(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     try:
         with TRACING, torch.no_grad(), warnings.catch_warnings():

@@ -40,7 +40,8 @@ ADVICE = {
     "pipe.enable_model_cpu_offload() or transform(..., release='host')",
     "GroupOffload": "Load the model anew, without group offload; to offload, use "
     "pipe.enable_model_cpu_offload() or transform(..., release='host')",
-    "LayerwiseCasting": "Load the model anew, and convert all of it, by to(dtype)",
+    "LayerwiseCasting": "Load the model anew, and convert all of it, by to(dtype); "
+    "or quantise it by torchao (Float8WeightOnlyConfig)",
     "ContextParallel": "Load the model anew, without enable_parallelism()",
 }
 """What to do, by the beginning of a hook's class."""

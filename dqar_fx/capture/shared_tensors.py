@@ -9,8 +9,9 @@ others. As long as it is there its tensors may be written to, so that
 from __future__ import annotations
 
 import weakref
-from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dqar_fx.passes.support.equal_tensors import (
     find_tensor,
@@ -18,8 +19,9 @@ from dqar_fx.passes.support.equal_tensors import (
     memory_of,
     tensor_layout,
 )
+from dqar_fx.passes.support.inner_tensors import named_tensors
 
-from .adapters import find_layers, layer_weights, named_tensors
+from .adapters import find_layers, layer_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -86,7 +88,7 @@ class SharedTensors:
         """Let equal tensors of the fork show one memory; not of adapters, which may change."""
         weights = (each for _, layer in find_layers(model) for each in layer_weights(layer))
         changing = set(map(id, weights))
-        every = chain(model.named_parameters(), model.named_buffers())
+        every = named_tensors(model).items()
         named = {name: each for name, each in every if id(each) not in changing}
         names, tensors = list(named), list(named.values())
         for group in group_equal(tensors):
@@ -144,10 +146,15 @@ def memory_by_name(model: nn.Module) -> dict[str, Hashable]:
 
 
 def once_per_memory(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors that gives one result for tensors that are the same view."""
+    """A function of tensors that gives one result for tensors that are the same view.
+
+    Of tensors that consist of others each has a result of its own, which is tied anew.
+    """
     results: dict[Hashable, Any] = {}
 
     def apply(tensor: torch.Tensor) -> Any:
+        if is_traceable_wrapper_subclass(tensor):
+            return fn(tensor)
         key = memory_of(tensor)
         if key not in results:
             results[key] = fn(tensor)

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from dqar_fx.passes.support.equal_tensors import find_tensor
 from dqar_fx.passes.support.graphs import graph_outputs
+from dqar_fx.passes.support.inner_tensors import inner_tensors
 from dqar_fx.passes.support.views import find_shown
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def count_parameters(
 
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the parameters, buffers and constants of a module."""
+    """Yield the parameters, buffers and constants of a module, or their inner tensors."""
     seen = set[int]()
     for inner in module.modules():
         own = (
@@ -103,9 +104,10 @@ def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
             if isinstance(v, torch.Tensor) and not isinstance(v, FakeTensor)
         )
         for tensor in chain(inner._parameters.values(), inner._buffers.values(), own):
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield tensor
+            for _, each in () if tensor is None else inner_tensors(tensor):
+                if id(each) not in seen:
+                    seen.add(id(each))
+                    yield each
 
 
 def storage_key(tensor: torch.Tensor) -> int:

@@ -25,7 +25,16 @@ def count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int
     return flops
 
 
-UNKNOWN_TO_TORCH = {aten._scaled_dot_product_flash_attention_for_cpu: count_attention}
+def count_product(left: Any, right: Any, *_: Any, **__: Any) -> int:
+    """Count the operations of a product of matrices of integers, as of any numbers."""
+    flops: int = 2 * left[0] * left[1] * right[1]
+    return flops
+
+
+UNKNOWN_TO_TORCH = {
+    aten._scaled_dot_product_flash_attention_for_cpu: count_attention,
+    aten._int_mm: count_product,
+}
 """Formulas for operators that PyTorch's counter takes to be free."""
 
 

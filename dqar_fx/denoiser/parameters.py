@@ -11,6 +11,7 @@ from dqar_fx.capture.adapters import has_other_adapters
 from dqar_fx.capture.compiled import find_original
 from dqar_fx.capture.model_state import ModelState, describe_weights
 from dqar_fx.capture.patched import refuse_hooks, refuse_patches, refuse_taking
+from dqar_fx.capture.quantised import refuse_classes
 from dqar_fx.capture.shared_tensors import SharedTensors, once_per_memory
 from dqar_fx.conditioning.release import Residence
 from dqar_fx.errors import DqarError
@@ -56,6 +57,7 @@ class ParameterWrapper(Wrapper):
 
     def __init__(self, model: nn.Module, residence: Residence | None) -> None:
         refuse_patches(find_original(model))
+        refuse_classes(find_original(model))
         super().__init__(model)
         self._residence = Residence() if residence is None else residence
         self._residence.add_model(self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -15,6 +16,7 @@ from dqar_fx.capture.capture import fork_model
 from dqar_fx.capture.compiled import find_original, opaque_itself
 from dqar_fx.capture.equal_modules import COMPARED
 from dqar_fx.capture.patched import OF_HOOKS, refuse_cache, without_hook
+from dqar_fx.capture.quantised import copy_packed, refuse_to_pickle
 from dqar_fx.errors import DqarError
 
 from .binding import Binder
@@ -254,8 +256,24 @@ class Wrapper(nn.Module):
     # ---- copies --------------------------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let copies and pickles find the class, which no module has under its name."""
+        """Let pickles find the class, which no module has under its name."""
+        refuse_to_pickle(self.model)
         return make_empty, self.classes, self.__getstate__()  # type: ignore[no-untyped-call]  # torch leaves it so
+
+    def __copy__(self) -> Self:
+        """A denoiser over the same fork."""
+        copied: Self = make_empty(*self.classes)
+        copied.__setstate__(self.__getstate__())  # type: ignore[no-untyped-call]  # torch leaves it so
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A denoiser with a fork of its own, and weights."""
+        copied: Self = make_empty(*self.classes)
+        memo[id(self)] = copied
+        state = self.__getstate__()  # type: ignore[no-untyped-call]  # torch leaves it so
+        memo.update(copy_packed(self.model))
+        copied.__setstate__(copy.deepcopy(state, memo))
+        return copied
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Hold what the copy's own fork holds."""

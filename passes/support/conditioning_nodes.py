@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .blocks import find_blocks, find_runs, find_siblings
 from .graphs import is_computing, is_pure, tensor_value
+from .unpacking import find_left, find_unpacking
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -72,15 +73,20 @@ def is_of_argument(placeholder: str, name: str) -> bool:
 def choose_nodes(
     nodes: Sequence[fx.Node], latents: Sequence[fx.Node], runs: list[tuple[str, list[fx.Node]]]
 ) -> list[fx.Node]:
-    """Nodes that may leave the step: latent-independent in every sibling of their block."""
+    """Nodes that may leave the step: latent-independent in every sibling of their block.
+
+    What unpacks weights for the step does not read the latent, and stays.
+    """
     pinned = {n for n in nodes if not is_pure(n)}
+    unpacking = find_unpacking(nodes)
     while True:
         free = independent_nodes(nodes, {*latents} | pinned)
-        irregular = counterparts_of_dependent(free, runs)
+        left, shared = find_left(free, unpacking)
+        irregular = counterparts_of_dependent(free, runs) | shared
         if not irregular:
             break
         pinned |= irregular
-    return [n for n in nodes if n in free and n.users]
+    return [n for n in nodes if n in free and n not in left and n.users]
 
 
 def independent_nodes(nodes: Iterable[fx.Node], dependent: set[fx.Node]) -> set[fx.Node]:

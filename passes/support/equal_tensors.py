@@ -7,6 +7,10 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .inner_tensors import as_plain
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -68,14 +72,14 @@ def tensor_layout(tensor: torch.Tensor) -> tuple[Hashable, ...]:
 
 def is_comparable(tensor: torch.Tensor) -> bool:
     """Whether its bits can be looked at."""
-    is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    has_memory = not (is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor))
     has_values = tensor.device.type != "meta" and tensor.numel() > 0
-    return is_plain and has_values and tensor.itemsize in INTEGERS
+    return has_memory and has_values and tensor.itemsize in INTEGERS
 
 
 def integer_view(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as integers: -0.0 is not 0.0, and NaN is NaN."""
-    return tensor.detach().view(INTEGERS[tensor.itemsize])
+    return as_plain(tensor).view(INTEGERS[tensor.itemsize])
 
 
 def sum_bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -315,3 +315,52 @@ class Noisy(nn.Module):
 
 def test_hoist_conditioning_random_operators_left_alone():
     assert hoist_conditioning(captured(Noisy(), tokens(), tokens(8))) == 0
+
+
+# ---- quantised weights -------------------------------------------------------------------
+
+
+class Packed(nn.Linear):
+    """A linear whose weight is unpacked from bytes at each call."""
+
+    def __init__(self):
+        super().__init__(WIDTH, WIDTH)
+        bytes = torch.arange(WIDTH * WIDTH).reshape(WIDTH, WIDTH) % 7 - 3
+        self.weight = nn.Parameter(bytes.to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.to(x.dtype) / 4, self.bias)
+
+
+class PackedModel(nn.Module):
+    """Quantised weights that serve the step, one stage, or several."""
+
+    def __init__(self, *, shares):
+        super().__init__()
+        self.of_step, self.of_words, self.of_all = (Packed() for _ in range(3))
+        self.shares = shares
+
+    def forward(self, hidden_states, timestep, text):
+        words = self.of_all(self.of_words(text))
+        time = self.of_all(timestep.exp())
+        scaled = self.of_step(hidden_states) * time + words
+        if not self.shares:
+            return scaled
+        weight = self.of_all.weight.float() / 4
+        return scaled @ weight + text @ weight
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_hoist_packed_weights_are_unpacked_where_they_are_read(shares):
+    names = ("hidden_states", "timestep", "text")
+    given = {name: NAMED[name] for name in names}
+    gm = captured_by_name(PackedModel(shares=shares), **given)
+    hoisted = rewritten(gm, hoist_conditioning)
+    assert torch.equal(hoisted(*given.values())[0], gm(*given.values())[0])
+    words, time = stages_of(hoisted)  # none of constants, which would be the weights
+    of_words, of_time = 2, 1
+    assert words["aten.linear.default"] == words["aten.div.Tensor"] == of_words
+    assert time["aten.linear.default"] == time["aten.div.Tensor"] == of_time
+    in_step = Counter(operators(hoisted))
+    assert in_step["aten.div.Tensor"] == 1 + shares
+    assert in_step["aten.matmul.default"] == 2 * shares, "what shares a weight with the step"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dqar_fx.passes.support.graphs import tensor_value
+from dqar_fx.passes.support.inner_tensors import inner_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,9 +23,9 @@ LIST_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 def describe_model(denoiser: Denoiser) -> dict[str, str]:
     """Name the model, its inputs, its sites and how it is lowered."""
     program = denoiser.program
-    parameters = list(denoiser.model.parameters())
-    count = sum(parameter.numel() for parameter in parameters)
-    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+    count = sum(parameter.numel() for parameter in denoiser.model.parameters())
+    held = (each for p in denoiser.model.parameters() for _, each in inner_tensors(p))
+    dtypes = sorted({str(each.dtype).removeprefix("torch.") for each in held})
     kinds = dict.fromkeys(site.kind for site in program.explanation.sites)
     inputs = [
         f"{node.target} {describe_tensor(value.dtype, value.shape)}"
