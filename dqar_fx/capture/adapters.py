@@ -24,6 +24,7 @@ from torch import nn
 from dqar_fx.passes.support.adapter_paths import adapter_name, scale_name
 from dqar_fx.passes.support.equal_tensors import memory_of, tensor_layout
 
+from .compiled import plain_name
 from .quantised import open_tensor
 
 if TYPE_CHECKING:
@@ -145,6 +146,11 @@ def has_other_adapters(model: nn.Module) -> bool:
     known = {id(layer) for _, layer in find_layers(model)}
     others = (each for each in model.modules() if id(each) not in known)
     return any(isinstance(each, tuners.BaseTunerLayer) for each in others)
+
+
+def base_name(name: str) -> str:
+    """The name of a weight where no adapters are around its layer, and nothing is compiled."""
+    return plain_name(name).replace(".base_layer.", ".")
 
 
 def find_active(layer: Any) -> list[str]:

@@ -15,7 +15,7 @@ from itertools import count
 import torch
 from torch import nn
 
-from dqar_fx.passes.support.equal_tensors import memory_of
+from dqar_fx.passes.support.equal_tensors import memory_of, version_of
 
 from .adapters import ModelInputs, only_active_adapters
 from .equal_modules import ValueDescriber
@@ -94,5 +94,7 @@ class StateDescriber(ValueDescriber):
 def describe_weights(model: nn.Module) -> dict[str, Hashable]:
     """What graphs are given: memory of tensors, how often these were written to, scales."""
     given = ModelInputs.of(model)
-    memory = {name: (memory_of(each), each._version) for name, each in given.tensors.items()}
+    memory = {
+        name: (memory_of(each), version_of(each)) for name, each in given.tensors.items()
+    }
     return {**memory, **given.scales}

@@ -21,10 +21,10 @@ from dqar_fx.passes.support.equal_tensors import (
 )
 from dqar_fx.passes.support.inner_tensors import named_tensors
 
-from .adapters import find_layers, layer_weights
+from .adapters import base_name, find_layers, layer_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Mapping
 
     import torch
     from torch import nn
@@ -42,7 +42,7 @@ class SharedTensors:
 
     def __init__(self, original: nn.Module | None = None) -> None:
         self._original = None if original is None else weakref.ref(original)
-        self._seen = {} if original is None else memory_by_name(original)
+        self._seen = memory_by_name(self._named_originals())
         self.groups: dict[tuple[str, ...], int] = {}
 
     @property
@@ -64,6 +64,11 @@ class SharedTensors:
         """The model that the fork was made of; None once it is gone."""
         return None if self._original is None else self._original()
 
+    def _named_originals(self) -> dict[str, torch.Tensor]:
+        """The original's tensors by the names that they have without adapters around them."""
+        named = {} if self.original is None else named_tensors(self.original)
+        return {base_name(name): each for name, each in named.items()}
+
     def follow(self, model: nn.Module) -> bool:
         """Show the memory that the original's tensors show now; whether any is another.
 
@@ -71,8 +76,9 @@ class SharedTensors:
         """
         if self.original is None:
             return False
-        own, theirs = named_tensors(model), named_tensors(self.original)
-        before, self._seen = self._seen, memory_by_name(self.original)
+        theirs = self._named_originals()
+        own = {base_name(name): each for name, each in named_tensors(model).items()}
+        before, self._seen = self._seen, memory_by_name(theirs)
         changed = [
             name
             for name, memory in self._seen.items()
@@ -108,23 +114,23 @@ class SharedTensors:
             The groups as they were.
         """
         groups, self.groups = self.groups, {}
-        original = self.original
+        theirs = self._named_originals()
         for names in groups:
             first = find_tensor(model, names[0])
             for name in names[1:]:
                 own = find_tensor(model, name)
-                its = own if original is None else find_tensor(original, name)
+                its = theirs.get(base_name(name), own)
                 is_theirs = its is not own and group_equal([first, its])
                 own.data = its.data if is_theirs else first.data.clone()
         return groups
 
     def loosen(self, model: nn.Module) -> bool:
         """Untie tensors whose originals are equal no longer; whether there were any."""
-        original = self.original
-        if original is None or not self.groups:
-            return False
+        named = self._named_originals()
         theirs = {
-            names: [find_tensor(original, name) for name in names] for names in self.groups
+            names: [named[base_name(name)] for name in names]
+            for names in self.groups
+            if named.keys() >= set(map(base_name, names))
         }
         changed = [
             names
@@ -140,9 +146,9 @@ class SharedTensors:
         return bool(changed)
 
 
-def memory_by_name(model: nn.Module) -> dict[str, Hashable]:
-    """What each tensor of a model shows."""
-    return {name: memory_of(each) for name, each in named_tensors(model).items()}
+def memory_by_name(named: Mapping[str, torch.Tensor]) -> dict[str, Hashable]:
+    """What each tensor shows."""
+    return {name: memory_of(each) for name, each in named.items()}
 
 
 def once_per_memory(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from dqar_fx.errors import listing
 from dqar_fx.notices import warn
-from dqar_fx.passes.support.equal_tensors import memory_of
+from dqar_fx.passes.support.equal_tensors import memory_of, version_of
 from dqar_fx.passes.support.tracing_lock import TRACING
-from dqar_fx.steps.seen import version_of
 
 from .recently_used import RecentlyUsed
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dqar_fx.passes.support.equal_tensors import version_of
+
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
@@ -85,8 +87,3 @@ def shows_same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     same_place = a.storage_offset() == b.storage_offset()
     return same_place and a.untyped_storage()._cdata == b.untyped_storage()._cdata
-
-
-def version_of(tensor: torch.Tensor) -> int | None:
-    """How often a tensor was written in place; None where that is not recorded."""
-    return None if tensor.is_inference() else tensor._version

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .seen import version_of
+from dqar_fx.passes.support.equal_tensors import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -64,6 +64,11 @@ def memory_of(tensor: torch.Tensor) -> Hashable:
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), *tensor_layout(tensor))
 
 
+def version_of(tensor: torch.Tensor) -> int | None:
+    """How often a tensor was written in place; None where that is not recorded."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def tensor_layout(tensor: torch.Tensor) -> tuple[Hashable, ...]:
     """Shape, strides, dtype, device and class."""
     kind = torch.Tensor if isinstance(tensor, torch.nn.Parameter) else type(tensor)

@@ -251,3 +251,19 @@ def test_a_model_is_left_as_it_was():
     for path, module in model.named_modules():
         held = {name: value for name, value in vars(module).items() if name in before[path]}
         assert held.keys() == before[path].keys()
+
+
+def test_writes_to_a_model_are_followed_below_adapters():
+    plain = make_pipe().transformer
+    denoiser, other = dqar_fx.transform(plain, COMPUTE), copy.deepcopy(plain)
+    for each in (denoiser, other):
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, target_modules=PLACES, init_lora_weights=False)
+        each.add_adapter(config, "a")
+    for step in range(2):
+        with torch.no_grad():
+            assert torch.equal(denoiser(**inputs(step)).sample, other(**inputs(step)).sample)
+        denoiser.reset()
+        written = plain.transformer_blocks[0].attn.to_q.weight
+        written.data = written.data * 0.5
+        other.transformer_blocks[0].attn.to_q.base_layer.weight.data.mul_(0.5)
