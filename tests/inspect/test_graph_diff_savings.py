@@ -113,12 +113,12 @@ def outlined(program):
     return gm
 
 
-def test_counter_of_pytorch_misses_the_attention_of_cpus_alone():
+def test_counter_of_pytorch_misses_attention_of_cpus_and_products_of_integers():
     gm = row("dit", 0)
     macs = graph_diff(gm, gm).before.macs
     attention = 5 * 2 * 2 * 3 * 36 * 36 * 20
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    assert list(UNKNOWN_TO_TORCH) == [flash]
+    assert list(UNKNOWN_TO_TORCH) == [flash, torch.ops.aten._int_mm]
     assert run_row(gm, known={}) == 2 * (macs - attention)
 
 
