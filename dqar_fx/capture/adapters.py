@@ -12,7 +12,7 @@ Source: the layers are those of PEFT, ``peft.tuners.lora``; the scale of a call 
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -23,12 +23,14 @@ from torch import nn
 
 from dqar_fx.passes.support.adapter_paths import adapter_name, scale_name
 from dqar_fx.passes.support.equal_tensors import memory_of, tensor_layout
+from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .compiled import plain_name
 from .quantised import open_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     Undo = Callable[[], None]
 
@@ -59,13 +61,14 @@ class ModelInputs:
     @classmethod
     def of(cls, model: nn.Module, factor: float = 1.0) -> ModelInputs:
         """What a model gives now; all scales are multiplied by a factor."""
-        scales = {
-            f"{path}.{scale_name(place)}": factor * float(layer.scaling[name])
-            for path, layer in find_layers(model)
-            for place, name in enumerate(find_active(layer))
-        }
-        with only_active_adapters(model):
-            return cls(named_tensors(model), scales)
+        with one_at_a_time(model):
+            scales = {
+                f"{path}.{scale_name(place)}": factor * float(layer.scaling[name])
+                for path, layer in find_layers(model)
+                for place, name in enumerate(find_active(layer))
+            }
+            with only_active_adapters(model):
+                return cls(named_tensors(model), scales)
 
 
 @dataclass(eq=False)
@@ -172,15 +175,21 @@ def keep_active_adapters(model: nn.Module) -> list[Undo]:
     return undo
 
 
+def one_at_a_time(model: nn.Module) -> AbstractContextManager[object]:
+    """Lets one thread at a time look at a model whose layers are changed while it looks."""
+    return TRACING if find_layers(model) else nullcontext()
+
+
 @contextmanager
 def only_active_adapters(model: nn.Module) -> Iterator[None]:
     """While inside, layers of a model have their active adapters alone."""
-    undo = keep_active_adapters(model)
-    try:
-        yield
-    finally:
-        for each in reversed(undo):
-            each()
+    with one_at_a_time(model):
+        undo = keep_active_adapters(model)
+        try:
+            yield
+        finally:
+            for each in reversed(undo):
+                each()
 
 
 def put(held: dict[str, Any], name: str, value: Any, undo: list[Undo]) -> None:

@@ -1,6 +1,7 @@
 """Adapters are inputs of captured graphs: another one, or another scale, is only written."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -233,6 +234,17 @@ def test_both_streams_of_guidance_follow():
                 with torch.no_grad(), denoiser.cache_context(name):
                     assert torch.equal(denoiser(**given).sample, wanted)
         denoiser.reset()
+
+
+def test_threads_that_look_at_a_model_leave_it_as_it_was():
+    model = make_pipe("a", "b").transformer
+    wanted = ModelInputs.of(model)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: ModelInputs.of(model), range(40)))
+    for each in found:
+        assert each.scales == wanted.scales
+        assert list(each.tensors) == list(wanted.tensors)
+    assert model.transformer_blocks[0].attn.to_q.active_adapters == ["b"]
 
 
 def test_a_model_is_left_as_it_was():
