@@ -83,7 +83,11 @@ class ObservedDenoiser(StepDenoiser):
         gm = found.captured.gm
         bound = Bound.to(gm)
         if bound.stamp is not self._stamp:
-            bind_weights(gm, ModelInputs.of(self.model, self._factor), bound.scales)
+            try:
+                bind_weights(gm, ModelInputs.of(self.model, self._factor), bound.scales)
+            except ValueError:  # it is for another layout
+                self.programs.clear()
+                return self._find_program(leaves, spec)
             bound.stamp = self._stamp
         return found
 

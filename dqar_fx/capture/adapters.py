@@ -16,14 +16,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from dqar_fx.errors import DqarError
 from dqar_fx.passes.support.adapter_paths import adapter_name, scale_name
 from dqar_fx.passes.support.equal_tensors import memory_of, tensor_layout
-from dqar_fx.passes.support.tracing_lock import TRACING
 
 from .compiled import plain_name
 from .quantised import open_tensor
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 UNREAD = ("scaling", "lora_alpha", "r", "use_rslora")
 """Attributes of a layer, by adapter, that its forward does not read, or as buffers only."""
+LOOKING = RLock()
+"""Held while adapters are looked at, or a call of a model that has some runs; taken before any
+other lock."""
 SETTINGS = (
     "peft_config",
     "lora_scale",
@@ -151,6 +155,49 @@ def has_other_adapters(model: nn.Module) -> bool:
     return any(isinstance(each, tuners.BaseTunerLayer) for each in others)
 
 
+def find_scaled_argument(model: nn.Module) -> str | None:
+    """The argument whose ``"scale"`` multiplies that of adapters, as diffusers takes it.
+
+    Its ``apply_lora_scale`` stands before the forward, and knows the name. None where no such
+    thing does, or where adapters are not known here.
+    """
+    function: Any = type(model).forward
+    code = getattr(function, "__code__", None)
+    if code is None or not hasattr(function, "__wrapped__") or has_other_adapters(model):
+        return None
+    held = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    name = held["kwargs_name"].cell_contents if "kwargs_name" in held else None
+    return name if isinstance(name, str) else None
+
+
+def refuse_unmerging(model: nn.Module) -> None:
+    """Raise for layers whose forward would write to weights, which a denoiser shares.
+
+    Raises:
+        DqarError: Adapters are disabled that were merged.
+    """
+    for path, layer in find_layers(model):
+        if layer.disable_adapters and layer.merged:
+            raise DqarError(
+                f"{path}: adapters {layer.merged_adapters} are merged into weights, and "
+                "disabled. Their layer would take them out again in a call. Do so before: "
+                "pipe.unfuse_lora(), or enable them"
+            )
+
+
+def unmerge_disabled(model: nn.Module) -> None:
+    """Take adapters out of weights where they were merged and are disabled, as calls do."""
+    for _, layer in find_layers(model):
+        if layer.disable_adapters and layer.merged:
+            layer.unmerge()
+
+
+def adapter_state(layer: Any) -> tuple[object, ...]:
+    """What a layer does with its adapters: scales, those that are active, those merged."""
+    scales = {name: float(value) for name, value in layer.scaling.items()}
+    return scales, layer.active_adapters, layer.disable_adapters, layer.merged_adapters
+
+
 def base_name(name: str) -> str:
     """The name of a weight where no adapters are around its layer, and nothing is compiled."""
     return plain_name(name).replace(".base_layer.", ".")
@@ -165,11 +212,13 @@ def find_active(layer: Any) -> list[str]:
 
 
 def keep_active_adapters(model: nn.Module) -> list[Undo]:
-    """Let layers of a model have their active adapters alone; what undoes that, last first."""
+    """Let layers of a model have their active adapters alone; what undoes that, last first.
+
+    Where its forward may change scales by itself, all stay as they are: numbers of a graph.
+    """
     undo: list[Undo] = []
-    for _, layer in find_layers(model):
-        if not (layer.disable_adapters and layer.merged):  # which its forward takes apart
-            reduce_layer(layer, undo)
+    for _, layer in find_layers(model) if find_scaled_argument(model) else ():
+        reduce_layer(layer, undo)
     for name in SETTINGS:
         take_out(vars(model), name, undo)
     return undo
@@ -177,7 +226,7 @@ def keep_active_adapters(model: nn.Module) -> list[Undo]:
 
 def one_at_a_time(model: nn.Module) -> AbstractContextManager[object]:
     """Lets one thread at a time look at a model whose layers are changed while it looks."""
-    return TRACING if find_layers(model) else nullcontext()
+    return LOOKING if find_layers(model) else nullcontext()
 
 
 @contextmanager

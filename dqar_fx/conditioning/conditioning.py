@@ -114,7 +114,7 @@ class Conditioning:
         self._ahead, self._copy = ahead, copy
         self._bind, self._narrow, self._fill = bind, narrow, fill
         self._calls: dict[tuple[int, Live], list[BoundCall]] = {}
-        self._sums: list[torch.Tensor] | None = None
+        self._sums: torch.Tensor | None = None
 
     def forget(self) -> None:
         """Take parameters anew when next they are needed."""
@@ -128,9 +128,11 @@ class Conditioning:
         if self.fixed is not None or (self.residence is not None and self.residence.is_away):
             return False
         paths = {path for stage in self.stages for path in stage.static}
-        found = [sum_bits(self._fill(path)) for path in sorted(map(str, paths))]
-        before, self._sums = self._sums, found
-        return before is not None and not all(map(torch.equal, before, found))
+        sums = [sum_bits(self._fill(path)) for path in sorted(map(str, paths))]
+        if not sums:
+            return False
+        before, self._sums = self._sums, torch.stack(sums)
+        return before is not None and not torch.equal(before, self._sums)
 
     def evaluate(
         self,

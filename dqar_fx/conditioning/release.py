@@ -175,6 +175,10 @@ class Residence:
         """Take care of a model's tensors, too."""
         self._models.add(model)
 
+    def moves(self, model: nn.Module) -> bool:
+        """Whether a model's tensors are taken away, too, such as those of another denoiser."""
+        return model in self._models
+
     def add_program(self, program: ReleasingProgram) -> None:
         """Take care of a program's tensors, too."""
         self._programs.add(program)

@@ -138,6 +138,7 @@ class Rehearsal:
         self._clock, self._device = CallClock(device), device
         self._program = RowProgram.like(denoiser.program, self._clock.around)
         builder, residence = RowProgramBuilder(self._program), denoiser.residence
+        residence.bring_back()  # to be shared with what is made here
         self._denoiser = Denoiser(denoiser.model, builder, CompileOptions.of(None), residence)
         if residence.place is not None:
             self._program.attach(residence)

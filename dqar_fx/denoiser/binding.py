@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from inspect import Signature
-
-    from torch import nn
 
 Source = int | str
 """Where an argument comes from: its place among the positional ones, or its keyword."""
@@ -84,29 +85,19 @@ class Binder:
         return Binding(given, by_name | bound.kwargs, as_tuple)
 
 
-def find_scaled_argument(model: nn.Module) -> str | None:
-    """The argument whose ``"scale"`` multiplies that of adapters, as diffusers takes it.
-
-    Its ``apply_lora_scale`` stands before the forward, and knows the name.
-    """
-    forward = getattr(type(model).forward, "__code__", None)
-    if forward is None or not hasattr(type(model).forward, "__wrapped__"):
-        return None
-    cells = type(model).forward.__closure__ or ()
-    held = {
-        name: cell.cell_contents for name, cell in zip(forward.co_freevars, cells, strict=True)
-    }
-    name = held.get("kwargs_name")
-    return name if isinstance(name, str) else None
-
-
 def take_scale(kwargs: dict[str, Any], name: str | None) -> tuple[dict[str, Any], float]:
     """Keyword arguments without the scale of adapters, and that scale; 1 if there is none."""
     if name not in kwargs:
         return kwargs, 1.0
     given, scale = kwargs[name], 1.0
-    if isinstance(given, dict) and type(given.get("scale")) in (int, float):
+    if isinstance(given, dict) and is_number(given.get("scale")):
         scale = float(given["scale"])
         given = {key: value for key, value in given.items() if key != "scale"}
     rest = {key: value for key, value in kwargs.items() if key != name}
     return {**rest, name: given} if given else rest, scale
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number, of Python, of numpy or in a tensor."""
+    is_single = isinstance(value, torch.Tensor) and value.numel() == 1
+    return is_single or isinstance(value, Real)

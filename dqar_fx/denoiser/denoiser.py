@@ -222,8 +222,9 @@ class Denoiser(StepDenoiser):
             SiteError: No attention is found, or a pattern selects none.
             ScheduleError: The schedule does not fit the sites.
         """
-        args, kwargs, _ = self._bind_call(args, kwargs)
-        return self._find_program(*pytree.tree_flatten((args, kwargs)))
+        with self._turns:
+            args, kwargs, _ = self._bind_call(args, kwargs)
+            return self._find_program(*pytree.tree_flatten((args, kwargs)))
 
     def _find_program(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Program:
         return self._programs.find(leaves, spec)

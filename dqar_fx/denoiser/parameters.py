@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from dqar_fx.capture.adapters import has_other_adapters
+from dqar_fx.capture.adapters import (
+    find_scaled_argument,
+    one_at_a_time,
+    refuse_unmerging,
+    unmerge_disabled,
+)
 from dqar_fx.capture.compiled import find_original
 from dqar_fx.capture.model_state import ModelState, describe_weights
 from dqar_fx.capture.patched import refuse_hooks, refuse_patches, refuse_taking
@@ -16,11 +21,12 @@ from dqar_fx.capture.shared_tensors import SharedTensors, once_per_memory
 from dqar_fx.conditioning.release import Residence
 from dqar_fx.errors import DqarError
 
-from .binding import find_scaled_argument, take_scale
+from .binding import take_scale
 from .wrapper import Wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -54,10 +60,12 @@ class ParameterWrapper(Wrapper):
     _handed_out: HandedOut | None
     _factor: float
     _scaled_argument: str | None
+    _turns: AbstractContextManager[object]
 
     def __init__(self, model: nn.Module, residence: Residence | None) -> None:
         refuse_patches(find_original(model))
         refuse_classes(find_original(model))
+        refuse_unmerging(find_original(model))
         super().__init__(model)
         self._residence = Residence() if residence is None else residence
         self._residence.add_model(self.model)
@@ -67,7 +75,12 @@ class ParameterWrapper(Wrapper):
         self._weights: Mapping[str, Hashable] | None = None
         self._original_weights: Mapping[str, Hashable] | None = None
         self._factor = 1.0
-        self._scaled_argument = self._find_scaled_argument()
+        self._look_for_adapters()
+
+    def _look_for_adapters(self) -> None:
+        """Find out how scales of adapters are given, and whether threads wait in turn."""
+        self._scaled_argument = find_scaled_argument(self.model)
+        self._turns = one_at_a_time(self.model)
 
     if TYPE_CHECKING:
 
@@ -131,6 +144,7 @@ class ParameterWrapper(Wrapper):
         refuse_hooks(self.model)
         refuse_taking(self)
         before, self._handed_out = self._handed_out, None
+        unmerge_disabled(self.model)
         for module in self.model.modules():
             module.training = False
         self._model_state.look_again()
@@ -145,7 +159,7 @@ class ParameterWrapper(Wrapper):
             self._forget_programs()
         elif is_written or before.state not in (None, self._model_state.number):
             self._follow_weights()
-        self._scaled_argument = self._find_scaled_argument()
+        self._look_for_adapters()
 
     def _notice_writes(self) -> None:
         """Follow what was done to weights past the denoiser, as a run begins.
@@ -154,7 +168,7 @@ class ParameterWrapper(Wrapper):
             DqarError: The model's weights were written to, but some are away.
         """
         place, original = self._residence.place, self._shared_tensors.original
-        if place is not None and original is not None:
+        if place is not None and original is not None and not self._residence.moves(original):
             theirs = describe_weights(original)
             before, self._original_weights = self._original_weights, theirs
             if before not in (None, theirs) and self._residence.is_away:
@@ -199,11 +213,6 @@ class ParameterWrapper(Wrapper):
             self._follow_weights(factor)
         return args, kwargs, as_tuple
 
-    def _find_scaled_argument(self) -> str | None:
-        """The argument whose scale is that of adapters; None if these are not known here."""
-        found = find_scaled_argument(self.model)
-        return None if found is None or has_other_adapters(self.model) else found
-
     def _changes(self, fn: Callable[..., Any]) -> bool:
         """Whether a function of tensors may change them; known only of what was dropped."""
         if self._residence.place != "drop":
@@ -221,12 +230,13 @@ class ParameterWrapper(Wrapper):
         """Copy the state with parameters that were released brought back."""
         self._residence.bring_back()
         self._take_back()
-        return self.__dict__
+        return {**self.__dict__, "_factor": 1.0, "_turns": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take care of the copy's own parameters."""
         super().__setstate__(state)
         self._residence.add_model(self.model)
+        self._look_for_adapters()
 
     @property
     def residence(self) -> Residence:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -21,7 +21,7 @@ from .parameters import ParameterWrapper
 from .request import RequestSession
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from torch import nn
@@ -65,6 +65,9 @@ class StepProgram(Protocol):
 
     def reset(self) -> None:
         """Forget all streams."""
+
+
+Found = TypeVar("Found", bound=StepProgram)
 
 
 class StepDenoiser(ParameterWrapper):
@@ -211,7 +214,11 @@ class StepDenoiser(ParameterWrapper):
 
     @opaque  # its own lowering compiles what it runs
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs, as_tuple = self._bind_call(args, kwargs)
+        with self._turns:  # scales are the graph's, which threads and denoisers may share
+            return self._call(*self._bind_call(args, kwargs))
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], as_tuple: bool) -> Any:
+        """One call with its arguments in order."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         refuse_gradients(leaves)
         with torch.inference_mode(mode=False), torch.no_grad():
@@ -239,9 +246,10 @@ class StepDenoiser(ParameterWrapper):
         self, leaves: Sequence[Any], spec: pytree.TreeSpec
     ) -> tuple[StepProgram, list[torch.Tensor]]:
         """One call: the program for its inputs, and the flat outputs."""
-        program = self._find_program(leaves, spec)
+        find = partial(self._find_program, leaves, spec)
+        program = find()
         position = self._locate(program, leaves)
-        program = self._renew(program, position, leaves, spec)
+        program = self._renew(program, position, find)
         program = self._fit(program, position)
         return program, program.run(leaves, position)
 
@@ -261,14 +269,13 @@ class StepDenoiser(ParameterWrapper):
             position = replace(position, timesteps=timesteps)
         return position
 
-    def _renew(
-        self,
-        program: StepProgram,
-        position: Position,
-        leaves: Sequence[Any],
-        spec: pytree.TreeSpec,
-    ) -> StepProgram:
+    def _renew(self, program: Found, position: Position, find: Callable[[], Found]) -> Found:
         """The program of a call, for weights that were written to before its run began.
+
+        Args:
+            program: The one that was found.
+            position: Which step of which stream the call is.
+            find: Finds it again.
 
         Raises:
             DqarError: They were, but some are away.
@@ -277,7 +284,7 @@ class StepDenoiser(ParameterWrapper):
         if run is None or run.calls:
             return program
         self._notice_writes()
-        return self._find_program(leaves, spec)
+        return find()
 
     def _fit(self, program: StepProgram, position: Position) -> StepProgram:
         """The program whose table is made for the run of a call.

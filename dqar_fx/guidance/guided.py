@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -222,9 +223,10 @@ class GuidedDenoiser(Denoiser):
         A batch without halves goes on with what the conditional stream has kept.
         """
         conditional = leaves if halves is None else halves.conditional
-        found = self._programs.find(conditional, spec)
+        find = partial(self._programs.find, conditional, spec)
+        found = find()
         position = self._locate(found, conditional)
-        found = cast("Program", self._renew(found, position, conditional, spec))
+        found = self._renew(found, position, find)
         streams = self._streams[session_of(position.stream)]
         is_first = position.run is not None and not position.run.calls
         if halves is not None and is_first and not streams.halves.look(halves, again=True):
@@ -250,9 +252,10 @@ class GuidedDenoiser(Denoiser):
         self, leaves: Sequence[Any], spec: pytree.TreeSpec
     ) -> tuple[Program, list[torch.Tensor]]:
         """Run the one stream that this call is of."""
-        found = self._programs.find(leaves, spec)
+        find = partial(self._programs.find, leaves, spec)
+        found = find()
         position = self._locate(found, leaves)
-        found = cast("Program", self._renew(found, position, leaves, spec))
+        found = self._renew(found, position, find)
         program = self._fit(found, position)
         other, streams = self._beside(program), self._streams[session_of(position.stream)]
         if self.guidance.is_unconditional(position.stream):

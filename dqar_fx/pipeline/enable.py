@@ -13,10 +13,12 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from dqar_fx.capture.adapters import adapter_state, find_layers
 from dqar_fx.capture.compiled import find_original, plain_modules
 from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.denoiser.offload import hand_hook_on
 from dqar_fx.errors import DqarError
+from dqar_fx.passes.support.equal_tensors import memory_of
 from dqar_fx.transform import transform
 
 from .watch import give_class_back, is_watchable, unwatch, watch
@@ -142,10 +144,21 @@ def follow_modules(original: nn.Module, denoiser: Denoiser) -> None:
     """Let a model have the modules of its denoiser, or their tensors if it has the same."""
     fork = denoiser.lend_model()
     own, theirs = plain_modules(original), plain_modules(fork)
-    if [(n, type(m)) for n, m in own.items()] == [(n, type(m)) for n, m in theirs.items()]:
+    is_alike = [(n, type(m)) for n, m in own.items()] == [
+        (n, type(m)) for n, m in theirs.items()
+    ]
+    if is_alike and describe_adapters(original) == describe_adapters(fork):
         follow_placement(list(own.values()), list(theirs.values()))
     else:
         vars(find_original(original)).update(vars(fork))
+
+
+def describe_adapters(model: nn.Module) -> list[tuple[object, ...]]:
+    """What layers do with their adapters, and the weights that these may be merged into."""
+    return [
+        (*adapter_state(layer), *map(memory_of, layer.get_base_layer().parameters()))
+        for _, layer in find_layers(model)
+    ]
 
 
 def follow_placement(originals: Sequence[nn.Module], forks: Sequence[nn.Module]) -> None:

@@ -179,6 +179,8 @@ class Programs:
         make: Callable[[], Program],
     ) -> Program:
         """A program with the weights of the model; made anew where its graph is for others."""
+        if self._residence.is_away:
+            self._residence.forget_saved()  # what was saved is written to
         try:
             is_replaced = found.follow(self._given, self._stamp)
         except ValueError as error:
@@ -320,7 +322,8 @@ class Programs:
             if key[0] == state and (lent := lend(program)) is not None:
                 other._of(key).keep(lent)
         other.packed_weights = self.packed_weights
-        other._stamp, other._factor = self._stamp, self._factor
+        if other._factor == self._factor:
+            other._stamp = self._stamp
         other.shared_tensors.take_over(self.shared_tensors)
 
     def _keyed(self) -> Iterator[tuple[tuple[int, Hashable], Program]]:
