@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from dqar_fx.capture.adapters import find_layers, find_scaled_argument
 from dqar_fx.capture.capture import capture
 from dqar_fx.capture.patched import refuse_patches
 from dqar_fx.capture.segments import capture_segments
@@ -126,6 +127,7 @@ def capture_best(
             if wanted == "graph":
                 raise
             failed, why = error, str(error)
+    refuse_scales_of_its_own(model, args, kwargs)
     settles = options.backend.is_compiled
     try:
         blocks = capture_segments(model, args, kwargs, options.disable, settles=settles)
@@ -159,6 +161,24 @@ def refuse_no_values(model: nn.Module, leaves: Sequence[Any]) -> None:
             f"{', '.join(sorted(map(str, given))) or 'no device'}. Something has offloaded "
             "them, or they were never loaded: bring them back, or give inputs on the meta "
             "device to look at graphs alone"
+        )
+
+
+def refuse_scales_of_its_own(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raise for a scale of adapters that a forward sets around its blocks, which run alone.
+
+    Raises:
+        OptionError: One is given.
+    """
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, dict)]
+    is_given = any(value.get("scale", 1) != 1 for value in given)
+    if is_given and find_layers(model) and find_scaled_argument(model) is None:
+        raise OptionError(
+            f"the forward of {type(model).__name__} sets the scale of its adapters by itself, "
+            "which blocks that are captured alone do not see. Expected capture='graph'; or "
+            "set the scale before, by set_adapters(names, weights), and give none"
         )
 
 

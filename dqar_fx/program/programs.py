@@ -355,7 +355,7 @@ class Programs:
 
     def loosen(self) -> bool:
         """Capture anew if graphs read one of what is equal no longer; whether they did."""
-        if self.shared_tensors.follow(self._model):
+        if not self._residence.is_away and self.shared_tensors.follow(self._model):
             self.look_at_weights()
         is_loosened = self.shared_tensors.loosen(self._model)
         if is_loosened:

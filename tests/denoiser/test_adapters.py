@@ -1,15 +1,18 @@
 """Adapters are inputs of captured graphs: another one, or another scale, is only written."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from peft import LoHaConfig, LoraConfig, get_peft_model_state_dict
 
 import dqar_fx
-from dqar_fx import Guidance, Schedule
-from dqar_fx.capture.adapters import ModelInputs, only_active_adapters
+from dqar_fx import DqarError, Guidance, Schedule
+from dqar_fx.capture.adapters import ModelInputs, find_layers, only_active_adapters
 from tests.helpers.hook_oracle import Oracle
 from tests.helpers.models import seeded
 from tests.helpers.sd3_pipeline import make_tiny_sd3, put_in_pipeline
@@ -234,6 +237,111 @@ def test_both_streams_of_guidance_follow():
                 with torch.no_grad(), denoiser.cache_context(name):
                     assert torch.equal(denoiser(**given).sample, wanted)
         denoiser.reset()
+
+
+@pytest.mark.parametrize("kind", [int, float, np.float64, np.float32, torch.tensor])
+def test_a_scale_is_any_number(kind):
+    pipes = twice(make_pipe("a"))
+    for scale in (2, 0, 1) if kind is int else (2.0, 0.25, 1.0):
+        fresh = copy.deepcopy(pipes[0]), pipes[1]
+        wanted = check(fresh, joint_attention_kwargs={"scale": float(scale)})
+        given = {"joint_attention_kwargs": {"scale": kind(scale)}}
+        with torch.no_grad():
+            assert torch.equal(pipes[1].transformer(**inputs(), **given).sample, wanted)
+    assert len(pipes[1].transformer.captured_programs()) == 1
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda denoiser: denoiser.with_schedule(Schedule.interval(STEPS, 2)),
+        copy.deepcopy,
+        lambda denoiser: pickle.loads(pickle.dumps(denoiser)),
+    ],
+)
+def test_what_is_made_of_a_denoiser_has_no_scale_of_a_call(derive):
+    pipes = twice(make_pipe("a"))
+    half = {"joint_attention_kwargs": {"scale": 0.5}}
+    check((copy.deepcopy(pipes[0]), pipes[1]), **half)
+    pipes[1].transformer = derive(pipes[1].transformer)
+    check(pipes)
+    check(pipes, **half)
+
+
+@pytest.mark.parametrize("release", ["host", "disk"])
+@pytest.mark.filterwarnings("ignore:release='host' frees nothing")
+def test_scales_reach_adapters_of_released_conditioning(release):
+    plain = make_pipe("a").transformer
+    denoiser = dqar_fx.transform(plain, COMPUTE, release=release)
+    denoiser.attach_timesteps(torch.tensor([900.0 - 100 * step for step in range(STEPS)]))
+    for scale in (1.0, 0.5, 0.25, 1.0):
+        given = {"joint_attention_kwargs": {"scale": scale}}
+        for step in range(2):
+            with torch.no_grad():
+                wanted = copy.deepcopy(plain)(**inputs(step), **given).sample
+                found = denoiser(**inputs(step), **given).sample
+            assert (found - wanted).abs().max() < 1e-5
+
+
+def test_adapters_that_are_fused_and_disabled_leave_the_weights_once():
+    pipes = twice(make_pipe("a"))
+    for pipe in pipes:
+        pipe.fuse_lora(components=["transformer"])
+        pipe.disable_lora()
+    for _ in range(3):
+        check(pipes)
+    model = pipes[0].transformer
+    for each in find_layers(model):
+        each[1].merged_adapters = ["a"]
+    with pytest.raises(DqarError, match="merged into weights, and disabled"):
+        dqar_fx.transform(model, COMPUTE)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda pipe: pipe.set_adapters(["a"], [0.3]),
+        lambda pipe: pipe.disable_lora(),
+        lambda pipe: pipe.fuse_lora(components=["transformer"]),
+        lambda pipe: pipe.fuse_lora(components=["transformer"], safe_fusing=True),
+    ],
+)
+def test_a_model_that_is_given_back_has_the_adapters_as_they_are(act):
+    pipes = make_pipe("a", "b"), make_pipe("a", "b")
+    dqar_fx.enable(pipes[1], COMPUTE)
+    for pipe in pipes:
+        act(pipe)
+    check(pipes)
+    dqar_fx.disable(pipes[1])
+    check(pipes)
+    for pipe in pipes:
+        pipe.unload_lora_weights()
+    check(pipes)
+
+
+def test_a_forward_that_scales_by_itself_is_captured_for_each_scale():
+    class Scaling(type(make_tiny_sd3(4))):
+        def forward(self, hidden_states, attention_kwargs=None, **given):
+            scale = (attention_kwargs or {}).get("scale", 1.0)
+            scale_lora_layers(self, scale)
+            try:
+                return super().forward(hidden_states, **given)
+            finally:
+                unscale_lora_layers(self, scale)
+
+    plain = make_pipe("a")
+    model = copy.deepcopy(plain.transformer)
+    model.__class__ = Scaling
+    denoiser = dqar_fx.transform(model, COMPUTE)
+    for scale in (1.0, 0.5, 0.25):
+        given = {"joint_attention_kwargs": {"scale": scale}}
+        with torch.no_grad():
+            wanted = copy.deepcopy(plain.transformer)(**inputs(), **given).sample
+            found = denoiser(**inputs(), attention_kwargs={"scale": scale}).sample
+        assert torch.equal(found, wanted)
+    blocks = dqar_fx.transform(model, COMPUTE, capture="blocks")
+    with pytest.raises(DqarError, match="sets the scale of its adapters by itself"):
+        blocks(**inputs(), attention_kwargs={"scale": 0.5})
 
 
 def test_threads_that_look_at_a_model_leave_it_as_it_was():
