@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
@@ -167,10 +168,15 @@ class HostReads(TorchFunctionMode):
             return value.item()
 
     def answer(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The result of a function of values alone; tensors of it are constants."""
+        """The result of a function of values alone; tensors of it are constants.
+
+        An array is a copy: what the forward writes to later is not in the graph's constants.
+        """
         for tensor in tensors_of((args, kwargs)):
             self.value_of(tensor)
         result = self._values.evaluate(func, args, kwargs)
+        if isinstance(result, np.ndarray):
+            return result.copy()
         return pytree.tree_map_only(Tensor, self.constant, result)
 
     def places(self, mask: Tensor, shape: Sequence[int] | None = None) -> tuple[Tensor, ...]:

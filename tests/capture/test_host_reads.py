@@ -182,6 +182,15 @@ def test_any_reads_and_any_requests_equal_the_model(reads, requests, data):
             assert torch.equal(denoiser(*call), model(*call))
 
 
+def test_an_array_of_a_mask_that_is_written_later_has_what_was_read():
+    mask = torch.tensor([[True, True, False, True], [False, True, True, False]])
+    model = make(by_array, by_written_mask)
+    denoiser = dqar_fx.transform(model, dqar_fx.Schedule.interval(2, 1))
+    for step in range(2):
+        expected = model(*inputs(step, mask.clone()))
+        assert torch.equal(denoiser(*inputs(step, mask.clone())), expected)
+
+
 def test_values_are_looked_at_once_per_run_and_stream(monkeypatch):
     from dqar_fx.capture.reads import Reads
 
