@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils import _pytree as pytree
 
-from dqar_fx.capture.adapters import Bound, ModelInputs, bind_weights
+from dqar_fx.capture.adapters import Bound, ModelInputs
 from dqar_fx.capture.inputs import Roles, signature_of
 from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.conditioning import AheadPolicy
@@ -84,11 +84,10 @@ class ObservedDenoiser(StepDenoiser):
         bound = Bound.to(gm)
         if bound.stamp is not self._stamp:
             try:
-                bind_weights(gm, ModelInputs.of(self.model, self._factor), bound.scales)
+                bound.take(ModelInputs.of(self.model, self._factor), self._stamp, gm)
             except ValueError:  # it is for another layout
                 self.programs.clear()
                 return self._find_program(leaves, spec)
-            bound.stamp = self._stamp
         return found
 
     @no_collection()

@@ -77,7 +77,7 @@ class ModelInputs:
 
 @dataclass(eq=False)
 class Bound:
-    """What the tensors of a captured graph are.
+    """What the tensors of a captured graph are, and of a model that runs around it.
 
     Attributes:
         stamp: What its weights were taken from is in the state of this object.
@@ -87,7 +87,17 @@ class Bound:
 
     stamp: object = None
     version: int = 0
-    scales: dict[str, float] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+    def take(self, given: ModelInputs, stamp: object, *modules: nn.Module) -> None:
+        """Let modules have what a model gives, as it is at a stamp.
+
+        Raises:
+            ValueError: Another layout of a tensor is needed.
+        """
+        replaced = [bind_weights(module, given, self.scales) for module in modules]
+        self.version += any(replaced)
+        self.scales, self.stamp = given.scales, stamp
 
     @classmethod
     def to(cls, gm: torch.fx.GraphModule) -> Bound:
@@ -104,13 +114,13 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def bind_weights(module: nn.Module, given: ModelInputs, scales: dict[str, float]) -> bool:
+def bind_weights(module: nn.Module, given: ModelInputs, scales: Mapping[str, float]) -> bool:
     """Let a graph, or a fork with active adapters alone, have what a model gives.
 
     Args:
         module: The graph or fork.
         given: What it is given.
-        scales: Those that were written to it before, which are updated.
+        scales: Those that were written to it before.
 
     Returns:
         Whether tensors were replaced.
@@ -129,7 +139,6 @@ def bind_weights(module: nn.Module, given: ModelInputs, scales: dict[str, float]
                 raise ValueError(f"{name} is of another layout")
             own.data = theirs.data
             is_replaced = True
-    scales.update(given.scales)
     return is_replaced
 
 

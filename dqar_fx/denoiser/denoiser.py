@@ -240,10 +240,12 @@ class Denoiser(StepDenoiser):
         super()._fit(fitted, position)
         return fitted
 
-    def _notice_writes(self) -> None:
-        super()._notice_writes()
-        if not self._residence.is_away and self._programs.loosen():
+    def _notice_writes(self) -> bool:
+        is_written = super()._notice_writes()
+        is_loosened = not self._residence.is_away and self._programs.loosen()
+        if is_loosened:
             self._weights = None  # what was one is several, of the same values
+        return is_written or is_loosened
 
     def _follow_weights(self, factor: float | None = None) -> None:
         self._programs.look_at_weights(factor)

@@ -161,8 +161,11 @@ class ParameterWrapper(Wrapper):
             self._follow_weights()
         self._look_for_adapters()
 
-    def _notice_writes(self) -> None:
+    def _notice_writes(self) -> bool:
         """Follow what was done to weights past the denoiser, as a run begins.
+
+        Returns:
+            Whether anything was done.
 
         Raises:
             DqarError: The model's weights were written to, but some are away.
@@ -179,13 +182,15 @@ class ParameterWrapper(Wrapper):
                     "where weights change between runs"
                 )
         if self._residence.is_away:
-            return
+            return False
         is_shown = self._shared_tensors.follow(self.model)
         weights = describe_weights(self.model)
         before, self._weights = self._weights, weights
-        if is_shown or before not in (None, weights):
+        is_written = is_shown or before not in (None, weights)
+        if is_written:
             self._residence.forget_saved()
             self._follow_weights()
+        return is_written
 
     @torch.inference_mode(mode=False)  # as for a move
     def _call_method(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -281,10 +281,8 @@ class StepDenoiser(ParameterWrapper):
             DqarError: They were, but some are away.
         """
         run = position.run
-        if run is None or run.calls:
-            return program
-        self._notice_writes()
-        return find()
+        begins = run is not None and not run.calls
+        return find() if begins and self._notice_writes() else program
 
     def _fit(self, program: StepProgram, position: Position) -> StepProgram:
         """The program whose table is made for the run of a call.

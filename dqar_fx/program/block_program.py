@@ -39,9 +39,8 @@ from .stream import Binder
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import fx
+    from torch import fx, nn
 
-    from dqar_fx.capture.adapters import ModelInputs
     from dqar_fx.capture.segments import Segment, SegmentCapture
     from dqar_fx.plan.plan import Plan
     from dqar_fx.plan.slot_state import Actions, ForecastWeights
@@ -162,8 +161,9 @@ class BlockProgram(Program):
             f"{self.explanation.said_tier}"
         )
 
-    def _take(self, given: ModelInputs) -> bool:
-        return self._host.take(given) | super()._take(given)
+    @property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        return (self._host.model, *super()._modules)
 
     def _run_calls(
         self, stream: Stream, step: PreparedStep, leaves: Sequence[Any], position: Position

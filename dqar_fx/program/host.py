@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from dqar_fx.capture.adapters import bind_weights
 from dqar_fx.capture.capture import fork_to_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from dqar_fx.capture.adapters import ModelInputs
 
 
 class BlockRunner(Protocol):
@@ -41,28 +38,24 @@ class Host:
         paths: Of the blocks.
 
     Attributes:
+        model: The fork.
         is_outdated: Whether a call of it did something else than what was captured.
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
         self.is_outdated = False
-        self._model = fork_to_trace(model)
-        self._scales: dict[str, float] = {}
+        self.model = fork_to_trace(model)
         self._now = threading.local()
         for path in find_siblings(model, paths):
-            block = self._model.get_submodule(path)
+            block = self.model.get_submodule(path)
             block.forward = self._stand_in(path, block.forward)
-
-    def take(self, given: ModelInputs) -> bool:
-        """Take weights and scales of the model; whether tensors were replaced."""
-        return bind_weights(self._model, given, self._scales)
 
     def run(self, runner: BlockRunner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model; what it returns."""
         before = getattr(self._now, "runner", None)
         self._now.runner = runner
         try:
-            return self._model(*args, **kwargs)
+            return self.model(*args, **kwargs)
         finally:
             self._now.runner = before
 

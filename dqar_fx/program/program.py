@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dqar_fx.capture.adapters import Bound, bind_weights
+from dqar_fx.capture.adapters import Bound
 from dqar_fx.capture.inputs import Roles
 from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.conditioning import AheadPolicy, Conditioning
@@ -42,7 +42,7 @@ from .stream import Binder, PreparedStep, Stream
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import fx
+    from torch import fx, nn
 
     from dqar_fx.capture.adapters import ModelInputs
     from dqar_fx.capture.capture import Capture
@@ -277,16 +277,16 @@ class Program:
             ValueError: Another layout of a tensor is needed.
         """
         if self._bound.stamp is not stamp:
-            self._bound.version += self._take(given)
-            self._bound.stamp = stamp
+            self._bound.take(given, stamp, *self._modules)
         if self._bound.version == self._version:
             return False
         self.bind_anew()
         return True
 
-    def _take(self, given: ModelInputs) -> bool:
-        """Take weights and scales; whether tensors were replaced."""
-        return bind_weights(self.graphs.model, given, self._bound.scales)
+    @property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        """What has weights and scales of its own."""
+        return (self.graphs.model,)
 
     def bind_anew(self) -> None:
         """Bind rows and stages anew, to the tensors that the graph has now."""

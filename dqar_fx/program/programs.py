@@ -355,8 +355,6 @@ class Programs:
 
     def loosen(self) -> bool:
         """Capture anew if graphs read one of what is equal no longer; whether they did."""
-        if not self._residence.is_away and self.shared_tensors.follow(self._model):
-            self.look_at_weights()
         is_loosened = self.shared_tensors.loosen(self._model)
         if is_loosened:
             self._clear()
@@ -364,6 +362,8 @@ class Programs:
 
     def reset(self) -> None:
         """Start anew: no kept output and no conditioning is used again."""
+        if not self._residence.is_away and self.shared_tensors.follow(self._model):
+            self.look_at_weights()
         self.loosen()
         self.model_state.look_again()
         self._look_at_inputs_again()

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
 from torch import nn
 
 import dqar_fx
@@ -17,7 +16,7 @@ from dqar_fx import DqarError, OptionError, Schedule, ScheduleError
 from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.capture.capture import fork_model
 from tests.helpers.hook_oracle import ForecastOracle, Oracle, taylor_forecast
-from tests.helpers.models import Case, settled
+from tests.helpers.models import Case, make_dit
 from tests.helpers.slow_cases import slow_but
 
 torchao = pytest.importorskip("torchao.quantization")
@@ -77,20 +76,7 @@ QUICK = ("int8", "q8_0")
 
 def make_case(layers):
     """DiT with one head, and inputs of all linears that are multiples of 32."""
-    model = DiTTransformer2DModel(
-        num_attention_heads=1,
-        attention_head_dim=WIDTH,
-        in_channels=4,
-        out_channels=8,
-        num_layers=layers,
-        sample_size=8,
-        num_embeds_ada_norm=10,
-        norm_type="ada_norm_zero",
-        norm_elementwise_affine=False,
-        activation_fn="gelu-approximate",
-        attention_bias=True,
-    )
-    return Case(settled(model), (2, 4, 8, 8), {"class_labels": torch.arange(2)})
+    return make_dit(2, layers, heads=1, head_dim=WIDTH, size=8)
 
 
 def make(name, layers=1, **options):

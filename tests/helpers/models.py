@@ -58,15 +58,17 @@ def settled(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def make_dit(batch: int = 2, layers: int = 5) -> Case:
-    """Class-conditional DiT of an odd geometry: 3 heads of 20, 12 x 12 latents."""
+def make_dit(
+    batch: int = 2, layers: int = 5, heads: int = 3, head_dim: int = 20, size: int = 12
+) -> Case:
+    """Class-conditional DiT, of an odd geometry if left as it is: 12 x 12 latents."""
     model = DiTTransformer2DModel(
-        num_attention_heads=3,
-        attention_head_dim=20,
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
         in_channels=4,
         out_channels=8,
         num_layers=layers,
-        sample_size=12,
+        sample_size=size,
         patch_size=2,
         num_embeds_ada_norm=10,
         norm_type="ada_norm_zero",
@@ -75,7 +77,7 @@ def make_dit(batch: int = 2, layers: int = 5) -> Case:
         attention_bias=True,
     )
     labels = torch.arange(batch) % 10
-    return Case(settled(model), (batch, 4, 12, 12), {"class_labels": labels})
+    return Case(settled(model), (batch, 4, size, size), {"class_labels": labels})
 
 
 def make_pixart(batch: int = 2) -> Case:
