@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dqar_fx.errors import DqarError
@@ -148,7 +149,7 @@ def refuse_classes(model: nn.Module) -> None:
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         kind = type(tensor)
-        if kind in (torch.Tensor, nn.Parameter) or is_opened(tensor):
+        if kind in (torch.Tensor, nn.Parameter, FakeTensor) or is_opened(tensor):
             continue
         function = kind.__torch_function__
         if not vars(tensor) and getattr(function, "__func__", function) in PLAIN_FUNCTIONS:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.passes.support.equal_tensors import sum_bits
+from dqar_fx.passes.support.equal_tensors import is_comparable, sum_bits
 from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
@@ -128,7 +128,8 @@ class Conditioning:
         if self.fixed is not None or (self.residence is not None and self.residence.is_away):
             return False
         paths = {path for stage in self.stages for path in stage.static}
-        sums = [sum_bits(self._fill(path)) for path in sorted(map(str, paths))]
+        sources = [self._fill(path) for path in sorted(map(str, paths))]
+        sums = [sum_bits(tensor) for tensor in sources if is_comparable(tensor)]
         if not sums:
             return False
         before, self._sums = self._sums, torch.stack(sums)

@@ -94,11 +94,9 @@ def sum_bits(tensor: torch.Tensor) -> torch.Tensor:
     """A number that tells a tensor from what it was, int64: of sums of its bits.
 
     Its memory is laid out as a square of numbers of eight bytes each, which are summed along
-    rows and columns, so that nothing is converted, and the order of elements counts. 0 where
-    bits cannot be looked at.
+    rows and columns, so that nothing is converted, and the order of elements counts. Its bits
+    must be comparable.
     """
-    if not is_comparable(tensor):
-        return torch.zeros((), dtype=torch.int64, device=tensor.device)
     whole = tensor.detach().contiguous().view(-1).view(torch.uint8)
     if whole.storage_offset() % WORD:
         whole = whole.clone()
