@@ -107,11 +107,18 @@ def test_plan_equals_what_is_held(name, schedule, conditioning, captured):
 
 
 @pytest.mark.parametrize(
-    "options",
-    slow_but({}, of=[{}, {"dynamic": True}, {"unit": "whole"}]),
-    ids=["regional", "dynamic", "whole"],
+    ("name", "options"),
+    slow_but(
+        ("pixart", {}),
+        of=[
+            *((name, {}) for name in MAKERS),
+            ("dit", {"dynamic": True}),
+            ("flux", {"dynamic": True}),
+            ("dit", {"unit": "whole"}),
+        ],
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("name", slow_but("pixart", of=MAKERS))
 def test_plan_of_compiled_denoisers_equals_what_is_held(name, options):
     case = MAKERS[name]()
     denoiser = prepared(case, SCHEDULES["interval"], compile={"backend": "eager", **options})

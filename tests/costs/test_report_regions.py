@@ -98,9 +98,12 @@ def count_predicted(denoiser):
 # ---- what is counted ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sites", slow_but(["block", "all"], of=SITES))
 @pytest.mark.parametrize(
-    "schedule", [LINEAR, EVERY, FORECAST], ids=["linear", "2nd", "taylor"]
+    ("sites", "schedule"),
+    slow_but(
+        (["block", "all"], FORECAST),
+        of=[(sites, FORECAST) for sites in SITES] + [("attention", LINEAR), ("all", EVERY)],
+    ),
 )
 def test_regions_counted_are_those_that_run(sites, schedule, case):
     called, denoiser = count_calls(case, schedule, sites=sites)

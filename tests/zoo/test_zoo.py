@@ -19,6 +19,27 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning",  # and what torch says of them
 )
 QUICK = ("DiTTransformer2DModel", "ZImageTransformer2DModel")
+COMPILED = (
+    *QUICK,
+    "FluxTransformer2DModel",
+    "LTX2VideoTransformer3DModel",
+    "LatteTransformer3DModel",
+    "Lumina2Transformer2DModel",
+    "NucleusMoEImageTransformer2DModel",
+    "SanaTransformer2DModel",
+    "StableCascadeUNet",
+    "UNet2DConditionModel",
+    "WanVACETransformer3DModel",
+)
+"""Classes of different kinds; `python -m benchmarks.models` compiles all of them."""
+
+
+def tried(names):
+    """Names of classes and trials."""
+    keys = ("tier", *TRIALS)
+    return [
+        (name, key) for name in names for key in keys if key != "compiled" or name in COMPILED
+    ]
 
 
 @lru_cache(maxsize=1)  # cases of one class follow each other
@@ -50,8 +71,8 @@ def test_derived_inputs_run_and_matter(name):
 @pytest.mark.parametrize(
     ("name", "key"),
     slow_but(
-        *((name, key) for name in QUICK for key in ("tier", *TRIALS)),
-        of=[(name, key) for name in specimens() for key in ("tier", *TRIALS)],
+        *tried(QUICK),
+        of=tried(specimens()),
     ),
 )
 def test_class_passes_a_trial_or_is_known_not_to(name, key):
