@@ -12,8 +12,8 @@ since the program of calls was written before. Only where no rule could know bet
 * With values alone, two equal first timesteps look like a request that was given up after its
   first step.
 * With values alone, of a first and a second timestep that go in the other direction than those
-  of the request before, with a prompt, residual or size that was not there at the first, the
-  second looks like a new request.
+  of a request before, or of two that look like one, with a prompt, residual or size that was
+  not there at the first, the second looks like a new request.
 * With values alone, a stream that was not called at a step, or has another prompt now, and
   comes first at the next, whose timestep is equal, looks like one that comes late.
 """
@@ -111,7 +111,7 @@ class Truth:
         stands: Where the clock may stand; more than one after a call that failed.
         kept: Per request and stream, and per site: steps, and what was stored at them.
         is_hurt: Whether a call failed in it.
-        directions: In which timesteps have gone in it, where their values told the time.
+        directions: In which timesteps went, or seemed to go, where their values told the time.
     """
 
     epoch: int = 0
@@ -128,9 +128,15 @@ class Truth:
             has_latent: Whether its latent may have the values of the latest call's.
             fails: Whether it may fail before the clock has seen it.
         """
-        is_certain = not any(
-            stand.can_go_on(made, has_latent=has_latent) for stand in self.stands
-        )
+        alike = [
+            stand for stand in self.stands if stand.can_go_on(made, has_latent=has_latent)
+        ]
+        if made.clock == "value":
+            turns = {
+                (made.latest > stand.latest) - (made.latest < stand.latest) for stand in alike
+            }
+            self.directions |= turns - {0}
+        is_certain = not alike
         self.epoch += is_certain
         before = [] if is_certain and not fails else self.stands
         self.stands = [*before, made]
