@@ -99,6 +99,19 @@ class Bound:
         self.version += any(replaced)
         self.scales, self.stamp = given.scales, stamp
 
+    def let_go(self, given: ModelInputs, *modules: nn.Module) -> None:
+        """Let modules hold nothing of what a model gives, until they take it again."""
+        for module in modules:
+            for name, own in named_tensors(module).items():
+                if name in given.tensors:
+                    empty = torch.empty_strided(
+                        own.shape, own.stride(), dtype=own.dtype, device=own.device
+                    )
+                    empty.untyped_storage().resize_(0)  # of the same layout, without bytes
+                    own.data = empty
+        self.version += 1
+        self.stamp = None
+
     @classmethod
     def to(cls, gm: torch.fx.GraphModule) -> Bound:
         """That of a graph, whoever uses it."""

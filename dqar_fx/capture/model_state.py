@@ -86,9 +86,14 @@ class StateDescriber(ValueDescriber):
 
     def _of_tensors(self, tensors: Mapping[str, torch.Tensor | None]) -> Hashable:
         return tuple(
-            (name, tensor is not None and (self._meet(tensor) or (tensor.shape, tensor.dtype)))
+            (name, tensor is not None and (self._meet(tensor) or kind_of(tensor)))
             for name, tensor in tensors.items()
         )
+
+
+def kind_of(tensor: torch.Tensor) -> Hashable:
+    """What of a tensor a graph depends on."""
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def describe_weights(model: nn.Module) -> dict[str, Hashable]:

@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from dqar_fx.passes.support.equal_tensors import (
     find_tensor,
     group_equal,
+    is_comparable,
     memory_of,
+    sum_bits,
     tensor_layout,
 )
 from dqar_fx.passes.support.inner_tensors import named_tensors
@@ -68,6 +70,27 @@ class SharedTensors:
         """The original's tensors by the names that they have without adapters around them."""
         named = {} if self.original is None else named_tensors(self.original)
         return {base_name(name): each for name, each in named.items()}
+
+    def describe_originals(self) -> dict[str, Hashable]:
+        """What the original's tensors show, and a number of their bits.
+
+        Nothing counts writes through ``.data``.
+        """
+        return {
+            name: (memory_of(each), is_comparable(each) and int(sum_bits(each)))
+            for name, each in self._named_originals().items()
+        }
+
+    def find_apart(self, model: nn.Module) -> set[str]:
+        """Names of a fork's tensors that are like the original's, but in other memory."""
+        own = {base_name(name): each for name, each in named_tensors(model).items()}
+        return {
+            name
+            for name, each in self._named_originals().items()
+            if name in own
+            and tensor_layout(own[name]) == tensor_layout(each)
+            and memory_of(own[name]) != memory_of(each)
+        }
 
     def follow(self, model: nn.Module) -> bool:
         """Show the memory that the original's tensors show now; whether any is another.

@@ -4,6 +4,8 @@ What does not read the timestep is evaluated once per prompt. What does is evalu
 step, or for all steps of a trajectory at once, where the timesteps are known ahead: one
 product of many rows reads a weight once instead of once per step. The order of its sums
 differs from that of a product of few rows, so that eager mode does it only if asked to.
+
+A stream that begins with the inputs of another takes what was evaluated for it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress, repeat
 from operator import is_not
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 
@@ -22,10 +26,10 @@ from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
 from dqar_fx.steps.seen import SeenTensor
 
-from .memo import TabulatedStage
+from .memo import Memo, TabulatedStage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from torch import fx
 
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     from dqar_fx.steps.timesteps import Timesteps
 
     from .fixed import ConditioningTable
-    from .memo import Memo, Outputs
+    from .memo import Outputs
     from .release import Residence
 
 MAX_TABULATED_BYTES = 2**28
@@ -115,10 +119,12 @@ class Conditioning:
         self._bind, self._narrow, self._fill = bind, narrow, fill
         self._calls: dict[tuple[int, Live], list[BoundCall]] = {}
         self._sums: torch.Tensor | None = None
+        self._memos, self._reading = WeakSet[Memo](), Lock()
 
     def forget(self) -> None:
         """Take parameters anew when next they are needed."""
         self._calls.clear()
+        self._memos.clear()
 
     def has_other_sources(self) -> bool:
         """Whether parameters were written to, by whatever way, since this was asked last.
@@ -133,7 +139,10 @@ class Conditioning:
         if not sums:
             return False
         before, self._sums = self._sums, torch.stack(sums)
-        return before is not None and not torch.equal(before, self._sums)
+        is_other = before is not None and not torch.equal(before, self._sums)
+        if is_other:
+            self._memos.clear()
+        return is_other
 
     def evaluate(
         self,
@@ -176,11 +185,10 @@ class Conditioning:
     ) -> bool:
         """Do so; whether no stage had to be evaluated for this step alone."""
         asked = range(len(self.stages)) if only is None else only
-        changed = self._changed_leaves(memo, leaves, asked)
+        self._take_note(memo, leaves, asked)
         is_settled = True
         for k in asked:
             stage = self.stages[k]
-            self._outdate(k, memo, changed)
             if not any(needs.step[k]):
                 continue
             rows = self._rows_ahead(k, memo, values, position, needs)
@@ -197,14 +205,49 @@ class Conditioning:
                     values[number] = value
         return is_settled
 
-    def _changed_leaves(
-        self, memo: Memo, leaves: Sequence[Any], asked: Sequence[int]
-    ) -> set[int]:
-        """Inputs of some stages that are not the tensors they were, nor have their values."""
-        changed = set[int]()
+    def _take_note(self, memo: Memo, leaves: Sequence[Any], asked: Sequence[int]) -> None:
+        """Note the inputs of some stages, and drop what these gave for others."""
         read = self.leaves
         if len(asked) < len(self.stages):
             read = frozenset[int]().union(*(self.stages[k].leaves for k in asked))
+        with self._reading:  # inputs and what was given for them change together
+            if read.isdisjoint(memo.seen):
+                self._take_over(memo, leaves, read, asked)
+            changed = self._changed_leaves(memo, leaves, read)
+            for k in asked:
+                self._outdate(k, memo, changed)
+
+    def _take_over(
+        self, memo: Memo, leaves: Sequence[Any], read: Collection[int], asked: Sequence[int]
+    ) -> None:
+        """Take what another stream knows of some stages, if its inputs are equal."""
+        given = [
+            (i, leaves[i])
+            for i in read
+            if i != self._ahead.timestep and isinstance(leaves[i], torch.Tensor)
+        ]
+        for other in self._memos:
+            seen = other.seen
+            if not all(i in seen and self._is_still(seen[i], i, leaf) for i, leaf in given):
+                continue
+            memo.seen |= {i: seen[i] for i, _ in given}
+            for k in asked:
+                if k in other.outputs and not self._ahead.is_timed(self.stages[k]):
+                    memo.outputs[k] = other.outputs[k]
+                if k in other.tabulated:
+                    memo.tabulated[k] = other.tabulated[k]
+            break
+        self._memos.add(memo)
+
+    def _is_still(self, seen: SeenTensor, i: int, leaf: torch.Tensor) -> bool:
+        """Whether an input is the tensor that it was, or has its values."""
+        return seen.is_same(leaf) or (self._compares(i, leaf) and seen.is_equal(leaf))
+
+    def _changed_leaves(
+        self, memo: Memo, leaves: Sequence[Any], read: Collection[int]
+    ) -> set[int]:
+        """Inputs that are not the tensors they were, nor have their values."""
+        changed = set[int]()
         for i in read:
             leaf = leaves[i]
             if not isinstance(leaf, torch.Tensor):

@@ -34,7 +34,7 @@ class TabulatedStage:
         return self.rows is not None or self.trajectory is position.trajectory
 
 
-@dataclass
+@dataclass(eq=False)
 class Memo:
     """What one stream knows of its conditioning.
 

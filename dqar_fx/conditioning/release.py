@@ -32,7 +32,7 @@ from .parameter_bytes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from torch import nn
 
@@ -139,11 +139,14 @@ class Residence:
     Attributes:
         place: The same; ``"drop"`` once they are gone for good.
         counted: What `count` found last.
+        originals: What the tensors of the original were when the latest run began; None
+            before the first.
     """
 
     def __init__(self, place: str | None = None) -> None:
         self.place = place
         self.counted: ParameterBytes | None = None
+        self.originals: Mapping[str, Hashable] | None = None
         self._counted_in: tuple[weakref.ref[ReleasingProgram], ...] | None = None
         self._models = weakref.WeakSet[Any]()
         self._programs = weakref.WeakSet[Any]()

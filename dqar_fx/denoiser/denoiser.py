@@ -253,6 +253,10 @@ class Denoiser(StepDenoiser):
             for stream in list(program.streams.values()):
                 stream.memo = Memo()
 
+    def _leave_programs(self) -> None:
+        self._programs.let_go()
+        self.reset()
+
     def _forget_programs(self) -> None:
         self._programs.forget()
         self.reset()

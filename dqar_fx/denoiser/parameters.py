@@ -73,7 +73,6 @@ class ParameterWrapper(Wrapper):
         self._shared_tensors = SharedTensors(find_original(model))
         self._handed_out = None
         self._weights: Mapping[str, Hashable] | None = None
-        self._original_weights: Mapping[str, Hashable] | None = None
         self._factor = 1.0
         self._look_for_adapters()
 
@@ -92,9 +91,11 @@ class ParameterWrapper(Wrapper):
 
     @torch.inference_mode(mode=False)  # or the graphs could not be used outside of it
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Move or convert the parameters; graphs are captured anew where that changed them.
+        """Move or convert the parameters; graphs are captured anew for another dtype.
 
-        Tensors that are one stay one, and what was released comes back.
+        Those of a device are kept, without weights, for when the model comes back to it, as
+        it does in each request where a pipeline offloads its models. Tensors that are one
+        stay one, and what was released comes back.
         """
         if not self._changes(fn):
             return self
@@ -105,8 +106,18 @@ class ParameterWrapper(Wrapper):
         if before != self._placement():
             self._model_state.look_again()
             self._residence.forget_saved()
-            self._forget_programs()
+            is_converted = [dtype for dtype, _ in before] != [
+                dtype for dtype, _ in self._placement()
+            ]
+            if is_converted:
+                self._forget_programs()
+            else:
+                self._leave_programs()
         return self
+
+    def _leave_programs(self) -> None:
+        """Hold no weights of the device that the model has left."""
+        self._forget_programs()
 
     # ---- what may change -----------------------------------------------------------------
 
@@ -170,20 +181,11 @@ class ParameterWrapper(Wrapper):
         Raises:
             DqarError: The model's weights were written to, but some are away.
         """
-        place, original = self._residence.place, self._shared_tensors.original
-        if place is not None and original is not None and not self._residence.moves(original):
-            theirs = describe_weights(original)
-            before, self._original_weights = self._original_weights, theirs
-            if before not in (None, theirs) and self._residence.is_away:
-                raise DqarError(
-                    "the model's weights were written to while those of its conditioning are "
-                    f"{'dropped' if place == 'drop' else 'released'}, so that they would be "
-                    "mixed with old ones. Transform the model anew; or leave release= out "
-                    "where weights change between runs"
-                )
-        if self._residence.is_away:
+        is_away = self._residence.is_away
+        is_shown = not is_away and self._shared_tensors.follow(self.model)
+        self._refuse_writes()
+        if is_away:
             return False
-        is_shown = self._shared_tensors.follow(self.model)
         weights = describe_weights(self.model)
         before, self._weights = self._weights, weights
         is_written = is_shown or before not in (None, weights)
@@ -191,6 +193,29 @@ class ParameterWrapper(Wrapper):
             self._residence.forget_saved()
             self._follow_weights()
         return is_written
+
+    def _refuse_writes(self) -> None:
+        """Raise for writes to the original where weights that were released do not follow.
+
+        Raises:
+            DqarError: There were some.
+        """
+        place, original = self._residence.place, self._shared_tensors.original
+        if place is None or original is None or self._residence.moves(original):
+            return
+        theirs = self._shared_tensors.describe_originals()
+        before = self._residence.originals or theirs
+        written = {name for name, was in before.items() if theirs.get(name) != was}
+        if not self._residence.is_away:  # those that came back have memory of their own
+            written &= self._shared_tensors.find_apart(self.model)
+        if written:
+            raise DqarError(
+                f"{min(written)} was written to while weights of the conditioning are "
+                f"{'dropped' if place == 'drop' else 'released'}, so that new weights would "
+                "be mixed with old ones. Transform the model anew; or leave release= out "
+                "where weights change between runs"
+            )
+        self._residence.originals = theirs
 
     @torch.inference_mode(mode=False)  # as for a move
     def _call_method(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

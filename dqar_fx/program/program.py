@@ -283,6 +283,12 @@ class Program:
         self.bind_anew()
         return True
 
+    def let_go(self, given: ModelInputs) -> None:
+        """Hold no weight of a model that is moved elsewhere, and no stream."""
+        self._bound.let_go(given, *self._modules)
+        self.bind_anew()
+        self.cool()
+
     @property
     def _modules(self) -> tuple[nn.Module, ...]:
         """What has weights and scales of its own."""

@@ -370,6 +370,14 @@ class Programs:
         for program in self:
             program.reset()
 
+    def let_go(self) -> None:
+        """Hold no weight, as the model has moved; graphs wait for it to come back."""
+        self.packed_weights.clear()
+        for program in self:
+            program.let_go(self._given)
+        self.look_at_weights()
+        self._latest = None
+
     def forget(self) -> None:
         """Capture and compile anew."""
         self._clear()

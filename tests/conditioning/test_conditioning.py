@@ -80,6 +80,51 @@ def test_conditioning_ahead_is_evaluated_once_per_prompt(tabulated):
     assert len(tabulated) == 3
 
 
+def run_named(case, denoiser, names, timesteps):
+    """A trajectory of several streams, each with labels of its own."""
+    for step, t in enumerate(timesteps):
+        for name, labels in names.items():
+            inputs = {**case.inputs(step), "timestep": t.expand(2), "class_labels": labels}
+            with torch.no_grad(), denoiser.cache_context(name):
+                assert close(denoiser(**inputs).sample, case.model(**inputs).sample)
+
+
+def test_conditioning_of_equal_prompts_is_evaluated_once_for_all_streams(tabulated):
+    case = make_dit(layers=2)
+    denoiser = compiled(case)
+    one, equal, other = torch.tensor([[1, 2], [1, 2], [2, 1]])
+    run_named(case, denoiser, {"a": one, "b": equal, "c": other}, schedule_of(case))
+    assert len(tabulated) == 2
+    with torch.no_grad():
+        for parameter in case.model.parameters():
+            parameter.mul_(1.01)
+    run_named(case, denoiser, {"a": one, "b": equal, "c": other}, schedule_of(case))
+    assert len(tabulated) == 4
+
+
+def test_conditioning_of_a_prompt_that_was_written_to_is_not_taken(tabulated):
+    case = make_dit(layers=2)
+    denoiser = compiled(case)
+    labels = torch.tensor([1, 2])
+    run_named(case, denoiser, {"a": labels}, schedule_of(case))
+    run_named(case, denoiser, {"b": labels.clone()}, schedule_of(case))
+    assert len(tabulated) == 1
+    labels.add_(1)
+    run_named(case, denoiser, {"c": labels - 1}, schedule_of(case))
+    run_named(case, denoiser, {"d": labels}, schedule_of(case))
+    assert len(tabulated) == 2
+
+
+def test_conditioning_of_equal_prompts_in_sessions_is_evaluated_once(tabulated):
+    case = make_dit(layers=2)
+    denoiser = compiled(case)
+    with denoiser.session():
+        run(case, denoiser, schedule_of(case))
+        with denoiser.session():
+            run(case, denoiser, schedule_of(case))
+    assert len(tabulated) == 1
+
+
 def test_conditioning_eager_is_evaluated_per_step():
     case = make_dit(layers=2)
     denoiser = dqar_fx.transform(case.model, Schedule.compute_all(STEPS))
