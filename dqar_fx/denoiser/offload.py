@@ -21,7 +21,9 @@ def hand_hook_on(before: nn.Module, after: nn.Module, pipe: Any = None) -> None:
         pipe: The pipeline that offloads them, which is told; None for none.
     """
     hook = vars(before).get(HOOK)
-    if is_offloaded(before):  # by hooks of its own parts; who stands there tells that it has some
+    if is_offloaded(
+        before
+    ):  # by hooks of its own parts; who stands there tells that it has some
         if hook is not None and HOOK not in vars(after):
             from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 

@@ -260,8 +260,8 @@ class ParameterWrapper(Wrapper):
         """
         if self._offloads:
             raise DqarError(
-                f"{describe_offload(self.model)}, which are of this model alone. Copy or store "
-                "it before it is offloaded"
+                f"{describe_offload(self.model)}, which are of this model alone. Copy or "
+                "store it before it is offloaded"
             )
         self._residence.bring_back()
         self._take_back()
