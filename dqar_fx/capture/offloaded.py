@@ -255,8 +255,8 @@ class OffloadedTensor:
         found: torch.Tensor = getattr(self.owner, self.name)
         if found.is_meta:
             raise DqarError(
-                f"{self.name} of a {type(self.owner).__name__} is on the meta device while its "
-                "block runs: no hook has brought it in. Expected hooks around the block or "
+                f"{self.name} of a {type(self.owner).__name__} is on the meta device while "
+                "its block runs: no hook has brought it in. Expected hooks around the block or "
                 "around modules inside of it that do, as accelerate and diffusers put them"
             )
         return found.detach()
