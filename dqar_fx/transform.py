@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .builder.builder import Builder
-from .builder.tiers import WANTED, refuse_without_whole
+from .builder.tiers import WANTED, refuse_with_offload, refuse_without_whole
 from .capture.compiled import find_original
+from .capture.offloaded import describe_offload
+from .capture.patched import refuse_patches
 from .conditioning.conditioning import WAYS
 from .conditioning.release import PLACES, Residence
 from .denoiser.denoiser import Denoiser
@@ -104,6 +106,8 @@ def transform(
             ``"dynamic"`` or ``"prepack"`` with nothing compiled or with what excludes them; a
             device that lacks the cache's dtype, or nothing to prepack (now, if
             ``example_inputs`` are given).
+        DqarError: A library has put something around the model that is in no capture, such
+            as hooks of offload with ``capture="graph"``.
 
     Source:
         DQAR report, sections "Phase 1: K/V caching", "Phase 2: attention output caching" and
@@ -127,6 +131,11 @@ def transform(
     wanted = check_known("capture=", capture, WANTED)
     if wanted == "blocks":
         refuse_without_whole(sites, way, options)
+    offload = describe_offload(find_original(model))
+    if offload and wanted != "graph":
+        refuse_without_whole(sites, way, options, offload if wanted == "auto" else "")
+        refuse_with_offload(find_original(model), options, offload)
+    refuse_patches(find_original(model), moving=wanted != "graph")
     builder = Builder(schedule, sites, keep, FORMATS[cache], way=way, wanted=wanted)
     if guidance is None:
         denoiser = Denoiser(model, builder, options, residence)

@@ -147,6 +147,7 @@ class Builder:
                 tier=captured.tier,
                 why_tier=captured.why,
                 uncaptured=captured.left,
+                offload=captured.offload,
             ),
             conditioning=self.way,
             schedule=self.schedule,

@@ -15,11 +15,16 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from dqar_fx.capture.adapters import find_layers, find_scaled_argument
+from dqar_fx.capture.adapters import (
+    find_layers,
+    find_scaled_argument,
+    has_other_adapters,
+)
 from dqar_fx.capture.capture import capture
+from dqar_fx.capture.offloaded import describe_offload
 from dqar_fx.capture.patched import refuse_patches
 from dqar_fx.capture.segments import capture_segments
-from dqar_fx.errors import CaptureError, OptionError, SiteError
+from dqar_fx.errors import CaptureError, DqarError, OptionError, SiteError
 from dqar_fx.notices import Once
 from dqar_fx.passes.find_residuals import SPAN
 from dqar_fx.passes.support.blocks import find_blocks
@@ -47,11 +52,13 @@ class Captured:
         capture: The graph: of the whole, or of its blocks.
         blocks: Which blocks they are; None for the whole.
         why: Why it is not the tier above; empty where that was not tried.
+        offload: Who brings weights in, in words; empty where they stay.
     """
 
     capture: Capture
     blocks: SegmentCapture | None = None
     why: str = ""
+    offload: str = ""
 
     @property
     def tier(self) -> str:
@@ -115,12 +122,17 @@ def capture_best(
 
     Raises:
         CaptureError: It cannot be captured in any of them.
-        DqarError: A library has put something around it that is in no capture.
+        DqarError: A library has put something around it that is in no capture, or its
+            weights come and go and something needs them to stay.
     """
-    refuse_patches(model)
-    refuse_no_values(model, pytree.tree_leaves((args, kwargs)))
-    why = ""
-    if wanted != "blocks":
+    refuse_patches(model, moving=wanted != "graph")
+    offload = describe_offload(model)
+    if offload:
+        refuse_with_offload(model, options, offload)
+    else:
+        refuse_no_values(model, pytree.tree_leaves((args, kwargs)))
+    why = offload if wanted == "auto" else ""
+    if wanted != "blocks" and not offload:
         try:
             return Captured(capture(model, args, kwargs, options.disable, symbolic=symbolic))
         except CaptureError as error:
@@ -132,7 +144,7 @@ def capture_best(
     try:
         blocks = capture_segments(model, args, kwargs, options.disable, settles=settles)
     except CaptureError as error:
-        if not why:
+        if not why or offload:
             raise
         raise CaptureError(f"{why}. Nor can its blocks be captured: {error}") from failed
     if why:
@@ -142,7 +154,35 @@ def capture_best(
             "is meant, and it is not tried again; denoiser.explain() has the reason",
             key=type(model).__name__,
         )
-    return Captured(blocks.capture, blocks, why)
+    return Captured(blocks.capture, blocks, why, offload)
+
+
+def refuse_with_offload(model: nn.Module, options: CompileOptions, offload: str) -> None:
+    """Raise for what needs weights that stay, where hooks bring them in and take them away.
+
+    Raises:
+        OptionError: An option does.
+        DqarError: The model's weights are such.
+    """
+    rest = f"needs weights that stay where they are, but {offload}"
+    if options.prepack:
+        raise OptionError(f"compile={{'prepack': True}} {rest}. Leave 'prepack' out")
+    if options.backend.replays:
+        raise OptionError(
+            f"compile={{'mode': ...}} with CUDA graphs, which know weights by their address, "
+            f"{rest}. Leave 'mode' out"
+        )
+    if find_layers(model) or has_other_adapters(model):
+        raise DqarError(
+            f"a denoiser of a model with adapters {rest}. Merge them first, by "
+            "pipe.fuse_lora() and pipe.unload_lora_weights(), and offload then"
+        )
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if type(tensor) not in (torch.Tensor, nn.Parameter):
+            raise DqarError(
+                f"{name} is a {type(tensor).__name__}: a denoiser of quantised weights {rest}"
+                ". Offload it as one, by pipe.enable_model_cpu_offload()"
+            )
 
 
 def refuse_no_values(model: nn.Module, leaves: Sequence[Any]) -> None:

@@ -22,6 +22,7 @@ from dqar_fx.passes.support.attention_spellings import ATTENTION_NAMES
 
 from .capture import fork_model
 from .inputs import find_devices
+from .offloaded import is_offloaded
 from .patterns import PLAIN, Pattern, pattern_of, tensors_of
 
 if TYPE_CHECKING:
@@ -119,10 +120,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def record_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
     """Run a model once, which stays as it is, and record the calls inside of it."""
-    own = fork_model(model)
+    own, offloaded = fork_model(model), is_offloaded(model)
     for module in own.modules():
         for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else copy_tensor(buffer)
+            if buffer is not None and offloaded:
+                buffer.data = copy_tensor(buffer)  # which its hooks know
+            elif buffer is not None:
+                module._buffers[name] = copy_tensor(buffer)
     args, kwargs = copy_inputs((args, kwargs))
     recorder = Recorder(root := ModuleCall.of("", args, kwargs))
     recorder.watch(own)

@@ -34,6 +34,8 @@ from .functional import trace_again, writes
 from .host_reads import HostReads, MeetsReads
 from .inputs import autocast_devices, refuse_kinds
 from .marked_writes import refuse_writes_past_marks
+from .offloaded import is_offloaded, put_hooks_on, share_weights
+from .patched import refuse_hooks
 from .put_away import PutAway
 from .quantised import lay_open, refuse_classes, with_class_of
 from .reads import Reads
@@ -82,17 +84,24 @@ def fork_model(model: nn.Module) -> nn.Module:
     Tensors of the copy are ordinary ones, also where the original was made in inference mode.
     Moving or converting the copy leaves the original where it is. Parameters of the copy
     need no gradients, which some models cannot be exported with; they are of the same class.
-    Nothing of it is compiled.
+    Nothing of it is compiled. If weights come and go by hooks, it has hooks of its own, and
+    the parameters themselves.
     """
     memo: dict[int, Any] = {}
-    for parameter in model.parameters():
+    offloaded = is_offloaded(model)
+    if offloaded:
+        share_weights(model, memo)
+    for parameter in () if offloaded else model.parameters():
         shared = share_memory(parameter)
         if type(shared) is torch.Tensor and type(parameter) is not nn.Parameter:
             memo[id(parameter)] = with_class_of(parameter, shared)
         else:
             memo[id(parameter)] = nn.Parameter(shared, requires_grad=False)
     memo.update({id(buffer): share_memory(buffer) for buffer in model.buffers()})
-    return copy_plain(model, memo).eval()
+    fork = copy_plain(model, memo).eval()
+    if offloaded:
+        put_hooks_on(fork)
+    return fork
 
 
 def fork_to_trace(model: nn.Module) -> nn.Module:
@@ -137,8 +146,10 @@ def capture(
 
     Raises:
         CaptureError: The model's forward cannot be exported for these inputs.
+        DqarError: A library has put hooks around modules of it.
     """
     start = perf_counter()
+    refuse_hooks(model)
     refuse_classes(model)
     refuse_kinds(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     try:

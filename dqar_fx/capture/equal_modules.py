@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .offloaded import HOOKED
+
 COMPARED = {type(None), bool, int, str, bytes, torch.dtype, torch.device}
 """Types whose values are compared with ``==``."""
 REGISTERED = ("_parameters", "_buffers")
@@ -131,6 +133,8 @@ class ValueDescriber:
     def _of_held(self, name: str, value: Any) -> Hashable:
         if name in REGISTERED:
             return self._of_tensors(value)
+        if name in HOOKED:  # what hooks hold changes as they run
+            return ObjectIdentity(value)
         if name == "_modules":
             return tuple((n, m is not None and self.of_module(m)) for n, m in value.items())
         return self.of_value(value)

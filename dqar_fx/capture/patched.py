@@ -18,14 +18,11 @@ from torch import nn
 from dqar_fx.errors import DqarError
 
 from .compiled import find_original, find_plain
+from .offloaded import find_hooks, has_moving, is_offloaded, takes_away
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-HOOKED = {"_hf_hook": "accelerate", "_diffusers_hook": "diffusers"}
-"""Attributes of modules whose forward a library has replaced by one that closes over them."""
-OF_HOOKS = frozenset({*HOOKED, "_old_forward"})
-"""Attributes by which accelerate and diffusers know what they have put around a module."""
 CACHES = {
     "cache_dit": "cache-dit",
     "para_attn": "ParaAttention",
@@ -34,12 +31,14 @@ CACHES = {
 }
 """What other caches are called, by a part of the names in their code."""
 ADVICE = {
-    "AlignDevices": "It is of sequential offload or of a device_map. Undo that by "
+    "AlignDevices": "It is of sequential offload or of a device_map: put that on before "
+    "transform, and capture='blocks'. Or undo it by "
     "pipe.remove_all_hooks() or pipe.reset_device_map(), of a model alone by "
-    "accelerate.hooks.remove_hook_from_module(model, recurse=True); to offload, use "
+    "accelerate.hooks.remove_hook_from_module(model, recurse=True); and use "
     "pipe.enable_model_cpu_offload() or transform(..., release='host')",
-    "GroupOffload": "Load the model anew, without group offload; to offload, use "
-    "pipe.enable_model_cpu_offload() or transform(..., release='host')",
+    "GroupOffload": "Put group offload on before transform, and capture='blocks'. Or load "
+    "the model anew, without it; and use pipe.enable_model_cpu_offload() or "
+    "transform(..., release='host')",
     "LayerwiseCasting": "Load the model anew, and convert all of it, by to(dtype); "
     "or quantise it by torchao (Float8WeightOnlyConfig)",
     "ContextParallel": "Load the model anew, without enable_parallelism()",
@@ -53,30 +52,41 @@ OWN_FORWARD = "Give it its own forward back, or one that computes by its argumen
 ANY_HOOK = "Remove the hooks of inner modules (pipe.remove_all_hooks(), model.disable_cache())"
 
 
-def refuse_patches(model: nn.Module) -> None:
+def refuse_patches(model: nn.Module, *, moving: bool = True) -> None:
     """Raise if a library has put something around a model that is in no capture.
+
+    Args:
+        model: The model.
+        moving: Whether hooks may be there that bring weights in and take them away.
 
     Raises:
         DqarError: It has.
     """
-    refuse_hooks(model)
+    refuse_hooks(model, moving=moving)
     refuse_forwards(model)
 
 
 # ---- hooks ------------------------------------------------------------------------------
 
 
-def refuse_hooks(model: nn.Module) -> None:
+def refuse_hooks(model: nn.Module, *, moving: bool = False) -> None:
     """Raise if a library has put hooks around an inner module, or around what it offloads.
+
+    Args:
+        model: The model.
+        moving: Whether hooks may be there that bring weights in and take them away.
 
     Raises:
         DqarError: It has.
     """
+    may_move = moving and is_offloaded(model)
     for path, module in model.named_modules():
         for library, hooks in find_hooks(module):
-            if path or library != "accelerate":
+            is_known = library == "accelerate" if not path else False
+            if not is_known and not (may_move and has_moving(module)):
                 raise DqarError(spell_hook(path, module, library, hooks))
-    refuse_taking(model)
+    if not may_move:
+        refuse_taking(model)
 
 
 def refuse_taking(model: nn.Module) -> None:
@@ -85,9 +95,9 @@ def refuse_taking(model: nn.Module) -> None:
     Raises:
         DqarError: There is one.
     """
-    for library, hooks in find_hooks(model):
-        if any(getattr(hook, "offload", False) is True for hook in hooks):
-            raise DqarError(spell_hook("", model, library, hooks))
+    if takes_away(model):
+        library, hooks = next(find_hooks(model))
+        raise DqarError(spell_hook("", model, library, hooks))
 
 
 def spell_hook(path: str, module: nn.Module, library: str, hooks: Sequence[Any]) -> str:
@@ -98,15 +108,6 @@ def spell_hook(path: str, module: nn.Module, library: str, hooks: Sequence[Any])
         f"({', '.join(names)}) around its forward, which would be captured in part. "
         f"{advise(hooks)}"
     )
-
-
-def find_hooks(module: nn.Module) -> Iterator[tuple[str, list[Any]]]:
-    """The hooks around a module, by library."""
-    for attribute, library in HOOKED.items():
-        held = vars(module).get(attribute)
-        hooks = [] if held is None else getattr(held, "hooks", [held])
-        if hooks:
-            yield library, list(hooks.values() if isinstance(hooks, dict) else hooks)
 
 
 def advise(hooks: Iterable[Any]) -> str:
@@ -120,8 +121,11 @@ def advise(hooks: Iterable[Any]) -> str:
 
 
 def without_hook(fork: nn.Module) -> nn.Module:
-    """A fork whose own forward runs without the hook of accelerate that its model has."""
-    held = vars(fork)
+    """A fork whose own forward runs without the hook of accelerate that its model has.
+
+    One whose weights come and go part by part keeps it, which may bring some.
+    """
+    held = {} if is_offloaded(fork) else vars(fork)
     if held.pop("_hf_hook", None) is not None:
         held.pop("forward", None)
         plain = find_plain(held.pop("_old_forward", None))

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter, defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._guards import detect_fake_mode
 from torch.utils import _pytree as pytree
 
 from dqar_fx.errors import CaptureError, listing
@@ -34,6 +35,7 @@ from .block_calls import ModuleCall, record_calls
 from .capture import Capture, capture, fork_model
 from .equal_modules import describe_module
 from .inputs import autocast_devices
+from .offloaded import is_offloaded, without_weights
 from .patterns import Group, Pattern, contiguous, fill, pattern_of, tensors_of, unknown_in
 from .scopes import without_autocast
 
@@ -176,6 +178,8 @@ def capture_segments(
             "on the meta device has no values to read"
         ) from error
     left: dict[str, str] = {}
+    if is_offloaded(model):  # nothing is brought in to trace
+        model = without_weights(fork_model(model))
     while True:
         calls = find_block_calls(model, recording.root, left)
         if settles:
@@ -268,13 +272,14 @@ def trace_calls(
     blocks = BlocksForward(own, calls)
     own.forward = blocks.forward
     memory: dict[tuple[TensorSpec, int], torch.Tensor] = {}
-    tensors = tuple(
-        make_example(spec, memory, place)
-        for call in calls
-        for place, spec in enumerate(tensors_of(call.given))
-    )
-    with without_autocast(autocast_devices(tensors)):
-        captured = capture(own, tensors, {}, disable, by_values=False)
+    with detect_fake_mode([*own.parameters()]) or nullcontext():
+        tensors = tuple(
+            make_example(spec, memory, place)
+            for call in calls
+            for place, spec in enumerate(tensors_of(call.given))
+        )
+        with without_autocast(autocast_devices(tensors)):
+            captured = capture(own, tensors, {}, disable, by_values=False)
     return captured, list(blocks.outputs)
 
 

@@ -20,6 +20,7 @@ from weakref import WeakSet
 
 import torch
 
+from dqar_fx.capture.offloaded import OffloadedTensor
 from dqar_fx.passes.support.equal_tensors import is_comparable, sum_bits
 from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.liveness import Needs, restrict
@@ -135,6 +136,9 @@ class Conditioning:
             return False
         paths = {path for stage in self.stages for path in stage.static}
         sources = [self._fill(path) for path in sorted(map(str, paths))]
+        if any(isinstance(each, OffloadedTensor) for each in sources):
+            self._memos.clear()
+            return True  # they may have been: nothing is brought in to look
         sums = [sum_bits(tensor) for tensor in sources if is_comparable(tensor)]
         if not sums:
             return False

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from dqar_fx.capture.offloaded import is_offloaded
+
 HOOK = "_hf_hook"
 """Where accelerate keeps the hook of a module."""
 
@@ -19,7 +21,14 @@ def hand_hook_on(before: nn.Module, after: nn.Module, pipe: Any = None) -> None:
         pipe: The pipeline that offloads them, which is told; None for none.
     """
     hook = vars(before).get(HOOK)
-    if hook is not None or HOOK in vars(after):
+    if is_offloaded(
+        before
+    ):  # by hooks of its own parts; who stands there tells that it has some
+        if hook is not None and HOOK not in vars(after):
+            from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+            add_hook_to_module(after, AlignDevicesHook(io_same_device=True))
+    elif hook is not None or HOOK in vars(after):
         from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 
         if hook is None:

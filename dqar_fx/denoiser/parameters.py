@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from dqar_fx.capture.adapters import (
+    LOOKING,
     find_scaled_argument,
     one_at_a_time,
     refuse_unmerging,
@@ -15,6 +16,7 @@ from dqar_fx.capture.adapters import (
 )
 from dqar_fx.capture.compiled import find_original
 from dqar_fx.capture.model_state import ModelState, describe_weights
+from dqar_fx.capture.offloaded import describe_offload, find_first_device, is_offloaded
 from dqar_fx.capture.patched import refuse_hooks, refuse_patches, refuse_taking
 from dqar_fx.capture.quantised import refuse_classes
 from dqar_fx.capture.shared_tensors import SharedTensors, once_per_memory
@@ -54,6 +56,7 @@ class ParameterWrapper(Wrapper):
         residence: Where the conditioning's parameters are; None to leave them.
     """
 
+    _offloads: bool
     _residence: Residence
     _model_state: ModelState
     _shared_tensors: SharedTensors
@@ -67,6 +70,7 @@ class ParameterWrapper(Wrapper):
         refuse_classes(find_original(model))
         refuse_unmerging(find_original(model))
         super().__init__(model)
+        self._offloads = is_offloaded(self.model)
         self._residence = Residence() if residence is None else residence
         self._residence.add_model(self.model)
         self._model_state = ModelState(self.model)
@@ -79,7 +83,7 @@ class ParameterWrapper(Wrapper):
     def _look_for_adapters(self) -> None:
         """Find out how scales of adapters are given, and whether threads wait in turn."""
         self._scaled_argument = find_scaled_argument(self.model)
-        self._turns = one_at_a_time(self.model)
+        self._turns = LOOKING if self._offloads else one_at_a_time(self.model)
 
     if TYPE_CHECKING:
 
@@ -96,9 +100,17 @@ class ParameterWrapper(Wrapper):
         Those of a device are kept, without weights, for when the model comes back to it, as
         it does in each request where a pipeline offloads its models. Tensors that are one
         stay one, and what was released comes back.
+
+        Raises:
+            DqarError: Weights come and go by hooks.
         """
         if not self._changes(fn):
             return self
+        if self._offloads:
+            raise DqarError(
+                f"{describe_offload(self.model)}, and a denoiser of them is not moved or "
+                "converted. Do so before: model.to(dtype), then offload, then transform"
+            )
         self._residence.bring_back()
         self._take_back()  # what is looked through first, such as for hooks, is shared again
         before = self._placement()
@@ -152,14 +164,17 @@ class ParameterWrapper(Wrapper):
         """
         if self._handed_out is None:
             return
-        refuse_hooks(self.model)
+        refuse_hooks(self.model, moving=self._offloads)
         refuse_taking(self)
+        if self._offloads and not is_offloaded(self.model):
+            self._offloads = False  # all hooks were taken away
+            self._forget_programs()
         before, self._handed_out = self._handed_out, None
         unmerge_disabled(self.model)
         for module in self.model.modules():
             module.training = False
         self._model_state.look_again()
-        for parameter in self.model.parameters():
+        for parameter in () if self._offloads else self.model.parameters():
             parameter.requires_grad = False
         is_written = before.weights != describe_weights(self.model)
         if before.groups:
@@ -230,7 +245,7 @@ class ParameterWrapper(Wrapper):
         finally:
             self._model_state.look_again()
             self._follow_weights()  # what writes through .data is not counted
-            refuse_hooks(self.model)
+            refuse_hooks(self.model, moving=self._offloads)
 
     def _bind_call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -244,12 +259,18 @@ class ParameterWrapper(Wrapper):
         return args, kwargs, as_tuple
 
     def _changes(self, fn: Callable[..., Any]) -> bool:
-        """Whether a function of tensors may change them; known only of what was dropped."""
-        if self._residence.place != "drop":
+        """Whether a function of tensors may change them; known only of what is away."""
+        if self._residence.place != "drop" and not self._offloads:
             return True
         before = torch.empty(0, dtype=self.dtype, device=self.device)
         after = fn(before)
         return (after.dtype, after.device) != (before.dtype, before.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters; where hooks bring them if these come and go."""
+        found = find_first_device(self.model) if self._offloads else None
+        return found or super().device
 
     def _placement(self) -> list[tuple[torch.dtype, torch.device]]:
         """List the dtype and device of each parameter and buffer."""
@@ -257,7 +278,16 @@ class ParameterWrapper(Wrapper):
         return [(tensor.dtype, tensor.device) for tensor in tensors]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy the state with parameters that were released brought back."""
+        """Copy the state with parameters that were released brought back.
+
+        Raises:
+            DqarError: Weights come and go by hooks, which are of one model.
+        """
+        if self._offloads:
+            raise DqarError(
+                f"{describe_offload(self.model)}, which are of this model alone. Copy or "
+                "store it before it is offloaded"
+            )
         self._residence.bring_back()
         self._take_back()
         return {**self.__dict__, "_factor": 1.0, "_turns": None}

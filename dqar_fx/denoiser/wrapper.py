@@ -15,7 +15,8 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from dqar_fx.capture.capture import fork_model
 from dqar_fx.capture.compiled import find_original, opaque_itself
 from dqar_fx.capture.equal_modules import COMPARED
-from dqar_fx.capture.patched import OF_HOOKS, refuse_cache, without_hook
+from dqar_fx.capture.offloaded import OF_HOOKS
+from dqar_fx.capture.patched import refuse_cache, without_hook
 from dqar_fx.capture.quantised import copy_packed, refuse_to_pickle
 from dqar_fx.errors import DqarError
 
@@ -30,8 +31,9 @@ SHARED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 REFUSED = {
     "enable_cache": "a denoiser reuses by its own schedule. For another cache give the "
     "pipeline its original model, by dqar_fx.disable(pipe)",
-    "enable_group_offload": "hooks would replace forwards that are captured. Offload the "
-    "denoiser as one, by pipe.enable_model_cpu_offload(), or transform with release='host'",
+    "enable_group_offload": "its weights are shared with the model that it was made of. Put "
+    "group offload on that before transform, and capture='blocks'; or offload the denoiser as "
+    "one, by pipe.enable_model_cpu_offload(), or transform with release='host'",
     "enable_layerwise_casting": "hooks would replace forwards that are captured. Convert the "
     "denoiser instead, by to(dtype)",
     "enable_parallelism": "hooks would replace forwards that are captured. Give the pipeline "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import fx
 
+from dqar_fx.capture.offloaded import OffloadedTensor, WithWeights
 from dqar_fx.passes.support.graphs import (
     graph_outputs,
     is_static_input,
@@ -287,6 +288,8 @@ def bind(
             filled |= zip(weights, pack([filled[k] for k in weights]), strict=True)
         function = call.variant.function if observe is None else observe(call.variant)
         static = tuple(filled.values())
+        if any(isinstance(each, OffloadedTensor) for each in static):
+            function, static = WithWeights(function, static), ()
         bound.append(
             BoundCall(function, call.inputs, static, call.outputs, call.dead, call.number)
         )

@@ -116,7 +116,8 @@ class BlockProgram(Program):
     def __init__(
         self, *, host: Host, blocks: SegmentCapture, inputs: fx.GraphModule, **program: Any
     ) -> None:
-        super().__init__(**{**program, "conditioning": "step"})
+        comes = host.find_weight if host.offload else None
+        super().__init__(**{**program, "conditioning": "step"}, find_weight=comes)
         self._host, self._blocks, self._inputs = host, blocks, inputs
         self._once = Once()
         self.roles = Roles.of(inputs)
@@ -127,6 +128,7 @@ class BlockProgram(Program):
             self.captured.gm,
             self.slot_specs,
             self.binder.observe,
+            comes,
             owners,
         )
         planned = plan_segments(self.plan, blocks.segments, owners)
@@ -163,6 +165,8 @@ class BlockProgram(Program):
 
     @property
     def _modules(self) -> tuple[nn.Module, ...]:
+        if self._host.offload:  # weights are read from the model when a block is called
+            return ()
         return (self._host.model, *super()._modules)
 
     def _run_calls(

@@ -23,6 +23,11 @@ TIERS = {
     "blocks": "its blocks one by one, between which the model's own forward runs",
 }
 """What a capture may be of, the best first, in words."""
+AT_A_TIME = (
+    "around a captured block as around the original's; those around modules inside of a block "
+    "run around it, so that what it reads is there at once"
+)
+"""When hooks run that bring weights in."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Explanation:
         tier: What was captured: an entry of `TIERS`.
         why_tier: Why not the one above it; empty where that was not tried.
         uncaptured: Reason by path, for blocks that run as themselves.
+        offload: Who brings weights in, in words; empty where they stay.
     """
 
     sites: tuple[Site, ...]
@@ -53,6 +59,7 @@ class Explanation:
     tier: str = "graph"
     why_tier: str = ""
     uncaptured: Mapping[str, str] = field(default_factory=dict)
+    offload: str = ""
 
     @property
     def said_tier(self) -> str:
@@ -76,6 +83,7 @@ class Explanation:
             "tier": self.tier,
             **({"why_tier": self.why_tier} if self.why_tier else {}),
             **({"uncaptured": dict(self.uncaptured)} if self.uncaptured else {}),
+            **({"offload": self.offload} if self.offload else {}),
         }
 
     def __str__(self) -> str:
@@ -86,9 +94,10 @@ class Explanation:
         reads = f"specialised by values:{listing(self.reads)}\n" if self.reads else ""
         left = [f"{path}: {reason}" for path, reason in self.uncaptured.items()]
         uncaptured = f"{len(left)} blocks run as themselves:{listing(left)}\n" if left else ""
+        offload = f"offload: {self.offload}, {AT_A_TIME}\n" if self.offload else ""
         return (
             f"tier: {self.said_tier}\n"
-            f"{reads}{uncaptured}"
+            f"{offload}{reads}{uncaptured}"
             f"{len(self.sites)} sites:{listing(sites)}\n"
             f"{len(self.left_out)} sites left out:{listing(self.left_out)}\n"
             f"{len(self.near_misses)} near misses:{listing(misses)}\n"

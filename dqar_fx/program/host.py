@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import threading
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
 from dqar_fx.capture.capture import fork_to_trace
+from dqar_fx.capture.offloaded import OffloadedTensor, describe_offload, replace_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,8 +31,8 @@ class BlockRunner(Protocol):
 class Host:
     """Runs a fork of a model, the blocks of which another runs.
 
-    Hooks of the blocks run around what stands in for them. Calls of several threads do not
-    meet.
+    Hooks of the blocks run around what stands in for them, those included by which weights
+    come and go. Calls of several threads do not meet.
 
     Args:
         model: The model; it is not changed.
@@ -40,15 +41,21 @@ class Host:
     Attributes:
         model: The fork.
         is_outdated: Whether a call of it did something else than what was captured.
+        offload: Who brings weights in, in words; empty where they stay.
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
         self.is_outdated = False
         self.model = fork_to_trace(model)
         self._now = threading.local()
-        for path in find_siblings(model, paths):
-            block = self.model.get_submodule(path)
-            block.forward = self._stand_in(path, block.forward)
+        self.offload = describe_offload(model)
+        self._paths = find_siblings(model, paths)
+        for path in self._paths:
+            replace_inside(self.model.get_submodule(path), partial(self._stand_in, path))
+
+    def find_weight(self, path: str) -> OffloadedTensor:
+        """A parameter or buffer of a block, where it is there for the time of a call only."""
+        return OffloadedTensor.find(self.model, path, self._paths)
 
     def run(self, runner: BlockRunner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model; what it returns."""
@@ -60,7 +67,7 @@ class Host:
             self._now.runner = before
 
     def _stand_in(self, path: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(own)
+        @wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self._now.runner.call(path, own, args, kwargs)
 

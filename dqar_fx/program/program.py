@@ -40,12 +40,13 @@ from .recently_used import RecentlyUsed
 from .stream import Binder, PreparedStep, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import fx, nn
 
     from dqar_fx.capture.adapters import ModelInputs
     from dqar_fx.capture.capture import Capture
+    from dqar_fx.capture.offloaded import OffloadedTensor
     from dqar_fx.conditioning.fixed import ConditioningTable
     from dqar_fx.conditioning.release import Residence
     from dqar_fx.passes.support.sizes import Sizes
@@ -78,6 +79,8 @@ class Program:
         conditioning: When to evaluate it: ``"auto"``, ``"step"`` or ``"trajectory"``.
         observe: Gives, for each variant that is bound, what is called in the place of its
             function, such as a clock around it; None to call the function itself.
+        find_weight: Finds a parameter that is there for the time of a call only; None where
+            all stay.
 
     Attributes:
         schedule: What the table is made of; None if nothing else can be.
@@ -107,6 +110,7 @@ class Program:
         conditioning: str = "auto",
         observe: CallObserver | None = None,
         schedule: Schedule | None = None,
+        find_weight: Callable[[str], OffloadedTensor] | None = None,
     ) -> None:
         self.schedule = schedule
         self.is_refitted = schedule is not None and (
@@ -123,7 +127,9 @@ class Program:
         self.history = 1 + max((place for _, _, place, _ in slots), default=0)
         self.lowering = lowering
         self.explanation = explanation
-        self.binder = Binder(plan, lowering, graphs.model, self.slot_specs, observe)
+        self.binder = Binder(
+            plan, lowering, graphs.model, self.slot_specs, observe, find_weight
+        )
         self.streams: dict[StreamKey, Stream] = {}
         self.roles = Roles.of(graphs.model)
         self.ahead = AheadPolicy(

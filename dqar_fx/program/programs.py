@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from dqar_fx.capture.adapters import ModelInputs
 from dqar_fx.capture.inputs import signature_of
+from dqar_fx.capture.offloaded import is_offloaded
 from dqar_fx.capture.symbolic import Unfit
 from dqar_fx.errors import DqarError
 from dqar_fx.notices import warn
@@ -263,7 +264,8 @@ class Programs:
     ) -> Program:
         """Build a program for these inputs; ``beside`` are those for other values of them."""
         self._residence.bring_back()
-        self.shared_tensors.tie(self._model)
+        if not is_offloaded(self._model):
+            self.shared_tensors.tie(self._model)
 
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         symbolic = self._asks_for_all(spec, beside)

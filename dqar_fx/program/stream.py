@@ -13,10 +13,11 @@ from dqar_fx.notices import warn
 from dqar_fx.plan.plan import bind, select_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from torch import fx
 
+    from dqar_fx.capture.offloaded import OffloadedTensor
     from dqar_fx.passes import TensorSpec
     from dqar_fx.plan.liveness import Needs
     from dqar_fx.plan.plan import BoundCall, CallObserver, PackWeights, Plan, Static
@@ -90,6 +91,8 @@ class Binder:
         specs: The slots of one stream.
         observe: Gives what is called in the place of a variant's function; None to call the
             function itself.
+        find_weight: Finds a parameter that is there for the time of a call only; None where
+            all stay.
     """
 
     plan: Plan
@@ -97,6 +100,7 @@ class Binder:
     model: fx.GraphModule
     specs: Mapping[SlotKey, TensorSpec]
     observe: CallObserver | None = None
+    find_weight: Callable[[str], OffloadedTensor] | None = None
 
     def bind_row(
         self, slots: Slots, actions: Actions, weights: ForecastWeights
@@ -131,7 +135,7 @@ class Binder:
         slots: Slots | None = None,
         places: tuple[int, ...] = (),
         weights: ForecastWeights = (),
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | OffloadedTensor:
         """The slot of a key, weights of a column; else a parameter, without its gradient."""
         if isinstance(static, tuple):
             assert slots is not None, "conditioning has no slots"
@@ -141,6 +145,8 @@ class Binder:
             found = torch.tensor(weights[static], dtype=torch.float32, device=device)
         else:
             assert static is not None, "actions are resolved before binding"
+            if self.find_weight is not None:
+                return self.find_weight(static)
             owner, _, name = static.rpartition(".")
             found = getattr(self.model.get_submodule(owner), name).detach()
         if self.lowering.backend.replays:

@@ -423,4 +423,4 @@ def test_hooks_around_inner_modules_are_refused_by_name(hook, library):
         run(denoiser, given)
     hook(model)
     with pytest.raises(dqar_fx.DqarError, match=f"hook of {library}"):
-        dqar_fx.transform(model, COMPUTE)
+        dqar_fx.transform(model, COMPUTE, capture="graph")
