@@ -167,7 +167,7 @@ def replace_inside(
         first = registry._fn_refs[0]
         first.forward = replace(first.forward)
     elif "_hf_hook" in held:
-        module._old_forward = replace(held["_old_forward"])
+        module._old_forward = replace(held["_old_forward"])  # type: ignore[assignment]  # a module has any attribute
     else:
         module.forward = replace(module.forward)
 
