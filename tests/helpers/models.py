@@ -14,6 +14,8 @@ from diffusers import (
 )
 from torch import nn
 
+from benchmarks.harness.sized_models import seeded, settled
+
 
 @dataclass
 class Case:
@@ -48,14 +50,6 @@ class Case:
             for name, value in self.given.items()
         }
         return self
-
-
-def settled(model: nn.Module) -> nn.Module:
-    """Evaluation mode, with weights that let every part matter."""
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.8 / max(parameter.shape[-1], 1) ** 0.5)
-    return model.eval()
 
 
 def make_dit(
@@ -148,11 +142,6 @@ def make_flux(batch: int = 2) -> Case:
         "guidance": torch.full((batch,), 3.5),
     }
     return Case(settled(model), (batch, 16, 4), given, top=0.9, fall=0.01)
-
-
-def seeded(*shape: int) -> torch.Tensor:
-    """Random numbers that are the same in every run."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
 
 
 MAKERS = {"dit": make_dit, "pixart": make_pixart, "sd3": make_sd3, "flux": make_flux}

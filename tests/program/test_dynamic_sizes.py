@@ -10,11 +10,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import dqar_fx
+from benchmarks.harness.sized_models import SIZED
 from dqar_fx import Guidance, Schedule
 from dqar_fx.errors import OptionError
 from tests.helpers.hook_oracle import ForecastOracle
 from tests.helpers.models import Attention, make_dit, seeded
-from tests.helpers.sized_models import SIZED
 from tests.helpers.slow_cases import slow_but
 
 STEPS = 4

@@ -10,11 +10,11 @@ import torch
 from torch import fx, nn
 
 import dqar_fx
+from benchmarks.harness.sized_models import SIZED
 from dqar_fx import Schedule
 from dqar_fx.program import programs
 from tests.helpers.hook_oracle import Oracle
 from tests.helpers.models import Attention, seeded
-from tests.helpers.sized_models import SIZED
 from tests.helpers.slow_cases import slow_but
 
 SCHEDULE = Schedule.interval(3, 2)

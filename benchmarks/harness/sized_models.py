@@ -1,9 +1,8 @@
 """Small denoisers whose inputs come in many sizes: samples, height, width, length of text."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import (
@@ -13,13 +12,20 @@ from diffusers import (
     SD3Transformer2DModel,
     WanTransformer3DModel,
 )
+from torch import nn
 
-from .models import seeded, settled
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+def seeded(*shape: int) -> torch.Tensor:
+    """Random numbers that are the same in every run."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
 
-    from torch import nn
+
+def settled(model: nn.Module) -> nn.Module:
+    """Evaluation mode, with weights that let every part matter."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.8 / max(parameter.shape[-1], 1) ** 0.5)
+    return model.eval()
 
 
 @dataclass(frozen=True)
