@@ -71,13 +71,16 @@ class SharedTensors:
         named = {} if self.original is None else named_tensors(self.original)
         return {base_name(name): each for name, each in named.items()}
 
-    def describe_originals(self) -> dict[str, Hashable]:
-        """What the original's tensors show, and a number of their bits.
+    def describe_originals(self) -> dict[tuple[str, Hashable], Hashable]:
+        """What the original's tensors show, and a number of their bits, by name and layout.
 
         Nothing counts writes through ``.data``.
         """
         return {
-            name: (memory_of(each), is_comparable(each) and int(sum_bits(each)))
+            (name, tensor_layout(each)): (
+                memory_of(each),
+                is_comparable(each) and int(sum_bits(each)),
+            )
             for name, each in self._named_originals().items()
         }
 

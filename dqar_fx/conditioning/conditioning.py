@@ -25,7 +25,7 @@ from dqar_fx.passes.support.equal_tensors import is_comparable, sum_bits
 from dqar_fx.passes.support.tracing_lock import TRACING
 from dqar_fx.plan.liveness import Needs, restrict
 from dqar_fx.plan.plan import BoundCall, Stage, execute
-from dqar_fx.steps.seen import SeenTensor
+from dqar_fx.steps.seen import SeenTensor, digest_of
 
 from .memo import Memo, TabulatedStage
 
@@ -94,6 +94,7 @@ class Conditioning:
         bind: Gives the bound calls of a stage's plan.
         narrow: Gives a stage's graph for live outputs, and the inputs that it takes.
         fill: Gives the tensor for a parameter's path.
+        shares: Whether streams take over what others know; not where calls are timed.
 
     Attributes:
         residence: Where the parameters are; None where they stay.
@@ -109,7 +110,9 @@ class Conditioning:
         bind: Callable[[Plan], list[BoundCall]],
         narrow: Callable[[fx.GraphModule, Live], tuple[fx.GraphModule, tuple[int, ...]]],
         fill: Callable[[Static], Any],
+        shares: bool = True,
     ) -> None:
+        self._shares = shares
         self.stages = tuple(stages)
         self.leaves = frozenset[int]().union(*(stage.leaves for stage in stages))
         everything = tuple((True,) * len(stage.outputs) for stage in stages)
@@ -193,7 +196,7 @@ class Conditioning:
         is_settled = True
         for k in asked:
             stage = self.stages[k]
-            if not any(needs.step[k]):
+            if not any(needs.step[k]) and not self._is_read_ahead(stage, k, position, needs):
                 continue
             rows = self._rows_ahead(k, memo, values, position, needs)
             if rows is not None:
@@ -209,13 +212,18 @@ class Conditioning:
                     values[number] = value
         return is_settled
 
+    def _is_read_ahead(self, stage: Stage, k: int, position: Position, needs: Needs) -> bool:
+        """Whether a stage may be read by one that is evaluated for all steps now."""
+        is_ahead = self._ahead.is_wanted and position.timesteps is not None
+        return is_ahead and not self._ahead.is_timed(stage) and any(needs.trajectory[k])
+
     def _take_note(self, memo: Memo, leaves: Sequence[Any], asked: Sequence[int]) -> None:
         """Note the inputs of some stages, and drop what these gave for others."""
         read = self.leaves
         if len(asked) < len(self.stages):
             read = frozenset[int]().union(*(self.stages[k].leaves for k in asked))
         with self._reading:  # inputs and what was given for them change together
-            if read.isdisjoint(memo.seen):
+            if self._shares and read.isdisjoint(memo.seen):
                 self._take_over(memo, leaves, read, asked)
             changed = self._changed_leaves(memo, leaves, read)
             for k in asked:
@@ -224,17 +232,22 @@ class Conditioning:
     def _take_over(
         self, memo: Memo, leaves: Sequence[Any], read: Collection[int], asked: Sequence[int]
     ) -> None:
-        """Take what another stream knows of some stages, if its inputs are equal."""
-        given = [
-            (i, leaves[i])
+        """Take what another stream knows of some stages, if its inputs had equal values.
+
+        Digests tell, since nothing counts some ways of writing to a tensor.
+        """
+        given = {
+            i: leaves[i]
             for i in read
             if i != self._ahead.timestep and isinstance(leaves[i], torch.Tensor)
-        ]
+        }
+        if not all(self._compares(i, leaf) for i, leaf in given.items()):
+            return
+        memo.digests |= {i: digest_of(leaf).view(torch.int64) for i, leaf in given.items()}
         for other in self._memos:
-            seen = other.seen
-            if not all(i in seen and self._is_still(seen[i], i, leaf) for i, leaf in given):
+            if not all(has_digest(other, memo, i, leaf) for i, leaf in given.items()):
                 continue
-            memo.seen |= {i: seen[i] for i, _ in given}
+            memo.seen |= {i: SeenTensor.of(leaf) for i, leaf in given.items()}
             for k in asked:
                 if k in other.outputs and not self._ahead.is_timed(self.stages[k]):
                     memo.outputs[k] = other.outputs[k]
@@ -242,10 +255,6 @@ class Conditioning:
                     memo.tabulated[k] = other.tabulated[k]
             break
         self._memos.add(memo)
-
-    def _is_still(self, seen: SeenTensor, i: int, leaf: torch.Tensor) -> bool:
-        """Whether an input is the tensor that it was, or has its values."""
-        return seen.is_same(leaf) or (self._compares(i, leaf) and seen.is_equal(leaf))
 
     def _changed_leaves(
         self, memo: Memo, leaves: Sequence[Any], read: Collection[int]
@@ -262,6 +271,8 @@ class Conditioning:
             memo.seen[i] = SeenTensor.of(leaf)
             if seen is None or not (self._compares(i, leaf) and seen.is_equal(leaf)):
                 changed.add(i)
+                if seen is not None:
+                    memo.digests.pop(i, None)  # of what was evaluated before
         return changed
 
     def _compares(self, i: int, leaf: torch.Tensor) -> bool:
@@ -349,6 +360,16 @@ class Conditioning:
             for is_live in live
         ]
         return list(zip(*columns, strict=True))
+
+
+def has_digest(one: Memo, other: Memo, i: int, leaf: torch.Tensor) -> bool:
+    """Whether what one stream evaluated an input for had the values that another's has."""
+    if i not in one.digests or i not in one.seen:
+        return False
+    was = one.seen[i].tensor
+    if (was.shape, was.dtype, was.device) != (leaf.shape, leaf.dtype, leaf.device):
+        return False
+    return torch.equal(one.digests[i], other.digests[i])
 
 
 def gives(outputs: Outputs | None, live: Live) -> bool:

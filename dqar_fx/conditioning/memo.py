@@ -42,8 +42,10 @@ class Memo:
         outputs: Per stage, what it gave for the inputs that were seen last.
         seen: Per denoiser input, the tensor that it was then.
         tabulated: Per stage, its outputs for a trajectory.
+        digests: Per denoiser input that has not changed since, what its values were.
     """
 
     outputs: dict[int, Outputs] = field(default_factory=dict)
     seen: dict[int, SeenTensor] = field(default_factory=dict)
     tabulated: dict[int, TabulatedStage] = field(default_factory=dict)
+    digests: dict[int, torch.Tensor] = field(default_factory=dict)

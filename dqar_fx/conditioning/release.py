@@ -146,7 +146,7 @@ class Residence:
     def __init__(self, place: str | None = None) -> None:
         self.place = place
         self.counted: ParameterBytes | None = None
-        self.originals: Mapping[str, Hashable] | None = None
+        self.originals: Mapping[tuple[str, Hashable], Hashable] | None = None
         self._counted_in: tuple[weakref.ref[ReleasingProgram], ...] | None = None
         self._models = weakref.WeakSet[Any]()
         self._programs = weakref.WeakSet[Any]()

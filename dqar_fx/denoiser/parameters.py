@@ -220,7 +220,8 @@ class ParameterWrapper(Wrapper):
             return
         theirs = self._shared_tensors.describe_originals()
         before = self._residence.originals or theirs
-        written = {name for name, was in before.items() if theirs.get(name) != was}
+        # the original may be moved or converted, which a denoiser does not follow
+        written = {key[0] for key, was in before.items() if theirs.get(key, was) != was}
         if not self._residence.is_away:  # those that came back have memory of their own
             written &= self._shared_tensors.find_apart(self.model)
         if written:

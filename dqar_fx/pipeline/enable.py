@@ -15,6 +15,7 @@ from torch import nn
 
 from dqar_fx.capture.adapters import adapter_state, find_layers
 from dqar_fx.capture.compiled import find_original, plain_modules
+from dqar_fx.capture.quantised import open_tensor
 from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.denoiser.offload import hand_hook_on
 from dqar_fx.errors import DqarError
@@ -148,7 +149,7 @@ def follow_modules(original: nn.Module, denoiser: Denoiser) -> None:
         (n, type(m)) for n, m in theirs.items()
     ]
     if is_alike and describe_adapters(original) == describe_adapters(fork):
-        follow_placement(list(own.values()), list(theirs.values()))
+        follow_tensors(list(own.values()), list(theirs.values()))
     else:
         vars(find_original(original)).update(vars(fork))
 
@@ -161,27 +162,32 @@ def describe_adapters(model: nn.Module) -> list[tuple[object, ...]]:
     ]
 
 
-def follow_placement(originals: Sequence[nn.Module], forks: Sequence[nn.Module]) -> None:
-    """Let modules have the parameters and buffers of others where these were moved."""
+def follow_tensors(originals: Sequence[nn.Module], forks: Sequence[nn.Module]) -> None:
+    """Let modules have the parameters and buffers of others that show other memory."""
     made: dict[int, nn.Parameter] = {}
     for module, fork in zip(originals, forks, strict=True):
         for name, tensor in fork._parameters.items():
             own = module._parameters.get(name)
-            if own is None or tensor is None or is_placed_alike(own, tensor):
+            if own is None or tensor is None or show_same_memory(own, tensor):
                 continue
-            made[id(tensor)] = made.get(id(tensor)) or nn.Parameter(
-                tensor.detach(), requires_grad=own.requires_grad
-            )
+            if id(tensor) not in made:
+                is_plain = type(tensor) is nn.Parameter
+                made[id(tensor)] = (
+                    nn.Parameter(tensor.detach(), requires_grad=own.requires_grad)
+                    if is_plain
+                    else tensor
+                )
             module._parameters[name] = made[id(tensor)]
         for name, buffer in fork._buffers.items():
             before = module._buffers.get(name)
             if before is not None and buffer is not None:
-                module._buffers[name] = before if is_placed_alike(before, buffer) else buffer
+                module._buffers[name] = before if show_same_memory(before, buffer) else buffer
 
 
-def is_placed_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors have one device and dtype."""
-    return (one.device, one.dtype) == (other.device, other.dtype)
+def show_same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors, or those that they consist of, are the same views of memory."""
+    shown = [[memory_of(part) for _, part in open_tensor("", each)] for each in (one, other)]
+    return shown[0] == shown[1]
 
 
 @contextmanager

@@ -120,6 +120,7 @@ class BlockProgram(Program):
         super().__init__(**{**program, "conditioning": "step"}, find_weight=comes)
         self._host, self._blocks, self._inputs = host, blocks, inputs
         self._once = Once()
+        self.kept = {number for stage in self.plan.stages for number in stage.outputs}
         self.roles = Roles.of(inputs)
         owners = find_owners(self.plan, blocks.segments)
         self.binder = SegmentBinder(
@@ -267,7 +268,7 @@ class RunningBlocks:
         self._conditioning, self._memo = program._conditioning, memo
         self._needs, self._position = step.needs, position
         self._settles, self._left = program._blocks.settles, program._blocks.left
-        self._replays = program.lowering.backend.replays
+        self._replays, self._kept = program.lowering.backend.replays, program.kept
         self._values: list[Any] = [None] * program.plan.size
         self._turns = Counter[str]()
 
@@ -305,11 +306,14 @@ class RunningBlocks:
                     self._memo, values, values, self._position, self._needs, planned.stages
                 )
             execute(self._calls[planned.number], values)
-        outputs = [values[number] for number in planned.outputs]
+        # what is kept for a later step is copied before the forward may write to it
+        copied = planned.outputs if self._replays else self._kept
+        outputs = [
+            values[number].clone() if number in copied else values[number]
+            for number in planned.outputs
+        ]
         for number in (*planned.inputs, *planned.outputs):
             values[number] = None
-        if self._replays:
-            outputs = [output.clone() for output in outputs]
         return fill(planned.segment.gives, iter(outputs))
 
 

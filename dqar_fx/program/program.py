@@ -144,6 +144,7 @@ class Program:
             bind=self.binder.bind_stage,
             narrow=lowering.narrowed,
             fill=self.binder.fill,
+            shares=observe is None,
         )
         self.liveness = Liveness(
             plan, table.rows, lowering.unlowered_of, is_compiled=self.ahead.is_compiled

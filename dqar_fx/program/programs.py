@@ -143,6 +143,11 @@ class Programs:
         Raises:
             DqarError: Nothing has been captured yet.
         """
+        if self._latest is None and len(self):
+            raise DqarError(
+                "the model has been moved since it was captured, and what was captured waits "
+                "without weights: call the denoiser once where it is now, or prepare(...) it"
+            )
         if self._latest is None:
             raise DqarError(
                 "nothing has been captured yet: call the denoiser once, or prepare(...) it"

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import dqar_fx
 from dqar_fx import Schedule
 from dqar_fx.conditioning import conditioning
-from tests.helpers.models import MAKERS, make_dit
+from tests.helpers.hook_oracle import Oracle
+from tests.helpers.models import MAKERS, make_dit, make_sd3
 from tests.helpers.slow_cases import slow_but
 
 STEPS = 5
@@ -123,6 +124,39 @@ def test_conditioning_of_equal_prompts_in_sessions_is_evaluated_once(tabulated):
         with denoiser.session():
             run(case, denoiser, schedule_of(case))
     assert len(tabulated) == 1
+
+
+def test_conditioning_is_not_taken_over_where_nothing_counted_a_write(tabulated):
+    case = make_dit(layers=2)
+    denoiser = compiled(case)
+    labels = torch.tensor([1, 2])
+    run_named(case, denoiser, {"a": labels}, schedule_of(case))
+    labels.numpy()[:] = 3, 4  # another stream of the tensor is of its new values
+    run_named(case, denoiser, {"b": labels}, schedule_of(case))
+    assert len(tabulated) == 2
+
+
+def test_conditioning_ahead_is_evaluated_again_in_mid_run():
+    """Weights are written to in a run, and seen at a step that reuses, as another begins."""
+    case, other = make_sd3(), make_sd3()
+    schedule = Schedule.interval(4, 2)
+    denoiser = dqar_fx.transform(case.model, schedule, conditioning="trajectory")
+    denoiser.attach_timesteps(torch.tensor([case.top - case.fall * s for s in range(4)]))
+    oracle = Oracle(other.model)
+
+    def check(step):
+        expected = oracle(denoiser.table.actions[step], **case.inputs(step))
+        assert close(denoiser(**case.inputs(step)).sample, expected)
+
+    denoiser(**case.inputs(0))
+    denoiser.reset()
+    check(0)
+    for model in (case.model, other.model):
+        with torch.no_grad():
+            model.context_embedder.weight.mul_(1.5)
+    with denoiser.session():
+        denoiser(**case.inputs(0))
+    check(1)
 
 
 def test_conditioning_eager_is_evaluated_per_step():

@@ -263,3 +263,16 @@ def test_weights_that_are_written_while_some_are_away_are_refused(write):
     denoiser.reset()
     with pytest.raises(DqarError, match=r"was written to while .* released"):
         call(denoiser, 0)
+
+
+@pytest.mark.parametrize("moved", [lambda m: m.to("meta"), lambda m: m.half()])
+def test_a_model_that_is_moved_while_weights_are_away_is_not_followed(moved):
+    model = make_model()
+    denoiser = dqar_fx.transform(model, SCHEDULES["all"], release="disk")
+    denoiser.attach_timesteps(TIMES)
+    before = [call(denoiser, step) for step in range(STEPS)]
+    assert denoiser.released_bytes > 0
+    moved(model)
+    denoiser.reset()
+    for step in range(STEPS):
+        assert torch.equal(call(denoiser, step), before[step])

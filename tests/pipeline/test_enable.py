@@ -347,3 +347,18 @@ def test_table_that_waits_for_a_run_says_so_wherever_it_is_asked_for(pipe):
             look()
     assert denoiser.explain().sites
     assert denoiser.report(EVERY_THIRD.for_run(6), device="A100").num_steps == 6
+
+
+@pytest.mark.parametrize("way", ["released", "converted", "kept"])
+def test_disable_gives_the_weights_that_the_denoiser_got(way, pipe):
+    model = pipe.transformer
+    state = {name: 1.1 * value for name, value in model.state_dict().items()}
+    dqar_fx.enable(pipe, EVERY_THIRD, **({"release": "disk"} if way == "released" else {}))
+    ask(pipe)
+    pipe.transformer.load_state_dict(state)
+    if way == "converted":
+        pipe.transformer.to(torch.float64).to(torch.float32)
+    dqar_fx.disable(pipe)
+    assert pipe.transformer is model
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name

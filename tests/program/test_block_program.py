@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from torch import nn
 
 import dqar_fx
 from dqar_fx import Schedule
@@ -93,6 +94,43 @@ def plain(denoiser, inputs):
 
 
 # ---- the same as the whole graph and as hooks --------------------------------------------
+
+
+class GivingBlock(nn.Module):
+    """Attention, and an embedding of its own that it gives beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.embed = nn.Linear(8, 8)
+
+    def forward(self, x, emb):
+        emb = torch.tanh(self.embed(emb))
+        x = x * emb[:, None]
+        return x + self.attend(x, x, x, need_weights=False)[0], emb
+
+
+class WritingToEmbeddings(nn.Module):
+    """Writes to what a block gives that depends on the prompt alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(GivingBlock() for _ in range(2))
+
+    def forward(self, hidden_states, timestep, prompt):
+        for block in self.blocks:
+            hidden_states, prompt = block(hidden_states, prompt)
+            prompt.mul_(timestep[:1, None] / 900)
+        return hidden_states
+
+
+@torch.no_grad()
+def test_blocks_give_copies_of_their_conditioning():
+    model = settled(WritingToEmbeddings())
+    denoiser = dqar_fx.transform(model, Schedule.compute_all(3), capture="blocks")
+    for step in range(3):
+        given = seeded(2, 5, 8) + step, torch.full((2,), 900.0 - 100 * step), seeded(2, 8)
+        torch.testing.assert_close(denoiser(*given), model(*given))
 
 
 @every_model
