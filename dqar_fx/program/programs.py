@@ -378,10 +378,14 @@ class Programs:
             program.reset()
 
     def let_go(self) -> None:
-        """Hold no weight, as the model has moved; graphs wait for it to come back."""
+        """Hold no weight, as the model has moved; graphs wait for it to come back.
+
+        A capture is kept longer than the programs of its sizes, the one of its own included.
+        """
         self.packed_weights.clear()
-        for program in self:
-            program.let_go(self._given)
+        given = self._given
+        for program in {*self._captures, *(program for _, program in self._keyed())}:
+            program.let_go(given)
         self.look_at_weights()
         self._latest = None
 

@@ -7,6 +7,7 @@ import torch
 
 import dqar_fx
 from dqar_fx import Guidance, Schedule
+from dqar_fx.program import programs
 from tests.helpers.models import make_dit
 
 STEPS = 4
@@ -51,9 +52,9 @@ def test_graphs_wait_for_a_model_that_comes_back(way, captures):
         denoiser.to("meta")
         with pytest.raises(dqar_fx.DqarError, match="has been moved since it was captured"):
             denoiser.program  # noqa: B018  # a property that raises
-        programs = denoiser.captured_programs()
-        assert programs
-        for program in programs:
+        waiting = denoiser.captured_programs()
+        assert waiting
+        for program in waiting:
             named = dict(program.captured.gm.named_parameters())
             assert not any(each.untyped_storage().nbytes() for each in named.values())
             assert not program.streams
@@ -64,6 +65,19 @@ def test_graphs_wait_for_a_model_that_comes_back(way, captures):
         for found, expected in zip(run(), before, strict=True):
             assert torch.equal(found, expected)
         assert (len(captures), len(graphs)) == counts
+
+
+def test_captures_wait_whose_programs_are_forgotten(monkeypatch, captures):
+    monkeypatch.setattr(programs, "MAX_PROGRAMS", 1)
+    denoiser = dqar_fx.transform(make_dit(layers=2).model, Schedule.compute_all(1))
+    for batch in (2, 3, 5):  # one for itself, and one for all sizes
+        denoiser(**make_dit(batch, layers=2).inputs(0))
+    held = denoiser._programs._captures
+    assert len(held) == len(captures) == 2
+    denoiser.to("meta")
+    for program in held:
+        named = dict(program.captured.gm.named_parameters())
+        assert not any(each.untyped_storage().nbytes() for each in named.values())
 
 
 def test_a_model_of_another_dtype_is_captured_anew(captures):

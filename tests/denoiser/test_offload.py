@@ -15,7 +15,7 @@ from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 import dqar_fx
 from dqar_fx import CaptureError, DqarError, Schedule
 from tests.helpers.models import make_dit
-from tests.helpers.sd3_pipeline import make_tiny_sd3, put_in_pipeline
+from tests.helpers.sd3_pipeline import generate, make_tiny_sd3, put_in_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:Some parameters are on the meta device")
 CPU = torch.device("cpu")
@@ -119,16 +119,6 @@ def test_released_weights_and_a_hook_go_together(case):
         assert denoiser.released_bytes > 0
     for one, other in zip(*outputs, strict=True):
         assert torch.equal(one, other)
-
-
-def generate(pipe):
-    given = {
-        "prompt_embeds": torch.ones(1, 4, 16),
-        "pooled_prompt_embeds": torch.ones(1, 24),
-        "latents": torch.ones(1, 4, 4, 4),
-    }
-    options = {"num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "latent"}
-    return pipe(**given, **options, height=32, width=32).images
 
 
 def hooked_models(pipe):

@@ -19,7 +19,7 @@ from dqar_fx import DqarError, OptionError, Schedule, SiteError
 from dqar_fx.capture.offloaded import OffloadedTensor
 from tests.helpers.hook_oracle import Oracle, ResidualOracle
 from tests.helpers.models import make_dit, make_flux, make_sd3
-from tests.helpers.sd3_pipeline import make_tiny_sd3, put_in_pipeline
+from tests.helpers.sd3_pipeline import generate, make_tiny_sd3, put_in_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:Some parameters are on the meta device")
 CPU = torch.device("cpu")
@@ -308,16 +308,6 @@ def test_auto_takes_blocks_and_says_why(how, hook, wanted):
     assert hook in explained.why_tier
     assert "inside of a block run around it, so that what it reads is there" in str(explained)
     assert denoiser.device == CPU
-
-
-def generate(pipe):
-    given = {
-        "prompt_embeds": torch.ones(1, 4, 16),
-        "pooled_prompt_embeds": torch.ones(1, 24),
-        "latents": torch.ones(1, 4, 4, 4),
-    }
-    options = {"num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "latent"}
-    return pipe(**given, **options, height=32, width=32).images
 
 
 OF_PIPELINES = {
