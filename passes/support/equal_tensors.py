@@ -97,7 +97,7 @@ def sum_bits(tensor: torch.Tensor) -> torch.Tensor:
     rows and columns, so that nothing is converted, and the order of elements counts. Its bits
     must be comparable.
     """
-    whole = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    whole = as_plain(tensor).contiguous().view(-1).view(torch.uint8)
     if whole.storage_offset() % WORD:
         whole = whole.clone()
     length = len(whole) // WORD * WORD
