@@ -106,7 +106,8 @@ def counting() -> Iterator[Counts]:
 def count_bytes(group: Any) -> int:
     """Bytes of a group's parameters."""
     inner = [each for module in group.modules for each in module.parameters()]
-    return sum(each.nbytes for each in {id(p): p for p in (*inner, *group.parameters)}.values())
+    held = {id(each): each for each in (*inner, *group.parameters)}
+    return sum(each.nbytes for each in held.values())
 
 
 def run_trajectory(

@@ -20,7 +20,15 @@ from .denoiser.denoiser import Denoiser
 from .errors import CaptureError, DqarError, OptionError, ScheduleError, SiteError, StepError
 from .guidance.guidance import Guidance
 from .inspect import GraphDiff, graph_diff
-from .optimiser import Front, Optimum, fit_forecasts, optimise
+from .optimiser import (
+    FittedSolver,
+    Front,
+    Optimum,
+    Teacher,
+    fit_forecasts,
+    fit_solver,
+    optimise,
+)
 from .passes import Site
 from .pipeline.enable import disable, enable, enabled
 from .pipeline.summary import Summary, summary
@@ -29,6 +37,7 @@ from .schedule.gates import entropy_gate, policy_gate, snr_gate
 from .schedule.noise import signal_to_noise
 from .schedule.schedule import Schedule
 from .schedule.table import BranchTable
+from .solver.multistep_scheduler import MultistepScheduler
 from .transform import transform
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent by default
@@ -41,10 +50,12 @@ __all__ = [
     "Denoiser",
     "DeviceProfile",
     "DqarError",
+    "FittedSolver",
     "Front",
     "GraphDiff",
     "Guidance",
     "MemoryPlan",
+    "MultistepScheduler",
     "Optimum",
     "OptionError",
     "Policy",
@@ -55,6 +66,7 @@ __all__ = [
     "SiteError",
     "StepError",
     "Summary",
+    "Teacher",
     "calibrate",
     "compare",
     "disable",
@@ -62,6 +74,7 @@ __all__ = [
     "enabled",
     "entropy_gate",
     "fit_forecasts",
+    "fit_solver",
     "graph_diff",
     "measure_profile",
     "optimise",
