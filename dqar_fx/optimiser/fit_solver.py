@@ -6,8 +6,10 @@ a teacher's; the denoiser may reuse and forecast inside of itself meanwhile, so 
 mends that, too. Nothing but pictures is looked at: what holds for the denoiser's gradient, for
 its weights' format or its table does not matter.
 
-Parameters are the logarithms of the grid's gaps, whose sum stands, and what is added to the
-weights of DPM-Solver++ (2M) on that grid.
+Parameters are the logarithms of the grid's gaps, whose sum stands; by how much the timestep
+that the denoiser is told differs from that of its sample; and what is added to the weights of
+DPM-Solver++ (2M) on that grid. Source: S4S (Frankel et al., 2502.17423) fits grids, told times
+and weights to a teacher by gradients.
 """
 
 from __future__ import annotations
@@ -37,8 +39,12 @@ if TYPE_CHECKING:
 
     from dqar_fx.calibration.calibration import Floats
 
-DIFFERENCES = 2
+DIFFERENCES = 3
 """Differences of earlier predictions that each step adds up."""
+SHIFT = 0.1
+"""Share of a gap by which a parameter of 1 shifts the timestep that the denoiser is told."""
+MOST_SHIFTED = 0.45
+"""Share of a gap by which it is shifted at most, so that timesteps descend."""
 ROUNDS = 10
 HELD_OUT = 1_000_000
 """Offset of the seeds that a fitted solver is judged on."""
@@ -69,7 +75,7 @@ class FittedSolver:
     def __str__(self) -> str:
         """In one line."""
         return (
-            f"solver of {len(self.scheduler.config.grid)} steps: {self.held_out_db:.1f} dB to "
+            f"solver of {self.scheduler.num_steps} steps: {self.held_out_db:.1f} dB to "
             f"{self.teacher} on held-out seeds ({self.held_out_start_db:.1f} before the fit; "
             f"{self.psnr_db:.1f} on the seeds it was fitted on)"
         )
@@ -92,7 +98,7 @@ def fit_solver(
 ) -> FittedSolver:
     """Fit a solver of few steps to a model, so that its pictures come near to converged ones.
 
-    A round runs the pipeline once for each parameter, about three per step.
+    A round runs the pipeline once for each parameter, about five per step.
 
     Args:
         pipeline: A diffusers pipeline with a ``transformer`` and a ``scheduler``; both are as
@@ -192,12 +198,16 @@ class SolverSpace:
 
     def scheduler(self, parameters: Floats) -> MultistepScheduler:
         """The solver of a vector."""
-        gaps = np.exp(parameters[: self.num_steps] - parameters[: self.num_steps].max())
-        grid = self.levels.last * (1 - np.append(0, gaps.cumsum()[:-1]) / gaps.sum())
+        logarithms, shifts, added = np.split(parameters, [self.num_steps, 2 * self.num_steps])
+        gaps = np.exp(logarithms - logarithms.max())
+        gaps *= self.levels.last / gaps.sum()
+        grid = self.levels.last - np.append(0, gaps.cumsum()[:-1])
+        told = grid + gaps * MOST_SHIFTED * np.tanh(SHIFT / MOST_SHIFTED * shifts)
         weights = np.zeros((self.num_steps, DIFFERENCES))
         weights[:, :1] = dpm_solver_weights(self.levels, grid)
-        weights[self.known] += parameters[self.num_steps :]
-        return MultistepScheduler.of(self.levels, grid, weights)
+        weights[self.known] += added
+        within = told.clip(max=self.levels.last)
+        return MultistepScheduler.of(self.levels, grid, weights, within)
 
     def starts(self) -> Iterator[Floats]:
         """DPM-Solver++ on grids even in the timestep, in the log ratio, and between."""
@@ -206,4 +216,4 @@ class SolverSpace:
         for share in (0.0, 0.25, 0.5, 1.0):
             grid = (1 - share) * even + share * ratios
             gaps = np.log(-np.diff(np.append(grid, 0.0)))
-            yield np.append(gaps, np.zeros(int(self.known.sum())))
+            yield np.append(gaps, np.zeros(self.num_steps + int(self.known.sum())))

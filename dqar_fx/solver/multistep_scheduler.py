@@ -15,13 +15,13 @@ and a fitted grid says where it evaluates the denoiser.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 
 from dqar_fx.errors import OptionError
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class MultistepOutput(BaseOutput):  # type: ignore[misc, no-untyped-call]
+class MultistepOutput(BaseOutput):
     """What a step gives.
 
     Attributes:
@@ -46,14 +46,15 @@ class MultistepOutput(BaseOutput):  # type: ignore[misc, no-untyped-call]
     pred_original_sample: torch.Tensor | None = None
 
 
-class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class MultistepScheduler(SchedulerMixin, ConfigMixin):
     """A scheduler with timesteps and weights of its own, saved and loaded as all schedulers.
 
     It has the timesteps that it was made with, and refuses to make another number of them.
 
     Args:
-        grid: Timesteps at which the denoiser is evaluated, descending; they need not be whole.
-        alphas: The share of data in a sample at each.
+        grid: Timesteps that the denoiser is told, descending; they need not be whole.
+        alphas: The share of data in the sample that it is given with each. It need not be that
+            of the timestep: another time than the sample's is one more number to fit.
         sigmas: The share of noise.
         weights: Per step the weights of differences of predictions, the newest first.
         prediction_type: What the denoiser gives, see `noise_levels.PREDICTIONS`.
@@ -65,7 +66,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     init_noise_sigma = 1.0
     """By what the first noise is multiplied."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]  # of diffusers
     def __init__(
         self,
         grid: Sequence[float] = (),
@@ -88,25 +89,40 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def of(
-        cls, levels: NoiseLevels, grid: Floats, weights: Floats | None = None
+        cls,
+        levels: NoiseLevels,
+        grid: Floats,
+        weights: Floats | None = None,
+        told: Floats | None = None,
     ) -> MultistepScheduler:
         """Make one for a model.
 
         Args:
             levels: The levels that the model was trained for.
-            grid: Timesteps, descending.
+            grid: Timesteps of the samples, descending.
             weights: float64 ``[steps, differences]``; by default those of DPM-Solver++ (2M).
+            told: Timesteps that the denoiser is told; by default those of the samples.
         """
         alphas, sigmas = levels.at(grid)
         chosen = dpm_solver_weights(levels, grid) if weights is None else weights
-        return cls(
-            grid=grid.tolist(),
+        made: MultistepScheduler = cls(
+            grid=(grid if told is None else told).tolist(),
             alphas=alphas.tolist(),
             sigmas=sigmas.tolist(),
             weights=chosen.tolist(),
             prediction_type=levels.prediction,
             num_train_timesteps=round(levels.last + (not levels.is_flow)),
         )
+        return made
+
+    @property
+    def _numbers(self) -> Any:
+        return self.config
+
+    @property
+    def num_steps(self) -> int:
+        """Evaluations of the denoiser in a run."""
+        return len(self._numbers.grid)
 
     @property
     def step_index(self) -> int | None:
@@ -143,7 +159,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             OptionError: Another number of steps, or other sigmas, are asked for.
         """
         del mu
-        known = len(self.config.grid)
+        known = self.num_steps
         asked = num_inference_steps if sigmas is None else len(sigmas)
         if asked not in (None, known):
             raise OptionError(
@@ -155,7 +171,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"sigmas={list(sigmas)}: this solver has timesteps of its own. Leave sigmas "
                 "out, or use another scheduler"
             )
-        self.timesteps = torch.tensor(self.config.grid, dtype=torch.float32, device=device)
+        self.timesteps = self.timesteps.to(device)
         self.num_inference_steps = known
         self._data, self._step_index, self._begin_index = [], None, None
 
@@ -187,8 +203,8 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._step_index is None:
             begins = self._begin_index
             self._step_index = self.index_for_timestep(timestep) if begins is None else begins
-        index, config = self._step_index, self.config
-        last = index + 1 == len(config.grid)
+        index, config = self._step_index, self._numbers
+        last = index + 1 == self.num_steps
         alpha, sigma = config.alphas[index], config.sigmas[index]
         next_alpha, next_sigma = (
             (1.0, 0.0) if last else (config.alphas[index + 1], config.sigmas[index + 1])
@@ -234,7 +250,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         places = [self.index_for_timestep(each) for each in timesteps.flatten()]
         alphas, sigmas = (
             torch.tensor([numbers[place] for place in places]).view(shape).to(noise)
-            for numbers in (self.config.alphas, self.config.sigmas)
+            for numbers in (self._numbers.alphas, self._numbers.sigmas)
         )
         return alphas * original_samples + sigmas * noise
 
@@ -246,7 +262,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """Timesteps of the model's training, as of schedulers of diffusers."""
-        return int(self.config.num_train_timesteps)
+        return int(self._numbers.num_train_timesteps)
 
 
 def predict_data(

@@ -102,4 +102,4 @@ class NoiseLevels:
         if self.is_flow:
             return np.asarray(np.append(self.last, self.last / (1 + np.exp(wanted[1:]))))
         known = np.array(self.log_ratios)
-        return np.interp(wanted, known[::-1], np.arange(len(known) - 1, -1, -1.0))
+        return np.asarray(np.interp(wanted, known[::-1], np.arange(len(known) - 1, -1, -1.0)))

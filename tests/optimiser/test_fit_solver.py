@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,7 +53,7 @@ def test_a_linear_problem_is_solved(seed, size):
     best = np.linalg.lstsq(matrix.numpy(), right.numpy(), rcond=None)[0]
     assert np.allclose(found.parameters, best, atol=2e-2)
     least = float((matrix @ torch.from_numpy(best) - right).square().mean())
-    assert least <= found.mean_square <= 1.01 * least
+    assert found.mean_square == pytest.approx(least, rel=1e-2)
 
 
 def test_a_curved_valley_is_followed_and_no_round_does_harm():
@@ -79,15 +84,29 @@ def test_vectors_are_solvers(pipe):
     levels = NoiseLevels.of(pipe.scheduler)
     space = SolverSpace(levels, 6)
     starts = list(space.starts())
-    assert {len(each) for each in starts} == {6 + 5 + 4}
+    assert {len(each) for each in starts} == {6 + 6 + 5 + 4 + 3}
     first, last = (space.scheduler(each).config for each in (starts[0], starts[-1]))
     assert np.allclose(first.grid, levels.even_timesteps(6))
     assert np.allclose(last.grid, levels.even_ratios(6))
     moved = starts[0].copy()
-    moved[6:] += 1
+    moved[12:] += 1
     weights = np.array(space.scheduler(moved).config.weights)
     before = np.array(first.weights)
-    assert np.allclose(weights - before, [[0, 0], [1, 0], *[[1, 1]] * 4])
+    assert np.allclose(weights - before, [[0, 0, 0], [1, 0, 0], [1, 1, 0], *[[1, 1, 1]] * 3])
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), steps=st.integers(2, 9), is_flow=st.booleans())
+def test_every_vector_is_a_solver_whose_timesteps_descend(data, steps, is_flow):
+    kind = FlowMatchEulerDiscreteScheduler if is_flow else DDPMScheduler
+    space = SolverSpace(NoiseLevels.of(kind()), steps)
+    start = next(space.starts())
+    numbers = st.lists(st.floats(-6, 6), min_size=len(start), max_size=len(start))
+    made = space.scheduler(start + np.array(data.draw(numbers)))
+    made.set_timesteps(steps)
+    assert float(made.timesteps.max()) <= space.levels.last
+    assert (made.timesteps.diff() < 0).all()
+    assert made.sigmas[-1] == 0
 
 
 # ---- fits --------------------------------------------------------------------------------
