@@ -44,7 +44,7 @@ DIFFERENCES = 3
 SHIFT = 0.1
 """Share of a gap by which a parameter of 1 shifts the timestep that the denoiser is told."""
 MOST_SHIFTED = 0.45
-"""Share of a gap by which it is shifted at most, so that timesteps descend."""
+"""Share of a gap by which it is shifted at most."""
 ROUNDS = 10
 HELD_OUT = 1_000_000
 """Offset of the seeds that a fitted solver is judged on."""
@@ -202,12 +202,14 @@ class SolverSpace:
         gaps = np.exp(logarithms - logarithms.max())
         gaps *= self.levels.last / gaps.sum()
         grid = self.levels.last - np.append(0, gaps.cumsum()[:-1])
-        told = grid + gaps * MOST_SHIFTED * np.tanh(SHIFT / MOST_SHIFTED * shifts)
+        around = np.minimum(gaps, np.append(gaps[0], gaps[:-1]))  # so that timesteps descend
+        told = grid + around * MOST_SHIFTED * np.tanh(SHIFT / MOST_SHIFTED * shifts)
         weights = np.zeros((self.num_steps, DIFFERENCES))
         weights[:, :1] = dpm_solver_weights(self.levels, grid)
         weights[self.known] += added
-        within = told.clip(max=self.levels.last)
-        return MultistepScheduler.of(self.levels, grid, weights, within)
+        told = told.clip(max=self.levels.last)
+        made: MultistepScheduler = MultistepScheduler.of(self.levels, grid, weights, told)
+        return made
 
     def starts(self) -> Iterator[Floats]:
         """DPM-Solver++ on grids even in the timestep, in the log ratio, and between."""
