@@ -81,8 +81,27 @@ SOLVERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     ),
 }
 """Class, options and spacings of each solver of diffusers; all without noise of their own."""
+TWICE = ("Heun",)
+"""Solvers that evaluate twice in each step but the last."""
 FITTED = "fitted"
 FIT_SEED = 250_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows share.
+
+    Attributes:
+        teacher: Whose pictures count as converged.
+        pictures: How many are compared.
+        guidance: Guidance scale.
+        fitted_on: Pictures that solvers are fitted on.
+    """
+
+    teacher: str
+    pictures: int
+    guidance: float
+    fitted_on: int
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ class Row:
     psnr_db: float | None
     start_db: float | None = None
     fitted_db: float | None = None
-    run: dict[str, Any] = field(default_factory=dict, metadata=SHARED)
+    run: Setting | None = field(default=None, metadata=SHARED)
 
 
 @dataclass(frozen=True)
@@ -141,16 +160,19 @@ def make_job(pipe: Any, options: Options, seed: int, pictures: int) -> PipelineJ
 
 def list_solvers(pipe: Any, evaluations: int) -> Iterator[tuple[str, str, Any, int]]:
     """Name, spacing, scheduler and steps of each that takes so many evaluations."""
-    for name, (kind, changes, spacings) in SOLVERS.items():
+    for name, (_, _, spacings) in SOLVERS.items():
+        steps = (evaluations + 1) // 2 if name in TWICE else evaluations
         for spacing in spacings:
-            made = getattr(diffusers, kind).from_config(
-                pipe.scheduler.config, **changes, **SPACINGS[spacing]
-            )
-            steps = evaluations
-            if name == "Heun":  # two for each step but the last
-                steps = (evaluations + 1) // 2
+            made = make_solver(pipe, name, spacing)
             if count_timesteps(made, steps) == evaluations:
                 yield name, spacing, made, steps
+
+
+def make_solver(pipe: Any, name: str, spacing: str) -> Any:
+    """A scheduler of diffusers for a pipeline's model."""
+    kind, changes, _ = SOLVERS[name]
+    config = pipe.scheduler.config
+    return getattr(diffusers, kind).from_config(config, **changes, **SPACINGS[spacing])
 
 
 def compare(pipe: Any, options: Options) -> Iterator[Row]:
@@ -158,12 +180,7 @@ def compare(pipe: Any, options: Options) -> Iterator[Row]:
     job = make_job(pipe, options, SEED, options.pictures)
     teacher = Teacher(options.teacher)
     right = teacher.pictures(job)
-    run = {
-        "teacher": str(teacher),
-        "pictures": options.pictures,
-        "guidance": options.guidance,
-        "fitted_on": options.fitted_on,
-    }
+    run = Setting(str(teacher), options.pictures, options.guidance, options.fitted_on)
     for evaluations in options.evaluations:
         for name, spacing, scheduler, steps in list_solvers(pipe, evaluations):
             found = psnr(right, run_with(job, scheduler, steps))

@@ -135,12 +135,14 @@ class Bench:
     @contextmanager
     def entered(self, entrant: Entrant) -> Iterator[None]:
         """With a contender in the pipeline, and nothing left of its last trajectory."""
+        before = self.pipe.scheduler
         self.pipe.transformer = entrant.module
+        self.pipe.scheduler = entrant.scheduler or before
         try:
             with entrant.fresh():
                 yield
         finally:
-            self.pipe.transformer = self.original
+            self.pipe.transformer, self.pipe.scheduler = self.original, before
 
     @torch.no_grad()
     def count_macs(self, contender: Contender) -> int:
@@ -152,8 +154,9 @@ class Bench:
         if contender.setting not in self.made:
             entrant = contender.recipe.build(self, EAGER)
             counting = Counting(entrant.module)
+            first = 1 if entrant.scheduler is None else contender.steps  # which it insists on
             with self.entered(entrant), warnings.catch_warnings(action="ignore"):
-                self.task(0).generate(self.pipe, 1)  # what is done once is not counted
+                self.task(0).generate(self.pipe, first)  # what is done once is not counted
             with self.entered(replace(entrant, module=counting)):
                 self.task(0).generate(self.pipe, contender.steps)
             self.made[contender.setting] = counting.macs

@@ -19,11 +19,13 @@ class Entrant:
         module: What the pipeline calls.
         fresh: Gives the context of one trajectory, in which nothing of an earlier one is left.
         hooked: Modules that a peer's hooks are on; None where that is no question.
+        scheduler: What takes the place of the pipeline's scheduler; None for that one.
     """
 
     module: nn.Module
     fresh: Callable[[], AbstractContextManager[object]] = nullcontext
     hooked: int | None = None
+    scheduler: Any = None
 
 
 class Recipe(Protocol):

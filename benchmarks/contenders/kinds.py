@@ -15,8 +15,8 @@ class Family:
     Attributes:
         key: What the command line calls it.
         title: What tables and figures call it.
-        kind: ``"base"``, ``"fewer"``, ``"ours"``, ``"theirs"`` (a peer's schedule, run by
-            dqar_fx) or ``"peer"``.
+        kind: ``"base"``, ``"teacher"``, ``"fewer"``, ``"solver"``, ``"ours"``, ``"theirs"`` (a
+            peer's schedule, run by dqar_fx) or ``"peer"``.
     """
 
     key: str
@@ -31,6 +31,9 @@ def forecast_of(order: int) -> Family:
 
 BASE = Family("base", "untransformed", "base")
 FEWER = Family("fewer", "fewer steps", "fewer")
+TEACHER = Family("teacher", "converged", "teacher")
+SOLVERS = Family("solvers", "another solver, nothing reused", "solver")
+FITTED = Family("fitted", "fitted solver, nothing reused", "ours")
 ATTENTION = Family("attention", "attention reused", "ours")
 BOTH = Family("all", "attention + feed-forward reused", "ours")
 GUIDED = Family("guidance", "forecast, unconditional half too", "ours")
@@ -40,6 +43,6 @@ DIFFUSERS = Family("diffusers", "diffusers hooks", "peer")
 CACHE_DIT = Family("cache-dit", "cache-dit", "peer")
 DOCUMENTED = Family("stock", "as documented", "peer")
 OURS = FEWER, ATTENTION, BOTH, forecast_of(1), GUIDED, OPTIMISED
-CHOICES = (*OURS, THEIRS, DIFFUSERS, CACHE_DIT)
+CHOICES = (*OURS, SOLVERS, FITTED, THEIRS, DIFFUSERS, CACHE_DIT)
 KEYS = tuple(family.key for family in CHOICES)
-"""Families that the command line can choose; the base always takes part."""
+"""Families that the command line can choose; the base and the teacher always take part."""

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from benchmarks.contenders.contenders import Contender
+from benchmarks.contenders.kinds import TEACHER
 from benchmarks.contenders.records import Record
 from benchmarks.harness.rows import SHARED
 from benchmarks.harness.timing import describe_speed, take_ratios
-from benchmarks.quality.judge import Judge
+from benchmarks.quality.judge import Judge, measure_psnr_db
 from benchmarks.quality.panel import Quality
 
 NO_SAVING = 0.001
@@ -42,7 +43,8 @@ class Row:
         breaks: Graph breaks in it.
         recompiles: Graphs compiled later.
         pictures: That were compared with the full run's of the same seeds.
-        psnr_db: Of all of these together.
+        converged_db: PSNR of all of these together to the teacher's; None without a teacher.
+        psnr_db: The same to the full run's.
         ssim: Mean over these.
         lpips: The same, by features.
         note: What is odd about it.
@@ -74,6 +76,7 @@ class Row:
     breaks: int | None = None
     recompiles: int | None = None
     pictures: int = 0
+    converged_db: float | None = None
     psnr_db: float | None = None
     ssim: float | None = None
     lpips: float | None = None
@@ -88,7 +91,12 @@ class Row:
     def is_placed(self) -> bool:
         """Whether it has a place in a plane of speed and quality."""
         known = self.error is None and self.speed_median is not None
-        return known and self.psnr_db is not None
+        return known and self.quality_db is not None
+
+    @property
+    def quality_db(self) -> float | None:
+        """Distance to converged pictures, or where there is no teacher, to the full run's."""
+        return self.psnr_db if self.converged_db is None else self.converged_db
 
 
 def make_rows(
@@ -100,15 +108,28 @@ def make_rows(
     """Rows of all contenders, as far as they were timed.
 
     The first contender is the base. Pictures are compared with those of the last one of its
-    family: the eager untransformed model.
+    family, the eager untransformed model, and with the teacher's.
     """
     base = records[contenders[0].name]
     plain = [each for each in contenders if each.family == contenders[0].family][-1]
     others = base, records[plain.name], judge
+    teachers = [records[each.name] for each in contenders if each.family == TEACHER]
     return [
-        Row(**describe_contender(each, records[each.name], *others), run=run)
+        Row(
+            **describe_contender(each, records[each.name], *others),
+            converged_db=measure_converged(records[each.name], *teachers),
+            run=run,
+        )
         for each in contenders
     ]
+
+
+def measure_converged(record: Record, teacher: Record | None = None) -> float | None:
+    """PSNR of a record's pictures to a teacher's; None where one of them has none."""
+    if record.error or teacher is None:
+        return None
+    pairs = pair_images(record, teacher)
+    return None if pairs is None else measure_psnr_db(*pairs)
 
 
 def describe_contender(
@@ -181,7 +202,7 @@ def turn_saving(speed: float | None, macs_ratio: float | None) -> float | None:
 
 def describe_idle(contender: Contender, facts: Mapping[str, Any]) -> str | None:
     """What is odd where something gives just what the full run gives: it does nothing."""
-    if contender.family.kind in ("base", "fewer"):
+    if contender.family.kind in ("base", "fewer", "teacher", "solver"):
         return None
     hooked = facts.get("hooked")
     where = "" if hooked is None else f" ({hooked} modules have a hook)"

@@ -53,7 +53,8 @@ def draw(rows: Sequence[Row], targets: Sequence[float]) -> Drawn:
     for target in targets:
         axes.axvline(target, color=FAINT, lw=1, ls=":", zorder=1)
     axes.set_xlabel("measured speed of a whole trajectory (times the compiled full run)")
-    axes.set_ylabel("PSNR against the full run's pictures (dB)")
+    whose = "converged" if any(row.converged_db for row in rows) else "the full run's"
+    axes.set_ylabel(f"PSNR against {whose} pictures (dB)")
     axes.grid(color=PALE, lw=0.6, zorder=0)
     axes.set_axisbelow(True)
     if drawn:
@@ -63,9 +64,9 @@ def draw(rows: Sequence[Row], targets: Sequence[float]) -> Drawn:
 
 def is_drawn(row: Row) -> bool:
     """Whether a row has a place in the figure."""
-    if not row.is_placed or row.psnr_db == float("inf") or row.note is not None:
+    if not row.is_placed or row.quality_db == float("inf") or row.note is not None:
         return False
-    return (row.psnr_db or 0) >= LOW_DB and (row.speed_median or 0) >= SLOW
+    return (row.quality_db or 0) >= LOW_DB and (row.speed_median or 0) >= SLOW
 
 
 def make_title(rows: Sequence[Row], targets: Sequence[float]) -> str:
@@ -73,9 +74,9 @@ def make_title(rows: Sequence[Row], targets: Sequence[float]) -> str:
     target = targets[0]
     ours, peer = (find_best(rows, kind, target) for kind in ("ours", "peer"))
     parts = [
-        (ours and ours.psnr_db, "dqar_fx"),
+        (ours and ours.quality_db, "dqar_fx"),
         (interpolate_fewer(rows, target), "fewer steps"),
-        (peer and peer.psnr_db, "the best peer"),
+        (peer and peer.quality_db, "the best peer"),
     ]
     known = [f"{name} {value:.1f} dB" for value, name in parts if value]
     return f"At {target:g} times the speed: {', '.join(known) or 'nothing was measured'}"
@@ -111,7 +112,7 @@ def draw_marks(axes: Axes, rows: Sequence[Row]) -> None:
         if marks:
             solid: Any = {"s": 60, "color": FAINT, "marker": shape}
             axes.scatter(*find_places(marks), label=f"peer: {tool}", zorder=4, **solid)
-            best = max(marks, key=lambda row: row.psnr_db or 0)
+            best = max(marks, key=lambda row: row.quality_db or 0)
             place_text(axes, best, tool, (7, 5), FAINT)
 
 
@@ -125,14 +126,14 @@ def find_fastest(rows: Sequence[Row]) -> Iterator[Row]:
 
 def find_places(rows: Sequence[Row]) -> tuple[list[Any], list[Any]]:
     """Speeds and decibels."""
-    return [row.speed_median for row in rows], [row.psnr_db for row in rows]
+    return [row.speed_median for row in rows], [row.quality_db for row in rows]
 
 
 def place_text(axes: Axes, row: Row, text: str, offset: tuple[int, int], colour: str) -> None:
     """Text beside a mark."""
     axes.annotate(
         text,
-        (row.speed_median or 0, row.psnr_db or 0),
+        (row.speed_median or 0, row.quality_db or 0),
         xytext=offset,
         textcoords="offset points",
         ha="center" if offset[0] == 0 else "left",

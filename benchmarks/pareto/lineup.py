@@ -10,6 +10,7 @@ from benchmarks.contenders.settings import list_peers, list_theirs
 from benchmarks.harness.errors import InputError
 from benchmarks.pareto.options import Options
 from benchmarks.pareto.saved import Saved
+from benchmarks.pareto.solved import list_solved, list_teacher
 from dqar_fx import Guidance
 
 GUIDED_INTERVALS = ((1, 3), (2, 4), (2, 6), (3, 6))
@@ -34,9 +35,11 @@ def line_up(options: Options, tables: Sequence[Saved]) -> list[Contender]:
         own = {"table": saved.digest}, saved.table.sites, saved.guidance
         recipe = Transformed(saved.to_schedule, *own)
         others.append(Contender(f"table {saved.name}", kinds.OPTIMISED, steps, recipe, mode))
+    others += list_solved(options, mode)
     others += [*list_theirs(steps, mode), *list_peers(steps, compiled=not is_eager)]
     chosen = [each for each in others if each.family.key in options.only]
-    listed = base + [each for each in chosen if is_wanted(each.name, options.rows)]
+    chosen = [each for each in chosen if is_wanted(each.name, options.rows)]
+    listed = [*base, *list_teacher(options), *chosen]
     names = [each.name for each in listed]
     for name in options.judge or ():
         if name not in names:

@@ -1,14 +1,16 @@
 """Measure quality against the time of whole trajectories, interleaved in one process.
 
-These take part: the model with fewer steps; with the schedules and forecasts of dqar_fx; with
-tables from a folder; with the caches of diffusers and cache-dit; and with their schedules run
-by dqar_fx. Write rows, a table and a drawing of the front. After an interruption the same
-command goes on where the run was.
+These take part: the model with fewer steps, and with other solvers; with the schedules and
+forecasts of dqar_fx; with tables from a folder; with the caches of diffusers and cache-dit;
+and with their schedules run by dqar_fx. Quality is the distance to the pictures of a solver
+with so many steps that they count as converged. Write rows, a table and a drawing of the
+front. After an interruption the same command goes on where the run was.
 
 Examples::
 
     python -m benchmarks.pareto                                    # the reference pipeline
     python -m benchmarks.pareto --tables my-front/tables           # and optimised tables
+    python -m benchmarks.pareto --solvers results/solvers          # and other solvers
     python -m benchmarks.pareto --only fewer forecast cache-dit --judge none
     python -m benchmarks.pareto --judge "20 steps" "forecast order 2, every 4"
     python -m benchmarks.pareto --quick --out results/quick        # does it run at all?
@@ -36,6 +38,7 @@ from benchmarks.harness.options import (
     several,
 )
 from benchmarks.harness.pipelines import PipelineOptions
+from dqar_fx.optimiser.teacher import TEACHER_STEPS
 from dqar_fx.schedule.forecast import MAX_ORDER
 
 SWEEP = (10, 12, 14, 15, 17, 20, 22, 25, 30, 35, 40)
@@ -46,6 +49,7 @@ QUICK = {
     "fewer": (4,),
     "every": (2,),
     "orders": (1,),
+    "teacher": 12,
     "images": 6,
     "lowering": "eager",
 }
@@ -85,6 +89,10 @@ class Options(PipelineOptions):
     """First steps that compute all."""
     tables: Annotated[Path | None, convert_with(Path, "FOLDER"), default_is("none")] = None
     """Branch tables, a row for each JSON."""
+    solvers: Annotated[Path | None, convert_with(Path, "FOLDER"), default_is("none")] = None
+    """What benchmarks.solvers wrote: each solver at its best spacing, and fitted ones."""
+    teacher: Annotated[int, at_least(0)] = TEACHER_STEPS
+    """Steps of DPM-Solver++ (2M) that count as converged; 0 for no teacher."""
     repeats: Count = 5
     """Timed trajectories per row."""
     pair: Count = 4

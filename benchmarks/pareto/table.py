@@ -19,6 +19,11 @@ def format_table(rows: Sequence[Row]) -> str:
         Column("step ms", "step_ms", ".2f"),
         Column("trajectory s", "trajectory_s", ".3f"),
         Column("saving in time", "saving_in_time", ".0%"),
+        *(
+            [Column("to converged, dB", "converged_db", ".1f")]
+            if any(row.converged_db is not None for row in rows)
+            else []
+        ),
         Column("PSNR dB", "psnr_db", ".1f"),
         Column("SSIM", "ssim", ".4f"),
         Column(rows[0].run.get("lpips_name") or "LPIPS", "lpips", ".4f"),
@@ -61,6 +66,12 @@ def name_frechet(rows: Sequence[Row]) -> str:
     return name
 
 
+def describe_teacher(rows: Sequence[Row]) -> list[str]:
+    """What the distance to converged pictures is, where there is a teacher."""
+    names = [row.setting for row in rows if row.kind == "teacher"]
+    return [f"to converged: PSNR against the pictures of {name}" for name in names]
+
+
 def format_notes(rows: Sequence[Row]) -> list[str]:
     """What the columns mean, and where they were measured."""
     run, base = rows[0].run, rows[0]
@@ -75,6 +86,7 @@ def format_notes(rows: Sequence[Row]) -> list[str]:
         "guidance included.",
         "MACs: multiply-accumulates by those of the full run, counted while it ran. saving in "
         "time: share of the saved MACs that is saved as time, (1 - 1/speed) / (1 - MACs).",
+        *describe_teacher(rows),
         f"PSNR, SSIM, {run.get('lpips_name') or 'LPIPS'}: against the pictures of the "
         f"untransformed model in eager mode, of the same seeds: {base.pictures} of them.",
         "graphs / breaks / later: graphs compiled and graph breaks in the first trajectory, "

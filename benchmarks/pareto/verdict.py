@@ -24,7 +24,7 @@ def choose_judged(rows: Sequence[Row], options: Options) -> list[str]:
 def find_nearest(rows: Sequence[Row], speed: float) -> Row:
     """The row whose measured speed is nearest; of equally near ones the better."""
     return min(
-        rows, key=lambda row: (abs((row.speed_median or 0) - speed), -(row.psnr_db or 0))
+        rows, key=lambda row: (abs((row.speed_median or 0) - speed), -(row.quality_db or 0))
     )
 
 
@@ -35,7 +35,7 @@ def find_best(rows: Sequence[Row], kind: str, speed: float) -> Row | None:
         for row in rows
         if row.kind == kind and row.is_placed and (row.speed_median or 0) >= speed
     ]
-    return max(fast, key=lambda row: row.psnr_db or 0, default=None)
+    return max(fast, key=lambda row: row.quality_db or 0, default=None)
 
 
 def interpolate_fewer(rows: Sequence[Row], speed: float) -> float | None:
@@ -44,9 +44,9 @@ def interpolate_fewer(rows: Sequence[Row], speed: float) -> float | None:
     None outside of what was measured.
     """
     points = sorted(
-        (row.speed_median, row.psnr_db)
+        (row.speed_median, row.quality_db)
         for row in rows
-        if row.kind == "fewer" and row.is_placed and row.psnr_db != float("inf")
+        if row.kind == "fewer" and row.is_placed and row.quality_db != float("inf")
     )
     if not points or not points[0][0] <= speed <= points[-1][0]:
         return None
@@ -65,16 +65,23 @@ def describe_target(rows: Sequence[Row], target: float) -> Iterator[str]:
     if ours is None:
         yield f"At {target:g}x or faster: none of ours."
         return
-    own_db, own_speed = ours.psnr_db or 0.0, ours.speed_median or 0.0
+    own_db, own_speed = ours.quality_db or 0.0, ours.speed_median or 0.0
     yield f"At {target:g}x or faster, ours: {own_db:.1f} dB ({ours.name}, {own_speed:.2f}x)."
     for where, speed in (("at that speed", own_speed), (f"at {target:g}x", target)):
         fewer_db = interpolate_fewer(rows, speed)
         between = "" if fewer_db is None else ", between the measured numbers of steps"
         yield f"- fewer steps {where}: {compare(own_db, fewer_db)}{between}."
-    for kind, what in (("peer", "the best peer"), ("theirs", "a peer's schedule by us")):
+    rivals = {
+        "solver": "the best other solver",
+        "peer": "the best peer",
+        "theirs": "a peer's schedule by us",
+    }
+    for kind, what in rivals.items():
         best = find_best(rows, kind, target)
+        if best is None and kind == "solver":
+            continue  # they take part only where a folder of them is given
         named = "" if best is None else f" ({best.name}, {best.speed_median:.2f}x)"
-        yield f"- {what}{named}: {compare(own_db, best.psnr_db if best else None)}."
+        yield f"- {what}{named}: {compare(own_db, best.quality_db if best else None)}."
 
 
 def compare(own_db: float, other_db: float | None) -> str:

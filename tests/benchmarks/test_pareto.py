@@ -26,6 +26,7 @@ SMALL = ["--quick", "--only", *OURS, "diffusers"]
 PEERS = {("TaylorSeer", "N=3 O=1"), ("FirstBlockCache", "in the stock pipeline")}
 NAMES = [
     "untransformed, eager",
+    "converged: DPM-Solver++ (2M), 12 steps, eager",
     "4 steps, eager",
     "attention, every 2, eager",
     "attention + ff, every 2, eager",
@@ -109,10 +110,13 @@ def test_main_writes_all_files(finished):
 
 def test_main_rows_are_records(finished):
     rows = read_rows(finished[0])
-    assert list(rows)[:5] == NAMES
+    assert list(rows)[: len(NAMES)] == NAMES
     base, forecast = rows[NAMES[0]], rows[NAMES[-1]]
     assert (base["speed_median"], base["psnr_db"], base["macs_ratio"]) == (1.0, "inf", 1.0)
     assert base["saving_in_time"] is None
+    assert rows[NAMES[1]]["converged_db"] == "inf"
+    assert 0 < base["converged_db"] < 100
+    assert 0 < forecast["converged_db"] < 100
     for row in rows.values():
         assert row["torch"] == torch.__version__
         assert row["commit"] is None or len(row["commit"]) == 40 or row["error"]
@@ -186,7 +190,7 @@ def test_main_killed_keeps_what_was_measured(small_model, again, tmp_path, monke
     monkeypatch.setattr(Race, "time", timed)
     runs.clear()
     assert again(tmp_path, *arguments) == 0
-    assert sorted(steps for steps, seed in runs if seed == 46) == [3, 4, 8]  # a new pair
+    assert sorted(steps for steps, seed in runs if seed == 46) == [3, 4, 8, 12]  # a new pair
     assert not [seed for _, seed in runs if seed == 44]
     assert {row["repeats"] for row in read_rows(tmp_path).values()} == {2}
 
@@ -200,10 +204,10 @@ def test_main_failed_row_is_tried_again(copied, again, monkeypatch):
     monkeypatch.setattr(Transformed, "build", fail)
     arguments = ("--only", "attention", "--judge", "none")
     assert again(copied, *arguments) == 1
-    assert read_rows(copied)[NAMES[2]]["error"] == "RuntimeError: no such kernel"
+    assert read_rows(copied)[NAMES[3]]["error"] == "RuntimeError: no such kernel"
     monkeypatch.setattr(Transformed, "build", build)
     assert again(copied, *arguments) == 0
-    assert read_rows(copied)[NAMES[2]]["error"] is None
+    assert read_rows(copied)[NAMES[3]]["error"] is None
 
 
 def test_main_other_options_are_refused(copied, again, capsys, runs):

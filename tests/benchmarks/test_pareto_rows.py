@@ -100,6 +100,7 @@ ROWS = [
     ),
 ]
 NAMES = [row.name for row in ROWS]
+BASES = ["untransformed, compiled", "untransformed, eager"]
 
 
 # ---- saving turned into time --------------------------------------------------------------
@@ -315,18 +316,19 @@ def test_line_up_names_are_names_of_files(tmp_path):
     options = Options.read(["--out", str(tmp_path)])
     contenders = line_up(options, [])
     names = [each.name for each in contenders]
-    assert names[:2] == ["untransformed, compiled", "untransformed, eager"]
+    assert names[:3] == [*BASES, "converged: DPM-Solver++ (2M), 150 steps, eager"]
     assert len({*map(file_name, names)}) == len(names)
     json.dumps([each.identity for each in contenders])  # as pieces need it
     kinds = {each.family.kind for each in contenders}
-    assert kinds == {"base", "fewer", "ours", "theirs", "peer"}
+    assert kinds == {"base", "teacher", "fewer", "ours", "theirs", "peer"}
     assert OPTIMISED.title not in {each.family.title for each in contenders}
 
 
 def test_line_up_takes_chosen_families_only(tmp_path):
-    arguments = ["--out", str(tmp_path), "--only", "fewer", "--fewer", "20", "10"]
-    names = [each.name for each in line_up(Options.read(arguments), [])]
-    assert names == ["untransformed, compiled", "untransformed, eager", "20 steps", "10 steps"]
+    arguments = ["--only", "fewer", "--fewer", "20", "10", "--teacher", "0"]
+    options = Options.read([*arguments, "--out", str(tmp_path)])
+    names = [each.name for each in line_up(options, [])]
+    assert names == [*BASES, "20 steps", "10 steps"]
 
 
 def test_make_interval_forecasts_where_it_would_reuse():
@@ -362,7 +364,7 @@ class Loop:
 @pytest.fixture
 def race(tmp_path, monkeypatch):
     log = []
-    pipe = SimpleNamespace(transformer=None)
+    pipe = SimpleNamespace(transformer=None, scheduler=None)
     bench = Bench(pipe, nn.Identity(), Protocol({0: "a"}, (0,), 1.0), 1, 1, CPU, "eager")
     monkeypatch.setattr(Bench, "task", lambda self, number: Loop())
     monkeypatch.setattr(Bench, "count_macs", lambda self, contender: 1)
@@ -459,7 +461,7 @@ def test_counting_adds_up_calls():
 def geometry_bench():
     model = Geometry(layers=2, width=16, heads=2, tokens=16, batch=2).build()
     protocol = Protocol({0: "a"}, (0,), 1.0)
-    return Bench(SimpleNamespace(), model, protocol, 2, 6, CPU, "regional")
+    return Bench(SimpleNamespace(scheduler=None), model, protocol, 2, 6, CPU, "regional")
 
 
 @pytest.mark.parametrize(("mode", "unit"), [(COMPILED, "regional"), (EAGER, None)])
