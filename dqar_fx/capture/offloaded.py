@@ -34,12 +34,18 @@ MOVING = (
     "GroupOffloadingHook",
     "LazyPrefetchGroupOffloadingHook",
     "LayerExecutionTrackerHook",
+    "LayerwiseCastingHook",
 )
-"""Classes of hooks that bring weights in and take them away, or watch those that do."""
+"""Classes of hooks that bring weights in and take them away, or watch those that do.
+
+Casting by layer brings weights in in the dtype that computes, and stores them in another.
+"""
 SHARED = ("weights_map", "tied_params_map", "stream", "_torch_accelerator_module")
 """Attributes of hooks, their groups and settings that all copies share."""
 EXECUTION = "execution_device"
 """Attribute of hooks of accelerate with the device that computes."""
+COMPUTE = "compute_dtype"
+"""Attribute of hooks that cast, with the dtype that computes."""
 
 
 def find_hooks(module: nn.Module) -> Iterator[tuple[str, list[Any]]]:
@@ -84,7 +90,10 @@ def takes_away(module: nn.Module) -> bool:
     """Whether a hook around a module takes its weights away."""
     hooks = [hook for _, found in find_hooks(module) for hook in found]
     return any(
-        hasattr(hook, "group") or getattr(hook, "offload", False) is True for hook in hooks
+        hasattr(hook, "group")
+        or hasattr(hook, COMPUTE)
+        or getattr(hook, "offload", False) is True
+        for hook in hooks
     )
 
 
@@ -102,18 +111,30 @@ def describe_offload(model: nn.Module) -> str:
     return f"its weights come and go by hooks ({', '.join(dict.fromkeys(found))})"
 
 
-def find_device(path: str, model: nn.Module) -> torch.device | None:
-    """The device to which hooks around a module, or what it is part of, bring weights."""
+def list_around(path: str, model: nn.Module) -> Iterator[Any]:
+    """The hooks around a module and around what it is part of, the innermost first."""
     while True:
         for _, hooks in find_hooks(model.get_submodule(path)):
-            for hook in reversed(hooks):
-                group = getattr(hook, "group", None)
-                found = getattr(group or hook, "onload_device" if group else EXECUTION, None)
-                if found is not None:
-                    return torch.device(found)
+            yield from reversed(hooks)
         if not path:
-            return None
+            return
         path = path.rpartition(".")[0]
+
+
+def find_device(path: str, model: nn.Module) -> torch.device | None:
+    """The device to which hooks around a module, or what it is part of, bring weights."""
+    for hook in list_around(path, model):
+        group = getattr(hook, "group", None)
+        found = getattr(group or hook, "onload_device" if group else EXECUTION, None)
+        if found is not None:
+            return torch.device(found)
+    return None
+
+
+def find_dtype(path: str, model: nn.Module) -> torch.dtype | None:
+    """The dtype to which hooks cast floating weights of a module, or what it is part of."""
+    found = (getattr(hook, COMPUTE, None) for hook in list_around(path, model))
+    return next((each for each in found if each is not None), None)
 
 
 def find_first_device(model: nn.Module) -> torch.device | None:
@@ -194,19 +215,21 @@ def take_hooks_off(fork: nn.Module) -> None:
 
 
 def without_weights(fork: nn.Module) -> nn.Module:
-    """A copy without hooks, whose tensors have no memory, on the devices that compute."""
+    """A copy without hooks, whose tensors have no memory, as they are when it computes."""
     mode = FakeTensorMode()
     devices = {path: find_device(path, fork) for path, _ in fork.named_modules()}
+    dtypes = {path: find_dtype(path, fork) for path, _ in fork.named_modules()}
     take_hooks_off(fork)
     for path, module in fork.named_modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is None:
                 continue
+            cast = dtypes[path] if tensor.is_floating_point() else None
             with mode:
                 empty = torch.empty_strided(
                     tensor.shape,
                     tensor.stride(),
-                    dtype=tensor.dtype,
+                    dtype=cast or tensor.dtype,
                     device=devices[path] or tensor.device,
                 )
             if name in module._parameters:

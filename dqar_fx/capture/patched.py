@@ -39,8 +39,9 @@ ADVICE = {
     "GroupOffload": "Put group offload on before transform, and capture='blocks'. Or load "
     "the model anew, without it; and use pipe.enable_model_cpu_offload() or "
     "transform(..., release='host')",
-    "LayerwiseCasting": "Load the model anew, and convert all of it, by to(dtype); "
-    "or quantise it by torchao (Float8WeightOnlyConfig)",
+    "LayerwiseCasting": "Put casting by layer on before transform, and capture='blocks'. Or "
+    "load the model anew, and convert all of it, by to(dtype); or quantise it by torchao "
+    "(Float8WeightOnlyConfig)",
     "ContextParallel": "Load the model anew, without enable_parallelism()",
 }
 """What to do, by the beginning of a hook's class."""

@@ -11,7 +11,12 @@ import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
-from diffusers.hooks import apply_group_offloading, group_offloading
+from diffusers.hooks import (
+    apply_group_offloading,
+    apply_layerwise_casting,
+    group_offloading,
+)
+from diffusers.hooks.layerwise_casting import LayerwiseCastingHook
 from torch._subclasses.fake_tensor import FakeTensor
 
 import dqar_fx
@@ -33,6 +38,7 @@ HOOKS = {
     "leaves": lambda m: apply_group_offloading(m, CPU, CPU, offload_type="leaf_level"),
     "cpu_offload": lambda m: cpu_offload(m, execution_device=CPU, offload_buffers=True),
     "dispatch_model": lambda m: dispatch_model(m, {"": "cpu"}, force_hooks=True),
+    "casting": lambda m: apply_layerwise_casting(m, torch.float8_e4m3fn, torch.float32),
     "root": lambda m: add_hook_to_module(
         m, AlignDevicesHook(CPU, offload=True, place_submodules=True)
     ),
@@ -42,6 +48,7 @@ CASES = [
     *(("sd3", how) for how in HOOKS),
     *(("dit", how) for how in ("leaves", "cpu_offload")),  # calls a part of a block past it
     *(("flux", how) for how in ("groups of 1", "cpu_offload")),
+    *((model, "casting") for model in ("dit", "flux")),
 ]
 
 
@@ -287,6 +294,37 @@ def test_what_no_hook_brings_in_is_not_computed_with():
     held = OffloadedTensor.find(torch.nn.ModuleList([layer]), "0.weight", ["0"])
     with pytest.raises(DqarError, match="weight of a Linear is on the meta device"):
         held.read()
+
+
+def test_weights_that_are_cast_for_a_block_are_stored_after_it(monkeypatch):
+    case = make_sd3()
+    HOOKS["casting"](case.model)
+    stored = {name: each.dtype for name, each in case.model.named_parameters()}
+    denoiser = dqar_fx.transform(case.model, Schedule.interval(STEPS, 2))
+    with pytest.warns(match="come and go by hooks .LayerwiseCastingHook of diffusers"):
+        found = sample(denoiser, case.inputs(0))
+    assert torch.equal(found, sample(case.model, case.inputs(0)))
+    assert {name: each.dtype for name, each in denoiser.named_parameters()} == stored
+    assert torch.float8_e4m3fn in stored.values()
+
+    cast, most = set(), []
+    before, after = LayerwiseCastingHook.pre_forward, LayerwiseCastingHook.post_forward
+
+    def pre_forward(hook, module, *args, **kwargs):
+        cast.add(module)
+        most.append(len(cast))
+        return before(hook, module, *args, **kwargs)
+
+    def post_forward(hook, module, output):
+        cast.discard(module)
+        return after(hook, module, output)
+
+    monkeypatch.setattr(LayerwiseCastingHook, "pre_forward", pre_forward)
+    monkeypatch.setattr(LayerwiseCastingHook, "post_forward", post_forward)
+    sample(denoiser, case.inputs(1))
+    of_blocks = [len([*block.modules()]) for block in denoiser.transformer_blocks]
+    assert not cast
+    assert 1 < max(most) <= max(of_blocks)
 
 
 # ---- what is said, and what goes on ------------------------------------------------------

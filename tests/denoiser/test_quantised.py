@@ -402,13 +402,6 @@ def test_tensors_of_unknown_classes_are_refused():
         denoiser.prepare(**make_case(layers=1).inputs(0))
 
 
-def test_layerwise_casting_is_refused_by_name():
-    model = make_case(layers=1).model
-    model.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
-    with pytest.raises(DqarError, match=r"hook of diffusers .*Float8WeightOnlyConfig"):
-        dqar_fx.transform(model, EVERY_SECOND)
-
-
 def test_torchao_refuses_its_int4_kernels_on_a_cpu():
     model = make_case(layers=1).model
     with pytest.raises((ImportError, NotImplementedError, AssertionError)):
