@@ -34,8 +34,8 @@ REFUSED = {
     "enable_group_offload": "its weights are shared with the model that it was made of. Put "
     "group offload on that before transform, and capture='blocks'; or offload the denoiser as "
     "one, by pipe.enable_model_cpu_offload(), or transform with release='host'",
-    "enable_layerwise_casting": "hooks would replace forwards that are captured. Put casting "
-    "on the model before transform, and capture='blocks'; or convert the denoiser, by to(dtype)",
+    "enable_layerwise_casting": "hooks would replace forwards that are captured. Cast the "
+    "model before transform, and capture='blocks'; or convert the denoiser, by to(dtype)",
     "enable_parallelism": "hooks would replace forwards that are captured. Give the pipeline "
     "its original model, by dqar_fx.disable(pipe)",
 }
