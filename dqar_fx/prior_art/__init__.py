@@ -6,8 +6,11 @@ the system does something that no table can say (another norm, a test at run tim
 function's docstring says so.
 """
 
+from .budcache import read_budcache
 from .cache_dit import step_mask
 from .fora import fora
+from .invardiff import read_invardiff
+from .l2p import read_l2p
 from .learning_to_cache import read_learning_to_cache
 from .magcache import magcache
 from .smoothcache import read_smoothcache, smoothcache
@@ -16,6 +19,9 @@ from .taylorseer import taylorseer
 __all__ = [
     "fora",
     "magcache",
+    "read_budcache",
+    "read_invardiff",
+    "read_l2p",
     "read_learning_to_cache",
     "read_smoothcache",
     "smoothcache",

@@ -56,6 +56,8 @@ class TableMaker:
             noise = noise or rule.noise
             if rule.weights and not self.order:
                 weights = np.array(rule.weights)
+                if weights.shape[1] == 1:  # written for all sites, as letters may be
+                    weights = weights.repeat(len(paths), axis=1)
         if isinstance(rule, WrittenActions) and rule.oldest is None:
             actions = self.resolve_written(rule, len(paths), around)
         else:

@@ -37,7 +37,7 @@ class WrittenActions(AnyModelRule):
         strict: Whether the letters stand as they are. If not, a C becomes a STORE where a
             later cell reads it.
         orders: Orders of the forecasts, ``[steps or 1, sites or 1]``.
-        weights: Weights of the forecasts, ``[steps, sites, points]``; empty where the
+        weights: Weights of the forecasts, ``[steps, sites or 1, points]``; empty where the
             forecast method weighs what is kept.
         reasons: Why each letter is what it is, ``[steps, sites or 1]``; empty where that is
             not known.
