@@ -1,15 +1,10 @@
 """Fitting a solver to a model: where it evaluates the denoiser, and how it adds up.
 
 The grid and the weights of a `MultistepScheduler` are numbers, of which the pictures are a
-smooth function. They are fitted together, so that the pictures of some seeds come nearest to
-a teacher's; the denoiser may reuse and forecast inside of itself meanwhile, so that the solver
-mends that, too. Nothing but pictures is looked at: what holds for the denoiser's gradient, for
-its weights' format or its table does not matter.
-
-Parameters are the logarithms of the grid's gaps, whose sum stands; by how much the timestep
-that the denoiser is told differs from that of its sample; and what is added to the weights of
-DPM-Solver++ (2M) on that grid. Source: S4S (Frankel et al., 2502.17423) fits grids, told times
-and weights to a teacher by gradients.
+smooth function, and so are the weights of forecasts inside of the denoiser. They are fitted
+together, so that the pictures of some seeds come nearest to a teacher's: the solver mends what
+reuse leaves out, and the other way round. Nothing but pictures is looked at: what holds for
+the denoiser's gradient, for its weights' format or its table does not matter.
 """
 
 from __future__ import annotations
@@ -20,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.calibration.pipeline_run import check_pipeline
 from dqar_fx.errors import ScheduleError
+from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.schedule import Schedule, check_at_least
-from dqar_fx.solver.multistep_scheduler import MultistepScheduler, dpm_solver_weights
 from dqar_fx.solver.noise_levels import NoiseLevels
 from dqar_fx.transform import transform
 
 from .arguments import check_inputs
+from .forecast_space import ForecastSpace
 from .levenberg_marquardt import minimise
+from .solver_space import SolverSpace
 from .teacher import Teacher, run_with
 from .trials import PipelineJob, psnr
 
@@ -38,13 +36,8 @@ if TYPE_CHECKING:
     import torch
 
     from dqar_fx.calibration.calibration import Floats
+    from dqar_fx.solver.multistep_scheduler import MultistepScheduler
 
-DIFFERENCES = 3
-"""Differences of earlier predictions that each step adds up."""
-SHIFT = 0.1
-"""Share of a gap by which a parameter of 1 shifts the timestep that the denoiser is told."""
-MOST_SHIFTED = 0.45
-"""Share of a gap by which it is shifted at most."""
 ROUNDS = 10
 HELD_OUT = 1_000_000
 """Offset of the seeds that a fitted solver is judged on."""
@@ -56,6 +49,8 @@ class FittedSolver:
 
     Attributes:
         scheduler: The solver, for ``pipeline.scheduler``.
+        schedule: The schedule that it was fitted with, for ``transform``, its forecasts with
+            weights that were fitted, too; None where nothing was reused.
         psnr_db: Of the pictures that it was fitted on, against the teacher's, in decibels.
         start_db: Of the same pictures with what the fit began with.
         held_out_db: Of pictures of other seeds.
@@ -65,6 +60,7 @@ class FittedSolver:
     """
 
     scheduler: MultistepScheduler
+    schedule: Schedule | None
     psnr_db: float
     start_db: float
     held_out_db: float
@@ -106,7 +102,8 @@ def fit_solver(
         inputs: Prompts or class labels: the pipeline's first argument. The fit needs several
             different ones; two dozen are enough for a dozen steps.
         num_steps: Evaluations of the denoiser for each stream.
-        schedule: What the denoiser reuses and forecasts meanwhile; None for nothing.
+        schedule: What the denoiser reuses and forecasts meanwhile; None for nothing. The
+            weights of its forecasts are fitted, too: at each step the same for all sites.
         sites: As for ``transform``; by default those that the schedule is meant for.
         teacher: Whose pictures are the aim; by default DPM-Solver++ (2M) with 150 steps.
         rounds: Most rounds.
@@ -131,28 +128,15 @@ def fit_solver(
     if batch_size is not None:
         check_at_least(1, batch_size=batch_size)
     teacher = teacher or Teacher()
-    levels = NoiseLevels.of(pipeline.scheduler)
     job = PipelineJob(
         pipeline, tuple(inputs), seed, num_steps, batch_size or len(inputs), call
     )
     held_out = replace(job, seed=seed + HELD_OUT)
-    denoiser = pipeline.transformer
-    if schedule is not None:
-        if schedule.num_steps not in (None, num_steps):
-            raise ScheduleError(
-                f"a schedule of {schedule.num_steps} steps for a solver of {num_steps}: give "
-                "one of as many steps, or without a number"
-            )
-        wanted = sites or schedule.sites or "attention"
-        denoiser = transform(denoiser, schedule, sites=wanted, compile=compile)
-    space = SolverSpace(levels, num_steps)
-
-    def pictures(parameters: Floats, of: PipelineJob = job) -> torch.Tensor:
-        return run_with(of, space.scheduler(parameters), num_steps, denoiser)
+    student = make_student(job, schedule, sites, compile)
 
     right = teacher.pictures(job)
-    starts = list(space.starts())
-    found = [psnr(right, pictures(start)) for start in starts]
+    starts = list(student.starts())
+    found = [psnr(right, student.pictures(start, job)) for start in starts]
     start, start_db = starts[int(np.argmax(found))], max(found)
     with tqdm(total=rounds, desc="fit_solver", disable=not progress) as bar:
         bar.set_postfix_str(f"{start_db:.1f} dB")
@@ -162,60 +146,91 @@ def fit_solver(
             bar.set_postfix_str(f"{-10 * np.log10(mean_square):.1f} dB")
 
         best = minimise(
-            lambda parameters: (pictures(parameters) - right).flatten(),
+            lambda parameters: (student.pictures(parameters, job) - right).flatten(),
             start,
             rounds=rounds,
             report=report,
         )
     others = teacher.pictures(held_out)
     return FittedSolver(
-        space.scheduler(best.parameters),
-        psnr(right, pictures(best.parameters)),
+        student.scheduler(best.parameters),
+        student.schedule(best.parameters),
+        psnr(right, student.pictures(best.parameters, job)),
         start_db,
-        psnr(others, pictures(best.parameters, held_out)),
-        psnr(others, pictures(start, held_out)),
+        psnr(others, student.pictures(best.parameters, held_out)),
+        psnr(others, student.pictures(start, held_out)),
         best.rounds,
         str(teacher),
     )
 
 
 @dataclass(frozen=True)
-class SolverSpace:
-    """Solvers of so many steps as vectors of numbers.
+class Student:
+    """What is fitted: a solver, and the weights of the denoiser's forecasts.
 
     Attributes:
-        levels: The levels that the model was trained for.
-        num_steps: Steps.
+        space: The solvers, whose numbers come first in a vector.
+        model: What is called: the model, or a denoiser of it.
+        given: The schedule of that; None without one.
+        forecasts: The weights of its forecasts; None where it has none.
     """
 
-    levels: NoiseLevels
-    num_steps: int
+    space: SolverSpace
+    model: Any
+    given: Schedule | None = None
+    forecasts: ForecastSpace | None = None
 
-    @property
-    def known(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Of which differences a step has both predictions, ``[steps, differences]``."""
-        return np.arange(self.num_steps)[:, None] > np.arange(DIFFERENCES)[None]
+    def starts(self) -> Iterator[Floats]:
+        """Vectors to begin with."""
+        added = 0 if self.forecasts is None else len(self.forecasts.places)
+        for start in self.space.starts():
+            yield np.append(start, np.zeros(added))
 
     def scheduler(self, parameters: Floats) -> MultistepScheduler:
         """The solver of a vector."""
-        logarithms, shifts, added = np.split(parameters, [self.num_steps, 2 * self.num_steps])
-        gaps = np.exp(logarithms - logarithms.max())
-        gaps *= self.levels.last / gaps.sum()
-        grid = self.levels.last - np.append(0, gaps.cumsum()[:-1])
-        around = np.minimum(gaps, np.append(gaps[0], gaps[:-1]))  # so that timesteps descend
-        told = grid + around * MOST_SHIFTED * np.tanh(SHIFT / MOST_SHIFTED * shifts)
-        weights = np.zeros((self.num_steps, DIFFERENCES))
-        weights[:, :1] = dpm_solver_weights(self.levels, grid)
-        weights[self.known] += added
-        told = told.clip(max=self.levels.last)
-        made: MultistepScheduler = MultistepScheduler.of(self.levels, grid, weights, told)
-        return made
+        return self.space.scheduler(parameters[: self.space.size])
 
-    def starts(self) -> Iterator[Floats]:
-        """DPM-Solver++ on grids even in the timestep, in the log ratio, and between."""
-        even = self.levels.even_timesteps(self.num_steps)
-        ratios = self.levels.even_ratios(self.num_steps)
-        for share in (0.0, 0.25, 0.5, 1.0):
-            grid = (1 - share) * even + share * ratios
-            gaps = np.log(-np.diff(np.append(grid, 0.0)))
-            yield np.append(gaps, np.zeros(self.num_steps + int(self.known.sum())))
+    def schedule(self, parameters: Floats) -> Schedule | None:
+        """The schedule of a vector."""
+        if self.forecasts is None:
+            return self.given
+        return self.forecasts.schedule(parameters[self.space.size :])
+
+    def pictures(self, parameters: Floats, job: PipelineJob) -> torch.Tensor:
+        """The pictures of a job with a vector's solver and weights."""
+        model, schedule = self.model, self.schedule(parameters)
+        if self.forecasts is not None:
+            model = model.with_schedule(schedule)
+        return run_with(job, self.scheduler(parameters), self.space.num_steps, model)
+
+
+def make_student(
+    job: PipelineJob,
+    schedule: Schedule | None,
+    sites: str | Sequence[str] | None,
+    compile: str | Mapping[str, Any] | None,
+) -> Student:
+    """What a job's model is fitted with.
+
+    Raises:
+        ScheduleError: The schedule is of another number of steps.
+        OptionError: The scheduler does not say what the model was trained for.
+    """
+    model = job.pipeline.transformer
+    space = SolverSpace(NoiseLevels.of(job.pipeline.scheduler), job.num_steps)
+    if schedule is None:
+        return Student(space, model)
+    if schedule.num_steps not in (None, job.num_steps):
+        raise ScheduleError(
+            f"a schedule of {schedule.num_steps} steps for a solver of {job.num_steps}: give "
+            "one of as many steps, or without a number"
+        )
+    wanted = sites or schedule.sites or "attention"
+    wanted = wanted if isinstance(wanted, str) else tuple(wanted)
+    denoiser = transform(model, schedule, sites=wanted, compile=compile)
+    run_with(job, space.scheduler(next(space.starts())), job.num_steps, denoiser)
+    table = denoiser.table
+    if not (table.actions == Action.FORECAST).any():
+        return Student(space, denoiser, schedule)
+    forecasts = ForecastSpace(table, wanted, Fingerprint.of(model))
+    return Student(space, denoiser, schedule, forecasts)

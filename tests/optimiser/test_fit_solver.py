@@ -15,13 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqar_fx
-from dqar_fx import DqarError, OptionError, Schedule, ScheduleError, Teacher, fit_solver
-from dqar_fx.optimiser.fit_solver import SolverSpace
+from dqar_fx import (
+    Action,
+    DqarError,
+    OptionError,
+    Schedule,
+    ScheduleError,
+    Teacher,
+    fit_solver,
+)
+from dqar_fx.calibration.fingerprint import Fingerprint
+from dqar_fx.optimiser.forecast_space import ForecastSpace
 from dqar_fx.optimiser.levenberg_marquardt import minimise
+from dqar_fx.optimiser.solver_space import SolverSpace
 from dqar_fx.optimiser.teacher import run_with
 from dqar_fx.optimiser.trials import PipelineJob, psnr
+from dqar_fx.schedule.forecast import weigh
 from dqar_fx.solver.noise_levels import NoiseLevels
 from tests.helpers.error_models import reference_pipeline
+from tests.helpers.models import make_dit
 
 INPUTS = [1, 8]
 TEACHER = Teacher(20)
@@ -144,9 +156,39 @@ def test_a_solver_is_fitted_around_a_schedule(pipe):
     with_it = fit_solver(pipe, INPUTS, 6, schedule=schedule, sites="all", **QUICK)
     assert with_it.psnr_db > with_it.start_db + 1
     job = PipelineJob(pipe, tuple(INPUTS), 0, 6, 2, {"guidance_scale": 1.5})
-    denoiser = dqar_fx.transform(pipe.transformer, schedule, sites="all")
+    denoiser = dqar_fx.transform(pipe.transformer, with_it.schedule, sites="all")
     found = run_with(job, with_it.scheduler, 6, denoiser)
     assert psnr(TEACHER.pictures(job), found) == pytest.approx(with_it.psnr_db, abs=1e-3)
+    actions = denoiser.table.actions
+    assert (actions == schedule.resolve(denoiser.table.sites).actions).all()
+    assert denoiser.table.weights.any()
+
+
+def test_what_is_reused_has_no_weights_to_fit(pipe):
+    schedule = Schedule.interval(4, 3)
+    given = {**QUICK, "rounds": 1, "teacher": Teacher(6)}
+    assert fit_solver(pipe, INPUTS, 4, schedule=schedule, **given).schedule is schedule
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), steps=st.integers(3, 9), order=st.integers(1, 3))
+def test_weights_of_forecasts_are_a_vector(data, steps, order):
+    texts = [f"C{''.join(data.draw(st.lists(st.sampled_from('CR'), min_size=steps)))[:steps]}"]
+    texts.append(texts[0].replace("R", "C", 1))
+    table = Schedule.from_actions(texts).forecast(order).resolve(("a", "b"))
+    space = ForecastSpace(table, ("a", "b"), Fingerprint.of(make_dit(layers=1).model))
+    same = space.schedule(np.zeros(len(space.places))).resolve(("a", "b"))
+    assert (same.actions == table.actions).all()
+    for step, site in np.argwhere(table.actions == Action.FORECAST):
+        kept, cell = table.kept[step][site], int(table.orders[step, site])
+        right = weigh(table.method, kept, step, cell)
+        assert np.allclose(same.weights[step, site, : len(right)], right)
+    added = np.arange(1.0, len(space.places) + 1)
+    grown = space.schedule(added).resolve(("a", "b")).weights - space.weights
+    for (step, place), number in zip(space.places, added, strict=True):
+        found = grown[step, :, place]
+        assert found.any()
+        assert np.allclose(found[found != 0], number)
 
 
 @NUMPY
