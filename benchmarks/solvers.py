@@ -128,14 +128,9 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Options(PipelineOptions):
-    """Options of this command."""
+class FitOptions(PipelineOptions):
+    """Options of a fit, and of what it is judged by."""
 
-    COMMAND = "benchmarks.solvers"
-    QUICK = QUICK
-
-    evaluations: Annotated[tuple[int, ...], several(at_least(2))] = (6, 8, 10, 12, 16, 25)
-    """Calls of the denoiser."""
     guidance: float = 1.5
     """Guidance scale."""
     pictures: Count = 48
@@ -146,12 +141,23 @@ class Options(PipelineOptions):
     """Rounds of a fit."""
     teacher: Annotated[int, at_least(2)] = 150
     """Steps of DPM-Solver++ (2M) that count as converged."""
+
+
+@dataclass(frozen=True)
+class Options(FitOptions):
+    """Options of this command."""
+
+    COMMAND = "benchmarks.solvers"
+    QUICK = QUICK
+
+    evaluations: Annotated[tuple[int, ...], several(at_least(2))] = (6, 8, 10, 12, 16, 25)
+    """Calls of the denoiser."""
     out: Path = Path("results/solvers")
     """Folder to write to."""
     quick: quick_flag(QUICK) = False
 
 
-def make_job(pipe: Any, options: Options, seed: int, pictures: int) -> PipelineJob:
+def make_job(pipe: Any, options: FitOptions, seed: int, pictures: int) -> PipelineJob:
     """Pictures of all classes in turn."""
     known = sorted(name_classes(pipe))
     labels = tuple(known[number % len(known)] for number in range(pictures))
