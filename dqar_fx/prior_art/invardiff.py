@@ -52,7 +52,7 @@ def read_invardiff(
     named = {**BOOKS, **(names or {})}
     if named.keys() != BOOKS.keys():
         raise ScheduleError(f"names={dict(names or {})!r}: expected names for {list(BOOKS)}")
-    masks = {}
+    masks: dict[str, list[int]] = {}
     for book, name in named.items():
         reused = read_book(book, content[book], 2)
         if len(reused) != len(whole):
