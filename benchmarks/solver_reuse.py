@@ -135,14 +135,24 @@ def fit_pattern(pipe: object, options: Options, pattern: str, known: Floats) -> 
         psnr(teacher.pictures(job), images),
         fitted.psnr_db,
         float(np.interp(work, *known.T)) if inside else None,
-        Setting(str(teacher), options.pictures, options.guidance, options.fitted_on),
+        setting_of(options),
     )
 
 
-def read_known(folder: Path) -> Floats:
+def setting_of(options: solvers.FitOptions) -> Setting:
+    """What rows of both commands have to share."""
+    teacher = str(Teacher(options.teacher))
+    return Setting(teacher, options.pictures, options.guidance, options.fitted_on)
+
+
+def read_known(folder: Path, options: solvers.FitOptions) -> Floats:
     """Evaluations and decibels of fitted solvers without reuse, in order: ``[solvers, 2]``."""
     rows = read_rows(folder / "rows.jsonl", solvers.Row)
-    found = [(row.evaluations, row.psnr_db) for row in rows if row.solver == FITTED]
+    found = [
+        (row.evaluations, row.psnr_db)
+        for row in rows
+        if row.solver == FITTED and row.run == setting_of(options)
+    ]
     return np.array(sorted(found), float).reshape(-1, 2)
 
 
@@ -165,9 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options) -> None:
     """Fit, print and write."""
-    known = read_known(options.solvers)
+    known = read_known(options.solvers, options)
     if not len(known):
-        print(f"no fitted solvers in {options.solvers}: nothing to compare with")
+        print(f"{options.solvers} has no fitted solvers of these settings to compare with")
     pipe = load_pipeline(options)
     rows = [fit_pattern(pipe, options, pattern, known) for pattern in options.patterns]
     machine = describe_machine(options.device or torch.device("cpu"))

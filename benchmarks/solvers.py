@@ -13,6 +13,7 @@ Examples::
     python -m benchmarks.solvers --quick --out results/quick       # does it run at all?
 """
 
+import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from benchmarks.harness.options import (
 )
 from benchmarks.harness.pipelines import PipelineOptions, load_pipeline, name_classes
 from benchmarks.harness.rows import SHARED, write_rows
+from benchmarks.harness.store import take_fingerprint
 from benchmarks.harness.tables import Column, format_table, show
 from dqar_fx import MultistepScheduler, Teacher, fit_solver
 from dqar_fx.calibration.pipeline_run import count_timesteps
@@ -81,6 +83,8 @@ SOLVERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     ),
 }
 """Class, options and spacings of each solver of diffusers; all without noise of their own."""
+SCALED = ("EulerDiscreteScheduler", "HeunDiscreteScheduler")
+"""Schedulers whose samples are scaled before the denoiser sees them."""
 TWICE = ("Heun",)
 """Solvers that evaluate twice in each step but the last."""
 FITTED = "fitted"
@@ -178,7 +182,45 @@ def make_solver(pipe: Any, name: str, spacing: str) -> Any:
     """A scheduler of diffusers for a pipeline's model."""
     kind, changes, _ = SOLVERS[name]
     config = pipe.scheduler.config
-    return getattr(diffusers, kind).from_config(config, **changes, **SPACINGS[spacing])
+    made = getattr(diffusers, kind).from_config(config, **changes, **SPACINGS[spacing])
+    return made if kind not in SCALED else Unscaled(made)
+
+
+class Unscaled:
+    """A scheduler whose samples grow with their noise, for pipelines that do not scale them.
+
+    DiTPipeline begins with noise of variance 1, and hands the input of the denoiser, not the
+    sample that it was made of, to ``step``. Outside, samples are ``alpha * data + sigma *
+    noise``, where squares add up to 1; inside, ``data + sigma / alpha * noise``.
+
+    Args:
+        inner: The scheduler.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        """The scheduler's own."""
+        if name == "inner":  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def scale_model_input(self, sample: torch.Tensor, *_: Any) -> torch.Tensor:
+        """The sample, which is as the denoiser expects it."""
+        return sample
+
+    def step(
+        self, output: torch.Tensor, timestep: Any, sample: torch.Tensor, **given: Any
+    ) -> Any:
+        """Go on to the next timestep."""
+        if self.inner.step_index is None:
+            self.inner._init_step_index(timestep)
+        index, sigmas = self.inner.step_index, self.inner.sigmas
+        before, after = ((1 + sigmas[i] ** 2).sqrt().to(sample) for i in (index, index + 1))
+        found = self.inner.step(output, timestep, sample * before, **given)
+        found.prev_sample = found.prev_sample / after
+        return found
 
 
 def compare(pipe: Any, options: Options) -> Iterator[Row]:
@@ -199,10 +241,21 @@ def compare(pipe: Any, options: Options) -> Iterator[Row]:
 def fit_or_read(
     pipe: Any, options: Options, evaluations: int, teacher: Teacher
 ) -> tuple[MultistepScheduler, dict[str, float]]:
-    """A fitted solver, from the folder where it is there; and what is known of its fit."""
+    """A fitted solver, and what is known of its fit: from the folder, if it is of this run."""
     folder = options.out / f"fitted-{evaluations}"
-    if folder.is_dir():
-        return MultistepScheduler.from_pretrained(folder), {}
+    weights = take_fingerprint(pipe.transformer, pipe.vae)
+    wanted = {
+        "weights": weights,
+        "teacher": options.teacher,
+        "guidance": options.guidance,
+        "fitted_on": options.fitted_on,
+        "rounds": options.rounds,
+        "dtype": options.dtype,
+    }
+    note = folder / "fit.json"
+    known = json.loads(note.read_text()) if note.exists() else {}
+    if known.get("settings") == wanted:
+        return MultistepScheduler.from_pretrained(folder), known["found"]
     inputs = make_job(pipe, options, FIT_SEED, options.fitted_on).inputs
     fitted = fit_solver(
         pipe,
@@ -214,10 +267,9 @@ def fit_or_read(
         guidance_scale=options.guidance,
     )
     fitted.scheduler.save_pretrained(folder)
-    return fitted.scheduler, {
-        "start_db": fitted.held_out_start_db,
-        "fitted_db": fitted.psnr_db,
-    }
+    found = {"start_db": fitted.held_out_start_db, "fitted_db": fitted.psnr_db}
+    note.write_text(json.dumps({"settings": wanted, "found": found}) + "\n")
+    return fitted.scheduler, found
 
 
 @dataclass(frozen=True)

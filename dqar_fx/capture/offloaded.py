@@ -42,6 +42,8 @@ Casting by layer brings weights in in the dtype that computes, and stores them i
 """
 SHARED = ("weights_map", "tied_params_map", "stream", "_torch_accelerator_module")
 """Attributes of hooks, their groups and settings that all copies share."""
+OWN = "diffusers"
+"""The library whose hooks give parameters other memory, and not other parameters."""
 EXECUTION = "execution_device"
 """Attribute of hooks of accelerate with the device that computes."""
 COMPUTE = "compute_dtype"
@@ -90,11 +92,19 @@ def takes_away(module: nn.Module) -> bool:
     """Whether a hook around a module takes its weights away."""
     hooks = [hook for _, found in find_hooks(module) for hook in found]
     return any(
-        hasattr(hook, "group")
-        or hasattr(hook, COMPUTE)
-        or getattr(hook, "offload", False) is True
-        for hook in hooks
-    )
+        hasattr(hook, "group") or getattr(hook, "offload", False) is True for hook in hooks
+    ) or casts(module)
+
+
+def casts(module: nn.Module) -> bool:
+    """Whether a hook around a module casts its weights for each call."""
+    return any(hasattr(hook, COMPUTE) for _, hooks in find_hooks(module) for hook in hooks)
+
+
+def moves_in_place(module: nn.Module) -> bool:
+    """Whether hooks of diffusers around a module move its weights, or cast them."""
+    found = [hook for library, hooks in find_hooks(module) for hook in hooks if library == OWN]
+    return any(map(moves_weights, found))
 
 
 def describe_offload(model: nn.Module) -> str:

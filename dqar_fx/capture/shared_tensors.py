@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from dqar_fx.errors import DqarError
 from dqar_fx.passes.support.equal_tensors import (
     find_tensor,
     group_equal,
@@ -24,6 +25,7 @@ from dqar_fx.passes.support.equal_tensors import (
 from dqar_fx.passes.support.inner_tensors import named_tensors
 
 from .adapters import base_name, find_layers, layer_weights
+from .offloaded import moves_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -99,9 +101,13 @@ class SharedTensors:
         """Show the memory that the original's tensors show now; whether any is another.
 
         Those of a fork that was moved or converted since, and shows no memory of it, stay.
+
+        Raises:
+            DqarError: Parameters that hooks move in place were replaced.
         """
         if self.original is None:
             return False
+        self._refuse_replaced(model)
         theirs = self._named_originals()
         own = {base_name(name): each for name, each in named_tensors(model).items()}
         before, self._seen = self._seen, memory_by_name(theirs)
@@ -115,6 +121,28 @@ class SharedTensors:
         for name in changed:
             own[name].data = theirs[name].data
         return bool(changed)
+
+    def _refuse_replaced(self, model: nn.Module) -> None:
+        """Raise where parameters that hooks move in place are others than the fork's.
+
+        Hooks of diffusers do. The parameters are the fork's own, and their memory may be
+        another one after each call, so that what is written to others cannot be followed.
+
+        Raises:
+            DqarError: There are some.
+        """
+        own = dict(model.named_parameters(remove_duplicate=False))
+        theirs = () if self.original is None else self.original.named_modules()
+        for path, module in theirs:
+            if not moves_in_place(module):
+                continue
+            for name, parameter in module.named_parameters(path, remove_duplicate=False):
+                if own.get(name, parameter) is not parameter:
+                    raise DqarError(
+                        f"{name}, which a hook moves or casts, was replaced after transform. "
+                        "Write to it instead (load_state_dict without assign=True), or "
+                        "transform the model anew"
+                    )
 
     def tie(self, model: nn.Module) -> None:
         """Let equal tensors of the fork show one memory; not of adapters, which may change."""

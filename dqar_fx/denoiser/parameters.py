@@ -238,8 +238,15 @@ class ParameterWrapper(Wrapper):
         """Call a method of the fork, which needs all its weights.
 
         Raises:
-            DqarError: They were dropped; or the method puts hooks around modules of it.
+            DqarError: They were dropped; the method puts hooks around modules of it; or it
+                replaces weights that hooks move.
         """
+        if self._offloads and kwargs.get("assign") and method.__name__ == "load_state_dict":
+            raise DqarError(
+                f"{describe_offload(self.model)}, and load_state_dict(assign=True) of a "
+                "denoiser would replace them for the denoiser alone. Load them into the model "
+                "that it was made of, or without assign=True"
+            )
         self._residence.bring_back()
         try:
             return super()._call_method(method, *args, **kwargs)

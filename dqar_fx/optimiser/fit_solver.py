@@ -99,8 +99,8 @@ def fit_solver(
     Args:
         pipeline: A diffusers pipeline with a ``transformer`` and a ``scheduler``; both are as
             before when this returns. The scheduler says what the model was trained for.
-        inputs: Prompts or class labels: the pipeline's first argument. The fit needs several
-            different ones; two dozen are enough for a dozen steps.
+        inputs: Prompts or class labels: the pipeline's first argument. What is fitted
+            to a few holds for them alone: two dozen different ones do for a dozen steps.
         num_steps: Evaluations of the denoiser for each stream.
         schedule: What the denoiser reuses and forecasts meanwhile; None for nothing. The
             weights of its forecasts are fitted, too: at each step the same for all sites.
@@ -127,7 +127,8 @@ def fit_solver(
     check_at_least(1, rounds=rounds)
     if batch_size is not None:
         check_at_least(1, batch_size=batch_size)
-    teacher = teacher or Teacher()
+    teacher = Teacher() if teacher is None else teacher
+    check_given(teacher, schedule, call, sites=sites, compile=compile)
     job = PipelineJob(
         pipeline, tuple(inputs), seed, num_steps, batch_size or len(inputs), call
     )
@@ -137,7 +138,8 @@ def fit_solver(
     right = teacher.pictures(job)
     starts = list(student.starts())
     found = [psnr(right, student.pictures(start, job)) for start in starts]
-    start, start_db = starts[int(np.argmax(found))], max(found)
+    best_of_them = int(np.argmax(np.nan_to_num(found, nan=-np.inf)))
+    start, start_db = starts[best_of_them], found[best_of_them]
     with tqdm(total=rounds, desc="fit_solver", disable=not progress) as bar:
         bar.set_postfix_str(f"{start_db:.1f} dB")
 
@@ -162,6 +164,29 @@ def fit_solver(
         best.rounds,
         str(teacher),
     )
+
+
+def check_given(
+    teacher: Any, schedule: Any, call: Mapping[str, Any], **of_schedule: Any
+) -> None:
+    """Refuse what a fit cannot use; the arguments are those of `fit_solver`.
+
+    Raises:
+        ScheduleError: Something has another type, or means nothing.
+    """
+    if not isinstance(teacher, Teacher):
+        raise ScheduleError(f"teacher={teacher!r}: expected a dqar_fx.Teacher, or None")
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise ScheduleError(f"schedule={schedule!r}: expected a dqar_fx.Schedule, or None")
+    for name in ("num_inference_steps", "generator", "output_type"):
+        if name in call:
+            raise ScheduleError(
+                f"{name} is what the fit gives the pipeline itself: num_steps= says how many "
+                "steps, seed= which noise. Leave it out"
+            )
+    unused = [name for name, value in of_schedule.items() if value is not None]
+    if schedule is None and unused:
+        raise ScheduleError(f"{unused[0]}= is for a denoiser with a schedule: give schedule=")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dqar_fx.errors import ScheduleError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -66,13 +68,22 @@ def minimise(
             and damping that is tried.
         nudge: By how much a parameter is changed to see what it does.
         report: Is called with the number of each round and the mean square after it.
+
+    Raises:
+        ScheduleError: The residuals are not finite to begin with.
     """
     parameters, found, damping = start, residuals(start).double(), DAMPING
+    if not found.isfinite().all():
+        raise ScheduleError(
+            "a fit cannot begin with numbers that are not finite: expected pictures, or what "
+            "is compared, without NaN"
+        )
     number = 0
-    while number < rounds:
+    while number < rounds and found.any():
         before = found
         nudged = (residuals(parameters + nudge * unit) for unit in np.eye(len(start)))
         effects = torch.stack([each.double() - found for each in nudged]) / nudge
+        effects = effects.nan_to_num(0.0, 0.0, 0.0)  # where a nudge is too much: left alone
         is_worth_another = True
         while is_worth_another:
             step, other, damping = find_step(residuals, parameters, found, effects, damping)
@@ -109,8 +120,9 @@ def find_step(
 
 
 def lowered_by(before: torch.Tensor, after: torch.Tensor) -> float:
-    """The share of the sum of squares that is gone."""
-    return 1 - float(after.square().sum() / before.square().sum().clamp(min=1e-300))
+    """The share of the sum of squares that is gone; 0 where it grew or is no number."""
+    sums = float(before.square().sum()), float(after.square().sum())
+    return 0.0 if not sums[1] < sums[0] else 1 - sums[1] / sums[0]
 
 
 def correct(effects: torch.Tensor, step: Floats, change: torch.Tensor) -> torch.Tensor:

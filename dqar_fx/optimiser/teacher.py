@@ -8,10 +8,12 @@ where distance to the same solver without a cache counts the second alone.
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dqar_fx.errors import ScheduleError
+from dqar_fx.errors import OptionError, ScheduleError
 from dqar_fx.solver.multistep_scheduler import MultistepScheduler
 from dqar_fx.solver.noise_levels import NoiseLevels
 
@@ -42,6 +44,14 @@ class Teacher:
                 f"a teacher with num_steps={self.num_steps!r}: expected a whole number above "
                 f"1, such as {TEACHER_STEPS}"
             )
+        if isinstance(self.scheduler, type) or not (
+            self.scheduler is None or hasattr(self.scheduler, "set_timesteps")
+        ):
+            raise ScheduleError(
+                f"a teacher with scheduler={self.scheduler!r}: expected a scheduler of "
+                "diffusers, such as DPMSolverMultistepScheduler.from_config(pipe.scheduler."
+                "config), or None"
+            )
 
     def __str__(self) -> str:
         """As tables name it."""
@@ -53,16 +63,37 @@ class Teacher:
         """The scheduler that a pipeline runs with, a new one.
 
         Raises:
-            OptionError: The pipeline's scheduler does not say what its model was trained for.
+            OptionError: The pipeline's scheduler does not say what its model was trained for,
+                or the pipeline cannot run with the teacher's.
         """
         if self.scheduler is not None:
-            return copy.deepcopy(self.scheduler)
+            own = copy.deepcopy(self.scheduler)
+            refuse_scaled(own, pipeline)
+            return own
         levels = NoiseLevels.of(pipeline.scheduler)
         return MultistepScheduler.of(levels, levels.even_ratios(self.num_steps))
 
     def pictures(self, job: PipelineJob) -> torch.Tensor:
         """What the untransformed model makes of a job: float32 ``[pictures, ...]``."""
         return run_with(job, self.scheduler_for(job.pipeline), self.num_steps)
+
+
+def refuse_scaled(scheduler: Any, pipeline: Any) -> None:
+    """Raise for a scheduler that scales samples, in a pipeline that takes them as they are.
+
+    DiTPipeline does not multiply its noise by ``init_noise_sigma``, and hands on the input of
+    the denoiser in the place of the sample: pictures would be noise, without a word.
+
+    Raises:
+        OptionError: It is one.
+    """
+    scales = not math.isclose(float(getattr(scheduler, "init_noise_sigma", 1.0)), 1.0)
+    if scales and "init_noise_sigma" not in inspect.getsource(type(pipeline)):
+        raise OptionError(
+            f"{type(pipeline).__name__} does not scale samples as {type(scheduler).__name__} "
+            "expects it (init_noise_sigma). Take one whose samples have variance 1, such as "
+            "DDIMScheduler or DPMSolverMultistepScheduler"
+        )
 
 
 def run_with(

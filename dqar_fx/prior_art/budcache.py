@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.schedule import Schedule, check_at_least
@@ -45,7 +48,8 @@ def read_budcache(
     check_at_least(1, num_steps=num_steps)
     cached = read_steps(steps)
     for step in cached:
-        if isinstance(step, bool) or not isinstance(step, int) or not 0 < step < num_steps:
+        is_whole = isinstance(step, Integral) and not isinstance(step, bool)
+        if not is_whole or not 0 < step < num_steps:
             raise ScheduleError(
                 f"BudCache's cache_step has {step!r}: expected steps from 1 to "
                 f"{num_steps - 1}, since the first of {num_steps} computes"
@@ -71,6 +75,8 @@ def read_steps(steps: str | Path | Mapping[str, Any] | Sequence[int]) -> list[An
             ) from error
     if isinstance(content, Mapping):
         content = content.get("cache_step")
+    if isinstance(content, np.ndarray):
+        content = content.tolist()
     if not isinstance(content, Sequence) or isinstance(content, str):
         raise ScheduleError(
             f'expected BudCache\'s {{"cache_step": [2, 3, 5, ...]}}, found {content!r}'

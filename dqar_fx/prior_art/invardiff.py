@@ -49,17 +49,23 @@ def read_invardiff(
     """
     content = read_plan(plan)
     whole = read_book(STEPS, content[STEPS], 1)
-    named = {**BOOKS, **(names or {})}
-    if named.keys() != BOOKS.keys():
-        raise ScheduleError(f"names={dict(names or {})!r}: expected names for {list(BOOKS)}")
+    given = names if isinstance(names, Mapping) else dict.fromkeys(names or ())
+    named = {**BOOKS, **given}
+    if named.keys() != BOOKS.keys() or len({*named.values()} - {None}) < len(BOOKS):
+        raise ScheduleError(
+            f"names={names!r}: expected a mapping of {', '.join(BOOKS)} to names of their own"
+        )
+    books = {book: read_book(book, content[book], 2) for book in BOOKS}
+    shapes = {book: list(each.shape) for book, each in books.items()}
+    wanted = [len(whole), next(iter(books.values())).shape[1]]
+    if any(shape != wanted for shape in shapes.values()):
+        raise ScheduleError(
+            f"books of InvarDiff have to be of equal size, but {STEPS} has {len(whole)} "
+            f"steps, and steps and layers of the others are {shapes}"
+        )
     masks: dict[str, list[int]] = {}
     for book, name in named.items():
-        reused = read_book(book, content[book], 2)
-        if len(reused) != len(whole):
-            raise ScheduleError(
-                f"InvarDiff's {book} has {len(reused)} steps, but {STEPS} {len(whole)}"
-            )
-        reused = reused | whole[:, None]
+        reused = books[book] | whole[:, None]
         masks |= {
             f"{name}-{layer}": (~column).astype(int).tolist()
             for layer, column in enumerate(reused.T)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ UNREADABLE = (
     TypeError,
     RuntimeError,
     EOFError,
+    LookupError,
+    struct.error,
     UnpicklingError,
     SafetensorError,
 )

@@ -86,4 +86,7 @@ def is_flow(scheduler: Any, sigma: NDArray[np.float64]) -> bool:
     """Return whether a latent is ``(1 - sigma) x + sigma noise``, not ``x + sigma noise``."""
     if getattr(scheduler, "alphas_cumprod", None) is not None:
         return bool(scheduler.config.get("use_flow_sigmas", False))
+    prediction = scheduler.config.get("prediction_type")
+    if prediction is not None:
+        return bool(prediction == "flow_prediction")
     return bool(sigma.max() <= 1)

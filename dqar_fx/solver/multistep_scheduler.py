@@ -23,9 +23,9 @@ from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils.outputs import BaseOutput
 
-from dqar_fx.errors import OptionError
+from dqar_fx.errors import OptionError, check_known
 
-from .noise_levels import FLOW
+from .noise_levels import FLOW, PREDICTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,13 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):
         prediction_type: str = "epsilon",
         num_train_timesteps: int = 1000,
     ) -> None:
+        check_known("prediction_type ", prediction_type, PREDICTIONS, OptionError)
         check_numbers(grid, alphas, sigmas, weights)
+        if prediction_type == "epsilon" and min(alphas) <= 0:
+            raise OptionError(
+                "alphas of 0: of a sample without data a prediction of noise tells nothing. "
+                "Expected alphas above 0"
+            )
         self.timesteps = torch.tensor(grid, dtype=torch.float32)
         # as schedulers of diffusers tell how much noise there is, with the end
         shares = [1.0] * len(grid) if prediction_type == FLOW else alphas
@@ -103,6 +109,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):
             weights: float64 ``[steps, differences]``; by default those of DPM-Solver++ (2M).
             told: Timesteps that the denoiser is told; by default those of the samples.
         """
+        grid = np.asarray(grid, float)
         alphas, sigmas = levels.at(grid)
         chosen = dpm_solver_weights(levels, grid) if weights is None else weights
         made: MultistepScheduler = cls(
@@ -135,7 +142,15 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin with a later step, as pipelines do that begin with a picture."""
+        """Begin with a later step, as pipelines do that begin with a picture.
+
+        Raises:
+            OptionError: There is no such step.
+        """
+        if not 0 <= begin_index < self.num_steps:
+            raise OptionError(
+                f"begin_index={begin_index!r}: this solver has {self.num_steps} steps, from 0"
+            )
         self._begin_index = begin_index
 
     def set_timesteps(
@@ -143,6 +158,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         *,
+        timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
@@ -151,6 +167,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):
         Args:
             num_inference_steps: None, or as many as there are.
             device: Where the timesteps shall be.
+            timesteps: None: those that are given by a caller are refused.
             sigmas: What pipelines of flow matching give: even ones are passed over.
             mu: What those give for a shift of the timesteps, which is passed over: the grid
                 stands.
@@ -159,6 +176,11 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):
             OptionError: Another number of steps, or other sigmas, are asked for.
         """
         del mu
+        if timesteps is not None:
+            raise OptionError(
+                f"timesteps={list(timesteps)}: this solver has timesteps of its own. Leave "
+                "them out; a pipeline that insists on its own needs another scheduler"
+            )
         known = self.num_steps
         asked = num_inference_steps if sigmas is None else len(sigmas)
         if asked not in (None, known):
@@ -198,12 +220,17 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):
             return_dict: Whether to give an object rather than a tuple.
 
         Raises:
-            OptionError: A first timestep is none of the grid.
+            OptionError: A first timestep is none of the grid, or all steps are done.
         """
         if self._step_index is None:
             begins = self._begin_index
             self._step_index = self.index_for_timestep(timestep) if begins is None else begins
         index, config = self._step_index, self._numbers
+        if index >= self.num_steps:
+            raise OptionError(
+                f"all {self.num_steps} steps of this solver are done: begin a run by "
+                "set_timesteps()"
+            )
         last = index + 1 == self.num_steps
         alpha, sigma = config.alphas[index], config.sigmas[index]
         next_alpha, next_sigma = (
@@ -296,8 +323,16 @@ def check_numbers(
     """Refuse numbers that are no solver's.
 
     Raises:
-        OptionError: They differ in length, are not finite, or the timesteps do not descend.
+        OptionError: There are none, they differ in length, are not finite, or the timesteps
+            do not descend.
     """
+    if not len(grid):
+        raise OptionError(
+            "a solver without timesteps: expected the numbers of one, as fit_solver gives it, "
+            "not the configuration of another scheduler"
+        )
+    if not all(np.ndim(row) == 1 for row in weights):
+        raise OptionError(f"weights {weights!r}: expected a list of numbers for each step")
     lengths = {len(alphas), len(sigmas), len(weights), len(grid)}
     if len(lengths) > 1:
         raise OptionError(
@@ -306,7 +341,7 @@ def check_numbers(
         )
     if not all(np.isfinite(row).all() for row in (grid, alphas, sigmas, *weights)):
         raise OptionError("timesteps, alphas, sigmas and weights have to be finite numbers")
-    if (np.diff(grid) >= 0).any() or (len(grid) and min(sigmas) <= 0):
+    if (np.diff(grid) >= 0).any() or min(sigmas) <= 0:
         raise OptionError(
             f"timesteps {list(grid)}: expected descending ones, with noise left at the last"
         )

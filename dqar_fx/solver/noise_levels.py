@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 FLOW = "flow_prediction"
+LEAST_SIGNAL = 1e-8
+"""Square of the share of data in a sample, below which there is none."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample", FLOW)
 """What a denoiser may give: noise, velocity of diffusion, data, noise less data."""
 
@@ -47,20 +49,30 @@ class NoiseLevels:
         Raises:
             OptionError: The scheduler does not say.
         """
-        config = scheduler.config
-        steps = int(config.get("num_train_timesteps", 1000))
-        prediction = config.get("prediction_type", FLOW)
-        is_flow = prediction == FLOW or type(scheduler).__name__.startswith("FlowMatch")
-        if is_flow:
-            return cls(FLOW, float(steps))
+        config, name = scheduler.config, type(scheduler).__name__
+        is_flow = name.startswith("FlowMatch")
+        prediction = config.get("prediction_type", FLOW if is_flow else None)
         cumulated = getattr(scheduler, "alphas_cumprod", None)
-        if cumulated is None or prediction not in PREDICTIONS:
+        odd = ["invert_sigmas"] if config.get("invert_sigmas") else []
+        if config.get("use_flow_sigmas") and prediction != FLOW:
+            odd.append("use_flow_sigmas")
+        if odd or prediction not in PREDICTIONS or (prediction != FLOW and cumulated is None):
+            found = "".join(f", {option}=True" for option in odd)
             raise OptionError(
-                f"{type(scheduler).__name__} with prediction_type={prediction!r}: expected a "
-                "scheduler with alphas_cumprod, or one of flow matching, whose denoiser gives "
-                f"one of {', '.join(PREDICTIONS)}. Give the pipeline such a scheduler first"
+                f"{name} with prediction_type={prediction!r}{found}: expected a scheduler "
+                "with alphas_cumprod, or one of flow matching, whose denoiser gives one of "
+                f"{', '.join(PREDICTIONS)}. Give the pipeline such a scheduler first"
             )
-        squares = np.asarray(cumulated.double().cpu()).clip(1e-12, 1 - 1e-12)
+        if prediction == FLOW:
+            return cls(FLOW, float(config.get("num_train_timesteps", 1000)))
+        squares = np.asarray(cumulated.double().cpu())
+        if prediction == "epsilon" and squares.min() < LEAST_SIGNAL:
+            raise OptionError(
+                f"{name}: at timestep {int(squares.argmin())} there is no signal, of which "
+                "nothing can be told from a prediction of noise. Expected a model that "
+                "predicts velocity or data, or betas without rescale_betas_zero_snr"
+            )
+        squares = squares.clip(1e-12, 1 - 1e-12)
         ratios = 0.5 * np.log(squares / (1 - squares))
         return cls(prediction, float(len(squares) - 1), tuple(ratios.tolist()))
 

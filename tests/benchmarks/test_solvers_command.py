@@ -7,7 +7,10 @@ import json
 import pytest
 
 from benchmarks import solvers
-from benchmarks.solvers import FITTED, SOLVERS, Row, find_best, list_solvers
+from benchmarks.solvers import FITTED, SOLVERS, Row, find_best, list_solvers, make_solver
+from dqar_fx import Teacher
+from dqar_fx.optimiser.teacher import run_with
+from dqar_fx.optimiser.trials import PipelineJob, psnr
 from tests.benchmarks.command_errors import refuse
 from tests.helpers.error_models import reference_pipeline
 
@@ -22,6 +25,20 @@ def test_every_solver_takes_as_many_evaluations_as_were_asked_for():
         for _, _, scheduler, steps in listed:
             scheduler.set_timesteps(steps)
             assert len(scheduler.timesteps) == evaluations
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_euler_takes_the_same_steps_in_any_pipeline():
+    """Of DDIM, whose step is Euler's in samples that are scaled."""
+    pipe = reference_pipeline()
+    job = PipelineJob(pipe, (1, 8), 3, 12, 2, {"guidance_scale": 1.5})
+    euler = make_solver(pipe, "Euler", "leading")
+    heun = make_solver(pipe, "Heun", "leading")
+    ddim = make_solver(pipe, "DDIM", "leading")
+    right = Teacher(60).pictures(job)
+    by_euler, by_ddim = (psnr(right, run_with(job, each, 12)) for each in (euler, ddim))
+    assert by_euler == pytest.approx(by_ddim, abs=4)
+    assert psnr(right, run_with(job, heun, 20)) > by_euler + 3
 
 
 def test_the_best_spacing_stands_for_a_solver():

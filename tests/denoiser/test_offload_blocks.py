@@ -327,6 +327,27 @@ def test_weights_that_are_cast_for_a_block_are_stored_after_it(monkeypatch):
     assert 1 < max(most) <= max(of_blocks)
 
 
+@pytest.mark.parametrize("how", ["groups of 1", "casting"])
+def test_weights_that_hooks_move_are_written_to_but_not_replaced(how):
+    case = make_sd3()
+    HOOKS[how](case.model)
+    denoiser = dqar_fx.transform(case.model, Schedule.compute_all(STEPS), capture="blocks")
+    before = sample(denoiser, case.inputs(0))
+    halved = {k: (v.float() / 2).to(v.dtype) for k, v in case.model.state_dict().items()}
+    with pytest.raises(DqarError, match=r"into the model that it was made of"):
+        denoiser.load_state_dict(halved, assign=True)
+    case.model.load_state_dict(halved)
+    denoiser.reset()
+    found = sample(denoiser, case.inputs(0))
+    assert torch.equal(found, sample(case.model, case.inputs(0)))
+    assert not torch.equal(found, before)
+    case.model.load_state_dict(halved, assign=True)
+    with pytest.raises(DqarError, match=r"which a hook moves or casts, was replaced"):
+        denoiser.reset()
+    with pytest.raises(DqarError, match=r"which a hook moves or casts, was replaced"):
+        sample(denoiser, case.inputs(0))
+
+
 # ---- what is said, and what goes on ------------------------------------------------------
 
 

@@ -104,7 +104,7 @@ def test_a_file_of_invardiff_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mlp_cache_book": [[False, True]] * 4}, "mlp_cache_book has 4 steps"),
+        ({"mlp_cache_book": [[False, True]] * 4}, r"mlp_cache_book': \[4, 2\]"),
         ({"mlp_cache_book": [[False], [True, True]]}, r"true or false, \[steps, layers\]"),
         ({"step_cache_book": [0] * 9}, r"true or false, \[steps\]"),
         ({"step_cache_book": [True] * 9}, "at step 0"),
@@ -123,7 +123,7 @@ def test_plans_of_other_models_are_refused(tmp_path):
         read_invardiff(flux)
     with pytest.raises(ScheduleError, match="no plan of InvarDiff can be read"):
         read_invardiff(tmp_path / "nothing.json")
-    with pytest.raises(ScheduleError, match="expected names for"):
+    with pytest.raises(ScheduleError, match="expected a mapping of msa_cache_book"):
         read_invardiff(draw_plan(3), names={"attn": "attn1"})
     with pytest.raises(ScheduleError, match="means none of"):
         read_invardiff(draw_plan(3)).resolve(SITES[:2])
