@@ -63,7 +63,7 @@ class NoiseLevels:
                 "with alphas_cumprod, or one of flow matching, whose denoiser gives one of "
                 f"{', '.join(PREDICTIONS)}. Give the pipeline such a scheduler first"
             )
-        if prediction == FLOW:
+        if prediction == FLOW or cumulated is None:
             return cls(FLOW, float(config.get("num_train_timesteps", 1000)))
         squares = np.asarray(cumulated.double().cpu())
         if prediction == "epsilon" and squares.min() < LEAST_SIGNAL:
