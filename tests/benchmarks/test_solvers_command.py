@@ -70,7 +70,11 @@ def test_the_command_compares_fits_and_reads_its_fits_again(tmp_path, capsys):
     assert "above the best other, dB" in said
     assert f"{fitted['psnr_db']:.1f}" in said
     assert solvers.main(options) == 0
-    assert read(tmp_path)[-1]["psnr_db"] == pytest.approx(fitted["psnr_db"])
+    again = read(tmp_path)[-1]
+    assert again == fitted | {"psnr_db": pytest.approx(fitted["psnr_db"])}
+    assert solvers.main([*options, "--guidance", "4"]) == 0  # of other settings: fitted anew
+    other = read(tmp_path)[-1]
+    assert other["fitted_db"] != fitted["fitted_db"]
 
 
 def read(folder):

@@ -9,6 +9,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
 from hypothesis import given, settings
@@ -87,6 +88,15 @@ def test_a_curved_valley_is_followed_and_no_round_does_harm():
 def test_parameters_without_effect_stay_where_they_are():
     found = minimise(lambda x: torch.tensor([x[0] - 2.0]), np.array([0.0, 7.0]), rounds=9)
     assert found.parameters.tolist() == pytest.approx([2, 7], abs=0.05)
+
+
+def test_nothing_left_to_fit_ends_a_search_and_no_numbers_are_refused():
+    found = minimise(lambda x: torch.zeros(3), np.ones(2), rounds=5)
+    assert (found.rounds, found.mean_square, found.parameters.tolist()) == (0, 0, [1, 1])
+    with pytest.raises(ScheduleError, match="not finite"):
+        minimise(lambda x: torch.full((3,), torch.nan), np.ones(2), rounds=5)
+    hit = minimise(lambda x: torch.tensor([max(0.0, 1 - x[0])]), np.zeros(1), rounds=50)
+    assert hit.mean_square < 1e-6
 
 
 # ---- solvers as vectors ------------------------------------------------------------------
@@ -212,6 +222,10 @@ def test_a_teacher_is_near_to_another_one(pipe):
         ({"inputs": []}, ScheduleError, "several prompts or labels"),
         ({"rounds": 0}, ScheduleError, "rounds"),
         ({"batch_size": 0}, ScheduleError, "batch_size"),
+        ({"teacher": 10}, ScheduleError, "expected a dqar_fx.Teacher"),
+        ({"schedule": "CCF"}, ScheduleError, "expected a dqar_fx.Schedule"),
+        ({"num_inference_steps": 9}, ScheduleError, "num_inference_steps is what the fit"),
+        ({"sites": "all"}, ScheduleError, "sites= is for a denoiser with a schedule"),
         (
             {"schedule": Schedule.interval(9, 2)},
             DqarError,
@@ -228,6 +242,13 @@ def test_wrong_arguments_are_refused(pipe, changes, error, message):
 def test_a_teacher_without_steps_is_refused():
     with pytest.raises(ScheduleError, match=r"num_steps=1.*such as 150"):
         Teacher(1)
+    with pytest.raises(ScheduleError, match="expected a scheduler of diffusers"):
+        Teacher(9, EulerDiscreteScheduler)
+
+
+def test_a_teacher_whose_samples_a_pipeline_does_not_scale_is_refused(pipe):
+    with pytest.raises(OptionError, match="DiTPipeline does not scale samples as Euler"):
+        Teacher(9, EulerDiscreteScheduler()).scheduler_for(pipe)
 
 
 @NUMPY

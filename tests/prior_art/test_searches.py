@@ -46,6 +46,13 @@ def test_a_checkpoint_of_budcache_is_read_and_runs(tmp_path):
     assert denoiser.runs[-1].num_reused == denoiser.runs[-1].num_promised == 3
 
 
+def test_steps_may_be_an_array_and_a_file_that_is_none_is_refused(tmp_path):
+    assert read_budcache(np.array([1, 3]), 6) == read_budcache([np.int64(1), 3], 6)
+    (tmp_path / "odd.pt").write_text("hello")
+    with pytest.raises(ScheduleError, match="no steps of BudCache can be read"):
+        read_budcache(tmp_path / "odd.pt", 6)
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -125,6 +132,11 @@ def test_plans_of_other_models_are_refused(tmp_path):
         read_invardiff(tmp_path / "nothing.json")
     with pytest.raises(ScheduleError, match="expected a mapping of msa_cache_book"):
         read_invardiff(draw_plan(3), names={"attn": "attn1"})
+    same = {"msa_cache_book": "ff"}
+    with pytest.raises(ScheduleError, match="names of their own"):
+        read_invardiff(draw_plan(3), names=same)
+    with pytest.raises(ScheduleError, match="names of their own"):
+        read_invardiff(draw_plan(3), names=["attn"])
     with pytest.raises(ScheduleError, match="means none of"):
         read_invardiff(draw_plan(3)).resolve(SITES[:2])
 

@@ -12,6 +12,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -249,3 +250,66 @@ def test_numbers_that_are_no_solver_are_refused(changes, message):
     MultistepScheduler(**numbers)
     with pytest.raises(OptionError, match=message):
         MultistepScheduler(**numbers | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prediction_type": "v-prediction"}, "prediction_type"),
+        ({"grid": [], "alphas": [], "sigmas": [], "weights": []}, "without timesteps"),
+        ({"weights": [0.0, 0.5, 0.0]}, "a list of numbers for each step"),
+        ({"alphas": [0.0, 0.9, 1.0]}, "Expected alphas above 0"),
+    ],
+)
+def test_what_would_compute_nonsense_is_refused(changes, message):
+    numbers = {
+        "grid": [9.0, 5.0, 1.0],
+        "alphas": [0.4, 0.9, 1.0],
+        "sigmas": [0.9, 0.4, 0.1],
+        "weights": [[], [0.5], []],
+    }
+    with pytest.raises(OptionError, match=message):
+        MultistepScheduler(**numbers | changes)
+
+
+def test_steps_that_there_are_not_are_refused():
+    scheduler = MultistepScheduler.of(DIFFUSION, [900, 500])
+    scheduler.set_timesteps(2)
+    for begin in (-1, 2):
+        with pytest.raises(OptionError, match="has 2 steps, from 0"):
+            scheduler.set_begin_index(begin)
+    sample = torch.zeros(1, 4, 2, 2)
+    for timestep in scheduler.timesteps:
+        scheduler.step(sample, timestep, sample)
+    with pytest.raises(OptionError, match="all 2 steps of this solver are done"):
+        scheduler.step(sample, 500, sample)
+    with pytest.raises(OptionError, match="timesteps of its own"):
+        scheduler.set_timesteps(timesteps=[900, 500])
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        IPNDMScheduler(),
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        DPMSolverMultistepScheduler(use_flow_sigmas=True),
+        DDIMScheduler(rescale_betas_zero_snr=True),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_levels_that_are_not_known_are_refused(scheduler):
+    with pytest.raises(OptionError, match=r"[Ee]xpected a"):
+        NoiseLevels.of(scheduler)
+
+
+def test_levels_without_signal_do_for_a_prediction_of_velocity():
+    scheduler = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    made = MultistepScheduler.of(NoiseLevels.of(scheduler), WHOLE)
+    assert torch.isfinite(run(made, 8)).all()
+
+
+def test_noise_of_a_grid_without_much_noise_is_known():
+    grid = np.array([200.0, 100, 50])
+    alphas, sigmas = DIFFUSION.at(grid)
+    found = dqar_fx.signal_to_noise(MultistepScheduler.of(DIFFUSION, grid), 3)
+    assert np.allclose(found, (alphas / sigmas) ** 2, rtol=1e-5)
