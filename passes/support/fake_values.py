@@ -81,7 +81,8 @@ def restore_layouts(node: fx.Node, former: Mapping[fx.Node, object]) -> None:
     """Let a node read copies that have the layouts of former values."""
     for source in [each for each in node.all_input_nodes if each in former]:
         order = order_of(former[source])
-        if order is None and node.target in STRIDE_READERS:
+        needs_all = node.target in STRIDE_READERS
+        if needs_all and (order is None or not shows_all(former[source])):
             raise DqarError(
                 f"%{node.name} ({source_line(node)}, {node.target}) reads %{source.name} by "
                 "strides of a view that shows a part of its memory, or some of it again. No "
@@ -102,6 +103,12 @@ def order_of(value: object) -> list[int] | None:
         return None
     order = sorted(range(value.dim()), key=lambda i: (-value.stride()[i], -value.shape[i]))
     return order if value.permute(order).is_contiguous() else None
+
+
+def shows_all(value: object) -> bool:
+    """Whether a tensor shows all of its memory, so that a copy of it has as much."""
+    assert isinstance(value, torch.Tensor)
+    return value.untyped_storage().nbytes() == value.numel() * value.itemsize
 
 
 def layouts_of(value: object) -> list[str]:
