@@ -8,12 +8,18 @@ import pytest
 
 from benchmarks import solver_reuse
 from benchmarks.harness.rows import write_rows
-from benchmarks.solvers import FITTED, Row
+from benchmarks.solvers import FITTED, Row, Setting
 from tests.benchmarks.command_errors import refuse
 
 
 def test_a_pattern_is_compared_with_a_solver_of_as_much_work(tmp_path, capsys):
-    found = [Row(5, FITTED, FITTED, 30.0), Row(2, FITTED, FITTED, 20.0), Row(3, "DDIM", "", 1)]
+    run, other = (Setting("DPM-Solver++ (2M), 12 steps", 2, 1.5, each) for each in (2, 24))
+    found = [
+        Row(5, FITTED, FITTED, 30.0, run=run),
+        Row(2, FITTED, FITTED, 20.0, run=run),
+        Row(3, "DDIM", "leading", 1.0, run=run),
+        Row(3, FITTED, FITTED, 99.0, run=other),  # fitted on other pictures
+    ]
     write_rows(found, tmp_path / "rows.jsonl", {})
     out = str(tmp_path / "out")
     assert solver_reuse.main(["--quick", "--solvers", str(tmp_path), "--out", out]) == 0
