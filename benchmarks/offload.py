@@ -2,8 +2,8 @@
 
 One model, whose groups of blocks come and go by diffusers' own hooks, is called natively and
 through denoisers of its captured blocks, which take turns, trajectory by trajectory. Weights
-come from memory, where on a CPU nothing moves and hooks alone cost time; or from files, where
-a block that is reused is not read at all.
+come from memory, where on a CPU nothing moves and hooks alone cost time; or from files. Hooks
+around a block run whether it is reused or not, so that its weights come in all the same.
 """
 
 import sys

@@ -32,7 +32,7 @@ from benchmarks.harness.tables import Column, format_table
 from benchmarks.solvers import FIT_SEED, FITTED, Setting, make_job
 from dqar_fx import Schedule, Teacher, fit_solver
 from dqar_fx.optimiser.teacher import run_with
-from dqar_fx.optimiser.trials import psnr
+from dqar_fx.optimiser.trials import PipelineJob, psnr
 
 Floats = NDArray[np.float64]
 QUICK = {"patterns": ("CCFC",), "pictures": 2, "fitted_on": 2, "rounds": 1, "teacher": 12}
@@ -103,22 +103,22 @@ class Options(solvers.FitOptions):
     quick: quick_flag(QUICK) = False
 
 
-def fit_pattern(pipe: object, options: Options, pattern: str, known: Floats) -> Row:
-    """Fit one pattern and compare it."""
+def fit_pattern(
+    options: Options, pattern: str, job: PipelineJob, right: torch.Tensor, known: Floats
+) -> Row:
+    """Fit one pattern, and compare a job's pictures with the right ones."""
     schedule = Schedule.from_actions(pattern, orders=options.order)
-    teacher = Teacher(options.teacher)
     fitted = fit_solver(
-        pipe,
-        make_job(pipe, options, FIT_SEED, options.fitted_on).inputs,
+        job.pipeline,
+        make_job(job.pipeline, options, FIT_SEED, options.fitted_on).inputs,
         len(pattern),
         schedule=schedule,
         sites=options.sites,
-        teacher=teacher,
+        teacher=Teacher(options.teacher),
         rounds=options.rounds,
         seed=FIT_SEED,
         guidance_scale=options.guidance,
     )
-    job = make_job(pipe, options, SEED, options.pictures)
     assert fitted.schedule is not None
     denoiser = dqar_fx.transform(
         job.pipeline.transformer, fitted.schedule, sites=options.sites
@@ -132,17 +132,11 @@ def fit_pattern(pipe: object, options: Options, pattern: str, known: Floats) -> 
         options.sites,
         options.order,
         work,
-        psnr(teacher.pictures(job), images),
+        psnr(right, images),
         fitted.psnr_db,
         float(np.interp(work, *known.T)) if inside else None,
-        setting_of(options),
+        options.setting,
     )
-
-
-def setting_of(options: solvers.FitOptions) -> Setting:
-    """What rows of both commands have to share."""
-    teacher = str(Teacher(options.teacher))
-    return Setting(teacher, options.pictures, options.guidance, options.fitted_on)
 
 
 def read_known(folder: Path, options: solvers.FitOptions) -> Floats:
@@ -151,7 +145,7 @@ def read_known(folder: Path, options: solvers.FitOptions) -> Floats:
     found = [
         (row.evaluations, row.psnr_db)
         for row in rows
-        if row.solver == FITTED and row.run == setting_of(options)
+        if row.solver == FITTED and row.run == options.setting
     ]
     return np.array(sorted(found), float).reshape(-1, 2)
 
@@ -178,8 +172,9 @@ def run(options: Options) -> None:
     known = read_known(options.solvers, options)
     if not len(known):
         print(f"{options.solvers} has no fitted solvers of these settings to compare with")
-    pipe = load_pipeline(options)
-    rows = [fit_pattern(pipe, options, pattern, known) for pattern in options.patterns]
+    job = make_job(load_pipeline(options), options, SEED, options.pictures)
+    right = Teacher(options.teacher).pictures(job)
+    rows = [fit_pattern(options, each, job, right, known) for each in options.patterns]
     machine = describe_machine(options.device or torch.device("cpu"))
     print(format_table(COLUMNS, rows), machine, sep="\n\n")
     path = options.out / "rows.jsonl"

@@ -40,7 +40,7 @@ from benchmarks.harness.store import take_fingerprint
 from benchmarks.harness.tables import Column, format_table, show
 from dqar_fx import MultistepScheduler, Teacher, fit_solver
 from dqar_fx.calibration.pipeline_run import count_timesteps
-from dqar_fx.optimiser.teacher import run_with
+from dqar_fx.optimiser.teacher import TEACHER_STEPS, run_with
 from dqar_fx.optimiser.trials import PipelineJob, psnr
 
 QUICK = {"evaluations": (3,), "pictures": 2, "fitted_on": 2, "rounds": 1, "teacher": 12}
@@ -143,8 +143,14 @@ class FitOptions(PipelineOptions):
     """Pictures to fit on."""
     rounds: Count = 10
     """Rounds of a fit."""
-    teacher: Annotated[int, at_least(2)] = 150
+    teacher: Annotated[int, at_least(2)] = TEACHER_STEPS
     """Steps of DPM-Solver++ (2M) that count as converged."""
+
+    @property
+    def setting(self) -> Setting:
+        """What rows that are compared have to share."""
+        teacher = str(Teacher(self.teacher))
+        return Setting(teacher, self.pictures, self.guidance, self.fitted_on)
 
 
 @dataclass(frozen=True)
@@ -228,7 +234,7 @@ def compare(pipe: Any, options: Options) -> Iterator[Row]:
     job = make_job(pipe, options, SEED, options.pictures)
     teacher = Teacher(options.teacher)
     right = teacher.pictures(job)
-    run = Setting(str(teacher), options.pictures, options.guidance, options.fitted_on)
+    run = options.setting
     for evaluations in options.evaluations:
         for name, spacing, scheduler, steps in list_solvers(pipe, evaluations):
             found = psnr(right, run_with(job, scheduler, steps))

@@ -10,7 +10,7 @@ from torch._inductor import config
 
 import dqar_fx
 from benchmarks.contenders.bench import Bench
-from benchmarks.contenders.contenders import Entrant, Recipe
+from benchmarks.contenders.contenders import Entrant
 from benchmarks.contenders.kinds import EAGER, STOCK
 from dqar_fx import Denoiser, Guidance, Schedule
 
@@ -31,21 +31,19 @@ class Untransformed:
 
 @dataclass(frozen=True)
 class Solved:
-    """The model as another recipe makes it, with another solver.
+    """The untransformed model with another solver.
 
     Attributes:
         make: Makes the scheduler for a pipeline.
         identity: What pictures follow from.
-        inner: How the model is made.
     """
 
     make: Callable[[Any], Any]
     identity: Mapping[str, Any]
-    inner: Recipe = field(default_factory=Untransformed)
 
     def build(self, bench: Bench, mode: str) -> Entrant:
         """Make it."""
-        return replace(self.inner.build(bench, mode), scheduler=self.make(bench.pipe))
+        return replace(Untransformed().build(bench, mode), scheduler=self.make(bench.pipe))
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class SharedTensors:
     def __init__(self, original: nn.Module | None = None) -> None:
         self._original = None if original is None else weakref.ref(original)
         self._seen = memory_by_name(self._named_originals())
+        modules = () if original is None else original.modules()
+        self._is_moved = any(map(moves_in_place, modules))  # by hooks, put on before
         self.groups: dict[tuple[str, ...], int] = {}
 
     @property
@@ -57,7 +59,7 @@ class SharedTensors:
     def take_over(self, other: SharedTensors) -> None:
         """Know of a fork of the fork what is known of the fork."""
         self._original, self.groups = other._original, dict(other.groups)
-        self._seen = dict(other._seen)
+        self._seen, self._is_moved = dict(other._seen), other._is_moved
 
     def __reduce__(self) -> tuple[type[SharedTensors], tuple[()]]:
         """A copy has memory of its own, and ties it anew."""
@@ -107,7 +109,8 @@ class SharedTensors:
         """
         if self.original is None:
             return False
-        self._refuse_replaced(model)
+        if self._is_moved:
+            self._refuse_replaced(model)
         theirs = self._named_originals()
         own = {base_name(name): each for name, each in named_tensors(model).items()}
         before, self._seen = self._seen, memory_by_name(theirs)

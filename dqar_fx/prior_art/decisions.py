@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -90,6 +92,26 @@ def schedule_steps(
     """
     schedule = Schedule(None, rule, sites=sites)
     return schedule if num_steps is None else schedule.for_run(num_steps)
+
+
+def read_json(path: Any, what: str, expected: str) -> Any:
+    """Return what is in a JSON file.
+
+    Args:
+        path: Of the file.
+        what: What it should hold, for the error.
+        expected: How that looks, for the error.
+
+    Raises:
+        ScheduleError: It cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError, TypeError) as error:
+        raise ScheduleError(
+            f"no {what} can be read from {path}: {type(error).__name__}: {error}. Expected "
+            f"{expected}"
+        ) from error
 
 
 def read_mask(what: str, values: Any) -> tuple[bool, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.schedule import Schedule
 
+from .decisions import read_json
 from .smoothcache import read_smoothcache
 
 STEPS = "step_cache_book"
@@ -81,13 +81,8 @@ def read_plan(plan: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     """
     content: Any = plan
     if not isinstance(plan, Mapping):
-        try:
-            content = json.loads(Path(plan).read_text())
-        except (OSError, ValueError, TypeError) as error:
-            raise ScheduleError(
-                f"no plan of InvarDiff can be read from {plan}: {type(error).__name__}: "
-                f"{error}. Expected JSON with {STEPS}, {', '.join(BOOKS)}"
-            ) from error
+        expected = f"JSON with {STEPS}, {', '.join(BOOKS)}"
+        content = read_json(plan, "plan of InvarDiff", expected)
     found = list(content) if isinstance(content, Mapping) else type(content).__name__
     if not isinstance(content, Mapping) or not {STEPS, *BOOKS} <= content.keys():
         raise ScheduleError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ import numpy as np
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.schedule import Schedule
+
+from .decisions import read_json
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -84,13 +85,8 @@ def read_matrix(weights: str | Path | ArrayLike) -> Floats:
     """
     content = weights
     if isinstance(weights, str | Path):
-        try:
-            content = json.loads(Path(weights).read_text())
-        except (OSError, ValueError) as error:
-            raise ScheduleError(
-                f"no weights of L2P can be read from {weights}: {type(error).__name__}: "
-                f"{error}. Expected its weight.txt: [[...], [...], ...]"
-            ) from error
+        expected = "its weight.txt: [[...], [...], ...]"
+        content = read_json(weights, "weights of L2P", expected)
     try:
         matrix = np.asarray(content, np.float64)
     except (ValueError, TypeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from dqar_fx.schedule.measured import check_length
 from dqar_fx.schedule.rules import AnyModelRule, AnyRunRule
 from dqar_fx.schedule.schedule import Schedule, check_at_least
 
-from .decisions import check_number, read_mask
+from .decisions import check_number, read_json, read_mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -253,14 +252,8 @@ def read_components(schedule: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """
     content: Any = schedule
     if not isinstance(schedule, Mapping):
-        try:
-            content = json.loads(Path(schedule).read_text())
-        except (OSError, ValueError, TypeError) as error:
-            raise ScheduleError(
-                f"no SmoothCache schedule can be read from {schedule}: "
-                f"{type(error).__name__}: {error}. Expected JSON: "
-                '{"attn1": [1, 0, ...], ...}'
-            ) from error
+        expected = 'JSON: {"attn1": [1, 0, ...], ...}'
+        content = read_json(schedule, "SmoothCache schedule", expected)
     if not isinstance(content, Mapping) or not content:
         raise ScheduleError(
             "a SmoothCache schedule has a list per component, "
