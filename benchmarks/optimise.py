@@ -109,7 +109,7 @@ def search(options: Options) -> dqar_fx.Front:
     points = list(whole.points)
     for factor in options.speeds:
         points += run(whole.full_ms / factor).points
-    return dqar_fx.Front.of(points, whole.sites, whole.full_ms)
+    return dqar_fx.Front.of(points, whole.sites, whole.full_ms, whole.fingerprint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from benchmarks.harness.options import Command, one_of, run_command
 from benchmarks.harness.pipelines import DTYPES
 from benchmarks.reference import OUT
 from benchmarks.reference.data import LABELS
-from benchmarks.reference.models import build_scheduler
+from benchmarks.reference.models import PREDICTIONS, build_scheduler
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,19 @@ class Options(Command):
     """Folder of the run."""
     dtype: Annotated[str, one_of(tuple(DTYPES))] = "float16"
     """Type of the stored weights."""
+    prediction: Annotated[str, one_of(tuple(PREDICTIONS))] = "epsilon"
+    """What the transformer learnt to give."""
 
 
-def assemble(out: Path, dtype: torch.dtype = torch.float16) -> Path:
+def assemble(
+    out: Path, dtype: torch.dtype = torch.float16, prediction: str = "epsilon"
+) -> Path:
     """Assemble the pipeline of a finished run.
 
     Args:
         out: The folder of the run.
         dtype: The type to store the weights in.
+        prediction: What the transformer learnt to give, one of `PREDICTIONS`.
 
     Returns:
         The pipeline folder.
@@ -57,7 +62,7 @@ def assemble(out: Path, dtype: torch.dtype = torch.float16) -> Path:
             f"channels, the transformer takes {transformer.config.in_channels}. Train the "
             "transformer on the latents of this VAE."
         )
-    pipeline = DiTPipeline(transformer, vae, build_scheduler())
+    pipeline = DiTPipeline(transformer, vae, build_scheduler(prediction))
     folder = out / "pipeline"
     pipeline.save_pretrained(folder)
     # DiTPipeline reads the names of the labels from its index, but does not write them there.
@@ -88,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options) -> None:
     """Assemble and tell where."""
-    print(f"wrote {assemble(options.out, DTYPES[options.dtype])}")
+    print(f"wrote {assemble(options.out, DTYPES[options.dtype], options.prediction)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,12 @@ the same code.
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+)
 from torch import nn
 
 VAE_CONFIG: dict[str, Any] = {
@@ -65,8 +70,20 @@ def build_transformer(**overrides: Any) -> DiTTransformer2DModel:
     return transformer
 
 
-def build_scheduler() -> DDIMScheduler:
-    """Build the scheduler, whose noise levels the training reads too."""
+def build_scheduler(
+    prediction: str = "epsilon",
+) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """Build the scheduler of a model that predicts noise, whose levels the training reads
+    too, or of one of flow matching: DPM-Solver++ of first order, whose steps are Euler's.
+
+    `DiTPipeline` scales what the denoiser is given by the scheduler, which diffusers'
+    ``FlowMatchEulerDiscreteScheduler`` does not offer.
+    """
+    return PREDICTIONS[prediction]()
+
+
+def build_ddim() -> DDIMScheduler:
+    """Build the scheduler of a model that predicts noise."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="linear",
@@ -76,6 +93,24 @@ def build_scheduler() -> DDIMScheduler:
         set_alpha_to_one=True,
         timestep_spacing="leading",
     )
+
+
+def build_euler() -> DPMSolverMultistepScheduler:
+    """Build the scheduler of a model of flow matching."""
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=1000,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=1.0,
+        algorithm_type="dpmsolver++",
+        solver_order=1,
+        final_sigmas_type="zero",
+    )
+
+
+PREDICTIONS = {"epsilon": build_ddim, "flow": build_euler}
+"""What a model may learn to give: noise, or the velocity of flow matching; with the function
+that builds its scheduler."""
 
 
 def initialise(name: str, parameter: nn.Parameter) -> None:

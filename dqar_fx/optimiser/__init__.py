@@ -3,7 +3,8 @@
 from .fit import fit_forecasts
 from .fit_solver import FittedSolver, fit_solver
 from .front import Front, Point
-from .optimise import Optimum, optimise
+from .optimise import optimise
+from .optimum import Optimum
 from .teacher import Teacher
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,44 @@ from dqar_fx.errors import ScheduleError, check_known
 from dqar_fx.guidance.guidance import Guidance
 from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
 
+from .teacher import Teacher
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a search may spend; None for any amount.
+
+    Attributes:
+        ms: Most milliseconds of one batch's trajectory in the denoiser.
+        evaluations: The same in steps that compute everything.
+        quality: Least PSNR in decibels.
+        cache_bytes: Most slot bytes of one stream.
+    """
+
+    ms: float | None = None
+    evaluations: float | None = None
+    quality: float | None = None
+    cache_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ScheduleError` for what is no budget."""
+        for name in ("ms", "evaluations", "quality"):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (is_number and np.isfinite(value) and value > 0):
+                raise ScheduleError(f"{name} must be a positive number, found {value!r}")
+        if self.ms is not None and self.evaluations is not None:
+            raise ScheduleError(
+                f"ms={self.ms!r} and evaluations={self.evaluations!r} are one budget in two "
+                "units: give one of them"
+            )
+
+    def time_of(self, step_ms: float) -> float | None:
+        """The milliseconds, given those of a step that computes everything."""
+        return self.ms if self.evaluations is None else self.evaluations * step_ms
 
 
 def check_arguments(
@@ -20,9 +57,7 @@ def check_arguments(
     inputs: Sequence[Any],
     orders: Sequence[int],
     method: str,
-    *,
-    ms: float | None,
-    quality: float | None,
+    call: Mapping[str, Any],
 ) -> None:
     """Refuse what cannot be optimised; the arguments are those of `optimise`.
 
@@ -39,9 +74,57 @@ def check_arguments(
             f"orders={tuple(orders)!r} lacks 0: the step after the first can only be reused"
         )
     check_known("forecast ", method, METHODS, ScheduleError)
-    for name, value in (("ms", ms), ("quality", quality)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise ScheduleError(f"{name} must be a positive number, found {value!r}")
+    check_call(call)
+
+
+def check_call(call: Mapping[str, Any]) -> None:
+    """Refuse arguments of a pipeline that searches and fits give it themselves.
+
+    Raises:
+        ScheduleError: There is one.
+    """
+    for name in ("num_inference_steps", "generator", "output_type"):
+        if name in call:
+            raise ScheduleError(
+                f"{name} is what the pipeline is given anyway: the number of steps is an "
+                "argument of its own or found, seed= says which noise. Leave it out"
+            )
+
+
+def check_for_teacher(
+    teacher: Any, budget: Budget, guidances: Sequence[Guidance], num_steps: int | None
+) -> None:
+    """Refuse what a search for a solver cannot use; the arguments are those of `optimise`.
+
+    Raises:
+        ScheduleError: Something has another type, or means nothing.
+    """
+    check_teacher(teacher)
+    if budget.ms is None and budget.evaluations is None:
+        raise ScheduleError(
+            "with a teacher a search needs a time: give evaluations=8, or ms=. Without one "
+            "the best is as many steps as the teacher's"
+        )
+    unused = {
+        "quality": budget.quality is not None,
+        "guidances": bool(guidances),
+        "num_steps": num_steps is not None,
+    }
+    for name in (name for name, is_given in unused.items() if is_given):
+        raise ScheduleError(
+            f"{name}= is for a search without a teacher, on the pipeline's own scheduler. "
+            "Leave it out, or leave out teacher="
+        )
+
+
+def check_teacher(teacher: Any) -> None:
+    """Refuse what is no teacher.
+
+    Raises:
+        ScheduleError: It is none.
+    """
+    if not isinstance(teacher, Teacher):
+        raise ScheduleError(f"teacher={teacher!r}: expected a dqar_fx.Teacher, or None")
 
 
 def check_inputs(inputs: Sequence[Any]) -> None:

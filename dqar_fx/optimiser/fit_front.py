@@ -60,7 +60,7 @@ def fit_front(
                 schedule = fit_point(point.schedule, table, job, folder, ridge)
                 psnr_db = pooled_psnr(*(each.psnr(schedule, front.sites) for each in trials))
                 fitted.append(replace(point, schedule=schedule, psnr_db=psnr_db))
-    return front.of((*front.points, *fitted), front.sites, front.full_ms)
+    return front.of((*front.points, *fitted), front.sites, front.full_ms, front.fingerprint)
 
 
 def fit_point(

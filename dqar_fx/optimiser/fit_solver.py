@@ -15,25 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.calibration.pipeline_run import check_pipeline
 from dqar_fx.errors import ScheduleError
-from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.schedule import Schedule, check_at_least
-from dqar_fx.solver.noise_levels import NoiseLevels
-from dqar_fx.transform import transform
 
-from .arguments import check_inputs
-from .forecast_space import ForecastSpace
-from .levenberg_marquardt import minimise
-from .solver_space import SolverSpace
-from .teacher import Teacher, run_with
+from .arguments import check_call, check_inputs, check_teacher
+from .student import make_student
+from .teacher import Teacher
 from .trials import PipelineJob, psnr
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import torch
+    from collections.abc import Mapping, Sequence
 
     from dqar_fx.calibration.calibration import Floats
     from dqar_fx.solver.multistep_scheduler import MultistepScheduler
@@ -136,23 +128,15 @@ def fit_solver(
     student = make_student(job, schedule, sites, compile)
 
     right = teacher.pictures(job)
-    starts = list(student.starts())
-    found = [psnr(right, student.pictures(start, job)) for start in starts]
-    best_of_them = int(np.argmax(np.nan_to_num(found, nan=-np.inf)))
-    start, start_db = starts[best_of_them], found[best_of_them]
+    start, start_db = student.begin(job, right)
     with tqdm(total=rounds, desc="fit_solver", disable=not progress) as bar:
         bar.set_postfix_str(f"{start_db:.1f} dB")
 
-        def report(number: int, mean_square: float) -> None:
+        def report(number: int, mean_square: float, _: Floats) -> None:
             bar.update(number - bar.n)
             bar.set_postfix_str(f"{-10 * np.log10(mean_square):.1f} dB")
 
-        best = minimise(
-            lambda parameters: (student.pictures(parameters, job) - right).flatten(),
-            start,
-            rounds=rounds,
-            report=report,
-        )
+        best = student.fit(job, right, start, rounds=rounds, report=report)
     others = teacher.pictures(held_out)
     return FittedSolver(
         student.scheduler(best.parameters),
@@ -174,88 +158,10 @@ def check_given(
     Raises:
         ScheduleError: Something has another type, or means nothing.
     """
-    if not isinstance(teacher, Teacher):
-        raise ScheduleError(f"teacher={teacher!r}: expected a dqar_fx.Teacher, or None")
+    check_teacher(teacher)
     if schedule is not None and not isinstance(schedule, Schedule):
         raise ScheduleError(f"schedule={schedule!r}: expected a dqar_fx.Schedule, or None")
-    for name in ("num_inference_steps", "generator", "output_type"):
-        if name in call:
-            raise ScheduleError(
-                f"{name} is what the fit gives the pipeline itself: num_steps= says how many "
-                "steps, seed= which noise. Leave it out"
-            )
+    check_call(call)
     unused = [name for name, value in of_schedule.items() if value is not None]
     if schedule is None and unused:
         raise ScheduleError(f"{unused[0]}= is for a denoiser with a schedule: give schedule=")
-
-
-@dataclass(frozen=True)
-class Student:
-    """What is fitted: a solver, and the weights of the denoiser's forecasts.
-
-    Attributes:
-        space: The solvers, whose numbers come first in a vector.
-        model: What is called: the model, or a denoiser of it.
-        given: The schedule of that; None without one.
-        forecasts: The weights of its forecasts; None where it has none.
-    """
-
-    space: SolverSpace
-    model: Any
-    given: Schedule | None = None
-    forecasts: ForecastSpace | None = None
-
-    def starts(self) -> Iterator[Floats]:
-        """Vectors to begin with."""
-        added = 0 if self.forecasts is None else len(self.forecasts.places)
-        for start in self.space.starts():
-            yield np.append(start, np.zeros(added))
-
-    def scheduler(self, parameters: Floats) -> MultistepScheduler:
-        """The solver of a vector."""
-        return self.space.scheduler(parameters[: self.space.size])
-
-    def schedule(self, parameters: Floats) -> Schedule | None:
-        """The schedule of a vector."""
-        if self.forecasts is None:
-            return self.given
-        return self.forecasts.schedule(parameters[self.space.size :])
-
-    def pictures(self, parameters: Floats, job: PipelineJob) -> torch.Tensor:
-        """The pictures of a job with a vector's solver and weights."""
-        model, schedule = self.model, self.schedule(parameters)
-        if self.forecasts is not None:
-            model = model.with_schedule(schedule)
-        return run_with(job, self.scheduler(parameters), self.space.num_steps, model)
-
-
-def make_student(
-    job: PipelineJob,
-    schedule: Schedule | None,
-    sites: str | Sequence[str] | None,
-    compile: str | Mapping[str, Any] | None,
-) -> Student:
-    """What a job's model is fitted with.
-
-    Raises:
-        ScheduleError: The schedule is of another number of steps.
-        OptionError: The scheduler does not say what the model was trained for.
-    """
-    model = job.pipeline.transformer
-    space = SolverSpace(NoiseLevels.of(job.pipeline.scheduler), job.num_steps)
-    if schedule is None:
-        return Student(space, model)
-    if schedule.num_steps not in (None, job.num_steps):
-        raise ScheduleError(
-            f"a schedule of {schedule.num_steps} steps for a solver of {job.num_steps}: give "
-            "one of as many steps, or without a number"
-        )
-    wanted = sites or schedule.sites or "attention"
-    wanted = wanted if isinstance(wanted, str) else tuple(wanted)
-    denoiser = transform(model, schedule, sites=wanted, compile=compile)
-    run_with(job, space.scheduler(next(space.starts())), job.num_steps, denoiser)
-    table = denoiser.table
-    if not (table.actions == Action.FORECAST).any():
-        return Student(space, denoiser, schedule)
-    forecasts = ForecastSpace(table, wanted, Fingerprint.of(model))
-    return Student(space, denoiser, schedule, forecasts)

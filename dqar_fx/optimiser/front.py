@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tabulate import tabulate
 
+from dqar_fx.calibration.calibration import read_measurement, write_measurement
 from dqar_fx.errors import DqarError, ScheduleError
 from dqar_fx.guidance.guidance import Guidance
 from dqar_fx.schedule.schedule import Schedule
 from dqar_fx.schedule.table import BranchTable
 from dqar_fx.schedule.written_out import WrittenActions
+from dqar_fx.solver.multistep_scheduler import MultistepScheduler
+
+from .fit import FittedActions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from dqar_fx.calibration.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -28,22 +33,26 @@ class Point:
         ms: Milliseconds of a trajectory in the denoiser, predicted from measured costs.
         psnr_db: PSNR in decibels against the untransformed model, measured on the inputs that
             the table was found with: of two sets of seeds, or of one alone where that was not
-            better than others.
-        predicted_error: Error of the pictures (root mean square) by the additive model.
+            better than others. With a teacher it is against the teacher's pictures, of seeds
+            that nothing was fitted on.
+        predicted_error: Error of the pictures (root mean square) by the additive model; None
+            with a teacher.
         cache_bytes: Slot bytes of one stream.
         schedule: The table, as a schedule.
         guidance: What the unconditional stream does, for ``transform``; None if it does what
             the other does.
         held_out_db: PSNR in decibels on other seeds; None if it was not measured.
+        scheduler: The solver; None where the pipeline's own stands.
     """
 
     ms: float
     psnr_db: float
-    predicted_error: float
+    predicted_error: float | None
     cache_bytes: int
     schedule: Schedule
     guidance: Guidance | None = None
     held_out_db: float | None = None
+    scheduler: MultistepScheduler | None = None
 
 
 @dataclass(frozen=True)
@@ -53,21 +62,30 @@ class Front:
     Attributes:
         points: The tables.
         sites: Module path per site.
-        full_ms: Milliseconds of a trajectory that computes everything.
+        full_ms: Milliseconds of a trajectory that computes everything; with a teacher, of one
+            with as many steps as are within the budget.
+        fingerprint: Identifies the model.
     """
 
     points: tuple[Point, ...]
     sites: tuple[str, ...]
     full_ms: float
+    fingerprint: Fingerprint
 
     @classmethod
-    def of(cls, tried: Iterable[Point], sites: tuple[str, ...], full_ms: float) -> Front:
+    def of(
+        cls,
+        tried: Iterable[Point],
+        sites: tuple[str, ...],
+        full_ms: float,
+        fingerprint: Fingerprint,
+    ) -> Front:
         """Select the tables that no other beats, from those that were tried."""
         best: list[Point] = []
         for point in sorted(tried, key=lambda p: (p.ms, -p.psnr_db)):
             if not best or point.psnr_db > best[-1].psnr_db:
                 best.append(point)
-        return cls(tuple(best), sites, full_ms)
+        return cls(tuple(best), sites, full_ms, fingerprint)
 
     def within(
         self,
@@ -132,7 +150,11 @@ class Front:
         return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``front.json``, and for each point a branch table ``table_<number>.json``."""
+        """Write the front, and for each point a branch table ``table_<number>.json``.
+
+        The front is ``front.json``, with the numbers of solvers, and ``front.safetensors``,
+        which identifies the model.
+        """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
@@ -144,9 +166,10 @@ class Front:
             rule, sites = point.schedule.rule, point.schedule.sites
             assert isinstance(rule, WrittenActions)
             row |= {"table": name, "sites": sites, "reasons": rule.reasons}
-            rows.append({**row, "guidance": write_guidance(point.guidance)})
+            row |= {"guidance": write_guidance(point.guidance)}
+            rows.append({**row, "scheduler": write_scheduler(point.scheduler)})
         facts = {"full_ms": self.full_ms, "sites": self.sites, "points": rows}
-        (path / "front.json").write_text(json.dumps(facts, indent=1) + "\n")
+        write_measurement(path, "front", {}, facts, self.fingerprint)
 
     @classmethod
     def load(cls, folder: str | Path) -> Front:
@@ -156,10 +179,10 @@ class Front:
             ScheduleError: The files are missing or damaged, or hold something else.
         """
         path = Path(folder)
+        _, facts, fingerprint = read_measurement(path, "front")
         try:
-            facts = json.loads((path / "front.json").read_text())
-            points = tuple(read_point(path, row) for row in facts["points"])
-            return cls(points, tuple(facts["sites"]), float(facts["full_ms"]))
+            points = tuple(read_point(path, row, fingerprint) for row in facts["points"])
+            return cls(points, tuple(facts["sites"]), float(facts["full_ms"]), fingerprint)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ScheduleError(
                 f"no front can be read from {folder}: {type(error).__name__}: {error}. "
@@ -198,7 +221,7 @@ def describe_guidance(guidance: Guidance | None) -> str:
     return "all" if table is None else f"{int((~table.is_read).sum())} of {table.num_steps}"
 
 
-def read_point(folder: Path, row: dict[str, Any]) -> Point:
+def read_point(folder: Path, row: dict[str, Any], fingerprint: Fingerprint) -> Point:
     """Read a point, given its row of ``front.json``."""
     plain = Schedule.from_table(BranchTable.load(folder / row["table"]))
     reasons = tuple(tuple(each) for each in row["reasons"])
@@ -206,7 +229,12 @@ def read_point(folder: Path, row: dict[str, Any]) -> Point:
     assert isinstance(written, WrittenActions)
     # what is stored follows from what is read, also where a stream is left out
     letters = tuple(tuple(c.replace("S", "C") for c in row) for row in written.letters)
-    rule = replace(written, letters=letters, strict=False, reasons=reasons)
+    given = {**vars(written), "letters": letters, "strict": False, "reasons": reasons}
+    rule = (
+        FittedActions(**given, fingerprint=fingerprint)
+        if written.weights
+        else replace(written, letters=letters, strict=False, reasons=reasons)
+    )
     sites = row["sites"] if isinstance(row["sites"], str) else tuple(row["sites"])
     return Point(
         ms=row["ms"],
@@ -216,7 +244,20 @@ def read_point(folder: Path, row: dict[str, Any]) -> Point:
         schedule=replace(plain, rule=rule, sites=sites),
         guidance=read_guidance(row.get("guidance")),
         held_out_db=row["held_out_db"],
+        scheduler=read_scheduler(row.get("scheduler")),
     )
+
+
+def write_scheduler(scheduler: MultistepScheduler | None) -> dict[str, Any] | None:
+    """The numbers of a solver, as far as there is one."""
+    if scheduler is None:
+        return None
+    return {key: value for key, value in scheduler.config.items() if key[0] != "_"}
+
+
+def read_scheduler(numbers: dict[str, Any] | None) -> MultistepScheduler | None:
+    """Make the solver of what `write_scheduler` gave."""
+    return None if numbers is None else MultistepScheduler(**numbers)
 
 
 def write_guidance(guidance: Guidance | None) -> dict[str, Any] | None:

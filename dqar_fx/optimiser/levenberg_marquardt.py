@@ -57,7 +57,7 @@ def minimise(
     *,
     rounds: int,
     nudge: float = 1e-2,
-    report: Callable[[int, float], None] = lambda *_: None,
+    report: Callable[[int, float, Floats], None] = lambda *_: None,
 ) -> Minimum:
     """Find parameters with small residuals.
 
@@ -67,7 +67,8 @@ def minimise(
         rounds: Most rounds; each takes an evaluation per parameter, and one for each step
             and damping that is tried.
         nudge: By how much a parameter is changed to see what it does.
-        report: Is called with the number of each round and the mean square after it.
+        report: Is called with the number of each round, and the mean square and the
+            parameters after it.
 
     Raises:
         ScheduleError: The residuals are not finite to begin with.
@@ -94,7 +95,7 @@ def minimise(
             parameters, found = parameters + step, other
         if lowered_by(before, found) > 0:
             number += 1
-            report(number, float(found.square().mean()))
+            report(number, float(found.square().mean()), parameters)
         if lowered_by(before, found) < LEAST_GAIN:
             break
     return Minimum(parameters, float(found.square().mean()), number)

@@ -1,76 +1,33 @@
-"""The call that finds a schedule under a budget, and its stages in order."""
+"""The call that finds a schedule, or a solver and a schedule, under a budget."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from tqdm.auto import tqdm
-
-from dqar_fx.calibration.pipeline_run import count_timesteps
-from dqar_fx.schedule.forecast import points_of
 from dqar_fx.schedule.schedule import check_at_least
 
-from .arguments import check_arguments, check_guidances
-from .fit_front import fit_front
-from .front import Front, Point
-from .measure_model import (
-    add_guided_costs,
-    identify,
-    measure_model,
-    recall,
-    transform_for_trials,
+from .arguments import (
+    Budget,
+    check_arguments,
+    check_for_teacher,
+    check_guidances,
+    check_inputs,
 )
-from .search import Search
-from .segments import SegmentErrors
-from .trials import PipelineJob, ScheduleTrials
+from .fit_solver import ROUNDS
+from .optimise_solver import optimise_solver
+from .optimise_table import optimise_table
+from .trials import PipelineJob
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dqar_fx.guidance.guidance import Guidance
-    from dqar_fx.schedule.schedule import Schedule
-    from dqar_fx.schedule.table import BranchTable
 
-    from .measurements import Measurements
+    from .optimum import Optimum
+    from .teacher import Teacher
 
-LEVELS = (0.3, 0.36, 0.42, 0.5, 0.6, 0.72, 0.85)
-"""Times at which a front is searched, as shares of the time of computing everything."""
-FIT_SEEDS, OTHER_SEEDS, HELD_OUT_SEEDS = 250_000, 500_000, 1_000_000
-"""Offsets of the seeds that weights are fitted on, of those that confirm what seems better,
-and of those that judge the front."""
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """What `optimise` found.
-
-    Attributes:
-        point: The best table within the budget.
-        front: All tables that no other beats.
-        measured: The measurements that the search went by.
-    """
-
-    point: Point
-    front: Front
-    measured: Measurements
-
-    @property
-    def schedule(self) -> Schedule:
-        """The schedule for ``transform``, which brings its sites with it."""
-        return self.point.schedule
-
-    @property
-    def guidance(self) -> Guidance | None:
-        """The guidance for ``transform``."""
-        return self.point.guidance
-
-    @property
-    def table(self) -> BranchTable:
-        """The branch table, whose ``why(step, site)`` explains each cell."""
-        return self.front.table(self.point)
+STEPS, TRIALS, SOLVER_TRIALS = 50, 80, 8
 
 
 def optimise(
@@ -78,16 +35,20 @@ def optimise(
     inputs: Sequence[Any],
     *,
     ms: float | None = None,
+    evaluations: float | None = None,
     quality: float | None = None,
     cache_bytes: int | None = None,
+    teacher: Teacher | None = None,
     orders: Sequence[int] = (0, 1, 2),
     method: str = "taylor",
     sites: str | Sequence[str] = "all",
     guidances: Sequence[Guidance] = (),
-    num_steps: int = 50,
+    num_steps: int | None = None,
     max_age: int = 6,
-    trials: int = 80,
+    trials: int | None = None,
     fit: bool = True,
+    rounds: int = ROUNDS,
+    judged_on: Sequence[Any] | None = None,
     batch_size: int = 8,
     seed: int = 0,
     compile: str | Mapping[str, Any] | None = None,
@@ -96,6 +57,12 @@ def optimise(
     **call: Any,
 ) -> Optimum:
     """Find the schedule with the best pictures within a time, or the fastest at a quality.
+
+    Without a teacher the pipeline's scheduler and number of steps stand, and pictures are
+    compared with those of the untransformed model. With a teacher everything is chosen
+    together, so that pictures come nearest to the teacher's within a time: the number of
+    steps, the solver and its timesteps (see `fit_solver`), the steps that compute, and the
+    weights of the forecasts in the others. The rest of this paragraph is about the first.
 
     One run of the untransformed pipeline measures the error of every cell (site, step, age,
     order) and what it does to the denoiser's output; a few more runs measure what an error at
@@ -108,21 +75,29 @@ def optimise(
             before when this returns.
         inputs: Prompts or class labels: the pipeline's first argument.
         ms: Most time of one batch's trajectory in the denoiser, in milliseconds.
-        quality: Least PSNR in decibels against the untransformed pipeline.
+        evaluations: The same as so many times the measured time of a step that computes all.
+        quality: Least PSNR in decibels against the untransformed pipeline; not with a teacher.
         cache_bytes: Most slot bytes of one stream.
+        teacher: Whose pictures are the aim; the pipeline's scheduler says what its model was
+            trained for.
         orders: Orders that a forecast may have; 0 is reuse.
         method: How to forecast; see `Schedule.forecast`.
         sites: As for ``transform``; sites inside of others are refused.
         guidances: What the unconditional stream may do beside what the conditional does; all
             with the same ``batched`` and ``stream``, and without sites' schedules of their
-            own.
-        num_steps: Denoising steps (``num_inference_steps``).
+            own; not with a teacher.
+        num_steps: Denoising steps (``num_inference_steps``), by default 50; not with a
+            teacher, where they follow from the time.
         max_age: Steps that a kept value may live.
-        trials: How many tables are tried on pictures.
+        trials: How many tables are tried on pictures; by default 80, or 8 with a teacher,
+            where a trial is a fit.
         fit: Whether the best tables also get weights that are fitted to the model; see
             `fit_forecasts`. The cost of a table stays the same, and its pictures get better;
             fitting evaluates a step about once per weight. Tables with guidance of their own
-            are not fitted.
+            are not fitted. A teacher's are always fitted.
+        rounds: Most rounds of a fit to a teacher.
+        judged_on: Prompts or labels of the pictures that judge what was found; by default the
+            inputs. Their seeds are others in any case.
         batch_size: Inputs per run.
         seed: Seed of the noise, and of the search.
         compile: As for ``transform``; costs are measured with it.
@@ -133,7 +108,7 @@ def optimise(
 
     Returns:
         The table, the front around it, which is judged on held-out seeds, and what was
-        measured.
+        measured; with a teacher the solver, and what each part is worth.
 
     Raises:
         ScheduleError: An argument is out of range, the folder is another search's, or no
@@ -141,91 +116,31 @@ def optimise(
         SiteError: A pattern selects no site.
         DqarError: The pipeline has no transformer or no scheduler.
     """
-    check_arguments(pipeline, inputs, orders, method, ms=ms, quality=quality)
+    budget = Budget(ms, evaluations, quality, cache_bytes)
+    check_arguments(pipeline, inputs, orders, method, call)
     check_guidances(guidances)
-    check_at_least(1, num_steps=num_steps, max_age=max_age, batch_size=batch_size)
-    check_at_least(1, trials=trials)
-    wanted = sites if isinstance(sites, str) else tuple(sites)
-    job = PipelineJob(pipeline, tuple(inputs), seed, num_steps, batch_size, call)
-    length = count_timesteps(pipeline.scheduler, num_steps)
-    guidances = tuple(guidance.for_run(length) for guidance in guidances)
-    path = None if folder is None else Path(folder)
-    history = max(points_of(method, order) for order in orders)
-
-    with tqdm(total=trials, desc="optimise", disable=not progress) as bar:
-        bar.set_postfix_str("measuring")
-        denoiser = transform_for_trials(job, wanted, history, method, compile, guidances)
-        costliest = (max(orders), method)
-        salt = identify(job, wanted, (compile, bool(guidances), costliest))
-        file = None if path is None else path / "trials.jsonl"
-        on_pictures = ScheduleTrials(job, denoiser, salt, file)
-        measured = recall(path, salt, max_age)
-        if measured is None:
-            unguided = on_pictures
-            if guidances:  # where streams are not told apart, other graphs run
-                alone = transform_for_trials(job, wanted, history, method, compile, ())
-                unguided = ScheduleTrials(job, alone)
-            measured = measure_model(job, unguided, wanted, max_age, costliest, salt)
-            if guidances:
-                measured = add_guided_costs(measured, on_pictures, costliest, guidances[0])
-            if path is not None:
-                measured.save(path)
-
-        def report(point: Point) -> None:
-            bar.update()
-            bar.set_postfix_str(f"{point.ms:.0f} ms, {point.psnr_db:.1f} dB")
-
-        others = on_other_seeds(on_pictures, OTHER_SEEDS)
-        search = Search(
-            measured=measured,
-            segments=SegmentErrors(measured, max_age, orders, method),
-            trials=on_pictures,
-            others=others,
-            sites=wanted,
-            cache_bytes=cache_bytes,
-            guidances=(None, *guidances),
-            rng=np.random.default_rng(seed),
-            report=report,
-        )
-        search_front(search, ms, quality, trials)
-        full_ms = measured.num_steps * measured.step_ms
-        front = Front.of(filter(None, search.points.values()), measured.sites, full_ms)
-        if fit:
-            bar.set_postfix_str("fitting")
-            other_job = replace(job, seed=job.seed + FIT_SEEDS, batch_size=len(job.inputs))
-            front = fit_front(front, other_job, (on_pictures, others), path, ms)
-
-    held_out = on_other_seeds(on_pictures, HELD_OUT_SEEDS)
-    front = front.with_held_out(
-        [held_out.psnr(p.schedule, front.sites, p.guidance) for p in front.points]
+    if judged_on is not None:
+        check_inputs(judged_on)
+    steps = STEPS if num_steps is None else num_steps
+    check_at_least(1, num_steps=steps, max_age=max_age, batch_size=batch_size, rounds=rounds)
+    job = PipelineJob(pipeline, tuple(inputs), seed, steps, batch_size, call)
+    both = {
+        "orders": tuple(orders),
+        "method": method,
+        "sites": sites if isinstance(sites, str) else tuple(sites),
+        "compile": compile,
+        "folder": None if folder is None else Path(folder),
+        "progress": progress,
+    }
+    others = tuple(inputs if judged_on is None else judged_on)
+    if teacher is None:
+        num_trials = TRIALS if trials is None else trials
+        check_at_least(1, trials=num_trials)
+        own = {"guidances": guidances, "max_age": max_age, "fit": fit, "trials": num_trials}
+        return optimise_table(job, others, budget, **own, **both)
+    num_trials = SOLVER_TRIALS if trials is None else trials
+    check_at_least(1, trials=num_trials)
+    check_for_teacher(teacher, budget, guidances, num_steps)
+    return optimise_solver(
+        job, others, budget, teacher, trials=num_trials, rounds=rounds, **both
     )
-    if path is not None:
-        front.save(path)
-    point = front.within(ms=ms, quality=quality, cache_bytes=cache_bytes)
-    return Optimum(point, front, measured)
-
-
-def search_front(search: Search, ms: float | None, quality: float | None, trials: int) -> None:
-    """Spend the trials: within a time, near a quality, or evenly over all times."""
-    full = search.measured.num_steps * search.measured.step_ms
-    if ms is not None:
-        search.improve(ms, trials)
-        return
-    each = trials // (2 * len(LEVELS) if quality is not None else len(LEVELS))
-    for level in LEVELS:
-        search.improve(level * full, max(each, 1))
-    if quality is None:
-        return
-    for level in LEVELS:  # from the fastest: the first that can be brought to the quality
-        left = trials - sum(point is not None for point in search.points.values())
-        if left <= 0:
-            return
-        best = search.improve(level * full, max(left // 3, 1))
-        if best is not None and best.psnr_db >= quality:
-            return
-
-
-def on_other_seeds(trials: ScheduleTrials, offset: int) -> ScheduleTrials:
-    """Make trials of the same job on other seeds, which are kept in the same file."""
-    job = replace(trials.job, seed=trials.job.seed + offset)
-    return ScheduleTrials(job, trials.denoiser, f"{trials.salt}{offset}-", trials.file)

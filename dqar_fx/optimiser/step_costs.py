@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dqar_fx.schedule.forecast import points_of
 from dqar_fx.schedule.schedule import Schedule
+
+from .patterns import Pattern, Prices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dqar_fx.calibration.calibration import Floats
+    from dqar_fx.denoiser.denoiser import Denoiser
     from dqar_fx.guidance.guidance import Guidance
 
     from .trials import ScheduleTrials
+
+TURNS = 8
+"""How often each kind of step is timed for each order."""
 
 
 def measure_costs(
@@ -87,30 +95,75 @@ def share_savings(
     return np.array([each[kind] / counts[kind] for kind in kinds])
 
 
+def measure_prices(
+    denoiser: Denoiser,
+    run: Callable[[Denoiser, int], Any],
+    method: str,
+    orders: Sequence[int],
+    sites: str | tuple[str, ...],
+) -> Prices:
+    """Measure what steps cost that compute, keep, and forecast by each order, in turns.
+
+    Args:
+        denoiser: The denoiser to time, whose graphs keep enough for every order.
+        run: Runs a denoiser for so many steps, in one batch.
+        method: How to forecast.
+        orders: The orders; 0 is reuse.
+        sites: As for ``transform``.
+    """
+    times: dict[str, list[float]] = {}
+    cache_bytes = {}
+    for order in orders:
+        letters = priced_letters(method, order)
+        timed = denoiser.with_schedule(Pattern(letters, order).schedule(method, sites))
+        run(timed, len(letters))  # compiles
+        found = time_calls(timed, partial(run, timed, len(letters)))
+        cache_bytes[order] = timed.cache_bytes
+        by_step = np.array(found).reshape(len(letters), -1).sum(axis=1)
+        for name, ms in zip(letters, by_step.tolist(), strict=True):
+            times.setdefault(name if name in "CS" else str(order), []).append(ms)
+    read_ms = {order: median(times[str(order)]) for order in orders}
+    return Prices(median(times["C"]), median(times["S"]), read_ms, cache_bytes)
+
+
+def priced_letters(method: str, order: int) -> str:
+    """A run in which steps that read, that compute, and that keep take turns."""
+    letter = "F" if order else "R"
+    letters = "S" * points_of(method, order) + f"{letter}CS" * TURNS
+    return letters[:-1] + letter  # what is kept has to be read
+
+
 def time_steps(
     trials: ScheduleTrials, schedule: Schedule, num_steps: int, guidance: Guidance | None
 ) -> list[float]:
     """Measure the median milliseconds of each step in the denoiser, all streams together."""
-    times: list[float] = []
-
-    def timed(call: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            wait_for(device)
-            start = perf_counter()
-            result = call(*args, **kwargs)
-            wait_for(device)
-            times.append(1e3 * (perf_counter() - start))
-            return result
-
-        return run
-
-    trials.pictures(schedule, guidance, around=timed)
+    denoiser = trials.of(schedule, guidance)
+    times = time_calls(denoiser, lambda: trials.job.run(denoiser))
     batches = -(-len(trials.job.inputs) // trials.job.batch_size)
     streams = max(len(times) // (num_steps * batches), 1)
     sums = np.array(times[: num_steps * batches * streams]).reshape(
         batches, num_steps, streams
     )
     return [float(ms) for ms in np.median(sums.sum(axis=2), axis=0)]
+
+
+def time_calls(denoiser: Denoiser, run: Callable[[], Any]) -> list[float]:
+    """Measure the milliseconds of each call of a denoiser in a run."""
+    call, device = denoiser.forward, denoiser.device
+    times: list[float] = []
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        wait_for(device)
+        start = perf_counter()
+        result = call(*args, **kwargs)
+        wait_for(device)
+        times.append(1e3 * (perf_counter() - start))
+        return result
+
+    denoiser.forward = timed
+    run()
+    denoiser.forward = call
+    return times
 
 
 def wait_for(device: torch.device) -> None:

@@ -15,7 +15,7 @@ from dqar_fx.errors import DqarError
 from dqar_fx.guidance.guided import GuidedDenoiser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import nn
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from dqar_fx.guidance.guidance import Guidance
     from dqar_fx.schedule.schedule import Schedule
     from dqar_fx.schedule.table import BranchTable
-
-    ForwardWrapper = Callable[[Callable[..., Any], torch.device], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -124,23 +122,15 @@ class ScheduleTrials:
         """Run the denoiser as it is, which captures every input signature of the job."""
         self.job.run(self.denoiser)
 
-    def pictures(
-        self,
-        schedule: Schedule,
-        guidance: Guidance | None = None,
-        around: ForwardWrapper | None = None,
-    ) -> torch.Tensor:
-        """Generate the pictures of a schedule, with ``around`` wrapped about the forward.
+    def pictures(self, schedule: Schedule, guidance: Guidance | None = None) -> torch.Tensor:
+        """Generate the pictures of a schedule: float32 ``[pictures, ...]``."""
+        return self.job.run(self.of(schedule, guidance))
 
-        They are float32 ``[pictures, ...]``.
-        """
+    def of(self, schedule: Schedule, guidance: Guidance | None = None) -> Denoiser:
+        """The denoiser with a schedule."""
         if isinstance(self.denoiser, GuidedDenoiser):
-            denoiser: Denoiser = self.denoiser.with_schedule(schedule, guidance=guidance)
-        else:
-            denoiser = self.denoiser.with_schedule(schedule)
-        if around is not None:
-            denoiser.forward = around(denoiser.forward, denoiser.device)
-        return self.job.run(denoiser)
+            return self.denoiser.with_schedule(schedule, guidance=guidance)
+        return self.denoiser.with_schedule(schedule)
 
 
 def digest_of(table: BranchTable, guidance: Guidance | None) -> str:

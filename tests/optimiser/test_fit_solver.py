@@ -79,7 +79,7 @@ def test_a_curved_valley_is_followed_and_no_round_does_harm():
         np.array([-1.2, 1.0]),
         rounds=60,
         nudge=1e-5,
-        report=lambda _, square: seen.append(square),
+        report=lambda _, square, __: seen.append(square),
     )
     assert seen == sorted(seen, reverse=True)
     assert found.mean_square == seen[-1] < 1e-3
