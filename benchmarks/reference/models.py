@@ -73,10 +73,10 @@ def build_transformer(**overrides: Any) -> DiTTransformer2DModel:
 def build_scheduler(
     prediction: str = "epsilon",
 ) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """Build the scheduler of a model that predicts noise, whose levels the training reads
-    too, or of one of flow matching: DPM-Solver++ of first order, whose steps are Euler's.
+    """Build the scheduler of a model, whose noise levels the training reads too.
 
-    `DiTPipeline` scales what the denoiser is given by the scheduler, which diffusers'
+    For flow matching it is DPM-Solver++ of first order, whose steps are Euler's. `DiTPipeline`
+    scales what the denoiser is given by the scheduler, which diffusers'
     ``FlowMatchEulerDiscreteScheduler`` does not offer.
     """
     return PREDICTIONS[prediction]()

@@ -27,8 +27,9 @@ from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.schedule import Schedule, check_at_least
 from dqar_fx.schedule.written_out import WrittenActions
 
-from .arguments import check_inputs
+from .arguments import check_inputs, check_teacher
 from .fit_weights import RIDGE, FittedWeights, FittingProgram
+from .teacher_states import TeacherStates
 from .trials import PipelineJob
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
     from dqar_fx.calibration.calibration import Floats
     from dqar_fx.schedule.table import BranchTable
+
+    from .teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def fit_forecasts(
     num_steps: int | None = None,
     seed: int = 0,
     ridge: float = RIDGE,
+    teacher: Teacher | None = None,
     **call: Any,
 ) -> Schedule:
     """Fit the weights of a schedule's forecasts to a model.
@@ -82,6 +86,10 @@ def fit_forecasts(
         ridge: What holds the weights where they are, as a share of the mean squared effect of
             a weight; above 0. A strong one (1) gains less on these pictures, and may gain
             more on others where computed steps are far between.
+        teacher: Whose samples are the aim, of the default solver: a step that forecasts then
+            comes nearest to where the teacher is at the next noise level, and mends what the
+            solver has left out before. By default the aim is what the untransformed model
+            gives for the same sample.
         **call: More arguments of the pipeline, such as ``guidance_scale``.
 
     Returns:
@@ -89,14 +97,17 @@ def fit_forecasts(
         refuses other models.
 
     Raises:
-        ScheduleError: Nothing is forecast, the schedule does not fit the pipeline, or the
-            ridge is out of range.
+        ScheduleError: Nothing is forecast, the schedule does not fit the pipeline, the ridge
+            is out of range, or the pipeline's steps are none that a teacher could aim at.
+        OptionError: The scheduler does not say what the model was trained for.
         DqarError: The pipeline has no transformer or no scheduler.
     """
     check_pipeline(pipeline)
     check_inputs(inputs)
     if not 0 < ridge < np.inf:
         raise ScheduleError(f"ridge={ridge!r}: expected a number above 0, such as {RIDGE}")
+    if teacher is not None:
+        check_teacher(teacher)
     if sites is None:
         sites = "attention" if schedule.sites is None else schedule.sites
     steps = schedule.num_steps if num_steps is None else num_steps
@@ -114,11 +125,15 @@ def fit_forecasts(
         )
     job = PipelineJob(pipeline, tuple(inputs), seed, steps, len(inputs), call)
     wanted = sites if isinstance(sites, str) else tuple(sites)
-    return fit(job, schedule.for_run(length), wanted, ridge)
+    return fit(job, schedule.for_run(length), wanted, ridge, teacher)
 
 
 def fit(
-    job: PipelineJob, schedule: Schedule, sites: str | tuple[str, ...], ridge: float = RIDGE
+    job: PipelineJob,
+    schedule: Schedule,
+    sites: str | tuple[str, ...],
+    ridge: float = RIDGE,
+    teacher: Teacher | None = None,
 ) -> Schedule:
     """Fit a schedule's weights to the model of a job, whose inputs are one batch.
 
@@ -133,7 +148,11 @@ def fit(
         lambda fork, args, kwargs: FittingProgram(builder(fork, args, kwargs, eager), fitted),
     )
     scheduler = copy.deepcopy(job.pipeline.scheduler)
-    scheduler.step = fitted.view.watch(scheduler.step)
+    step = scheduler.step
+    if teacher is not None:
+        fitted.states = TeacherStates.of(teacher, job, scheduler)
+        step = fitted.states.watch(step)
+    scheduler.step = fitted.view.watch(step)
     job.run(denoiser, scheduler)
     table = denoiser.table
     if not (table.actions == Action.FORECAST).any():

@@ -4,7 +4,8 @@ At each step that forecasts, the weights of all its sites are fitted together, g
 went before, by one step of the Gauss-Newton method:
 
     r(w) = output with weights w - output of the untransformed model, for the same inputs, as
-           the scheduler sees them (guidance applied)
+           the scheduler sees them (guidance applied); or that with which the scheduler's next
+           sample is a teacher's
     w    = w0 - (J'J + ridge)^-1 J' r(w0),  J = dr/dw by finite differences
 
 Source: Nocedal and Wright 2006, "Numerical optimization", section 10.3.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.action import Action
 
 from .scheduler_view import SchedulerView
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from dqar_fx.program.program import Program
     from dqar_fx.schedule.table import BranchTable
     from dqar_fx.steps.position import Position
+
+    from .teacher_states import TeacherStates
 
     WeightIndex = tuple[int, int]
     # column of a site, and place in its history
@@ -50,11 +54,14 @@ class FittedWeights:
         ridge: What holds weights where they are, as a share of their mean squared effect.
         by_step: Per step that forecasts, per site its weights; empty for other sites.
         view: What the scheduler sees of the denoiser's outputs.
+        states: Where a teacher's samples are, as the aim; None for what the untransformed
+            model gives.
     """
 
     ridge: float = RIDGE
     by_step: dict[int, ForecastWeights] = field(default_factory=dict)
     view: SchedulerView = field(default_factory=SchedulerView)
+    states: TeacherStates | None = None
 
     def array(self, table: BranchTable) -> Floats:
         """The weights of a table's forecasts: float64 ``[steps, sites, history]``, else 0."""
@@ -96,9 +103,9 @@ class FittingProgram:
         return program.run(leaves, position, by_step[step])
 
     def _fit(self, leaves: Sequence[Any], position: Position) -> ForecastWeights:
-        """The weights with which a step comes nearest to the untransformed one."""
+        """The weights with which a step comes nearest to the right one."""
         start, view = self._program.weigh(position), self._fitted.view
-        right = view(self.captured.gm(*leaves))
+        right = self._find_right(leaves, position.step)
 
         def error_of(weights: ForecastWeights) -> torch.Tensor:
             return view(self._program.rehearse(leaves, position, weights)) - right
@@ -120,6 +127,19 @@ class FittingProgram:
             if error_of(weights).norm() < error.norm():
                 return weights
         return start
+
+    def _find_right(self, leaves: Sequence[Any], step: int) -> torch.Tensor:
+        """What the scheduler should see: float64, one dimension."""
+        view, states = self._fitted.view, self._fitted.states
+        if states is None:
+            return view(self.captured.gm(*leaves))
+        if view.matrix is None:
+            raise ScheduleError(
+                f"step {step}: what the scheduler is given does not follow from one call of "
+                "the denoiser, so that a teacher's sample cannot be its aim. Expected both "
+                "halves of guidance in one call; or fit without teacher="
+            )
+        return states.aim(step)
 
 
 def solve(effects: torch.Tensor, error: torch.Tensor, ridge: float = RIDGE) -> Floats:

@@ -205,6 +205,10 @@ class SolverSearch:
         The parts of the solver are fitted alone in the steps without reuse; the table is taken
         without a fit, and with its forecasts' weights fitted alone.
         """
+        name = f"ablation-{best.pattern.letters}-{best.pattern.order}.json"
+        path = None if self.folder is None else self.folder / name
+        if path is not None and path.exists():
+            return dict(json.loads(path.read_text()))
         solver = self.student(plain.pattern)
         start, _ = solver.begin(self.fitted_on.job, self.fitted_on.right)
         found = {"neither": judged.psnr(solver, start)}
@@ -219,6 +223,8 @@ class SolverSearch:
                 alone = self._alone(student, start, judged, PARTS[3], rounds)
                 found["table, with forecasts' weights"] = alone
             found["all"] = judged.psnr(student, np.array(best.vector))
+        if path is not None:
+            path.write_text(json.dumps(found) + "\n")
         return found
 
     def _alone(

@@ -6,10 +6,11 @@ import re
 import struct
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiTPipeline
+from diffusers import DiTPipeline, FlowMatchEulerDiscreteScheduler
 
 from benchmarks.harness.errors import InputError
 from benchmarks.reference import (
@@ -30,8 +31,9 @@ from benchmarks.reference.data import (
     load_split,
     save_latents,
 )
-from benchmarks.reference.models import build_transformer, build_vae
+from benchmarks.reference.models import build_scheduler, build_transformer, build_vae
 from benchmarks.reference.training import Recipe, TrainingOptions
+from dqar_fx.solver.noise_levels import NoiseLevels
 from tests.benchmarks.command_errors import refuse
 
 build_toy_vae = partial(build_vae, block_out_channels=(8, 8, 8), norm_num_groups=4)
@@ -217,8 +219,50 @@ def test_trainers_have_their_recipe_and_refuse_what_is_missing(
 
 
 def test_timesteps_are_stratified():
-    timesteps = train_transformer.draw_timesteps(10, 1000)
-    assert sorted(timesteps // 100) == list(range(10))
+    numbers = train_transformer.draw_uniform(10)
+    assert sorted((numbers * 10).long().tolist()) == list(range(10))
+
+
+def test_the_velocity_of_flow_matching_has_no_loss(latents):
+    class Right(torch.nn.Module):
+        """Knows the data: what is left of a sample is noise."""
+
+        config = build_toy_transformer().config
+
+        def forward(self, noisy, timestep, class_labels):
+            share = timestep.view(-1, 1, 1, 1) / 1000
+            noise = (noisy - (1 - share) * data) / share
+            return SimpleNamespace(sample=noise - data)
+
+    index = torch.arange(4)
+    data = latents.draw(index)
+    loss = train_transformer.compute_flow_loss(Right(), data, latents.labels[index], 1000)
+    assert loss < 1e-6
+
+
+def test_a_model_of_flow_matching_is_trained_and_assembled(options, images):
+    train_vae.train(images, options, build=build_toy_vae)
+    encoded = load_latents(options.out / FILE_NAME, num_channels=4, size=7)
+    train = partial(train_transformer.train, encoded, build=build_toy_transformer)
+    train(options, prediction="flow")
+    with pytest.raises(InputError, match="is_flow"):
+        train(options)
+    pipeline = load_pipeline(assemble(options.out, prediction="flow"))
+    assert NoiseLevels.of(pipeline.scheduler).is_flow
+    assert generate(pipeline, [7], num_steps=2).shape == (1, 1, 28, 28)
+
+
+def test_steps_of_the_flow_scheduler_are_those_of_euler():
+    ours, euler = build_scheduler("flow"), FlowMatchEulerDiscreteScheduler()
+    rng = torch.Generator().manual_seed(0)
+    one = other = torch.randn(1, 4, 7, 7, generator=rng)
+    ours.set_timesteps(5)
+    euler.set_timesteps(sigmas=ours.sigmas[:-1].tolist())
+    for mine, theirs in zip(ours.timesteps, euler.timesteps, strict=True):
+        velocity = torch.randn(one.shape, generator=rng)
+        one = ours.step(velocity, mine, one).prev_sample
+        other = euler.step(velocity, theirs, other).prev_sample
+    assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_trained_parts_assemble_to_a_pipeline(options, images):

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqar_fx
-from dqar_fx import DqarError, Schedule, ScheduleError, fit_forecasts
+from dqar_fx import (
+    DqarError,
+    MultistepScheduler,
+    Schedule,
+    ScheduleError,
+    Teacher,
+    fit_forecasts,
+    transform,
+)
 from dqar_fx.optimiser.fit_weights import solve
+from dqar_fx.optimiser.teacher_states import TeacherStates, find_timesteps, recording
 from dqar_fx.optimiser.trials import PipelineJob, ScheduleTrials, psnr
+from dqar_fx.solver.noise_levels import NoiseLevels
 from tests.helpers.error_models import reference_pipeline
 from tests.helpers.hook_oracle import ForecastOracle, GivenWeights
 from tests.helpers.models import make_dit
@@ -189,3 +206,74 @@ def test_fit_refuses_a_ridge_that_is_none(pipe, ridge):
 def test_fit_refuses_no_inputs(pipe):
     with pytest.raises(ScheduleError, match="several prompts or labels"):
         fit_forecasts(pipe, [], PLAIN)
+
+
+# ---- towards a teacher -------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
+@pytest.mark.parametrize(
+    "scheduler",
+    [DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler],
+    ids=lambda kind: kind.__name__,
+)
+def test_timesteps_of_samples_are_those_of_their_noise(scheduler):
+    pipe = reference_pipeline()
+    levels = NoiseLevels.of(pipe.scheduler)
+    own = scheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    found = find_timesteps(own, levels, 8)
+    own.set_timesteps(8)
+    assert np.allclose(found, own.timesteps, atol=0.6)  # told timesteps are rounded
+
+
+def test_a_teacher_is_where_the_solver_itself_is_with_as_many_steps():
+    """The states of a teacher that has no more steps than the solver are the solver's own."""
+    pipe = reference_pipeline()
+    levels = NoiseLevels.of(pipe.scheduler)
+    pipe.scheduler = MultistepScheduler.of(levels, levels.even_ratios(5))
+    job = PipelineJob(pipe, (1, 8), 0, 5, 2, {"guidance_scale": 1.5})
+    states = TeacherStates.of(Teacher(5), job, copy.deepcopy(pipe.scheduler)).states
+    seen = []
+    watched = copy.deepcopy(pipe.scheduler)
+    watched.step = recording(watched.step, seen.append)
+    job.run(pipe.transformer, watched)
+    assert len(states) == len(seen) == 5
+    assert all(torch.equal(one, other) for one, other in zip(states, seen, strict=True))
+
+
+def test_forecasts_that_are_fitted_to_a_teacher_are_nearer_to_it():
+    pipe = reference_pipeline()
+    teacher, schedule = Teacher(40), Schedule.from_actions("CCCFCFCFCFCC", orders=2)
+    fitted_on = {"sites": "all", "num_steps": 12, "guidance_scale": 1.5}
+    schedules = {
+        "not": schedule,
+        "to the model": fit_forecasts(pipe, [1, 8, 5], schedule, **fitted_on),
+        "to the teacher": fit_forecasts(
+            pipe, [1, 8, 5], schedule, teacher=teacher, **fitted_on
+        ),
+    }
+    job = PipelineJob(pipe, (1, 8, 5), 70, 12, 3, {"guidance_scale": 1.5})
+    right = teacher.pictures(job)
+    found = {
+        name: psnr(right, job.run(transform(pipe.transformer, each, sites="all")))
+        for name, each in schedules.items()
+    }
+    assert found["to the teacher"] > found["to the model"] + 0.5
+    assert found["to the teacher"] > found["not"] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("teacher", "scheduler", "message"),
+    [
+        ("DDIM", None, "dqar_fx.Teacher"),
+        (Teacher(20, DDIMScheduler()), None, "default one"),
+        (Teacher(20), PNDMScheduler, "evaluation by evaluation"),
+    ],
+)
+def test_what_no_teacher_can_be_aimed_at_is_refused(teacher, scheduler, message):
+    pipe = reference_pipeline()
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    schedule = Schedule.interval(every=2, warmup=3).forecast(1)
+    with pytest.raises(ScheduleError, match=message):
+        fit_forecasts(pipe, [1], schedule, num_steps=6, teacher=teacher)
