@@ -16,6 +16,7 @@ from .teacher import Teacher
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,29 @@ class Budget:
     def time_of(self, step_ms: float) -> float | None:
         """The milliseconds, given those of a step that computes everything."""
         return self.ms if self.evaluations is None else self.evaluations * step_ms
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What both kinds of searches are given, see `optimise`.
+
+    Attributes:
+        orders: Orders that a forecast may have; 0 is reuse.
+        method: How to forecast.
+        sites: As for ``transform``.
+        trials: How many tables are tried.
+        compile: As for ``transform``.
+        folder: Where measurements and trials are kept; None for nowhere.
+        progress: Whether to show a progress bar.
+    """
+
+    orders: tuple[int, ...]
+    method: str
+    sites: str | tuple[str, ...]
+    trials: int
+    compile: Any
+    folder: Path | None
+    progress: bool
 
 
 def check_arguments(

@@ -9,6 +9,7 @@ from dqar_fx.schedule.schedule import check_at_least
 
 from .arguments import (
     Budget,
+    SearchOptions,
     check_arguments,
     check_for_teacher,
     check_guidances,
@@ -124,23 +125,22 @@ def optimise(
     steps = STEPS if num_steps is None else num_steps
     check_at_least(1, num_steps=steps, max_age=max_age, batch_size=batch_size, rounds=rounds)
     job = PipelineJob(pipeline, tuple(inputs), seed, steps, batch_size, call)
-    both = {
-        "orders": tuple(orders),
-        "method": method,
-        "sites": sites if isinstance(sites, str) else tuple(sites),
-        "compile": compile,
-        "folder": None if folder is None else Path(folder),
-        "progress": progress,
-    }
+    if trials is None:
+        trials = TRIALS if teacher is None else SOLVER_TRIALS
+    check_at_least(1, trials=trials)
+    options = SearchOptions(
+        orders=tuple(orders),
+        method=method,
+        sites=sites if isinstance(sites, str) else tuple(sites),
+        trials=trials,
+        compile=compile,
+        folder=None if folder is None else Path(folder),
+        progress=progress,
+    )
     others = tuple(inputs if judged_on is None else judged_on)
     if teacher is None:
-        num_trials = TRIALS if trials is None else trials
-        check_at_least(1, trials=num_trials)
-        own = {"guidances": guidances, "max_age": max_age, "fit": fit, "trials": num_trials}
-        return optimise_table(job, others, budget, **own, **both)
-    num_trials = SOLVER_TRIALS if trials is None else trials
-    check_at_least(1, trials=num_trials)
+        return optimise_table(
+            job, others, budget, options, guidances=guidances, max_age=max_age, fit=fit
+        )
     check_for_teacher(teacher, budget, guidances, num_steps)
-    return optimise_solver(
-        job, others, budget, teacher, trials=num_trials, rounds=rounds, **both
-    )
+    return optimise_solver(job, others, budget, options, teacher=teacher, rounds=rounds)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from dqar_fx.denoiser.denoiser import Denoiser
 
-    from .arguments import Budget
+    from .arguments import Budget, SearchOptions
     from .solver_search import Trial
     from .teacher import Teacher
     from .trials import PipelineJob
@@ -46,24 +46,19 @@ def optimise_solver(
     job: PipelineJob,
     judged_on: tuple[Any, ...],
     budget: Budget,
-    teacher: Teacher,
+    options: SearchOptions,
     *,
-    orders: Sequence[int],
-    method: str,
-    sites: str | tuple[str, ...],
-    trials: int,
+    teacher: Teacher,
     rounds: int,
-    compile: Any,
-    folder: Path | None,
-    progress: bool,
 ) -> Optimum:
     """Find a solver and a table; the arguments are those of `optimise`."""
+    sites, method, orders = options.sites, options.method, options.orders
+    compile, folder, trials = options.compile, options.folder, options.trials
     levels = NoiseLevels.of(job.pipeline.scheduler)
-    scheduler = teacher.scheduler_for(job.pipeline)
-    del scheduler  # a teacher that the pipeline cannot run with is refused before the work
+    teacher.scheduler_for(job.pipeline)  # refuses before the work
     salt = identify(job, sites, (compile, method, tuple(orders), repr(teacher)))
     work = None if folder is None else folder / salt
-    with tqdm(total=trials, desc="optimise", disable=not progress) as bar:
+    with tqdm(total=trials, desc="optimise", disable=not options.progress) as bar:
         bar.set_postfix_str("measuring")
         jobs = list_jobs(job, judged_on)
         denoiser = capture_for_trials(jobs, levels, orders, method, sites, compile)

@@ -28,11 +28,10 @@ from .trials import ScheduleTrials
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from dqar_fx.guidance.guidance import Guidance
 
-    from .arguments import Budget
+    from .arguments import Budget, SearchOptions
     from .trials import PipelineJob
 
 LEVELS = (0.3, 0.36, 0.42, 0.5, 0.6, 0.72, 0.85)
@@ -46,24 +45,20 @@ def optimise_table(
     job: PipelineJob,
     judged_on: tuple[Any, ...],
     budget: Budget,
+    options: SearchOptions,
     *,
-    orders: Sequence[int],
-    method: str,
-    sites: str | tuple[str, ...],
     guidances: Sequence[Guidance],
     max_age: int,
-    trials: int,
     fit: bool,
-    compile: Any,
-    folder: Path | None,
-    progress: bool,
 ) -> Optimum:
     """Find a table; the arguments are those of `optimise`."""
+    sites, method, orders = options.sites, options.method, options.orders
+    compile, folder, trials = options.compile, options.folder, options.trials
     length = count_timesteps(job.pipeline.scheduler, job.num_steps)
     guidances = tuple(guidance.for_run(length) for guidance in guidances)
     history = max(points_of(method, order) for order in orders)
 
-    with tqdm(total=trials, desc="optimise", disable=not progress) as bar:
+    with tqdm(total=trials, desc="optimise", disable=not options.progress) as bar:
         bar.set_postfix_str("measuring")
         denoiser = transform_for_trials(job, sites, history, method, compile, guidances)
         costliest = (max(orders), method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,7 @@ class Optimum:
         """
         before = getattr(pipeline, "scheduler", None)
         if self.scheduler is not None:
-            pipeline.scheduler = type(self.scheduler).from_config(self.scheduler.config)  # type: ignore[attr-defined]  # every pipeline has one
+            pipeline.scheduler = copy.deepcopy(self.scheduler)  # type: ignore[attr-defined]  # every pipeline has one
         if self.guidance is not None:
             options = {"guidance": self.guidance, **options}
         try:

@@ -83,7 +83,7 @@ class Pattern:
         """Patterns of the same price where one step that reads comes one earlier or later."""
         first = self.order + 1
         for place in range(first, len(self.letters) - 1):
-            one, other = self.letters[place : place + 2]
+            one, other = self.letters[place], self.letters[place + 1]
             if one != other:
                 swapped = self.letters[:place] + other + one + self.letters[place + 2 :]
                 yield Pattern(swapped, self.order)

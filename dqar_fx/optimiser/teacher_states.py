@@ -55,7 +55,7 @@ class TeacherStates:
 
         Args:
             teacher: The teacher, of the default solver.
-            job: What is generated.
+            job: What is generated; its scheduler says what the model was trained for.
             scheduler: The scheduler of the run that is fitted.
 
         Raises:
@@ -69,14 +69,14 @@ class TeacherStates:
                 "teacher has to be of the default one. Give dqar_fx.Teacher(steps)"
             )
         refuse_scaled(scheduler, job.pipeline)
-        levels = NoiseLevels.of(scheduler)
+        levels = NoiseLevels.of(job.pipeline.scheduler)
         own = find_timesteps(scheduler, levels, job.num_steps)
         dense = levels.even_ratios(teacher.num_steps)
         added = [t for t in dense if np.abs(own - t).min() > NEAR and t < own[0]]
         grid = np.sort(np.append(own, added))[::-1]
         solver = MultistepScheduler.of(levels, grid)
         after: list[torch.Tensor] = []
-        solver.step = recording(solver.step, after.append)  # type: ignore[method-assign]
+        solver.step = recording(solver.step, after.append)
         run_with(job, solver, len(grid))
         ends = [int(np.flatnonzero(grid == t)[0]) - 1 for t in own[1:]]
         return cls(scheduler, [after[end] for end in (*ends, len(grid) - 1)])

@@ -36,6 +36,7 @@ from benchmarks.reference.training import Recipe, TrainingOptions
 from dqar_fx.solver.noise_levels import NoiseLevels
 from tests.benchmarks.command_errors import refuse
 
+NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
 build_toy_vae = partial(build_vae, block_out_channels=(8, 8, 8), norm_num_groups=4)
 build_toy_transformer = partial(
     build_transformer, num_layers=2, num_attention_heads=2, attention_head_dim=8
@@ -240,6 +241,7 @@ def test_the_velocity_of_flow_matching_has_no_loss(latents):
     assert loss < 1e-6
 
 
+@NUMPY
 def test_a_model_of_flow_matching_is_trained_and_assembled(options, images):
     train_vae.train(images, options, build=build_toy_vae)
     encoded = load_latents(options.out / FILE_NAME, num_channels=4, size=7)
@@ -252,6 +254,7 @@ def test_a_model_of_flow_matching_is_trained_and_assembled(options, images):
     assert generate(pipeline, [7], num_steps=2).shape == (1, 1, 28, 28)
 
 
+@NUMPY
 def test_steps_of_the_flow_scheduler_are_those_of_euler():
     ours, euler = build_scheduler("flow"), FlowMatchEulerDiscreteScheduler()
     rng = torch.Generator().manual_seed(0)

