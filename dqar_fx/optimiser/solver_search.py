@@ -20,6 +20,7 @@ from dqar_fx.calibration.fingerprint import Fingerprint
 
 from .forecast_space import ForecastSpace
 from .patterns import Pattern, list_patterns
+from .replay import Replay
 from .solver_space import SolverSpace
 from .student import PARTS, Student
 from .trials import psnr
@@ -191,7 +192,8 @@ class SolverSearch:
         schedule = pattern.schedule(self.method, self.sites)
         denoiser = self.denoiser.with_schedule(schedule)
         if not pattern.order:
-            return Student(space, denoiser, schedule)
+            replay = None if pattern.num_read else Replay()
+            return Student(space, denoiser, schedule, replay=replay)
         of_model = self.denoiser.table
         table = schedule.resolve(of_model.sites, around=of_model.around)
         model = Fingerprint.of(self.fitted_on.job.pipeline.transformer)

@@ -15,6 +15,7 @@ from dqar_fx.transform import transform
 
 from .forecast_space import ForecastSpace
 from .levenberg_marquardt import minimise
+from .replay import Replay
 from .solver_space import SolverSpace
 from .teacher import run_with
 from .trials import psnr
@@ -44,12 +45,15 @@ class Student:
         model: What is called: the model, or a denoiser of it.
         given: The schedule of that; None without one.
         forecasts: The weights of its forecasts; None where it has none.
+        replay: Calls of the latest run, for a model that keeps nothing; None for one that
+            reuses.
     """
 
     space: SolverSpace
     model: Any
     given: Schedule | None = None
     forecasts: ForecastSpace | None = None
+    replay: Replay | None = None
 
     def starts(self) -> Iterator[Floats]:
         """Vectors to begin with."""
@@ -76,10 +80,19 @@ class Student:
 
     def pictures(self, parameters: Floats, job: PipelineJob) -> torch.Tensor:
         """The pictures of a job with a vector's solver and weights."""
-        model, schedule = self.model, self.schedule(parameters)
+        model, scheduler = self.model, self.scheduler(parameters)
         if self.forecasts is not None:
-            model = model.with_schedule(schedule)
-        return run_with(job, self.scheduler(parameters), self.space.num_steps, model)
+            model = model.with_schedule(self.schedule(parameters))
+        if self.replay is not None:
+            model = self.replay.of(model, scheduler, job)
+        pictures = run_with(job, scheduler, self.space.num_steps, model)
+        if scheduler.step_index != self.space.num_steps:
+            raise ScheduleError(
+                f"{type(job.pipeline).__name__} did not take its steps by the scheduler that it "
+                f"was given: that is at step {scheduler.step_index} of {self.space.num_steps}. "
+                "Expected a pipeline that calls pipeline.scheduler.step()"
+            )
+        return pictures
 
     def begin(self, job: PipelineJob, right: torch.Tensor) -> tuple[Floats, float]:
         """The best of the vectors to begin with, and its PSNR to the right pictures."""
@@ -139,7 +152,7 @@ def make_student(
     model = job.pipeline.transformer
     space = SolverSpace(NoiseLevels.of(job.pipeline.scheduler), job.num_steps)
     if schedule is None:
-        return Student(space, model)
+        return Student(space, model, replay=Replay())
     if schedule.num_steps not in (None, job.num_steps):
         raise ScheduleError(
             f"a schedule of {schedule.num_steps} steps for a solver of {job.num_steps}: give "

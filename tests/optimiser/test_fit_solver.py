@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,7 @@ from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.optimiser.forecast_space import ForecastSpace
 from dqar_fx.optimiser.levenberg_marquardt import minimise
 from dqar_fx.optimiser.solver_space import SolverSpace
+from dqar_fx.optimiser.student import make_student
 from dqar_fx.optimiser.teacher import run_with
 from dqar_fx.optimiser.trials import PipelineJob, psnr
 from dqar_fx.schedule.forecast import weigh
@@ -97,6 +100,40 @@ def test_nothing_left_to_fit_ends_a_search_and_no_numbers_are_refused():
         minimise(lambda x: torch.full((3,), torch.nan), np.ones(2), rounds=5)
     hit = minimise(lambda x: torch.tensor([max(0.0, 1 - x[0])]), np.zeros(1), rounds=50)
     assert hit.mean_square < 1e-6
+
+
+# ---- calls that are known from the run before -------------------------------------------
+
+
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_replayed_calls_change_nothing(pipe, data):
+    job = PipelineJob(pipe, (1, 8, 3), 5, 5, 2, {"guidance_scale": 1.5})
+    student = make_student(job, None, None, None)
+    plain = replace(student, replay=None)
+    vector = next(student.starts())
+    for _ in range(3):
+        place = data.draw(st.integers(0, len(vector) - 1))
+        vector = vector + 0.05 * (np.arange(len(vector)) == place)
+        assert torch.equal(student.pictures(vector, job), plain.pictures(vector, job))
+    other = replace(job, seed=6)
+    assert torch.equal(student.pictures(vector, other), plain.pictures(vector, other))
+
+
+def test_a_change_is_felt_from_its_step_on(pipe):
+    job = PipelineJob(pipe, (1, 8), 5, 5, 2, {})
+    student = make_student(job, None, None, None)
+    start = next(student.starts())
+    student.pictures(start, job)
+    calls = student.replay.num_called
+    student.pictures(start, job)  # the same again
+    assert (student.replay.num_called, student.replay.num_replayed) == (calls, 5)
+    last_weight = start + 0.1 * (np.arange(len(start)) == len(start) - 1)
+    student.pictures(last_weight, job)  # of the step into the last sample: nothing after it
+    assert student.replay.num_called == calls
+    told = start + 0.1 * (np.arange(len(start)) == 5 + 3)  # that of the fourth step
+    student.pictures(told, job)
+    assert student.replay.num_called == calls + 2
 
 
 # ---- solvers as vectors ------------------------------------------------------------------
