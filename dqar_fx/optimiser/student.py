@@ -88,9 +88,9 @@ class Student:
         pictures = run_with(job, scheduler, self.space.num_steps, model)
         if scheduler.step_index != self.space.num_steps:
             raise ScheduleError(
-                f"{type(job.pipeline).__name__} did not take its steps by the scheduler that it "
-                f"was given: that is at step {scheduler.step_index} of {self.space.num_steps}. "
-                "Expected a pipeline that calls pipeline.scheduler.step()"
+                f"{type(job.pipeline).__name__} did not step by the scheduler that it was given, "
+                f"which is at step {scheduler.step_index} of {self.space.num_steps}. Expected "
+                "a pipeline that calls pipeline.scheduler.step()"
             )
         return pictures
 
