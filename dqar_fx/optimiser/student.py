@@ -88,7 +88,7 @@ class Student:
         pictures = run_with(job, scheduler, self.space.num_steps, model)
         if scheduler.step_index != self.space.num_steps:
             raise ScheduleError(
-                f"{type(job.pipeline).__name__} did not step by the scheduler that it was given, "
+                f"{type(job.pipeline).__name__} did not step by the scheduler it was given, "
                 f"which is at step {scheduler.step_index} of {self.space.num_steps}. Expected "
                 "a pipeline that calls pipeline.scheduler.step()"
             )
