@@ -100,6 +100,7 @@ class Race:
             graphs=compiled.graphs,
             breaks=compiled.breaks,
             hooked=entrant.hooked,
+            trials=entrant.trials,
             machine=self.describe_machine(),
             **found,
         )

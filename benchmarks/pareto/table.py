@@ -27,6 +27,7 @@ def format_table(rows: Sequence[Row]) -> str:
         Column("PSNR dB", "psnr_db", ".1f"),
         Column("SSIM", "ssim", ".4f"),
         Column(rows[0].run.get("lpips_name") or "LPIPS", "lpips", ".4f"),
+        *([Column("trials", "trials")] if any(row.trials is not None for row in rows) else []),
         Column("graphs / breaks / later", show_compiled),
     )
     return tables.format_table(columns, rows)
@@ -72,6 +73,13 @@ def describe_teacher(rows: Sequence[Row]) -> list[str]:
     return [f"to converged: PSNR against the pictures of {name}" for name in names]
 
 
+def describe_searches(rows: Sequence[Row]) -> list[str]:
+    """What the trials of a search are, where there is one."""
+    if all(row.trials is None for row in rows):
+        return []
+    return ["trials: different schedules whose pictures a search has looked at before."]
+
+
 def format_notes(rows: Sequence[Row]) -> list[str]:
     """What the columns mean, and where they were measured."""
     run, base = rows[0].run, rows[0]
@@ -96,6 +104,7 @@ def format_notes(rows: Sequence[Row]) -> list[str]:
         "seed groups; pooled: of all pictures; floor: of as many real ones, over "
         f"{NUM_FLOORS} draws; difference: less that of the unit, group by group; agreement: "
         "share that a classifier takes for the class asked for.",
+        *describe_searches(rows),
         describe_sources(rows),
     ]
     return notes + list_oddities(rows)
