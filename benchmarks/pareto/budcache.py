@@ -2,8 +2,8 @@
 
 At the other steps what all blocks of the model added at the last computed step is added again.
 The steps are sought by simulated annealing, then by hill climbing, with the numbers of the
-published code; fewer trials than its 400 or so shorten both. Its loss is the mean squared error of
-the latents of one picture to those of the run that computes all steps; here it is that of four
+published code; a low limit of trials shortens both. Its loss is the mean squared error of the
+latents of one picture to those of the run that computes all steps; here it is that of four
 decoded pictures in [-1, 1]. The timesteps of a second stage are not searched.
 
 Source: Lei et al. 2026, arXiv 2606.13496; Westlake-AGI-Lab/BudCache,
