@@ -101,6 +101,7 @@ class Race:
             breaks=compiled.breaks,
             hooked=entrant.hooked,
             trials=entrant.trials,
+            evaluations=self.bench.count_evaluations(entrant, contender.steps),
             machine=self.describe_machine(),
             **found,
         )

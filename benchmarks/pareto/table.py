@@ -27,10 +27,18 @@ def format_table(rows: Sequence[Row]) -> str:
         Column("PSNR dB", "psnr_db", ".1f"),
         Column("SSIM", "ssim", ".4f"),
         Column(rows[0].run.get("lpips_name") or "LPIPS", "lpips", ".4f"),
-        *([Column("trials", "trials")] if any(row.trials is not None for row in rows) else []),
+        *list_counts(rows),
         Column("graphs / breaks / later", show_compiled),
     )
     return tables.format_table(columns, rows)
+
+
+def list_counts(rows: Sequence[Row]) -> list[Column]:
+    """Columns of what some rows have: evaluations beside steps, and trials of a search."""
+    is_apart = any(row.evaluations not in (None, row.steps) for row in rows)
+    is_searched = any(row.trials is not None for row in rows)
+    apart = [Column("steps", "steps"), Column("evaluations", "evaluations")]
+    return [*apart * is_apart, *[Column("trials", "trials")] * is_searched]
 
 
 def show_compiled(row: Row) -> str:
