@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    PNDMScheduler,
+)
 
 import dqar_fx
 from dqar_fx import Schedule
@@ -115,6 +121,39 @@ def test_scheduler_reads_each_row_at_its_own_timestep(model, variant):
         assert run.num_reused == run.num_promised > 0
     assert len(pipe.transformer.runs) == len(starts)
     assert not torch.equal(found, expected(variant, start, plain=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (HeunDiscreteScheduler, "evaluations 0 to 18 of 19 (10 steps of the solver)"),
+        (KDPM2DiscreteScheduler, "evaluations 0 to 18 of 19 (10 steps of the solver)"),
+        (PNDMScheduler, "evaluations 0 to 18 of 19 (10 steps of the solver)"),
+        (DPMSolverMultistepScheduler, "steps 0 to 9 of 10"),
+    ],
+)
+def test_reports_name_evaluations_and_steps_where_they_differ(model, kind, named):
+    pipe = dqar_fx.enable(Loop(model, kind()), Schedule.interval(every=EVERY))
+    pipe.scheduler.set_timesteps(10)
+    for t in pipe.scheduler.timesteps:
+        latent = torch.ones(2, 4, 4, 4)
+        answer = pipe.transformer(latent, timestep=t.expand(2), class_labels=LABELS).sample
+        pipe.scheduler.step(answer, t, latent)
+    summary = dqar_fx.summary(pipe)
+    assert summary.runs[0].num_solver_steps == 10
+    assert str(summary).startswith(f"transformer: {named}\n")
+    assert pipe.transformer.runs[-1].describe().startswith(f"run of {named}: ")
+    is_apart = named.startswith("evaluations")
+    rows = "19 evaluations (10 steps of the solver)" if is_apart else "10 steps"
+    assert str(pipe.transformer.table).startswith(f"{rows} x 1 sites")
+    report = pipe.transformer.report(device="H100")
+    assert report.named_rows == rows
+    assert f", {rows}\n" in str(report)
+    assert ("| evaluations" in str(report)) == is_apart
+    (other,) = dqar_fx.compare(
+        pipe.transformer, {"all": Schedule.compute_all()}, device="H100"
+    ).values()
+    assert other.named_rows == rows
 
 
 def test_classes_that_are_left_out_are_there():
