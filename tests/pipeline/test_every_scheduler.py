@@ -151,7 +151,9 @@ def test_reports_name_evaluations_and_steps_where_they_differ(model, kind, named
     assert f", {rows}\n" in str(report)
     assert ("| evaluations" in str(report)) == is_apart
     (other,) = dqar_fx.compare(
-        pipe.transformer, {"all": Schedule.compute_all()}, device="H100"
+        pipe.transformer,
+        {"all": Schedule.compute_all(len(pipe.scheduler.timesteps))},
+        device="H100",
     ).values()
     assert other.named_rows == rows
 
