@@ -23,6 +23,7 @@ from benchmarks.harness.machine import synchronise
 from benchmarks.harness.macs import count_macs
 from benchmarks.harness.pipelines import Task, load_pipeline, name_classes
 from benchmarks.harness.timing import hooked
+from dqar_fx.calibration.pipeline_run import count_timesteps
 
 
 class StandIn(nn.Module):
@@ -127,10 +128,15 @@ class Bench:
 
     def run(self, entrant: Entrant, steps: int, task: Task) -> tuple[torch.Tensor, float]:
         """One trajectory: pictures ``[samples, C, H, W]`` in [0, 1], and its time."""
-        with self.entered(entrant), timed(entrant.module, steps, self.device) as marks:
+        calls = self.count_evaluations(entrant, steps)
+        with self.entered(entrant), timed(entrant.module, calls, self.device) as marks:
             images = task.generate(self.pipe, steps)
         begin, end = marks
         return images, end - begin
+
+    def count_evaluations(self, entrant: Entrant, steps: int) -> int:
+        """Calls of the denoiser in so many steps: solvers of second order have two in one."""
+        return count_timesteps(entrant.scheduler or self.pipe.scheduler, steps)
 
     @contextmanager
     def entered(self, entrant: Entrant) -> Iterator[None]:
@@ -165,16 +171,16 @@ class Bench:
 
 
 @contextmanager
-def timed(module: nn.Module, steps: int, device: torch.device) -> Iterator[list[float]]:
+def timed(module: nn.Module, calls: int, device: torch.device) -> Iterator[list[float]]:
     """Note when the first of some calls of a module begins, and when the last one ends.
 
     The device is waited for at these two points only.
     """
     marks: list[float] = []
-    calls = iter(range(2 * steps))
+    numbers = iter(range(2 * calls))
 
     def mark(*_: Any) -> None:
-        if next(calls, None) in (0, 2 * steps - 1):
+        if next(numbers, None) in (0, 2 * calls - 1):
             synchronise(device)
             marks.append(time.perf_counter())
 

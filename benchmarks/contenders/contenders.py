@@ -20,12 +20,14 @@ class Entrant:
         fresh: Gives the context of one trajectory, in which nothing of an earlier one is left.
         hooked: Modules that a peer's hooks are on; None where that is no question.
         scheduler: What takes the place of the pipeline's scheduler; None for that one.
+        trials: Schedules that were tried to find this one; None where none was searched.
     """
 
     module: nn.Module
     fresh: Callable[[], AbstractContextManager[object]] = nullcontext
     hooked: int | None = None
     scheduler: Any = None
+    trials: int | None = None
 
 
 class Recipe(Protocol):

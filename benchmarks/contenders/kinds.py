@@ -39,10 +39,11 @@ BOTH = Family("all", "attention + feed-forward reused", "ours")
 GUIDED = Family("guidance", "forecast, unconditional half too", "ours")
 OPTIMISED = Family("tables", "optimised tables", "ours")
 THEIRS = Family("schedules", "peers' schedules, run by dqar_fx", "theirs")
+BUDCACHE = Family("budcache", "BudCache's search, run by dqar_fx", "theirs")
 DIFFUSERS = Family("diffusers", "diffusers hooks", "peer")
 CACHE_DIT = Family("cache-dit", "cache-dit", "peer")
 DOCUMENTED = Family("stock", "as documented", "peer")
 OURS = FEWER, ATTENTION, BOTH, forecast_of(1), GUIDED, OPTIMISED
-CHOICES = (*OURS, SOLVERS, FITTED, THEIRS, DIFFUSERS, CACHE_DIT)
+CHOICES = (*OURS, SOLVERS, FITTED, THEIRS, BUDCACHE, DIFFUSERS, CACHE_DIT)
 KEYS = tuple(family.key for family in CHOICES)
 """Families that the command line can choose; the base and the teacher always take part."""

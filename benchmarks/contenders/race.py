@@ -100,6 +100,8 @@ class Race:
             graphs=compiled.graphs,
             breaks=compiled.breaks,
             hooked=entrant.hooked,
+            trials=entrant.trials,
+            evaluations=self.bench.count_evaluations(entrant, contender.steps),
             machine=self.describe_machine(),
             **found,
         )

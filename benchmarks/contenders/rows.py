@@ -17,6 +17,7 @@ from benchmarks.quality.panel import Quality
 
 NO_SAVING = 0.001
 """Share of the multiply-accumulates below which a saving is none."""
+KEPT_FACTS = ("warmup_s", "graphs", "breaks", "recompiles", "evaluations", "trials")
 SAME_DB = 100.0
 """PSNR from which pictures are the same but for how a compiler rounds."""
 
@@ -42,6 +43,8 @@ class Row:
         graphs: Compiled in it.
         breaks: Graph breaks in it.
         recompiles: Graphs compiled later.
+        evaluations: Calls of the denoiser in a trajectory, guidance's halves counted once.
+        trials: Schedules that were tried to find this one; None where none was searched.
         pictures: That were compared with the full run's of the same seeds.
         converged_db: PSNR of all of these together to the teacher's; None without a teacher.
         psnr_db: The same to the full run's.
@@ -75,6 +78,8 @@ class Row:
     graphs: int | None = None
     breaks: int | None = None
     recompiles: int | None = None
+    evaluations: int | None = None
+    trials: int | None = None
     pictures: int = 0
     converged_db: float | None = None
     psnr_db: float | None = None
@@ -154,7 +159,7 @@ def describe_contender(
         "note": describe_idle(contender, facts) if is_same else None,
         "error": record.error,
         "machine": facts.get("machine", {}),
-        **{key: facts.get(key) for key in ("warmup_s", "graphs", "breaks", "recompiles")},
+        **{key: facts.get(key) for key in KEPT_FACTS},
         **found,
     }
 

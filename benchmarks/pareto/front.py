@@ -33,6 +33,8 @@ SHAPES = {
     "cache-dit": "d",
 }
 """Markers of peers."""
+HOLLOW = ("o", "s")
+"""Markers of peers' schedules that we run, a family each."""
 LOW_DB, SLOW = 20.0, 0.9
 """What is worse or slower is not drawn, but named below."""
 READING = (
@@ -103,9 +105,11 @@ def draw_lines(axes: Axes, rows: Sequence[Row]) -> None:
 def draw_marks(axes: Axes, rows: Sequence[Row]) -> None:
     """Hollow marks for peers' schedules, a shape per peer with its name at the best."""
     theirs = [row for row in rows if row.kind == "theirs"]
-    if theirs:
-        hollow: Any = {"s": 44, "facecolors": "none", "edgecolors": PURPLE}
-        axes.scatter(*find_places(theirs), label=theirs[0].family, zorder=4, **hollow)
+    families = dict.fromkeys(row.family for row in theirs)
+    for marker, family in zip(HOLLOW, families, strict=False):
+        hollow: Any = {"s": 44, "facecolors": "none", "edgecolors": PURPLE, "marker": marker}
+        own = [row for row in theirs if row.family == family]
+        axes.scatter(*find_places(own), label=family, zorder=4, **hollow)
     fastest = list(find_fastest(rows))
     for tool, shape in SHAPES.items():
         marks = [row for row in fastest if row.tool == tool]

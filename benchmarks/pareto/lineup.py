@@ -8,6 +8,7 @@ from benchmarks.contenders.contenders import Contender, in_modes, is_wanted
 from benchmarks.contenders.recipes import Transformed, Untransformed, make_interval
 from benchmarks.contenders.settings import list_peers, list_theirs
 from benchmarks.harness.errors import InputError
+from benchmarks.pareto.budcache import list_searched
 from benchmarks.pareto.options import Options
 from benchmarks.pareto.saved import Saved
 from benchmarks.pareto.solved import list_solved, list_teacher
@@ -35,7 +36,7 @@ def line_up(options: Options, tables: Sequence[Saved]) -> list[Contender]:
         own = {"table": saved.digest}, saved.table.sites, saved.guidance
         recipe = Transformed(saved.to_schedule, *own)
         others.append(Contender(f"table {saved.name}", kinds.OPTIMISED, steps, recipe, mode))
-    others += list_solved(options, mode)
+    others += [*list_solved(options, mode), *list_searched(options, mode)]
     others += [*list_theirs(steps, mode), *list_peers(steps, compiled=not is_eager)]
     chosen = [each for each in others if each.family.key in options.only]
     chosen = [each for each in chosen if is_wanted(each.name, options.rows)]

@@ -11,6 +11,7 @@ Examples::
     python -m benchmarks.pareto                                    # the reference pipeline
     python -m benchmarks.pareto --tables my-front/tables           # and optimised tables
     python -m benchmarks.pareto --solvers results/solvers          # and other solvers
+    python -m benchmarks.pareto --budcache 6 8 10 12               # and what BudCache finds
     python -m benchmarks.pareto --only fewer forecast cache-dit --judge none
     python -m benchmarks.pareto --judge "20 steps" "forecast order 2, every 4"
     python -m benchmarks.pareto --quick --out results/quick        # does it run at all?
@@ -91,6 +92,12 @@ class Options(PipelineOptions):
     """Branch tables, a row for each JSON."""
     solvers: Annotated[Path | None, convert_with(Path, "FOLDER"), default_is("none")] = None
     """What benchmarks.solvers wrote: each solver at its best spacing, and fitted ones."""
+    budcache: Annotated[
+        tuple[int, ...], several(at_least(1), "STEPS"), default_is("none")
+    ] = ()
+    """Computed steps that BudCache's search distributes, each in a run of its own."""
+    budcache_trials: Count = 400
+    """Sets of steps that each of these searches may try."""
     teacher: Annotated[int, at_least(0)] = TEACHER_STEPS
     """Steps of DPM-Solver++ (2M) that count as converged; 0 for no teacher."""
     repeats: Count = 5
@@ -123,7 +130,7 @@ class Options(PipelineOptions):
             )
         named = {
             name: tuple(dict.fromkeys(getattr(self, name)))
-            for name in ("only", "rows", "every", "orders", "targets")
+            for name in ("only", "rows", "every", "orders", "targets", "budcache")
         }
         lowering = self.lowering
         if lowering != "eager" and not can_compile(settled.device):

@@ -27,9 +27,18 @@ def format_table(rows: Sequence[Row]) -> str:
         Column("PSNR dB", "psnr_db", ".1f"),
         Column("SSIM", "ssim", ".4f"),
         Column(rows[0].run.get("lpips_name") or "LPIPS", "lpips", ".4f"),
+        *list_counts(rows),
         Column("graphs / breaks / later", show_compiled),
     )
     return tables.format_table(columns, rows)
+
+
+def list_counts(rows: Sequence[Row]) -> list[Column]:
+    """Columns of what some rows have: evaluations beside steps, and trials of a search."""
+    is_apart = any(row.evaluations not in (None, row.steps) for row in rows)
+    is_searched = any(row.trials is not None for row in rows)
+    apart = [Column("steps", "steps"), Column("evaluations", "evaluations")]
+    return [*apart * is_apart, *[Column("trials", "trials")] * is_searched]
 
 
 def show_compiled(row: Row) -> str:
@@ -72,6 +81,13 @@ def describe_teacher(rows: Sequence[Row]) -> list[str]:
     return [f"to converged: PSNR against the pictures of {name}" for name in names]
 
 
+def describe_searches(rows: Sequence[Row]) -> list[str]:
+    """What the trials of a search are, where there is one."""
+    if all(row.trials is None for row in rows):
+        return []
+    return ["trials: different schedules whose pictures a search has looked at before."]
+
+
 def format_notes(rows: Sequence[Row]) -> list[str]:
     """What the columns mean, and where they were measured."""
     run, base = rows[0].run, rows[0]
@@ -96,6 +112,7 @@ def format_notes(rows: Sequence[Row]) -> list[str]:
         "seed groups; pooled: of all pictures; floor: of as many real ones, over "
         f"{NUM_FLOORS} draws; difference: less that of the unit, group by group; agreement: "
         "share that a classifier takes for the class asked for.",
+        *describe_searches(rows),
         describe_sources(rows),
     ]
     return notes + list_oddities(rows)

@@ -191,7 +191,11 @@ def add_schedule_options(add: Callable[..., argparse.Action]) -> None:
         default="linear",
         help=f"{', '.join(NAMED)}, actions such as CCRRCR, or a saved table (linear)",
     )
-    add("--steps", type=at_least(1), help="of the trajectory (50, or what the schedule has)")
+    add(
+        "--steps",
+        type=at_least(1),
+        help="rows of the table: evaluations of the denoiser (50, or what the schedule has)",
+    )
     add("--warmup", type=at_least(1), help="first steps, which compute")
     add("--every", type=at_least(1), help="distance of computed steps")
     add("--full-from", type=at_least(1), help="linear: step from which all sites reuse")

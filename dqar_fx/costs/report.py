@@ -13,6 +13,7 @@ from tabulate import tabulate
 from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.errors import DqarError
 from dqar_fx.json_value import JsonValue
+from dqar_fx.schedule.run import kind_of_rows, name_rows
 
 from .kernels import COST_KINDS
 from .measure_profile import measure_profile
@@ -76,7 +77,7 @@ class Report(JsonValue):
         how: What ``source`` says, in words; what was measured is ``"measured by regions"`` or
             ``"measured by operators"``.
         lowering: ``"regional"``, ``"whole"`` or ``"eager"``.
-        num_steps: Steps of the trajectory.
+        num_steps: Steps of the trajectory: evaluations of the denoiser per stream.
         rows: The distinct rows.
         conditioning: What the conditioning of the whole trajectory costs, for a new prompt.
             It is taken to be evaluated for all timesteps at once where the denoiser does so
@@ -88,6 +89,7 @@ class Report(JsonValue):
         reused: What one step costs in which every site reads what is kept.
         computed: What one step costs in which every site computes.
         memory: What the denoiser holds.
+        num_solver_steps: Steps of the solver; fewer where one evaluates several times.
         denoiser: The denoiser that it is the report of, for `to_html`; None if it was read
             from JSON. Equality and JSON leave it out.
     """
@@ -105,6 +107,7 @@ class Report(JsonValue):
     reused: Cost
     computed: Cost
     memory: MemoryPlan
+    num_solver_steps: int | None = None
     denoiser: Denoiser | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -149,6 +152,11 @@ class Report(JsonValue):
         """Predicted speed against computing every site, lowered in the same way."""
         return self.computed_ms / self.ms
 
+    @property
+    def named_rows(self) -> str:
+        """How many rows there are, in words: steps, or evaluations and the solver's steps."""
+        return name_rows(self.num_steps, self.num_solver_steps)
+
     def to_html(self, path: str | Path) -> None:
         """Write a page with all of it, the branch table, its reasons and the graphs of rows.
 
@@ -165,10 +173,11 @@ class Report(JsonValue):
         write_html(self, path)
 
     def __str__(self) -> str:
-        shown = [format_row(row) for row in self.rows[:MAX_LINES]]
+        kind, _ = kind_of_rows(self.num_steps, self.num_solver_steps)
+        shown = [format_row(row, kind) for row in self.rows[:MAX_LINES]]
         left = len(self.rows) - len(shown)
         parts = [
-            f"{self.device} ({self.how}), {self.lowering}, {self.num_steps} steps",
+            f"{self.device} ({self.how}), {self.lowering}, {self.named_rows}",
             format_table(shown),
             *([f"and {left} rows more"] if left else []),
             format_table([format_kind(*each, self.ms) for each in self.costs.items()]),
@@ -185,10 +194,10 @@ def format_table(rows: list[dict[str, str]]) -> str:
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
-def format_row(row: RowReport) -> dict[str, str]:
-    """Format one line of the table of rows."""
+def format_row(row: RowReport, kind: str) -> dict[str, str]:
+    """Format one line of the table of rows, which are steps or evaluations."""
     sites = run_lengths(row.actions) + (" (unconditional)" if row.stream else "")
-    return {"sites": sites, "steps": str(len(row.steps)), **format_cost(row.cost, decimals=3)}
+    return {"sites": sites, kind: str(len(row.steps)), **format_cost(row.cost, decimals=3)}
 
 
 def format_kind(kind: str, cost: Cost, whole_ms: float) -> dict[str, str]:
@@ -290,6 +299,7 @@ def make_report(
         how=profile.how,
         lowering=program.lowering.backend.name,
         num_steps=steps,
+        num_solver_steps=program.table.num_solver_steps,
         rows=tuple(
             RowReport(
                 number,

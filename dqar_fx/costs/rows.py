@@ -74,6 +74,9 @@ def with_schedule(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
     if not isinstance(schedule, Schedule):
         raise ScheduleError(f"expected a dqar_fx.Schedule, found {schedule!r}")
     program = denoiser.program
+    own = program.table
+    if own.calls and schedule.num_steps == own.num_steps:  # taken to be of the same solver
+        schedule = schedule.for_run(own.num_steps, calls=own.calls)
     table = schedule.resolve(program.table.sites, around=program.table.around)
     if table.history > program.history:
         raise ScheduleError(

@@ -121,7 +121,8 @@ def fit_forecasts(
     if schedule.num_steps not in (None, length):
         raise ScheduleError(
             f"the schedule has {schedule.num_steps} steps, but the pipeline's scheduler makes "
-            f"{length} of {steps}. Give a schedule of {length} steps, or without a number"
+            f"{length} evaluations of {steps} steps. Give a schedule of {length} steps, or "
+            "without a number"
         )
     job = PipelineJob(pipeline, tuple(inputs), seed, steps, len(inputs), call)
     wanted = sites if isinstance(sites, str) else tuple(sites)

@@ -13,7 +13,7 @@ from dqar_fx.errors import DqarError
 from dqar_fx.json_value import JsonValue
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.table import READING
-from dqar_fx.steps.runs import count_reasons
+from dqar_fx.steps.runs import count_reasons, name_stretch
 
 from .enable import find_denoisers
 
@@ -87,6 +87,8 @@ class RunSummary(JsonValue):
         num_runs: Runs whose logs are kept.
         restarts: How many runs in a row before it ended long before their last step.
         streams: What each stream did.
+        num_solver_steps: Steps of the scheduler in the whole run, where known; fewer than
+            `length` where one calls the denoiser several times: rows are evaluations.
     """
 
     denoiser: str
@@ -97,6 +99,7 @@ class RunSummary(JsonValue):
     num_runs: int
     restarts: int
     streams: tuple[StreamSummary, ...]
+    num_solver_steps: int | None = None
 
     @property
     def reused(self) -> int:
@@ -118,8 +121,7 @@ class RunSummary(JsonValue):
         return found
 
     def __str__(self) -> str:
-        length = "" if self.length is None else f" of {self.length}"
-        lines = [f"{self.denoiser}: steps {self.first} to {self.last}{length}"]
+        lines = [f"{self.denoiser}: {name_stretch(self)}"]
         rows = [format_stream(stream) for stream in self.streams]
         lines.append(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
         lines.append(
@@ -190,7 +192,7 @@ def summarise_run(
         by_stream.setdefault(call.stream, []).append(call)
     streams = tuple(summarise_stream(key, calls, counters) for key, calls in by_stream.items())
     facts = (run.clock, run.first, run.last, run.length, num_runs, run.restarts)
-    return RunSummary(name, *facts, streams)
+    return RunSummary(name, *facts, streams, run.num_solver_steps)
 
 
 def summarise_stream(

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
+PRK_CALLS = 4
+"""Calls of a Runge-Kutta step of PNDM."""
+
+
 @dataclass(frozen=True)
 class RunShape:
     """A run, as far as it is known before it begins.
@@ -58,6 +62,11 @@ class RunShape:
         later = tuple(map(int, ordinals)) if ordinals.any() else ()
         return cls(int(num_rows), later, known)
 
+    @property
+    def num_solver_steps(self) -> int:
+        """Steps of the solver: fewer than rows where one of them calls the denoiser again."""
+        return count_solver_steps(self.num_rows, self.calls)
+
     def call_of(self, row: int) -> int:
         """Return which call of its solver's step a row is; 0 where that is not known."""
         return self.calls[row] if self.calls else 0
@@ -87,15 +96,39 @@ def calls_as_set(scheduler: Any) -> tuple[int, ...]:
 
     Solvers of second order, such as `HeunDiscreteScheduler`, call the denoiser twice per step
     (0, 1, 0, 1, ...) and once at the last one (0). Those of first order and multistep solvers
-    call once: all are 0. The timesteps must be set already.
+    call once: all are 0. PNDM begins with three steps of four calls, or, where it skips these,
+    with one of two. The timesteps must be set already.
 
     Raises:
         ScheduleError: The scheduler has no timesteps.
     """
     if getattr(scheduler, "timesteps", None) is None:
         raise ScheduleError(f"{type(scheduler).__name__} has no timesteps")
+    num_rows = len(scheduler.timesteps)
+    if hasattr(scheduler, "prk_timesteps"):
+        first = len(scheduler.prk_timesteps)
+        begin = [row % PRK_CALLS for row in range(first)] or [0, 1]
+        return (*begin, *[0] * num_rows)[:num_rows]
     order = int(getattr(scheduler, "order", 1))
-    return tuple(row % order for row in range(len(scheduler.timesteps)))
+    return tuple(row % order for row in range(num_rows))
+
+
+def count_solver_steps(num_rows: int, calls: Sequence[int]) -> int:
+    """Count the steps of a solver, of which each has one first call."""
+    return list(calls).count(0) if calls else num_rows
+
+
+def name_rows(num_rows: int, num_solver_steps: int | None) -> str:
+    """Name the rows of a run: steps, or evaluations where a step has several of them."""
+    kind, more = kind_of_rows(num_rows, num_solver_steps)
+    return f"{num_rows} {kind}{more}"
+
+
+def kind_of_rows(num_rows: int | None, num_solver_steps: int | None) -> tuple[str, str]:
+    """What the rows of a run are called, and what is said of its steps beside that."""
+    if num_solver_steps in (None, num_rows):
+        return "steps", ""
+    return "evaluations", f" ({num_solver_steps} steps of the solver)"
 
 
 def find_nearest_rows(

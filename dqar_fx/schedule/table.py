@@ -16,7 +16,7 @@ from dqar_fx.errors import ScheduleError
 
 from .action import LETTERS, Action
 from .forecast import MAX_ORDER, points_of
-from .run import read_noise
+from .run import RunShape, count_solver_steps, name_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +55,8 @@ class BranchTable:
             so does a trajectory that has kept other steps. Empty where the method weighs all.
         noise: Signal-to-noise ratio of the latent at each step that the table is for; empty
             where it is not known. Equality ignores it.
+        calls: Which call of its solver's step each step of the table is, see `RunShape`; empty
+            where each is the only one. Equality ignores it.
         resample: Whether runs of another number of steps may be made of it, by
             `Schedule.from_table` and `Schedule.for_run`; if not, it is good for its own
             number alone. Equality ignores it.
@@ -76,6 +78,7 @@ class BranchTable:
     weights: NDArray[np.float64] = field(default_factory=no_weights, repr=False)
     noise: tuple[float, ...] = field(default=(), repr=False)
     resample: bool = False
+    calls: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         actions = np.array(self.actions)
@@ -294,6 +297,8 @@ class BranchTable:
             content["weights"] = self.weights.tolist()
         if self.resample:
             content["resample"] = True
+        if self.calls:
+            content["calls"] = self.calls
         if self.noise:  # JSON has no infinity: null is a latent without noise
             content["noise"] = [None if np.isinf(ratio) else ratio for ratio in self.noise]
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
@@ -313,7 +318,7 @@ class BranchTable:
             orders = np.array(content.get("orders") or [[0]], np.int8).T
             weights = np.array(content.get("weights") or no_weights(), np.float64)
             ratios = [np.inf if each is None else each for each in content.get("noise", ())]
-            noise = read_noise(ratios)
+            known = RunShape.of(len(actions), content.get("calls", ()), ratios or None)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ScheduleError(
                 f"no branch table can be read from {path}: {type(error).__name__}: {error}"
@@ -326,9 +331,15 @@ class BranchTable:
             method=content.get("method", "taylor"),
             around=tuple(tuple(each) for each in content.get("around", ())),
             weights=weights,
-            noise=noise,
+            noise=known.noise,
             resample=content.get("resample", False),
+            calls=known.calls,
         )
+
+    @property
+    def num_solver_steps(self) -> int:
+        """Steps of the solver; fewer than those of the table where one has several calls."""
+        return count_solver_steps(self.num_steps, self.calls)
 
     @property
     def num_steps(self) -> int:
@@ -376,8 +387,8 @@ class BranchTable:
         width = max((len(path) for path in self.sites), default=0)
         ruler = "".join(f"{step:<10d}" for step in range(0, self.num_steps, 10))
         lines = [
-            f"{self.num_steps} steps x {len(self.sites)} sites, {len(self.rows)} distinct "
-            f"rows, reuse ratio {self.reuse_ratio:.3f}",
+            f"{name_rows(self.num_steps, self.num_solver_steps)} x {len(self.sites)} sites, "
+            f"{len(self.rows)} distinct rows, reuse ratio {self.reuse_ratio:.3f}",
             "C compute, S compute and store, R reuse" + self._legend(),
             f"{'step':>{width}}  {ruler}".rstrip(),
         ]

@@ -73,6 +73,7 @@ class TableMaker:
             weights=weights,
             noise=noise,
             resample=self.resample,
+            calls=self.run.calls,
         )
 
     def orders_of(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from dqar_fx.notices import Once
 from dqar_fx.schedule.action import Action
+from dqar_fx.schedule.run import kind_of_rows
 from dqar_fx.schedule.table import READING
 
 from .reasons import LOST, Reason
@@ -88,6 +89,8 @@ class Run:
         once: What warns of each reason at most once.
         calls: What was done, in order.
         is_ended: Whether no call will come any more.
+        num_solver_steps: Steps of the scheduler in the whole run, where known; fewer than
+            `length` where one calls the denoiser several times.
         restarts: How many runs in a row before this one ended long before their last step,
             where timesteps alone told where a run begins.
     """
@@ -100,6 +103,7 @@ class Run:
     calls: list[LoggedCall] = field(default_factory=list)
     is_ended: bool = False
     restarts: int = 0
+    num_solver_steps: int | None = None
 
     @property
     def last(self) -> int:
@@ -166,12 +170,38 @@ class Run:
 
     def describe(self) -> str:
         """One line: how far it went, what was reused and what was promised."""
-        length = "" if self.length is None else f" of {self.length}"
         lacking = "".join(f"; {n} not, since {why}" for why, n in self.reasons.items())
         return (
-            f"run of steps {self.first} to {self.last}{length}: {len(self.calls)} calls, "
+            f"run of {name_stretch(self)}: {len(self.calls)} calls, "
             f"{self.num_reused} of {self.num_promised} promised cells reused{lacking}"
         )
+
+
+class Stretched(Protocol):
+    """Rows that were walked, of a run that may be longer."""
+
+    @property
+    def first(self) -> int:
+        """The first row."""
+
+    @property
+    def last(self) -> int:
+        """The last row that was called."""
+
+    @property
+    def length(self) -> int | None:
+        """Rows of the whole run, where known."""
+
+    @property
+    def num_solver_steps(self) -> int | None:
+        """Steps of the scheduler in the whole run, where known."""
+
+
+def name_stretch(run: Stretched) -> str:
+    """Name the rows of a run that were walked: steps, or evaluations where steps are fewer."""
+    kind, more = kind_of_rows(run.length, run.num_solver_steps)
+    length = "" if run.length is None else f" of {run.length}"
+    return f"{kind} {run.first} to {run.last}{length}{more}"
 
 
 def count_reasons(calls: Iterable[LoggedCall]) -> dict[str, int]:

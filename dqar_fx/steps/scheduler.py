@@ -15,7 +15,7 @@ import torch
 
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.noise import noise_as_set
-from dqar_fx.schedule.run import RunShape, calls_as_set
+from dqar_fx.schedule.run import RunShape, calls_as_set, count_solver_steps
 
 from .timesteps import find_start, find_value
 
@@ -74,9 +74,23 @@ class SchedulerRun:
         rows = len(self.timesteps)
         try:
             noise = noise_as_set(self.scheduler)
-            return RunShape.of(rows, calls_as_set(self.scheduler), noise)
+            return RunShape.of(rows, self.calls, noise)
         except (ScheduleError, AttributeError, IndexError, TypeError, ValueError):
-            return RunShape(rows)  # a scheduler whose noise levels are not known
+            return RunShape.of(rows, self.calls, None)  # its noise levels are not known
+
+    @cached_property
+    def calls(self) -> tuple[int, ...]:
+        """Which call of its step each timestep is; empty where that is not known."""
+        try:
+            found = calls_as_set(self.scheduler)
+        except (ScheduleError, TypeError, ValueError, ZeroDivisionError):
+            return ()
+        return found if len(found) == len(self.timesteps) else ()
+
+    @property
+    def num_solver_steps(self) -> int:
+        """Steps of the solver, each with one call of the denoiser or several."""
+        return count_solver_steps(len(self.timesteps), self.calls)
 
 
 class SchedulerReader:

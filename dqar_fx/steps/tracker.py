@@ -271,6 +271,8 @@ class StepTracker:
             now.scheduler_run = (
                 cast("SchedulerRun", reading.token) if is_told else self._unheeded
             )
+            if now.scheduler_run is not None:
+                run.num_solver_steps = now.scheduler_run.num_solver_steps
         elif steps:
             if found is not None and now.latest is not None and found != now.latest:
                 now.direction = 1 if found > now.latest else -1

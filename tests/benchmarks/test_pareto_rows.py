@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, FlowMatchHeunDiscreteScheduler
 from torch import nn
 
 import dqar_fx
@@ -38,7 +39,7 @@ from benchmarks.harness.store import Piece, file_name
 from benchmarks.pareto.front import draw, make_caption, make_title
 from benchmarks.pareto.lineup import line_up
 from benchmarks.pareto.options import Options
-from benchmarks.pareto.table import format_judged, format_notes, format_table
+from benchmarks.pareto.table import format_judged, format_notes, format_table, list_counts
 from benchmarks.pareto.verdict import (
     choose_judged,
     find_best,
@@ -437,6 +438,29 @@ def test_timed_waits_at_the_first_call_and_the_last(monkeypatch):
     assert marks[0] < marks[1]
     assert not module._forward_hooks
     assert not module._forward_pre_hooks
+
+
+def test_evaluations_are_counted_beside_steps():
+    plain = Bench(
+        SimpleNamespace(scheduler=DDIMScheduler()), None, None, 2, 6, CPU, "regional"
+    )
+    heun = Entrant(nn.Identity(), scheduler=FlowMatchHeunDiscreteScheduler())
+    assert plain.count_evaluations(Entrant(nn.Identity()), 6) == 6
+    assert plain.count_evaluations(heun, 6) == 11
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"evaluations": 4}, set()),
+        ({"evaluations": 7}, {"steps", "evaluations"}),
+        ({"evaluations": 4, "trials": 150}, {"trials"}),
+    ],
+    ids=["one each", "more", "searched"],
+)
+def test_table_has_columns_of_evaluations_and_trials_where_rows_do(facts, named):
+    row = Row("a", "a", EAGER, None, ATTENTION.title, "ours", 4, **facts)
+    assert {column.header for column in list_counts([row])} == named
 
 
 def test_stand_in_has_the_attributes_of_what_it_stands_for():

@@ -11,6 +11,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
     KDPM2DiscreteScheduler,
+    PNDMScheduler,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from dqar_fx import BranchTable, Schedule, ScheduleError, entropy_gate, policy_gate, snr_gate
 from dqar_fx.prior_art import fora, magcache, taylorseer
 from dqar_fx.schedule.rules import AnyModelRule
-from dqar_fx.schedule.run import RunShape, calls_as_set
+from dqar_fx.schedule.run import RunShape, calls_as_set, name_rows
 from tests.helpers.random_calibrations import PATHS, random_calibration, random_policy
 from tests.helpers.random_schedules import AGES, SITES, STEPS, paths
 from tests.helpers.table_texts import texts_of
@@ -305,6 +306,40 @@ def test_calls_as_set_are_those_of_second_order_schedulers(make):
         seen.append(int(not scheduler.state_in_first_order))
         latent = scheduler.step(torch.zeros(1), timestep, latent).prev_sample
     assert found == tuple(seen) == (0, 1, 0, 1, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("skips", "expected"),
+    [(False, (*(0, 1, 2, 3) * 3, 0, 0)), (True, (0, 1, 0, 0, 0, 0))],
+    ids=["Runge-Kutta", "skipped"],
+)
+def test_calls_as_set_of_pndm_are_those_of_its_first_steps(skips, expected):
+    scheduler = PNDMScheduler(skip_prk_steps=skips)
+    scheduler.set_timesteps(5)
+    assert calls_as_set(scheduler) == expected
+    assert RunShape.of(len(expected), expected, None).num_solver_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("run", "named"),
+    [
+        (RunShape(5), "5 steps"),
+        (RunShape(5, (0, 1, 0, 1, 0)), "5 evaluations (3 steps of the solver)"),
+    ],
+)
+def test_rows_are_steps_or_evaluations(run, named):
+    assert name_rows(run.num_rows, run.num_solver_steps) == named
+
+
+def test_table_tells_evaluations_from_steps_also_once_it_was_saved(tmp_path):
+    table = Schedule.interval(every=3).for_run(5, calls=(0, 1, 0, 1, 0)).resolve("ab")
+    table.save(tmp_path / "table.json")
+    for each in (table, BranchTable.load(tmp_path / "table.json")):
+        assert each.num_solver_steps == 3
+        assert str(each).startswith("5 evaluations (3 steps of the solver) x 2 sites")
+    plain = Schedule.interval(5, 3).resolve("ab")
+    assert plain == table
+    assert str(plain).startswith("5 steps x 2 sites")
 
 
 def test_calls_as_set_of_first_order_are_zero():
