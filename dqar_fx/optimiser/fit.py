@@ -20,7 +20,7 @@ from dqar_fx.builder.builder import Builder
 from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.calibration.observe import ObservedDenoiser
 from dqar_fx.calibration.pipeline_run import check_pipeline, count_timesteps
-from dqar_fx.errors import ScheduleError
+from dqar_fx.errors import ScheduleError, check_known
 from dqar_fx.passes import FORMATS
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.schedule.action import Action
@@ -62,6 +62,7 @@ def fit_forecasts(
     num_steps: int | None = None,
     seed: int = 0,
     ridge: float = RIDGE,
+    cache: str = "same",
     **call: Any,
 ) -> Schedule:
     """Fit the weights of a schedule's forecasts to a model.
@@ -82,6 +83,8 @@ def fit_forecasts(
         ridge: What holds the weights where they are, as a share of the mean squared effect of
             a weight; above 0. A strong one (1) gains less on these pictures, and may gain
             more on others where computed steps are far between.
+        cache: The format of what is kept, as for ``transform``: weights are fitted to what is
+            read from it.
         **call: More arguments of the pipeline, such as ``guidance_scale``.
 
     Returns:
@@ -91,10 +94,12 @@ def fit_forecasts(
     Raises:
         ScheduleError: Nothing is forecast, the schedule does not fit the pipeline, or the
             ridge is out of range.
+        OptionError: The format is unknown.
         DqarError: The pipeline has no transformer or no scheduler.
     """
     check_pipeline(pipeline)
     check_inputs(inputs)
+    check_known("cache=", cache, FORMATS)
     if not 0 < ridge < np.inf:
         raise ScheduleError(f"ridge={ridge!r}: expected a number above 0, such as {RIDGE}")
     if sites is None:
@@ -114,11 +119,15 @@ def fit_forecasts(
         )
     job = PipelineJob(pipeline, tuple(inputs), seed, steps, len(inputs), call)
     wanted = sites if isinstance(sites, str) else tuple(sites)
-    return fit(job, schedule.for_run(length), wanted, ridge)
+    return fit(job, schedule.for_run(length), wanted, ridge, cache)
 
 
 def fit(
-    job: PipelineJob, schedule: Schedule, sites: str | tuple[str, ...], ridge: float = RIDGE
+    job: PipelineJob,
+    schedule: Schedule,
+    sites: str | tuple[str, ...],
+    ridge: float = RIDGE,
+    cache: str = "same",
 ) -> Schedule:
     """Fit a schedule's weights to the model of a job, whose inputs are one batch.
 
@@ -126,7 +135,7 @@ def fit(
         ScheduleError: The schedule forecasts nothing.
     """
     model, fitted = job.pipeline.transformer, FittedWeights(ridge)
-    builder = Builder(schedule, sites, "output", FORMATS["same"])
+    builder = Builder(schedule, sites, "output", FORMATS[cache])
     eager = CompileOptions.of(None)
     denoiser = ObservedDenoiser(
         model,
