@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from dqar_fx.plan.slots import Slots
     from dqar_fx.schedule.table import BranchTable
 
+WARN_FROM = 0.1
+"""Share of a trajectory's forecasts that amplify too much, from which on that is said: a few
+that do, where a trajectory begins, do no harm that pictures show."""
+
 
 @dataclass(frozen=True)
 class ForecastCell:
@@ -71,7 +75,8 @@ class ForecastNoise:
             kept = state.kept[column]
             if len(kept) > 1:
                 change = self._change(slots, column) * (step - kept[0]) / (kept[0] - kept[1])
-                order, factor = int(table.orders[step, column]), amplify(weights[column])
+                order = min(int(table.orders[step, column]), len(kept) - 1)
+                factor = amplify(weights[column])
                 self.cells.append(ForecastCell(step, column, order, factor, change))
 
     def _change(self, slots: Slots, column: int) -> torch.Tensor:
@@ -82,7 +87,7 @@ class ForecastNoise:
         return (apart.square() - 2 * self.cache.rounding**2).clamp(min=0).sqrt()
 
     def report(self, table: BranchTable) -> None:
-        """Warn of forecasts that amplify more than they predict; waits for the device."""
+        """Warn if many forecasts amplify more than they predict; waits for the device."""
         cells, self.cells = self.cells, []
         if not cells or cells[0].change.is_meta:
             return
@@ -93,9 +98,10 @@ class ForecastNoise:
             for change, cell in zip(changes, cells, strict=True)
             if rounding * cell.factor > change
         ]
-        if not beyond:
+        if len(beyond) < max(WARN_FROM * len(cells), 1):
             return
         _, change, cell = max(beyond, key=lambda found: found[0])
+        lower = f"a lower order, forecast({cell.order - 1}); " if cell.order > 1 else ""
         wanted = max(2 * table.damping, 0.5)
         warn(
             f"{len(beyond)} of {len(cells)} forecasts amplify the rounding of "
@@ -103,9 +109,8 @@ class ForecastNoise:
             f"{table.where(cell.step, cell.column)}: order {cell.order} makes "
             f"{rounding * cell.factor:.2%} of a rounding error of {rounding:.2%} (times "
             f"{cell.factor:.2f}), where the output is to change by {change:.2%} of its size. "
-            f"Take a lower order, forecast({max(cell.order - 1, 1)}), or reuse; or more "
-            f"damping, forecast({cell.order}, damping={wanted:.2g}); or a wider format, "
-            "cache='fp16'",
+            f"Take {lower}more damping, forecast({cell.order}, damping={wanted:.2g}); or a "
+            "wider format, cache='fp16'",
             ForecastNoiseWarning,
         )
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 MAX_ORDER = 3
 TRAVEL = 3.0
 """How far a site's output moves in a trajectory, relative to its size: number of steps times
-the change per step. It was 2.9 with 20 steps of DPM-Solver++ and 3.1 with 50 of DDIM, both
-of the reference pipeline."""
+the change per step. It was 2.9 with 20 steps of DPM-Solver++, 3.1 with 50 of DDIM, both of the
+reference pipeline."""
 NEGLIGIBLE = 2.0**-8
-"""A rounding error that is smaller than this, relative to what is kept, is not worth damping."""
+"""A rounding error below this, relative to what is kept, is not worth damping."""
 
 
 def taylor(kept: Weights, step: float) -> Weights:
@@ -89,7 +89,7 @@ METHODS: dict[str, Callable[[Weights, float], Weights]] = {
 
 
 def damp(weights: Weights, kept: Weights, order: int, damping: float) -> Weights:
-    """Shrink the weights of a forecast, so that it amplifies less of what is noise in its past.
+    """Shrink the weights of a forecast, so that it amplifies less noise of what it reads.
 
     Of all weights that add up to 1, these have the least sum of the noise that they amplify
     and of what they change in the forecast of a smooth curve::
@@ -100,7 +100,7 @@ def damp(weights: Weights, kept: Weights, order: int, damping: float) -> Weights
     where ``distance`` is that between kept steps. The curve is one whose derivatives of all
     orders are as large as its change from one kept step to the next. In the basis of singular
     vectors each component shrinks by ``s^2 / (s^2 + noise)``: towards the mean of what is
-    kept, which amplifies nothing.
+    kept, which no weights beat where all is noise.
 
     Args:
         weights: Weights that add up to 1, float64 ``[points]``.
