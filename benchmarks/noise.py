@@ -57,7 +57,7 @@ QUICK = {"steps": 12, "pictures": 2, "watched": 2, "every": (2,), "ages": (1,), 
 EXACT, ROUNDED = "fp32", "W8A8"
 SOURCES = (EXACT, "bf16", "fp16", "fp8", "int8", ROUNDED)
 """Where noise comes from: nowhere, formats of the cache, and the denoiser itself."""
-STRENGTHS = (0.0, 1.0, 2.0)
+STRENGTHS = (0.0, 1.0)
 """How much runs are damped, as shares of what their noise asks for."""
 
 Sites = dict[str, torch.Tensor]
