@@ -54,7 +54,7 @@ from dqar_fx.passes import FORMATS, TensorSpec
 from dqar_fx.passes.support.graphs import graph_outputs
 from dqar_fx.schedule.forecast import MAX_ORDER, TRAVEL, amplify, weigh
 
-QUICK = {"steps": 12, "pictures": 2, "watched": 2, "every": (2,), "ages": (1,), "teacher": 12}
+QUICK = {"steps": 9, "pictures": 2, "watched": 2, "every": (2,), "ages": (1,), "teacher": 12}
 EXACT, ROUNDED = "fp32", "W8A8"
 SOURCES = (EXACT, "bf16", "fp16", "fp8", "int8", ROUNDED)
 """Where noise comes from: nowhere, formats of the cache, and the denoiser itself."""
