@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from .rules import Rule
     from .table import Around, BranchTable
 
+BY_CACHE = "cache"
+"""Damping that is left to the format of what is kept."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -52,8 +55,7 @@ class Schedule:
             None for no limit.
         order: Order of the forecast that replaces reuse; 0 for plain reuse.
         method: How to forecast, a name of `forecast.METHODS`.
-        damping: How much forecasts are damped, see `forecast`; None for as much as the format
-            of what is kept asks for.
+        damping: How much forecasts are damped, see `forecast`.
         sites: The sites that the schedule is meant for, as for ``transform``; None for any.
         resample: Whether `for_run` may make a schedule of another number of steps from this
             one: each row then does what the row of the nearest noise level does.
@@ -70,14 +72,14 @@ class Schedule:
     max_age: int | None = None
     order: int = 0
     method: str = "taylor"
-    damping: float | None = None
+    damping: float | str = 0.0
     sites: str | tuple[str, ...] | None = None
     resample: bool = field(default=False, repr=False)
     run: RunShape | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_known_at_least(1, num_steps=self.num_steps, max_age=self.max_age)
-        check_damping(0.0 if self.damping is None else self.damping)
+        check_damping(0.0 if self.damping == BY_CACHE else self.damping)
         if not isinstance(self.rule, WrittenActions):
             return
         if len(self.rule.letters) != self.num_steps:
@@ -189,7 +191,7 @@ class Schedule:
         max_age: int | None = None,
         orders: ArrayLike | None = None,
         method: str = "taylor",
-        damping: float | None = None,
+        damping: float | str = 0.0,
         weights: ArrayLike | None = None,
         resample: bool = False,
         noise: ArrayLike | None = None,
@@ -303,7 +305,7 @@ class Schedule:
         return points_of(self.method, self.order or self.rule.max_order)
 
     def forecast(
-        self, order: int = 1, method: str = "taylor", *, damping: float | None = None
+        self, order: int = 1, method: str = "taylor", *, damping: float | str = 0.0
     ) -> Schedule:
         """Return the same schedule with forecasts in place of reuse.
 
@@ -314,9 +316,9 @@ class Schedule:
                 to one more point than it needs).
             damping: Noise of what is kept, by its change from one step to the next: the
                 larger, the nearer weights are to those of a mean, which amplifies none. 0
-                leaves the method's weights as they are. None takes what the ``cache`` of
-                `transform` asks for: nothing for 16 bits and more; its rounding error, by a
-                change of 3 / number of steps, for 8 bits.
+                leaves the method's weights as they are. ``"cache"`` takes what the ``cache``
+                of `transform` asks for: nothing for 16 bits and more; its rounding error, by
+                a change of 3 / number of steps, for 8 bits.
 
         Raises:
             ScheduleError: The order or the damping is out of range, or the method is unknown.
@@ -390,7 +392,7 @@ class Schedule:
             around: For each site, the columns of the sites that contain it; empty if none
                 does.
             rounding: Root mean square of what keeping an output adds to it in error, relative
-                to it: what forecasts are damped for, unless the schedule says how much.
+                to it: what forecasts are damped for where the schedule leaves it to the cache.
 
         Raises:
             ScheduleError: The rule is written out for another number of sites, or the table
@@ -406,7 +408,7 @@ class Schedule:
         fixed = self.for_run(self.num_steps)
         run = RunShape(self.num_steps) if fixed.run is None else fixed.run
         damping = self.damping
-        if damping is None:
+        if isinstance(damping, str):
             damping = damping_for(rounding, run.num_rows)
         how = fixed.max_age, fixed.order, fixed.method, fixed.resample, damping
         return TableMaker(fixed.rule, run, *how).make(tuple(map(str, sites)), around)

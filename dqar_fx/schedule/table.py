@@ -395,17 +395,17 @@ class BranchTable:
         return "\n".join(lines)
 
 
-def check_damping(damping: float) -> None:
+def check_damping(damping: float | str) -> None:
     """Check how much forecasts are to be damped.
 
     Raises:
         ScheduleError: It is no finite number of at least 0.
     """
     is_number = isinstance(damping, int | float) and not isinstance(damping, bool)
-    if not is_number or not 0 <= damping < np.inf:
+    if isinstance(damping, str) or not is_number or not 0 <= damping < np.inf:
         raise ScheduleError(
             f"damping={damping!r}: expected the noise of what is kept by its change per "
-            "step, a number of at least 0 such as 0.1"
+            "step, a number of at least 0 such as 0.1; of a schedule, or 'cache'"
         )
 
 

@@ -88,22 +88,23 @@ def test_noise_of_reuse_is_not_warned_of(captured):
 # ---- weights -------------------------------------------------------------------------------
 
 
-def test_forecasts_of_eight_bits_are_damped(captured):
+def test_forecasts_left_to_the_cache_are_damped_for_eight_bits(captured):
     case, find = captured
-    denoiser = find("int8", Schedule.interval(STEPS, 3, warmup=3).forecast(2))
+    near = Schedule.interval(STEPS, 3, warmup=3)
+    denoiser = find("int8", near.forecast(2, damping="cache"))
     table = denoiser.table
     assert table.damping == damping_for(FORMATS["int8"].rounding, STEPS) > 0
-    plain = find("int8", Schedule.interval(STEPS, 3, warmup=3).forecast(2, damping=0.0))
+    plain = find("int8", near.forecast(2))
     assert np.array_equal(plain.table.actions, table.actions)
     assert plain.table.damping == 0
-    near, far = (run(each, case, 0.05) for each in (denoiser, plain))
-    assert not all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
+    damped, other = (run(each, case, 0.05) for each in (denoiser, plain))
+    assert not all(torch.equal(a, b) for a, b in zip(damped, other, strict=True))
 
 
 @pytest.mark.parametrize("cache", ["same", "fp16", "bf16"])
 def test_forecasts_of_sixteen_bits_and_more_are_as_without_damping(captured, cache):
     case, find = captured
-    schedules = (FAR.forecast(3), FAR.forecast(3, damping=0.0))
+    schedules = (FAR.forecast(3, damping="cache"), FAR.forecast(3))
     first, second = (run(find(cache, each), case, 0.05) for each in schedules)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 

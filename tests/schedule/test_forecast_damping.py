@@ -17,6 +17,7 @@ from dqar_fx.schedule.forecast import METHODS, amplify, damping_for, points_of, 
 DRAWS = 40_000
 SITES = ("a", "b")
 PLAIN = Schedule.interval(20, 3).forecast(2)
+BY_CACHE = Schedule.interval(20, 3).forecast(2, damping="cache")
 
 steps_kept = st.lists(st.integers(0, 40), min_size=2, max_size=5, unique=True).map(
     lambda steps: sorted(steps, reverse=True)
@@ -135,9 +136,9 @@ def test_damped_forecasts_of_noisy_curves_are_nearer(order, damping):
 
 
 @pytest.mark.parametrize("cache", FORMATS)
-def test_table_is_damped_where_its_format_has_eight_bits(cache):
+def test_table_left_to_its_format_is_damped_has_eight_bits(cache):
     rounding = FORMATS[cache].rounding
-    table = PLAIN.resolve(SITES, rounding=rounding)
+    table = BY_CACHE.resolve(SITES, rounding=rounding)
     has_eight = cache in ("int8", "int8-per-channel", "fp8")
     assert table.damping == (pytest.approx(rounding * 20 / 3) if has_eight else 0.0)
     assert (table == PLAIN.resolve(SITES)) is not has_eight
@@ -149,6 +150,7 @@ def test_table_is_damped_by_more_where_steps_are_smaller():
 
 def test_table_has_the_damping_that_the_schedule_says():
     rounding = FORMATS["int8"].rounding
+    assert PLAIN.resolve(SITES, rounding=rounding) == PLAIN.resolve(SITES)
     for damping in (0.0, 0.3):
         schedule = Schedule.interval(20, 3).forecast(2, damping=damping)
         assert schedule.resolve(SITES, rounding=rounding).damping == damping
@@ -179,6 +181,6 @@ def test_damping_that_is_none_is_refused(damping):
 
 
 def test_damped_and_other_forecasts_are_not_combined():
-    damped, plain = (Schedule.interval(9, 3).forecast(1, damping=d) for d in (0.1, None))
+    damped, plain = (Schedule.interval(9, 3).forecast(1, damping=d) for d in (0.1, 0.0))
     with pytest.raises(ScheduleError, match="combine schedules first"):
         damped & plain
