@@ -109,8 +109,8 @@ class ForecastNoise:
             f"{table.where(cell.step, cell.column)}: order {cell.order} makes "
             f"{rounding * cell.factor:.2%} of a rounding error of {rounding:.2%} (times "
             f"{cell.factor:.2f}), where the output is to change by {change:.2%} of its size. "
-            f"Take {lower}more damping, forecast({cell.order}, damping={wanted:.2g}); or a "
-            "wider format, cache='fp16'",
+            f"Take a wider format, cache='fp16'; {lower}or damping, "
+            f"forecast({cell.order}, damping={wanted:.2g})",
             ForecastNoiseWarning,
         )
 

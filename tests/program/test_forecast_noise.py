@@ -65,7 +65,8 @@ def test_noise_of_int8_at_order_3_and_small_changes_is_warned_of_once(captured):
     assert "site 0 (transformer_blocks.0.attn1)" in text
     assert re.search(r"order [23] makes [\d.]+% of", text)
     assert "a rounding error of 0.80% (times" in text
-    assert re.search(r"Take a lower order, forecast\([12]\); more damping, forecast", text)
+    assert "Take a wider format, cache='fp16'; a lower order, forecast(" in text
+    assert re.search(r"or damping, forecast\([23], damping=0.5\)$", text)
     assert noises(denoiser, case, 1e-5) == []
 
 
