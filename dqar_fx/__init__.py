@@ -17,7 +17,15 @@ from .calibration.policy import Policy
 from .costs import DeviceProfile, Report, compare, measure_profile
 from .costs.memory import MemoryPlan
 from .denoiser.denoiser import Denoiser
-from .errors import CaptureError, DqarError, OptionError, ScheduleError, SiteError, StepError
+from .errors import (
+    CaptureError,
+    DqarError,
+    ForecastNoiseWarning,
+    OptionError,
+    ScheduleError,
+    SiteError,
+    StepError,
+)
 from .guidance.guidance import Guidance
 from .inspect import GraphDiff, graph_diff
 from .optimiser import (
@@ -51,6 +59,7 @@ __all__ = [
     "DeviceProfile",
     "DqarError",
     "FittedSolver",
+    "ForecastNoiseWarning",
     "Front",
     "GraphDiff",
     "Guidance",

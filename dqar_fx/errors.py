@@ -1,4 +1,4 @@
-"""Errors of the package: each says what, where, found and expected, and what to do."""
+"""Errors and warnings: each says what, where, found and expected, and what to do."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class OptionError(DqarError):
 
 class StepError(DqarError):
     """The step of a call is unknown, or lies outside of the branch table."""
+
+
+class ForecastNoiseWarning(UserWarning):
+    """Forecasts amplify the rounding of what is kept beyond the change that they predict."""
 
 
 def check_known(

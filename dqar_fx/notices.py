@@ -10,7 +10,7 @@ PASSING_ON = ("dqar_fx", "torch", "diffusers", "accelerate")
 """Packages whose frames lie between the user's line and what warns."""
 
 
-def warn(text: str) -> None:
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
     """Warn, with the line outside of `PASSING_ON` that led here, such as ``pipe(...)``."""
     frames = (frame for frame, _ in walk_stack(sys._getframe()))
     names = (frame.f_globals.get("__name__", "") for frame in frames)
@@ -19,7 +19,7 @@ def warn(text: str) -> None:
         for level, name in enumerate(names, start=1)
         if name.partition(".")[0] not in PASSING_ON
     )
-    warnings.warn(text, stacklevel=next(levels, 1))
+    warnings.warn(text, category, stacklevel=next(levels, 1))
 
 
 class Once:

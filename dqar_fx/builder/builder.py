@@ -121,7 +121,7 @@ class Builder:
         refuse_format(self.cache, (spec for match in chosen for spec in match.site.kept))
         paths = [match.site.path for match in chosen]
         around = find_around(chosen)
-        table = table_before_run(self.schedule, paths, around)
+        table = table_before_run(self.schedule, paths, around, self.cache)
         history = max(count_kept(each, paths, around) for each in self.schedules)
 
         bound = {"matches": chosen, "cache": self.cache, "history": history}
@@ -134,7 +134,7 @@ class Builder:
             model,
             args,
             kwargs,
-            graphs=Graphs(captured.capture, graph, make_plan(outlined), is_settled=compiled),
+            graphs=Graphs(captured.capture, graph, make_plan(outlined), compiled, self.cache),
             table=table,
             lowering=Lowering(options, observe_regions),
             explanation=Explanation(

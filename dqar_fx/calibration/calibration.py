@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dqar_fx.errors import ScheduleError
+from dqar_fx.errors import ScheduleError, check_known
+from dqar_fx.passes import FORMATS
 
 from .fingerprint import Fingerprint
 
@@ -111,6 +112,30 @@ class Calibration(CalibratedSites):
     def max_age(self) -> int:
         """Largest age, in steps, that was measured."""
         return int(self.change.shape[2])
+
+    def damping(self, rounding: float | str) -> float:
+        """Work out how much to damp forecasts: ``Schedule.forecast(damping=...)``.
+
+        Args:
+            rounding: Root mean square of the noise in what is kept, relative to it; or the
+                format that it is kept in, whose rounding is the noise.
+
+        Returns:
+            The noise by the mean change of a site from one step to the next.
+
+        Raises:
+            OptionError: The format is unknown.
+            ScheduleError: The calibration is of a single step.
+        """
+        if isinstance(rounding, str):
+            rounding = FORMATS[check_known("rounding=", rounding, FORMATS)].rounding
+        changes = self.change[:, :, 0]
+        if not np.isfinite(changes).any():
+            raise ScheduleError(
+                f"a calibration of {self.num_steps} steps has no change from one step to the "
+                "next: calibrate with two steps or more"
+            )
+        return rounding / float(np.nanmean(changes))
 
     def save(self, folder: str | Path) -> None:
         """Write ``calibration.safetensors`` and ``calibration.json`` to a folder."""

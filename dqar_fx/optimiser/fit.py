@@ -20,7 +20,7 @@ from dqar_fx.builder.builder import Builder
 from dqar_fx.calibration.fingerprint import Fingerprint
 from dqar_fx.calibration.observe import ObservedDenoiser
 from dqar_fx.calibration.pipeline_run import check_pipeline, count_timesteps
-from dqar_fx.errors import ScheduleError
+from dqar_fx.errors import ScheduleError, check_known
 from dqar_fx.passes import FORMATS
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.schedule.action import Action
@@ -66,6 +66,7 @@ def fit_forecasts(
     seed: int = 0,
     ridge: float = RIDGE,
     teacher: Teacher | None = None,
+    cache: str = "same",
     **call: Any,
 ) -> Schedule:
     """Fit the weights of a schedule's forecasts to a model.
@@ -90,6 +91,8 @@ def fit_forecasts(
             comes nearest to where the teacher is at the next noise level, and mends what the
             solver has left out before. By default the aim is what the untransformed model
             gives for the same sample.
+        cache: The format of what is kept, as for ``transform``: weights are fitted to what is
+            read from it.
         **call: More arguments of the pipeline, such as ``guidance_scale``.
 
     Returns:
@@ -99,11 +102,13 @@ def fit_forecasts(
     Raises:
         ScheduleError: Nothing is forecast, the schedule does not fit the pipeline, the ridge
             is out of range, or the pipeline's steps are none that a teacher could aim at.
-        OptionError: The scheduler does not say what the model was trained for.
+        OptionError: The scheduler does not say what the model was trained for, or the format
+            is unknown.
         DqarError: The pipeline has no transformer or no scheduler.
     """
     check_pipeline(pipeline)
     check_inputs(inputs)
+    check_known("cache=", cache, FORMATS)
     if not 0 < ridge < np.inf:
         raise ScheduleError(f"ridge={ridge!r}: expected a number above 0, such as {RIDGE}")
     if teacher is not None:
@@ -126,7 +131,7 @@ def fit_forecasts(
         )
     job = PipelineJob(pipeline, tuple(inputs), seed, steps, len(inputs), call)
     wanted = sites if isinstance(sites, str) else tuple(sites)
-    return fit(job, schedule.for_run(length), wanted, ridge, teacher)
+    return fit(job, schedule.for_run(length), wanted, ridge, teacher, cache)
 
 
 def fit(
@@ -135,6 +140,7 @@ def fit(
     sites: str | tuple[str, ...],
     ridge: float = RIDGE,
     teacher: Teacher | None = None,
+    cache: str = "same",
 ) -> Schedule:
     """Fit a schedule's weights to the model of a job, whose inputs are one batch.
 
@@ -142,7 +148,7 @@ def fit(
         ScheduleError: The schedule forecasts nothing.
     """
     model, fitted = job.pipeline.transformer, FittedWeights(ridge)
-    builder = Builder(schedule, sites, "output", FORMATS["same"])
+    builder = Builder(schedule, sites, "output", FORMATS[cache])
     eager = CompileOptions.of(None)
     denoiser = ObservedDenoiser(
         model,

@@ -47,8 +47,9 @@ class ForecastSpace:
         for step, site in np.argwhere(self.is_forecast):
             kept, order = table.kept[step][site], int(table.orders[step, site])
             given = table.weights_for(step, site, kept)
-            row = weigh(table.method, kept, step, order) if given is None else given
-            found[step, site, : len(row)] = row
+            if given is None:
+                given = weigh(table.method, kept, step, order, table.damping).tolist()
+            found[step, site, : len(given)] = given
         return found
 
     @cached_property

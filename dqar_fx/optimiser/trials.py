@@ -137,7 +137,8 @@ def digest_of(table: BranchTable, guidance: Guidance | None) -> str:
     """Digest a table and guidance: equal text for equal ones."""
     arrays = (table.actions, table.orders, table.weights)
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays))
-    digest.update(repr((table.sites, table.method, table.actions.shape)).encode())
+    how = (table.method, table.damping) if table.damping else (table.method,)
+    digest.update(repr((table.sites, *how, table.actions.shape)).encode())
     if guidance is not None:
         digest.update(repr(guidance).encode())
     return digest.hexdigest()[:32]

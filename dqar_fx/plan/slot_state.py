@@ -107,5 +107,5 @@ class SlotState:
     ) -> tuple[float, ...]:
         known = table.weights_for(step, site, self.kept[site])
         if known is None:
-            known = weigh(table.method, self.kept[site], step, order).tolist()
+            known = weigh(table.method, self.kept[site], step, order, table.damping).tolist()
         return (*known, *[0.0] * (self.history - len(known)))

@@ -23,6 +23,7 @@ from .slot_state import SlotState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dqar_fx.passes import CacheFormat
     from dqar_fx.schedule.table import BranchTable
 
     from .slot_state import Actions
@@ -126,6 +127,14 @@ class Slots:
         if places:
             place = (place + places[column]) % self.history
         return self.buffers[column, value, place, part]
+
+    def read(self, column: int, place: int, cache: CacheFormat) -> list[torch.Tensor]:
+        """Read what a site has kept in a place of its history, 0 for the newest: float32."""
+        parts: dict[int, list[torch.Tensor]] = {}
+        for key in sorted(self.specs):
+            if key[0] == column and key[2] == place:
+                parts.setdefault(key[1], []).append(self.buffer(key, self.slot_state.newest))
+        return [cache.read(part, torch.float32).float() for part in parts.values()]
 
 
 def plan_slots(

@@ -10,6 +10,7 @@ from dqar_fx.schedule.schedule import Schedule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dqar_fx.passes import CacheFormat
     from dqar_fx.schedule.run import RunShape
     from dqar_fx.schedule.table import Around, BranchTable
 
@@ -33,14 +34,18 @@ def shape_of_table(schedule: Schedule, shape: RunShape | None) -> RunShape | Non
     return shape
 
 
-def table_before_run(schedule: Schedule, sites: Sequence[str], around: Around) -> BranchTable:
+def table_before_run(
+    schedule: Schedule, sites: Sequence[str], around: Around, cache: CacheFormat
+) -> BranchTable:
     """The table of a schedule; while that waits for a run, one that computes everything.
+
+    Its forecasts are damped for the rounding of the format.
 
     Raises:
         ScheduleError: The schedule does not fit the sites.
     """
     known = Schedule.compute_all(1) if schedule.waits_for_run else schedule
-    return known.resolve(sites, around)
+    return known.resolve(sites, around, rounding=cache.rounding)
 
 
 def count_kept(schedule: Schedule, sites: Sequence[str], around: Around) -> int:

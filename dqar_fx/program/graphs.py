@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.passes import TensorSpec, fix_sizes
+from dqar_fx.passes import FORMATS, TensorSpec, fix_sizes
 from dqar_fx.passes.support.graphs import fake_mode_of
 from dqar_fx.passes.support.guards import compute_or_reuse
 from dqar_fx.passes.support.runner import fork
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from dqar_fx.capture.capture import Capture
+    from dqar_fx.passes import CacheFormat
     from dqar_fx.passes.support.sizes import Sizes
     from dqar_fx.plan.plan import Plan
     from dqar_fx.plan.slots import SlotKey
@@ -39,12 +40,14 @@ class Graphs:
         guarded: The same with conditioning hoisted and every site guarded.
         plan: The step's stages and regions.
         is_settled: Whether what stages give is made contiguous.
+        cache: How sites keep what they keep.
     """
 
     captured: Capture
     guarded: fx.GraphModule
     plan: Plan
     is_settled: bool = False
+    cache: CacheFormat = FORMATS["same"]
 
     @cached_property
     def free(self) -> FreeRegions:
@@ -92,7 +95,8 @@ class GraphsAt(Graphs):
         fixer = PlanFixer(sizes, settles=origin.is_settled)
         with fake_mode_of(origin.captured.gm.graph):
             self.__dict__["plan"] = fixer.fix(origin.plan, values)[0]
-        self.__dict__.update(is_settled=origin.is_settled, free=origin.free)
+        same = {"is_settled": origin.is_settled, "cache": origin.cache, "free": origin.free}
+        self.__dict__.update(same)
 
     @property
     def model(self) -> fx.GraphModule:

@@ -36,6 +36,7 @@ from dqar_fx.steps.position import Stretch
 from dqar_fx.steps.stream_key import session_of
 
 from .fitting import shape_of_table, table_before_run
+from .forecast_noise import ForecastNoise
 from .recently_used import RecentlyUsed
 from .stream import Binder, PreparedStep, Stream
 
@@ -150,6 +151,7 @@ class Program:
             plan, table.rows, lowering.unlowered_of, is_compiled=self.ahead.is_compiled
         )
         self.reference = weakref.ref(self)
+        self._noise = ForecastNoise(graphs.cache)
         self._bound = Bound.to(graphs.model)
         self._version = self._bound.version
         self._shared = {n for stage in plan.stages for n in (*stage.outputs, *stage.inputs)}
@@ -172,7 +174,8 @@ class Program:
         Raises:
             ScheduleError: The schedule does not fit the sites.
         """
-        table = table_before_run(schedule, self.table.sites, self.table.around)
+        sites, around = self.table.sites, self.table.around
+        table = table_before_run(schedule, sites, around, self.graphs.cache)
         return self.with_table(table, schedule)
 
     def for_run(self, shape: RunShape | None) -> Program:
@@ -446,10 +449,14 @@ class Program:
             step = self._prepare_alone(stream)
         else:
             step = self._prepare(stream, position.step, weights)
+        if weights is None:
+            self._noise.look(self.table, slots, step.actions, position.step)
         cast_on = self.graphs.cast_on
         with without_autocast(cast_on) if cast_on else nullcontext():
             outputs = self._execute(stream, step, leaves, position)
         self._note(stream, step, position)
+        if position.step == self.table.num_steps - 1:
+            self._noise.report(self.table)
         return outputs
 
     def _note(self, stream: Stream, step: PreparedStep, position: Position) -> None:

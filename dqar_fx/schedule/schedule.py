@@ -16,7 +16,7 @@ import numpy as np
 
 from dqar_fx.errors import ScheduleError
 
-from .forecast import MAX_ORDER, METHODS, points_of
+from .forecast import MAX_ORDER, METHODS, damping_for, points_of
 from .rules import (
     AgeLimit,
     AllOf,
@@ -27,6 +27,7 @@ from .rules import (
     LinearRule,
 )
 from .run import RunShape
+from .table import check_damping
 from .table_maker import TableMaker
 from .written_out import WrittenActions, read_letters, read_orders, read_weights
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
     from .rules import Rule
     from .table import Around, BranchTable
+
+BY_CACHE = "cache"
+"""Damping that is left to the format of what is kept."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,16 @@ class Schedule:
             None for no limit.
         order: Order of the forecast that replaces reuse; 0 for plain reuse.
         method: How to forecast, a name of `forecast.METHODS`.
+        damping: How much forecasts are damped, see `forecast`.
         sites: The sites that the schedule is meant for, as for ``transform``; None for any.
         resample: Whether `for_run` may make a schedule of another number of steps from this
             one: each row then does what the row of the nearest noise level does.
         run: What `for_run` was told of the run; None if it was not called.
 
     Raises:
-        ScheduleError: ``num_steps`` or ``max_age`` is no integer or less than 1, actions are
-            written out for another number of steps, or with weights that no other number of
-            steps can have and ``resample``.
+        ScheduleError: ``num_steps`` or ``max_age`` is no integer or less than 1, ``damping``
+            no number or less than 0, actions are written out for another number of steps, or
+            with weights that no other number of steps can have and ``resample``.
     """
 
     num_steps: int | None
@@ -67,12 +72,14 @@ class Schedule:
     max_age: int | None = None
     order: int = 0
     method: str = "taylor"
+    damping: float | str = 0.0
     sites: str | tuple[str, ...] | None = None
     resample: bool = field(default=False, repr=False)
     run: RunShape | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_known_at_least(1, num_steps=self.num_steps, max_age=self.max_age)
+        check_damping(0.0 if self.damping == BY_CACHE else self.damping)
         if not isinstance(self.rule, WrittenActions):
             return
         if len(self.rule.letters) != self.num_steps:
@@ -184,6 +191,7 @@ class Schedule:
         max_age: int | None = None,
         orders: ArrayLike | None = None,
         method: str = "taylor",
+        damping: float | str = 0.0,
         weights: ArrayLike | None = None,
         resample: bool = False,
         noise: ArrayLike | None = None,
@@ -200,6 +208,7 @@ class Schedule:
                 error when the table is made, since nothing written out is changed.
             orders: Orders of the forecasts (F), one for all or ``[steps, sites]``.
             method: How to forecast, see `forecast`.
+            damping: How much forecasts are damped, see `forecast`.
             weights: Weights of the forecasts, ``[steps, sites, points]``, in place of the
                 method's; see `BranchTable`.
             resample: Whether a run may have another number of steps than are written. Each of
@@ -219,7 +228,8 @@ class Schedule:
         known = RunShape.of(len(letters), (), noise).noise
         written = read_orders(orders), read_weights(weights)
         rule = WrittenActions(letters, strict, *written, noise=known)
-        return cls(len(letters), rule, max_age, method=method, resample=resample)
+        how: dict[str, Any] = {"method": method, "damping": damping, "resample": resample}
+        return replace(cls(len(letters), rule, max_age), **how)
 
     @classmethod
     def from_table(cls, table: BranchTable) -> Schedule:
@@ -229,6 +239,7 @@ class Schedule:
             max_age=table.max_age,
             orders=table.orders if table.orders.any() else None,
             method=table.method,
+            damping=table.damping,
             weights=table.weights if table.weights.size else None,
             resample=table.resample,
             noise=table.noise or None,
@@ -293,7 +304,9 @@ class Schedule:
         """How many outputs of a site are kept at a time, at most, whatever the run."""
         return points_of(self.method, self.order or self.rule.max_order)
 
-    def forecast(self, order: int = 1, method: str = "taylor") -> Schedule:
+    def forecast(
+        self, order: int = 1, method: str = "taylor", *, damping: float | str = 0.0
+    ) -> Schedule:
         """Return the same schedule with forecasts in place of reuse.
 
         Args:
@@ -301,9 +314,14 @@ class Schedule:
             method: ``"taylor"`` (finite differences), ``"chebyshev"`` (the interpolating
                 polynomial, in Chebyshev's basis) or ``"least_squares"`` (a polynomial fitted
                 to one more point than it needs).
+            damping: Noise of what is kept, by its change from one step to the next: the
+                larger, the nearer weights are to those of a mean, which amplifies none. 0
+                leaves the method's weights as they are. ``"cache"`` takes what the ``cache``
+                of `transform` asks for: nothing for 16 bits and more; its rounding error, by
+                a change of 3 / number of steps, for 8 bits.
 
         Raises:
-            ScheduleError: The order is out of range, or the method is unknown.
+            ScheduleError: The order or the damping is out of range, or the method is unknown.
 
         Source:
             TaylorSeer, arXiv 2503.06923.
@@ -314,7 +332,7 @@ class Schedule:
                 f"a forecast has an order of 1 to {MAX_ORDER} and one of the methods "
                 f"{', '.join(METHODS)}; found order {order}, method {method!r}"
             )
-        return replace(self, order=order, method=method)
+        return replace(self, order=order, method=method, damping=damping)
 
     def __and__(self, other: Schedule) -> Schedule:
         """Reuse where both schedules do."""
@@ -335,7 +353,8 @@ class Schedule:
             )
         resample = all(each.resample or each.num_steps is None for each in pair)
         runs = [each.run for each in pair if each.run is not None]
-        if (self.order, self.method) != (other.order, other.method):
+        hows = {(each.order, each.method, each.damping) for each in pair}
+        if len(hows) > 1:
             raise ScheduleError(
                 "combine schedules first, then forecast: (a & b).forecast(...)"
             )
@@ -351,6 +370,7 @@ class Schedule:
             rule,
             order=self.order,
             method=self.method,
+            damping=self.damping,
             sites=next(iter(known), None),
             resample=resample and bool(lengths),
             run=next(iter(runs), None),
@@ -362,13 +382,17 @@ class Schedule:
             self.rule if self.max_age is None else AllOf((self.rule, AgeLimit(self.max_age)))
         )
 
-    def resolve(self, sites: Sequence[str], around: Around = ()) -> BranchTable:
+    def resolve(
+        self, sites: Sequence[str], around: Around = (), *, rounding: float = 0.0
+    ) -> BranchTable:
         """Work out the branch table for the sites of a model.
 
         Args:
             sites: Module paths, in execution order.
             around: For each site, the columns of the sites that contain it; empty if none
                 does.
+            rounding: Root mean square of what keeping an output adds to it in error, relative
+                to it: what forecasts are damped for where the schedule leaves it to the cache.
 
         Raises:
             ScheduleError: The rule is written out for another number of sites, or the table
@@ -383,7 +407,10 @@ class Schedule:
             )
         fixed = self.for_run(self.num_steps)
         run = RunShape(self.num_steps) if fixed.run is None else fixed.run
-        how = fixed.max_age, fixed.order, fixed.method, fixed.resample
+        damping = self.damping
+        if isinstance(damping, str):
+            damping = damping_for(rounding, run.num_rows)
+        how = fixed.max_age, fixed.order, fixed.method, fixed.resample, damping
         return TableMaker(fixed.rule, run, *how).make(tuple(map(str, sites)), around)
 
     def refuse_other_model(self, model: Any) -> None:

@@ -60,12 +60,15 @@ class BranchTable:
         resample: Whether runs of another number of steps may be made of it, by
             `Schedule.from_table` and `Schedule.for_run`; if not, it is good for its own
             number alone. Equality ignores it.
+        damping: Noise of what is kept, by its change from one step to the next: how much the
+            method's weights are shrunk, see `forecast.damp`. 0 leaves them as they are.
 
     Raises:
         ScheduleError: A REUSE that no STORE reaches, a STORE that nothing reads, an output
             older than ``max_age``, a site that is covered and should not be or the other way
             round, an unknown action, a wrong number of columns, weights that are no numbers
-            or of another shape, or noise levels of another number of steps.
+            or of another shape, a damping that is none, or noise levels of another number of
+            steps.
     """
 
     actions: NDArray[np.int8]
@@ -79,6 +82,7 @@ class BranchTable:
     noise: tuple[float, ...] = field(default=(), repr=False)
     resample: bool = False
     calls: tuple[int, ...] = field(default=(), repr=False)
+    damping: float = 0.0
 
     def __post_init__(self) -> None:
         actions = np.array(self.actions)
@@ -116,6 +120,7 @@ class BranchTable:
             object.__setattr__(self, "around", ())
         if not isinstance(self.resample, bool):
             raise ScheduleError(f"resample is true or false, found {self.resample!r}")
+        check_damping(self.damping)
         if len(self.noise) not in (0, self.num_steps):
             raise ScheduleError(
                 f"a branch table of {self.num_steps} steps needs as many noise levels, or "
@@ -291,6 +296,8 @@ class BranchTable:
         content: dict[str, Any] = {"max_age": self.max_age, "actions": columns}
         if self.orders.any() or self.method != "taylor":
             content |= {"method": self.method, "orders": self.orders.T.tolist()}
+        if self.damping:
+            content["damping"] = self.damping
         if any(self.around):
             content["around"] = self.around
         if self.weights.size:
@@ -334,6 +341,7 @@ class BranchTable:
             noise=known.noise,
             resample=content.get("resample", False),
             calls=known.calls,
+            damping=content.get("damping", 0.0),
         )
 
     @property
@@ -363,7 +371,7 @@ class BranchTable:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BranchTable):
             return NotImplemented
-        facts = ("sites", "max_age", "method", "around")
+        facts = ("sites", "max_age", "method", "around", "damping")
         return (
             all(getattr(self, name) == getattr(other, name) for name in facts)
             and np.array_equal(self.actions, other.actions)
@@ -380,6 +388,7 @@ class BranchTable:
         if not orders:
             return told
         how = f"{self.method}, fitted" if self.weights.size else self.method
+        how += f", damped by {self.damping:.3g}" if self.damping else ""
         return f", F forecast ({how}, order {', '.join(map(str, orders))}){told}"
 
     def __str__(self) -> str:
@@ -395,6 +404,20 @@ class BranchTable:
         for path, column in zip(self.sites, self.actions.T, strict=True):
             lines.append(f"{path:>{width}}  {''.join(Action(a).letter for a in column)}")
         return "\n".join(lines)
+
+
+def check_damping(damping: float | str) -> None:
+    """Check how much forecasts are to be damped.
+
+    Raises:
+        ScheduleError: It is no finite number of at least 0.
+    """
+    is_number = isinstance(damping, int | float) and not isinstance(damping, bool)
+    if isinstance(damping, str) or not is_number or not 0 <= damping < np.inf:
+        raise ScheduleError(
+            f"damping={damping!r}: expected the noise of what is kept by its change per "
+            "step, a number of at least 0 such as 0.1; of a schedule, or 'cache'"
+        )
 
 
 def find_covered(is_read: NDArray[np.bool_], around: Around) -> NDArray[np.bool_]:

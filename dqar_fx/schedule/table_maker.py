@@ -39,6 +39,7 @@ class TableMaker:
         order: Order of the forecast that replaces reuse; 0 for plain reuse.
         method: How to forecast.
         resample: Whether the tables say that they may be resampled.
+        damping: How much forecasts are damped.
     """
 
     rule: Rule
@@ -47,6 +48,7 @@ class TableMaker:
     order: int
     method: str
     resample: bool
+    damping: float
 
     def make(self, paths: tuple[str, ...], around: Around) -> BranchTable:
         """Return the verified table; arguments and errors are those of `Schedule.resolve`."""
@@ -74,6 +76,7 @@ class TableMaker:
             noise=noise,
             resample=self.resample,
             calls=self.run.calls,
+            damping=self.damping,
         )
 
     def orders_of(self, actions: NDArray[np.int8]) -> NDArray[np.int8]:

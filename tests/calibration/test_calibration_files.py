@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dqar_fx import Calibration, Policy, ScheduleError
+from dqar_fx import Calibration, OptionError, Policy, ScheduleError
 from dqar_fx.calibration.fingerprint import Fingerprint
+from dqar_fx.passes import FORMATS
 from tests.helpers.random_calibrations import ARRAYS, assert_same, random_calibration
 from tests.helpers.toy_pipeline import make_toy
 
@@ -134,3 +135,22 @@ def test_calibration_load_lacking_an_array_names_it(tmp_path):
     save_file(content, tmp_path / "calibration.safetensors")
     with pytest.raises(ScheduleError, match="the calibration lacks 'entropy'"):
         Calibration.load(tmp_path)
+
+
+# ---- damping ------------------------------------------------------------------------------
+
+
+def test_calibration_tells_the_damping_of_noise_and_of_formats():
+    calibration = random_calibration()
+    change = np.nanmean(calibration.change[:, :, 0])
+    assert calibration.damping(0.02) == pytest.approx(0.02 / change)
+    rounding = FORMATS["int8"].rounding
+    assert calibration.damping("int8") == pytest.approx(rounding / change)
+    assert calibration.damping("same") == 0
+
+
+def test_calibration_tells_no_damping_of_a_format_or_change_that_is_not_known():
+    with pytest.raises(OptionError, match="rounding='int3' is unknown; known are same"):
+        random_calibration().damping("int3")
+    with pytest.raises(ScheduleError, match="calibration of 1 steps has no change"):
+        random_calibration(steps=1).damping(0.1)

@@ -21,6 +21,7 @@ import dqar_fx
 from dqar_fx import (
     DqarError,
     MultistepScheduler,
+    OptionError,
     Schedule,
     ScheduleError,
     Teacher,
@@ -201,6 +202,16 @@ def test_fit_refuses_no_number_of_steps(pipe):
 def test_fit_refuses_a_ridge_that_is_none(pipe, ridge):
     with pytest.raises(ScheduleError, match="expected a number above 0"):
         fit_forecasts(pipe, INPUTS, PLAIN, ridge=ridge, guidance_scale=1.5)
+
+
+def test_fit_to_what_a_format_keeps_has_other_weights(pipe, fitted):
+    given = {"sites": "all", "seed": 7, "guidance_scale": 1.5}
+    rounded = fit_forecasts(pipe, INPUTS, PLAIN, cache="int8", **given)
+    weights = [np.array(each.rule.weights) for each in (fitted, rounded)]
+    assert weights[0].shape == weights[1].shape
+    assert not np.allclose(*weights, atol=1e-3)
+    with pytest.raises(OptionError, match="cache='int3' is unknown"):
+        fit_forecasts(pipe, INPUTS, PLAIN, cache="int3", **given)
 
 
 def test_fit_refuses_no_inputs(pipe):

@@ -261,7 +261,11 @@ def test_a_teacher_is_near_to_another_one(pipe):
         ({"batch_size": 0}, ScheduleError, "batch_size"),
         ({"teacher": 10}, ScheduleError, "expected a dqar_fx.Teacher"),
         ({"schedule": "CCF"}, ScheduleError, "expected a dqar_fx.Schedule"),
-        ({"num_inference_steps": 9}, ScheduleError, "num_inference_steps is what the pipeline"),
+        (
+            {"num_inference_steps": 9},
+            ScheduleError,
+            "num_inference_steps is what the pipeline",
+        ),
         ({"sites": "all"}, ScheduleError, "sites= is for a denoiser with a schedule"),
         (
             {"schedule": Schedule.interval(9, 2)},

@@ -417,3 +417,13 @@ def test_formats_eight_bits_stay_eight_bits(name, shape):
 def test_formats_devices_are_the_sites(name):
     specs = FORMATS[name].specs(TensorSpec.of(torch.empty(2, 3, device="meta")))
     assert {spec.device.type for spec in specs} == {"meta"}
+
+
+@each_format
+def test_rounding_is_the_usual_error_of_normal_numbers(name):
+    value = torch.randn(64, 49, 128, generator=torch.Generator().manual_seed(3))
+    error, _ = error_of(name, value)
+    found = float(error.square().mean().sqrt() / value.double().square().mean().sqrt())
+    # sites have larger magnitudes beside their usual ones than normal numbers have
+    assert found <= FORMATS[name].rounding * 1.06
+    assert found >= FORMATS[name].rounding * 0.7
