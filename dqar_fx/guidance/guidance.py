@@ -16,7 +16,7 @@ import numpy as np
 
 from dqar_fx.errors import DqarError, ScheduleError, check_known
 from dqar_fx.schedule.action import Action
-from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.schedule.schedule import Schedule, as_schedule
 
 from .batch_halves import ORDERS
 from .skipped_steps import OUTPUT, resolve_inside
@@ -80,10 +80,8 @@ class Guidance:
     def _check_schedules(self) -> None:
         for name in ("unconditional", "output"):
             given = getattr(self, name)
-            if given is not None and not isinstance(given, Schedule):
-                raise ScheduleError(
-                    f"guidance {name}={given!r}: expected a dqar_fx.Schedule, or None"
-                )
+            if given is not None:
+                object.__setattr__(self, name, as_schedule(given, f"guidance {name}="))
         if self.output is None and self.keep != "output":
             raise ScheduleError(
                 f"guidance keep={self.keep!r} says what is kept of the unconditional output, "
