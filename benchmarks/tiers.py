@@ -193,7 +193,13 @@ class Bench:
 
 
 def gain_at(known: Mapping[int, float], work: float, found_db: float) -> float | None:
-    """By how much decibels are above those without reuse at as much work, between steps run."""
+    """By how much decibels are above those without reuse at as much work.
+
+    Args:
+        known: Decibels without reuse, by number of steps; read off the line between them.
+        work: In evaluations.
+        found_db: What is compared.
+    """
     steps = sorted(known)
     if not steps[0] <= work <= steps[-1]:
         return None

@@ -1,10 +1,10 @@
 """Schedule tiers: four rules of our own, for runs of any length, by a name.
 
 A tier computes all sites at some steps, and forecasts all of them by a parabola at the others.
-How far apart computed steps are follows from the number of steps, and the last two always
-compute. Tiers with care for both ends let the distance grow from 1 step by step, and fall again
-to 1: a forecast far ahead of steps that lie close together is a wild guess. The others begin
-with the full distance. How far apart they may be was measured: ``python -m benchmarks.tiers``.
+How far apart computed steps are follows from the number of steps; the last two always compute.
+Tiers with care for both ends let the distance grow from 1, one by one, and fall to 1 again: a
+forecast far ahead of steps that lie close together is a wild guess. The others begin with the
+full distance. How far apart they may be was measured: ``python -m benchmarks.tiers``.
 
 These are no tiers of a capture (``capture="graph"`` or ``"blocks"``).
 
@@ -78,8 +78,8 @@ class TierRule(AnyModelRule):
         if num_steps >= self.fewest:
             return ""
         return (
-            f"the schedule tier {self.name} computes everything in a run of {num_steps} steps: "
-            f"it forecasts from {self.fewest} steps on, since with fewer each step counts"
+            f"the schedule tier {self.name} computes everything in a run of {num_steps} "
+            f"steps: it forecasts from {self.fewest} steps on, since with fewer each counts"
         )
 
 
@@ -103,7 +103,8 @@ def find_computed(num_steps: int, every: int, careful: bool) -> frozenset[int]:
     count = -(-between // every)
     whole, rest = divmod(between, max(count, 1))
     even = [whole + 1] * rest + [whole] * (count - rest)
-    return frozenset(accumulate([*growing, *even, *falling], initial=0))
+    later = sorted([*even, *falling], reverse=True)
+    return frozenset(accumulate([*growing, *later], initial=0))
 
 
 TIERS = {
