@@ -3,7 +3,8 @@
 For each: the work in evaluations' worth of multiply-accumulates, how near the pictures are to
 those of the same solver without reuse, and how near to the converged ones. Beside it stands
 what the same solver comes to without reuse at as much work, read off the line between the
-numbers of steps that were run.
+numbers of steps that were run. A summary has the range over models and solvers. What is in the
+folder already is not measured again.
 
 Examples::
 
@@ -14,7 +15,7 @@ Examples::
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 
 import dqar_fx
 from benchmarks.ablation.protocol import SEED
-from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.machine import Machine, describe_machine
 from benchmarks.harness.options import (
     Count,
     at_least,
@@ -36,7 +37,7 @@ from benchmarks.harness.options import (
     several,
 )
 from benchmarks.harness.pipelines import PipelineOptions, load_pipeline, model_name
-from benchmarks.harness.rows import SHARED, append_rows
+from benchmarks.harness.rows import SHARED, append_rows, read_rows, write_rows
 from benchmarks.harness.tables import Column, format_table
 from benchmarks.reference import PIPELINE, SMALL
 from benchmarks.solvers import make_job, make_solver
@@ -80,7 +81,8 @@ class Row:
         own_db: PSNR to the pictures of the same steps without reuse; infinite where all is
             computed.
         converged_db: PSNR to the teacher's pictures.
-        loss_db: By how much that is below the one of the same steps without reuse.
+        loss_db: By how much that is above that of the same steps without reuse; below 0 for a
+            loss.
         gain_db: By how much it is above the same solver's without reuse at as much work; None
             where no fewer steps were run.
         run: What all rows share.
@@ -206,6 +208,69 @@ def gain_at(known: Mapping[int, float], work: float, found_db: float) -> float |
     return found_db - float(np.interp(work, steps, [known[each] for each in steps]))
 
 
+@dataclass(frozen=True)
+class Summary:
+    """One tier at one number of steps: the lowest and highest of all models and solvers.
+
+    Attributes:
+        steps: Evaluations without reuse.
+        tier: Name of the tier.
+        computed: Steps that compute.
+        evaluations: Multiply-accumulates by those of one step that computes all, the most.
+        own_low_db: PSNR to the pictures of the same steps without reuse.
+        own_high_db: The same.
+        loss_low_db: By how much it is nearer to converged pictures than without reuse.
+        loss_high_db: The same.
+        gain_low_db: By how much it is nearer than without reuse at as much work.
+        gain_high_db: The same.
+        run: What all rows share.
+    """
+
+    steps: int
+    tier: str
+    computed: int
+    evaluations: float
+    own_low_db: float
+    own_high_db: float
+    loss_low_db: float
+    loss_high_db: float
+    gain_low_db: float | None
+    gain_high_db: float | None
+    run: Setting | None = field(default=None, metadata=SHARED)
+
+    @classmethod
+    def of(cls, steps: int, tier: str, rows: Sequence[Row]) -> "Summary":
+        """Summarise rows of one tier and number of steps."""
+        gains = [row.gain_db for row in rows if row.gain_db is not None] or [None]
+        return cls(
+            steps,
+            tier,
+            len(TIERS[tier].computed(steps)),
+            max(row.evaluations for row in rows),
+            *find_range(row.own_db for row in rows),
+            *find_range(row.loss_db for row in rows),
+            *find_range(gains),
+            run=rows[0].run,
+        )
+
+
+def find_range(values: Iterable[Any]) -> tuple[Any, Any]:
+    """The lowest and the highest."""
+    found = list(values)
+    return min(found), max(found)
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """Summarise rows, by number of steps and tier."""
+    lengths = sorted({row.steps for row in rows})
+    of = {
+        (n, t): [r for r in rows if (r.steps, r.tier) == (n, t)]
+        for n in lengths
+        for t in TIERS
+    }
+    return [Summary.of(n, t, found) for (n, t), found in of.items() if found]
+
+
 COLUMNS = [
     Column("model", "model"),
     Column("solver", "solver"),
@@ -214,8 +279,19 @@ COLUMNS = [
     Column("evaluations' worth", "evaluations", ".2f"),
     Column("to the same without reuse, dB", "own_db", ".1f"),
     Column("to converged, dB", "converged_db", ".1f"),
-    Column("less than without reuse, dB", "loss_db", "+.1f"),
-    Column("more than at as much work, dB", "gain_db", "+.1f"),
+    Column("above without reuse, dB", "loss_db", "+.1f"),
+    Column("above without reuse at as much work, dB", "gain_db", "+.1f"),
+]
+SUMMARY = [
+    Column("steps", "steps"),
+    Column("tier", "tier"),
+    Column("evaluations' worth", "evaluations", ".2f"),
+    Column("to the same without reuse, dB", "own_low_db", ".1f"),
+    Column("to", "own_high_db", ".1f"),
+    Column("above without reuse, dB", "loss_low_db", "+.1f"),
+    Column("to", "loss_high_db", "+.1f"),
+    Column("above without reuse at as much work, dB", "gain_low_db", "+.1f"),
+    Column("to", "gain_high_db", "+.1f"),
 ]
 
 
@@ -227,18 +303,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> None:
     """Measure, print and write, solver by solver."""
     machine = describe_machine(options.device or torch.device("cpu"))
-    path, rows = options.out / "rows.jsonl", list[Row]()
-    path.unlink(missing_ok=True)
+    path = options.out / "rows.jsonl"
     with warnings.catch_warnings(action="ignore"):  # schedulers of diffusers; short runs
         for model in options.models:
-            bench = Bench.of(options, model)
-            for solver in options.solvers:
-                found = list(bench.rows(model_name(model), solver, options))
-                append_rows(found, path, machine)
-                rows += found
-                print(f"{model_name(model)}, {solver}: {len(found)} rows", flush=True)
-    print(format_table(COLUMNS, rows, num_left=4), machine, sep="\n\n")
-    print(f"PSNR in decibels to {Teacher(options.teacher)}; wrote {path}")
+            measure_model(model, options, path, machine)
+    rows = [row for row in read_rows(path, Row) if row.run == options.setting]
+    summary = summarise(rows)
+    write_rows(summary, options.out / "summary.jsonl", machine)
+    print(format_table(COLUMNS, rows, num_left=4), format_table(SUMMARY, summary), sep="\n\n")
+    print(f"\n{machine}\nPSNR in decibels to {Teacher(options.teacher)}; wrote {options.out}")
+
+
+def measure_model(model: str, options: Options, path: Path, machine: Machine) -> None:
+    """Measure a model with the solvers that the file lacks."""
+    name = model_name(model)
+    known = {
+        row.solver
+        for row in read_rows(path, Row)
+        if (row.model, row.run) == (name, options.setting)
+    }
+    missing = [solver for solver in options.solvers if solver not in known]
+    bench = Bench.of(options, model) if missing else None
+    for solver in missing:
+        assert bench is not None
+        append_rows(list(bench.rows(name, solver, options)), path, machine)
+        print(f"{name}, {solver}", flush=True)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,10 @@ class Guidance:
     """How the unconditional stream reuses.
 
     Attributes:
-        unconditional: Schedule of its sites; None for that of the conditional stream.
-        output: Schedule of its whole output, as one site; None to call the model at each step.
-            Where it reuses or forecasts, the model is not called for this stream.
+        unconditional: Schedule of its sites, made of the name of a schedule tier if that is
+            given; None for that of the conditional stream.
+        output: Schedule of its whole output, as one site, likewise; None to call the model at
+            each step. Where it reuses or forecasts, the model is not called for this stream.
         keep: What is kept of its output: the ``"output"``, or its ``"difference"`` from the
             conditional one, which reuse adds to this step's conditional output.
         batched: Where both streams are halves of one batch, as they must be then in each
@@ -63,6 +64,17 @@ class Guidance:
     keep: str = "output"
     batched: str | None = None
     stream: str | int = "uncond"
+
+    if TYPE_CHECKING:  # fields are schedules, and what is given may be the name of one
+
+        def __init__(
+            self,
+            unconditional: Schedule | str | None = None,
+            output: Schedule | str | None = None,
+            keep: str = "output",
+            batched: str | None = None,
+            stream: str | int = "uncond",
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         check_known("guidance keep=", self.keep, KEPT)
