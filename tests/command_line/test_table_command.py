@@ -124,8 +124,9 @@ def test_tier_in_a_short_run_computes_everything_and_says_so(config, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [("--tier", "swift"), ("--tier", "fast", "--schedule", "linear"),
-             ("--tier", "fast", "--every", 3), ("--tier", "fast", "--forecast", 1)]
+    "argv",
+    [("--tier", "swift"), ("--tier", "fast", "--schedule", "interval"),
+     ("--tier", "fast", "--every", 3)],
 )  # fmt: skip
 def test_tier_of_another_name_or_with_what_it_has_no_use_for_is_an_error(config, capsys, argv):
     expect_error(capsys, "table", config, *argv)
