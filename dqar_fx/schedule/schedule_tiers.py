@@ -79,7 +79,8 @@ class TierRule(AnyModelRule):
             return ""
         return (
             f"the schedule tier {self.name} computes everything in a run of {num_steps} "
-            f"steps: it forecasts from {self.fewest} steps on, since with fewer each counts"
+            f"steps: it forecasts from {self.fewest} on, since among fewer a forecast loses "
+            "more than this tier should"
         )
 
 
