@@ -429,7 +429,7 @@ def as_schedule(given: object, what: str = "schedule=") -> Schedule:
     """
     if isinstance(given, Schedule):
         return given
-    if isinstance(given, str):
+    if isinstance(given, str) and given in TIERS:
         return Schedule.tier(given)
     raise ScheduleError(
         f"{what}{given!r}: expected a dqar_fx.Schedule, or the name of a schedule tier, "
