@@ -8,6 +8,7 @@
     python -m benchmarks.gates          # every gate's table, from one calibration
     python -m benchmarks.optimise       # find schedules, and write their branch tables
     python -m benchmarks.pareto         # quality against time: all of it, peers, fewer steps
+    python -m benchmarks.tiers          # schedule tiers: models, solvers, numbers of steps
     python -m benchmarks.saving         # how much of the saved work is saved as time
     python -m benchmarks.formats        # steps that store and reuse, for every cache format
     python -m benchmarks.ceiling        # one all-reuse step against what its MACs allow

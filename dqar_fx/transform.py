@@ -26,17 +26,19 @@ from .guidance.guided import GuidedDenoiser
 from .passes import FORMATS
 from .passes.pipeline import check_disable
 from .program.compile_options import CompileOptions
-from .schedule.schedule import Schedule
+from .schedule.schedule import as_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+
+    from .schedule.schedule import Schedule
 
 KINDS_KEPT = ("output", "kv")
 
 
 def transform(
     model: nn.Module,
-    schedule: Schedule,
+    schedule: Schedule | str,
     *,
     sites: str | Sequence[str] | None = None,
     example_inputs: Mapping[str, Any] | None = None,
@@ -54,7 +56,8 @@ def transform(
     Args:
         model: A diffusers transformer, or any module whose forward, or whose blocks can be
             exported. It is not modified; parameters are shared with it.
-        schedule: Which site reuses its output at which step.
+        schedule: Which site reuses its output at which step; or the name of a schedule tier,
+            ``"quality"``, ``"balanced"``, ``"fast"`` or ``"fastest"``.
         sites: A kind of `SITE_KINDS` (``"self"``, ``"feed_forward"``, ``"block"``, ...), a
             group of them (``"attention"``; ``"all"`` but blocks and spans), or paths: patterns
             such as ``"transformer_blocks.*.attn1"``, spans such as
@@ -114,11 +117,7 @@ def transform(
         "Layer scheduling".
     """
     check_model(model)
-    if not isinstance(schedule, Schedule):
-        raise ScheduleError(
-            f"expected a dqar_fx.Schedule, found {schedule!r}; for a written-out one use "
-            "Schedule.from_actions(...)"
-        )
+    schedule = as_schedule(schedule)
     if sites is None:
         sites = "attention" if schedule.sites is None else schedule.sites
     if not (isinstance(sites, Iterable) and sites and all(isinstance(s, str) for s in sites)):

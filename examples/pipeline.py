@@ -7,7 +7,7 @@ import dqar_fx
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 pipe = DiTPipeline.from_pretrained("facebook/DiT-XL-2-256").to(device)
-dqar_fx.enable(pipe, dqar_fx.Schedule.interval(every=2, warmup=5), compile="regional")
+dqar_fx.enable(pipe, "balanced", compile="regional")
 images = pipe([207, 360], num_inference_steps=50).images  # no other line changes
 print(dqar_fx.summary(pipe))
 

@@ -9,6 +9,6 @@ model = DiTTransformer2DModel(
 )
 pipe = DiTPipeline(model, AutoencoderKL(), DDIMScheduler())
 
-dqar_fx.enable(pipe, dqar_fx.Schedule.interval(every=3, warmup=2))
-images = pipe([1, 7], num_inference_steps=12).images  # no other line changes
+dqar_fx.enable(pipe, "balanced")
+images = pipe([1, 7], num_inference_steps=20).images  # no other line changes
 print(dqar_fx.summary(pipe))

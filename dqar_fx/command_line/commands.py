@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,7 +156,10 @@ def read_sizes(options: argparse.Namespace) -> Sizes:
 def read_schedule(options: argparse.Namespace, text: str) -> Schedule:
     """The schedule of a text, with the other options of schedules."""
     names = [field.name for field in fields(ScheduleOptions)]
-    return make_schedule(text, ScheduleOptions(**{n: getattr(options, n) for n in names}))
+    made = make_schedule(text, ScheduleOptions(**{n: getattr(options, n) for n in names}))
+    if made.notice:
+        print(f"note: {made.notice}", file=sys.stderr)
+    return made
 
 
 def read_model(options: argparse.Namespace) -> nn.Module:

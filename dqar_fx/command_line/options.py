@@ -12,6 +12,7 @@ from dqar_fx.costs.profile import DATASHEETS
 from dqar_fx.passes import FORMATS
 from dqar_fx.program.backends import LOWERINGS
 from dqar_fx.schedule.forecast import MAX_ORDER, METHODS
+from dqar_fx.schedule.schedule_tiers import TIERS
 from dqar_fx.transform import KINDS_KEPT
 
 from .arguments import Parser, at_least, cell_of, pair_of_steps, sites_of, size_of, steps_of
@@ -56,6 +57,7 @@ examples:
 TABLE_EXAMPLES = """\
 examples:
   dqar-fx table ./pipeline --schedule linear --steps 50 --out table.json
+  dqar-fx table ./pipeline --tier balanced --steps 20
   dqar-fx table table.json
   dqar-fx table ./pipeline --why 21:transformer_blocks.3.attn1
 """
@@ -154,7 +156,7 @@ def add_command(
         help=f"{model}: a folder, a name on the hub, or a card such as flux.1-dev",
     )
     add_model_options(parser.add_argument_group("model and its inputs").add_argument)
-    add_schedule_options(parser.add_argument_group("schedule").add_argument)
+    add_schedule_options(parser.add_argument_group("schedule"))
     add_transform_options(parser.add_argument_group("transformation").add_argument)
     return parser
 
@@ -184,12 +186,20 @@ def add_model_options(add: Callable[..., argparse.Action]) -> None:
     )
 
 
-def add_schedule_options(add: Callable[..., argparse.Action]) -> None:
+def add_schedule_options(group: argparse._ArgumentGroup) -> None:
     """Add options that tell which schedule it is."""
-    add(
+    add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    which(
         "--schedule",
         default="linear",
         help=f"{', '.join(NAMED)}, actions such as CCRRCR, or a saved table (linear)",
+    )
+    which(
+        "--tier",
+        dest="schedule",
+        choices=TIERS,
+        default=argparse.SUPPRESS,
+        help="a schedule tier, from the best pictures to the fastest; or --schedule NAME",
     )
     add(
         "--steps",

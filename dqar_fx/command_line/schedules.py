@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from dqar_fx import prior_art
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.action import LETTERS
 from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.schedule.schedule_tiers import TIERS
 from dqar_fx.schedule.table import BranchTable
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ NAMED: Mapping[str, tuple[Callable[..., Schedule], Mapping[str, str], Mapping[st
         {"every": "every", "warmup": "first", "forecast": "order"},
         {},
     ),
+    **{name: (partial(Schedule.tier, name), {}, {}) for name in TIERS},
 }
 """By name: what makes it, the options that it takes with their names there, its defaults."""
 
@@ -95,7 +98,7 @@ def named_schedule(name: str, options: ScheduleOptions) -> Schedule:
     refuse_others(name, options, ("steps", *takes, *later))
     given = {own: getattr(options, option) for option, own in takes.items()}
     keywords = {own: value for own, value in given.items() if value is not None}
-    schedule = make(options.steps or DEFAULT_STEPS, **{**defaults, **keywords})
+    schedule = make(num_steps=options.steps or DEFAULT_STEPS, **{**defaults, **keywords})
     return finish(schedule, options) if later else schedule
 
 

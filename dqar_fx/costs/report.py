@@ -14,6 +14,7 @@ from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.errors import DqarError
 from dqar_fx.json_value import JsonValue
 from dqar_fx.schedule.run import kind_of_rows, name_rows
+from dqar_fx.schedule.schedule import as_schedule
 
 from .kernels import COST_KINDS
 from .measure_profile import measure_profile
@@ -221,7 +222,7 @@ def run_lengths(letters: str) -> str:
 
 
 def compare(
-    denoiser: Denoiser, schedules: Mapping[str, Schedule], *, device: Device = None
+    denoiser: Denoiser, schedules: Mapping[str, Schedule | str], *, device: Device = None
 ) -> dict[str, Report]:
     """Make a report for each of several schedules.
 
@@ -230,22 +231,24 @@ def compare(
     Args:
         denoiser: The denoiser, captured already; how it lowers, and what it keeps, is taken
             over.
-        schedules: The schedules by name.
+        schedules: The schedules, or names of schedule tiers, by what they are called; those
+            without a number of steps in a run as the denoiser's own table is for.
         device: The device, as for `Denoiser.report`; it is measured once for all.
 
     Raises:
         DqarError: Nothing has been captured yet, or the device is unknown.
         ScheduleError: A schedule does not fit the sites.
     """
-    others = {name: with_schedule(denoiser, each) for name, each in schedules.items()}
-    profile = profile_of(denoiser, tuple(schedules.values()), device)
+    given = {name: as_schedule(each) for name, each in schedules.items()}
+    others = {name: with_schedule(denoiser, each) for name, each in given.items()}
+    profile = profile_of(denoiser, tuple(given.values()), device)
     counter = WorkloadCounter(denoiser.program)
     return {name: make_report(other, counter, profile) for name, other in others.items()}
 
 
-def report_of(denoiser: Denoiser, schedule: Schedule | None, device: Device) -> Report:
+def report_of(denoiser: Denoiser, schedule: Schedule | str | None, device: Device) -> Report:
     """Make what `Denoiser.report` gives."""
-    own = denoiser if schedule is None else with_schedule(denoiser, schedule)
+    own = denoiser if schedule is None else with_schedule(denoiser, as_schedule(schedule))
     profile = profile_of(own, (), device)
     return make_report(own, WorkloadCounter(denoiser.program), profile)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dqar_fx.errors import ScheduleError
-from dqar_fx.guidance.guided import GuidedDenoiser
-from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.guidance.guided import GuidedDenoiser, is_fitted
+from dqar_fx.schedule.run import RunShape
+from dqar_fx.schedule.schedule import Schedule, as_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,16 +67,21 @@ def streams_of(denoiser: Denoiser) -> list[StreamTable]:
 def with_schedule(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
     """Give a denoiser another schedule, for counting only.
 
+    One that has no number of steps is made for a run as the denoiser's own table is for.
+
     Raises:
         DqarError: Nothing has been captured yet.
         ScheduleError: The schedule does not fit the sites, or its forecasts read more steps
             than the graphs keep.
     """
-    if not isinstance(schedule, Schedule):
-        raise ScheduleError(f"expected a dqar_fx.Schedule, found {schedule!r}")
+    schedule = as_schedule(schedule)
     program = denoiser.program
     own = program.table
-    if own.calls and schedule.num_steps == own.num_steps:  # taken to be of the same solver
+    if schedule.waits_for_run and is_fitted(program):
+        given = None if program.schedule is None else program.schedule.run
+        run = given or RunShape(own.num_steps)
+        schedule = schedule.for_run(run.num_rows, calls=run.calls, noise=run.noise or None)
+    elif own.calls and schedule.num_steps == own.num_steps:  # taken to be of the same solver
         schedule = schedule.for_run(own.num_steps, calls=own.calls)
     table = schedule.resolve(program.table.sites, around=program.table.around)
     if table.history > program.history:

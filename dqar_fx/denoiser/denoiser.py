@@ -15,6 +15,7 @@ from dqar_fx.errors import DqarError, OptionError
 from dqar_fx.notices import Once
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.program.programs import Programs
+from dqar_fx.schedule.schedule import as_schedule
 
 from .step_denoiser import StepDenoiser
 
@@ -182,16 +183,20 @@ class Denoiser(StepDenoiser):
                 "keywords of torch.compile"
             )
 
-    def with_schedule(self, schedule: Schedule) -> Denoiser:
+    def with_schedule(self, schedule: Schedule | str) -> Denoiser:
         """Another denoiser for another schedule: same parameters, graphs, compiled regions.
 
         Nothing that was captured or compiled is done again, unless the schedule's forecasts
         read more steps than this one's; slots and steps are its own.
 
+        Args:
+            schedule: The schedule, or the name of a schedule tier.
+
         Raises:
             ScheduleError: The schedule does not fit the sites, or was calibrated on another
                 model.
         """
+        schedule = as_schedule(schedule)
         self._refuse_other_model(schedule)
         programs = self._programs
         builder = programs.builder.with_schedule(schedule)
@@ -238,7 +243,14 @@ class Denoiser(StepDenoiser):
                 self._end_run()  # the next call begins another one, which may say its length
                 raise
         super()._fit(fitted, position)
+        self._tell(fitted.schedule)
         return fitted
+
+    def _tell(self, *schedules: Schedule | None) -> None:
+        """Warn, once, of what is to be told of the schedules that a run follows."""
+        for schedule in schedules:
+            if schedule is not None and schedule.notice:
+                self._once.warn(schedule.notice)
 
     def _notice_writes(self) -> bool:
         is_written = super()._notice_writes()
@@ -328,7 +340,7 @@ class Denoiser(StepDenoiser):
 
     def report(
         self,
-        schedule: Schedule | None = None,
+        schedule: Schedule | str | None = None,
         *,
         device: str | torch.device | DeviceProfile | None = None,
     ) -> Report:
@@ -337,7 +349,9 @@ class Denoiser(StepDenoiser):
         Counted on the graphs of the latest captured signature.
 
         Args:
-            schedule: Another one to look at; None for the denoiser's own.
+            schedule: Another one to look at, or the name of a schedule tier; where it has no
+                number of steps, in a run as the denoiser's own table is for. None for the
+                denoiser's own.
             device: None to measure the denoiser's own regions where it is, which compiles
                 those that are not compiled yet and then takes seconds (compiled whole: its
                 operators); a device of this machine to measure operators there, which

@@ -16,7 +16,7 @@ import numpy as np
 
 from dqar_fx.errors import DqarError, ScheduleError, check_known
 from dqar_fx.schedule.action import Action
-from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.schedule.schedule import Schedule, as_schedule
 
 from .batch_halves import ORDERS
 from .skipped_steps import OUTPUT, resolve_inside
@@ -38,9 +38,10 @@ class Guidance:
     """How the unconditional stream reuses.
 
     Attributes:
-        unconditional: Schedule of its sites; None for that of the conditional stream.
-        output: Schedule of its whole output, as one site; None to call the model at each step.
-            Where it reuses or forecasts, the model is not called for this stream.
+        unconditional: Schedule of its sites, made of the name of a schedule tier if that is
+            given; None for that of the conditional stream.
+        output: Schedule of its whole output, as one site, likewise; None to call the model at
+            each step. Where it reuses or forecasts, the model is not called for this stream.
         keep: What is kept of its output: the ``"output"``, or its ``"difference"`` from the
             conditional one, which reuse adds to this step's conditional output.
         batched: Where both streams are halves of one batch, as they must be then in each
@@ -64,6 +65,17 @@ class Guidance:
     batched: str | None = None
     stream: str | int = "uncond"
 
+    if TYPE_CHECKING:  # fields are schedules, and what is given may be the name of one
+
+        def __init__(
+            self,
+            unconditional: Schedule | str | None = None,
+            output: Schedule | str | None = None,
+            keep: str = "output",
+            batched: str | None = None,
+            stream: str | int = "uncond",
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         check_known("guidance keep=", self.keep, KEPT)
         if self.batched is not None:
@@ -80,10 +92,8 @@ class Guidance:
     def _check_schedules(self) -> None:
         for name in ("unconditional", "output"):
             given = getattr(self, name)
-            if given is not None and not isinstance(given, Schedule):
-                raise ScheduleError(
-                    f"guidance {name}={given!r}: expected a dqar_fx.Schedule, or None"
-                )
+            if given is not None:
+                object.__setattr__(self, name, as_schedule(given, f"guidance {name}="))
         if self.output is None and self.keep != "output":
             raise ScheduleError(
                 f"guidance keep={self.keep!r} says what is kept of the unconditional output, "

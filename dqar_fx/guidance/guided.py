@@ -22,6 +22,7 @@ from dqar_fx.program.explanation import Explanation
 from dqar_fx.schedule.action import Action
 from dqar_fx.schedule.cells import read_rows
 from dqar_fx.schedule.run import RunShape
+from dqar_fx.schedule.schedule import as_schedule
 from dqar_fx.schedule.table import READING
 from dqar_fx.steps.stream_key import session_of
 
@@ -138,18 +139,19 @@ class GuidedDenoiser(Denoiser):
         self._others.clear()
 
     def with_schedule(
-        self, schedule: Schedule, *, guidance: Guidance | None = None
+        self, schedule: Schedule | str, *, guidance: Guidance | None = None
     ) -> GuidedDenoiser:
         """Another denoiser for another schedule, or other guidance: same graphs, regions.
 
         Args:
-            schedule: The schedule of the conditional stream.
+            schedule: The schedule of the conditional stream, or the name of a schedule tier.
             guidance: What the unconditional one does; None for what it does here.
 
         Raises:
             ScheduleError: The schedules do not fit the sites or each other, or were
                 calibrated on another model.
         """
+        schedule = as_schedule(schedule)
         self._refuse_other_model(schedule)
         guidance = self.guidance if guidance is None else guidance
         made = cast("GuidedBuilder", self._programs.builder)  # as it was given
@@ -187,6 +189,7 @@ class GuidedDenoiser(Denoiser):
         if schedule.num_steps is not None:
             run = schedule.run or RunShape(schedule.num_steps)
             guidance = guidance.for_run(run.num_rows, calls=run.calls, noise=run.noise or None)
+            self._tell(guidance.unconditional, guidance.output)
         made = UnconditionalStream.of(program, schedule, guidance)
         program.beside.append(made.program)
         return made

@@ -113,6 +113,10 @@ class WholeModelRule(AnyRunRule):
         """Give the reason of the rule inside."""
         return self.rule.why(inside(moment), site)
 
+    def notice_for(self, num_steps: int) -> str:
+        """Give what the rule inside has to tell."""
+        return self.rule.notice_for(num_steps)
+
     def refuse_other_model(self, model: nn.Module) -> None:
         """Raise if the rule inside refuses the model."""
         self.rule.refuse_other_model(model)

@@ -24,7 +24,7 @@ from dqar_fx.errors import ScheduleError, check_known
 from dqar_fx.passes import FORMATS
 from dqar_fx.program.compile_options import CompileOptions
 from dqar_fx.schedule.action import Action
-from dqar_fx.schedule.schedule import Schedule, check_at_least
+from dqar_fx.schedule.schedule import Schedule, as_schedule, check_at_least
 from dqar_fx.schedule.written_out import WrittenActions
 
 from .arguments import check_inputs, check_teacher
@@ -59,7 +59,7 @@ class FittedActions(WrittenActions):
 def fit_forecasts(
     pipeline: Any,
     inputs: Sequence[Any],
-    schedule: Schedule,
+    schedule: Schedule | str,
     *,
     sites: str | Sequence[str] | None = None,
     num_steps: int | None = None,
@@ -79,7 +79,8 @@ def fit_forecasts(
             before when this returns. Guidance is as the call says; of streams with calls of
             their own, the first one's weights are those of all.
         inputs: Prompts or class labels: the pipeline's first argument.
-        schedule: A schedule of the whole trajectory, with forecasts.
+        schedule: A schedule of the whole trajectory, with forecasts, or the name of a schedule
+            tier.
         sites: As for ``transform``; by default those that the schedule is meant for.
         num_steps: Denoising steps (``num_inference_steps``), by default as many as the
             schedule has; it has to be given where that has no number of its own.
@@ -109,6 +110,7 @@ def fit_forecasts(
     check_pipeline(pipeline)
     check_inputs(inputs)
     check_known("cache=", cache, FORMATS)
+    schedule = as_schedule(schedule)
     if not 0 < ridge < np.inf:
         raise ScheduleError(f"ridge={ridge!r}: expected a number above 0, such as {RIDGE}")
     if teacher is not None:

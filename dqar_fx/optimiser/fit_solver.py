@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from dqar_fx.calibration.pipeline_run import check_pipeline
 from dqar_fx.errors import ScheduleError
-from dqar_fx.schedule.schedule import Schedule, check_at_least
+from dqar_fx.schedule.schedule import Schedule, as_schedule, check_at_least
 
 from .arguments import check_call, check_inputs, check_teacher
 from .student import make_student
@@ -74,7 +74,7 @@ def fit_solver(
     inputs: Sequence[Any],
     num_steps: int,
     *,
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | None = None,
     sites: str | Sequence[str] | None = None,
     teacher: Teacher | None = None,
     rounds: int = ROUNDS,
@@ -94,8 +94,9 @@ def fit_solver(
         inputs: Prompts or class labels: the pipeline's first argument. What is fitted
             to a few holds for them alone: two dozen different ones do for a dozen steps.
         num_steps: Evaluations of the denoiser for each stream.
-        schedule: What the denoiser reuses and forecasts meanwhile; None for nothing. The
-            weights of its forecasts are fitted, too: at each step the same for all sites.
+        schedule: What the denoiser reuses and forecasts meanwhile, or the name of a schedule
+            tier; None for nothing. The weights of its forecasts are fitted, too: at each step
+            the same for all sites.
         sites: As for ``transform``; by default those that the schedule is meant for.
         teacher: Whose pictures are the aim; by default DPM-Solver++ (2M) with 150 steps.
         rounds: Most rounds.
@@ -120,6 +121,7 @@ def fit_solver(
     if batch_size is not None:
         check_at_least(1, batch_size=batch_size)
     teacher = Teacher() if teacher is None else teacher
+    schedule = None if schedule is None else as_schedule(schedule)
     check_given(teacher, schedule, call, sites=sites, compile=compile)
     job = PipelineJob(
         pipeline, tuple(inputs), seed, num_steps, batch_size or len(inputs), call
@@ -159,8 +161,6 @@ def check_given(
         ScheduleError: Something has another type, or means nothing.
     """
     check_teacher(teacher)
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise ScheduleError(f"schedule={schedule!r}: expected a dqar_fx.Schedule, or None")
     check_call(call)
     unused = [name for name, value in of_schedule.items() if value is not None]
     if schedule is None and unused:

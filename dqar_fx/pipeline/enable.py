@@ -20,6 +20,7 @@ from dqar_fx.denoiser.denoiser import Denoiser
 from dqar_fx.denoiser.offload import hand_hook_on
 from dqar_fx.errors import DqarError
 from dqar_fx.passes.support.equal_tensors import memory_of
+from dqar_fx.schedule.schedule import as_schedule
 from dqar_fx.transform import transform
 
 from .watch import give_class_back, is_watchable, unwatch, watch
@@ -53,7 +54,7 @@ class Enabled:
 _ENABLED: WeakKeyDictionary[Any, Enabled] = WeakKeyDictionary()
 
 
-def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
+def enable(pipe: Pipe, schedule: Schedule | str = "balanced", **options: Any) -> Pipe:
     """Let a stock diffusers pipeline reuse attention; no other line of its use changes.
 
     Each of its denoisers is transformed, and stands where the model stood. The step is that of
@@ -63,7 +64,8 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
     Args:
         pipe: A pipeline with a ``transformer``, a ``transformer_2`` or a ``unet``.
         schedule: Which site reuses its output at which step; without a number of steps, such
-            as ``Schedule.interval(every=2)``, it serves any.
+            as ``Schedule.interval(every=2)``, it serves any. Or the name of a schedule tier,
+            see `Schedule.tier`.
         **options: As for `dqar_fx.transform`.
 
     Returns:
@@ -73,6 +75,7 @@ def enable(pipe: Pipe, schedule: Schedule, **options: Any) -> Pipe:
         DqarError: It is no pipeline with a denoiser, or enabled already.
         CaptureError: As for `transform`, and so on.
     """
+    schedule = as_schedule(schedule)
     if pipe in _ENABLED:
         raise DqarError(
             f"this {type(pipe).__name__} is enabled already: dqar_fx.disable(pipe) first; or, "
@@ -191,7 +194,9 @@ def show_same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 @contextmanager
-def enabled(pipe: Pipe, schedule: Schedule, **options: Any) -> Iterator[Pipe]:
+def enabled(
+    pipe: Pipe, schedule: Schedule | str = "balanced", **options: Any
+) -> Iterator[Pipe]:
     """`enable` a pipeline for as long as a ``with`` block, and `disable` it then."""
     enable(pipe, schedule, **options)
     try:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dqar_fx.errors import ScheduleError
 from dqar_fx.schedule.action import Action
-from dqar_fx.schedule.schedule import Schedule
+from dqar_fx.schedule.schedule import Schedule, as_schedule
 
 from .decisions import read_json
 
@@ -24,7 +24,7 @@ POINTS = 4
 
 def read_l2p(
     weights: str | Path | ArrayLike,
-    schedule: Schedule,
+    schedule: Schedule | str,
     *,
     sites: str | tuple[str, ...] = "span",
 ) -> Schedule:
@@ -52,6 +52,7 @@ def read_l2p(
     Source:
         Shen et al. 2026, arXiv 2604.26365; Aredstone/L2P-Cache, predictor/train.py.
     """
+    schedule = as_schedule(schedule)
     if schedule.num_steps is None:
         raise ScheduleError(
             "the schedule has no number of steps, but L2P's weights are for certain ones: "

@@ -66,6 +66,9 @@ class Rule(Protocol):
     def why(self, moment: Moment, site: int) -> str:
         """Return the reason for one site, with the numbers that decided."""
 
+    def notice_for(self, num_steps: int) -> str:
+        """Return what a user should be told of runs of that length; empty for nothing."""
+
     def refuse_other_model(self, model: Any) -> None:
         """Raise `ScheduleError` if the rule was made for another ``torch.nn.Module``."""
 
@@ -87,6 +90,11 @@ class AnyRunRule:
         """Return the rule itself."""
         del run
         return self
+
+    def notice_for(self, num_steps: int) -> str:
+        """Return what a user should be told of runs of that length: nothing."""
+        del num_steps
+        return ""
 
 
 class AnyModelRule(AnyRunRule):
@@ -239,6 +247,11 @@ class RuleCombination(AnyRunRule):
         votes = [bool(rule.may_reuse(moment)[site]) for rule in self.rules]
         pairs, decision = zip(self.rules, votes, strict=True), self.join(votes)
         return "; ".join(rule.why(moment, site) for rule, vote in pairs if vote == decision)
+
+    def notice_for(self, num_steps: int) -> str:
+        """Join what the rules have to tell."""
+        told = (rule.notice_for(num_steps) for rule in self.rules)
+        return "; ".join(dict.fromkeys(filter(None, told)))
 
     def refuse_other_model(self, model: Any) -> None:
         """Raise `ScheduleError` if one of the rules was made for another model."""

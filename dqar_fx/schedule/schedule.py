@@ -27,6 +27,7 @@ from .rules import (
     LinearRule,
 )
 from .run import RunShape
+from .schedule_tiers import ORDER, SITES, TIERS, find_tier
 from .table import check_damping
 from .table_maker import TableMaker
 from .written_out import WrittenActions, read_letters, read_orders, read_weights
@@ -184,6 +185,22 @@ class Schedule:
         return cls(num_steps, LaterCallRule(warmup))
 
     @classmethod
+    def tier(cls, name: str, num_steps: int | None = None) -> Schedule:
+        """Take a schedule tier: a rule of our own for any number of steps and any solver.
+
+        Whatever takes a schedule takes the name alone, too. In a run that is too short for
+        it, a tier computes everything, and says so in a warning.
+
+        Args:
+            name: ``"quality"``, ``"balanced"``, ``"fast"`` or ``"fastest"``.
+            num_steps: Steps of the trajectory; None for as many as a run has.
+
+        Raises:
+            ScheduleError: The name or the number is out of range.
+        """
+        return cls(num_steps, find_tier(name), order=ORDER, sites=SITES)
+
+    @classmethod
     def from_actions(
         cls,
         actions: str | Sequence[str] | ArrayLike,
@@ -298,6 +315,11 @@ class Schedule:
     def waits_for_run(self) -> bool:
         """Whether a run has to say more before there is a table: its length or its noise."""
         return self.num_steps is None or self.rule.needs_noise
+
+    @property
+    def notice(self) -> str:
+        """What a user should be told of it, in runs of its number of steps; mostly empty."""
+        return "" if self.num_steps is None else self.rule.notice_for(self.num_steps)
 
     @property
     def max_history(self) -> int:
@@ -420,6 +442,26 @@ class Schedule:
             ScheduleError: The rule was calibrated on another model.
         """
         self.rule.refuse_other_model(model)
+
+
+def as_schedule(given: object, what: str = "schedule=") -> Schedule:
+    """Return a schedule as it is, and that of a tier for the tier's name.
+
+    Args:
+        given: What a user gave.
+        what: What the message of the error calls it.
+
+    Raises:
+        ScheduleError: It is neither.
+    """
+    if isinstance(given, Schedule):
+        return given
+    if isinstance(given, str) and given in TIERS:
+        return Schedule.tier(given)
+    raise ScheduleError(
+        f"{what}{given!r}: expected a dqar_fx.Schedule, or the name of a schedule tier, "
+        f"{', '.join(TIERS)}; for a written-out one use Schedule.from_actions(...)"
+    )
 
 
 def check_at_least(minimum: int, **values: int) -> None:

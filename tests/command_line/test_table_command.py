@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dqar_fx import Action, BranchTable, Schedule, prior_art
+from dqar_fx.schedule.schedule_tiers import TIERS
 from tests.helpers.config_files import config, expect_error, run
 
 __all__ = ["config"]
@@ -107,3 +108,25 @@ def test_file_that_is_no_table_is_one_line(capsys, tmp_path):
         (tmp_path / "table.json").write_text(content)
         said = expect_error(capsys, "table", tmp_path / "table.json")
         assert "no branch table can be read" in said
+
+
+@pytest.mark.parametrize("name", TIERS)
+def test_tier_is_a_schedule_for_the_sites_of_tiers(config, capsys, name):
+    expected = f"{Schedule.tier(name, 16).resolve(ALL)}\n"
+    for option in ("--tier", "--schedule"):
+        assert run(capsys, "table", config, option, name, "--steps", 16) == (0, expected, "")
+
+
+def test_tier_in_a_short_run_computes_everything_and_says_so(config, capsys):
+    code, printed, told = run(capsys, "table", config, "--tier", "fast", "--steps", 5)
+    assert (code, printed) == (0, f"{Schedule.compute_all(5).resolve(ALL)}\n")
+    assert told == f"note: {Schedule.tier('fast', 5).notice}\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("--tier", "swift"), ("--tier", "fast", "--schedule", "interval"),
+     ("--tier", "fast", "--every", 3)],
+)  # fmt: skip
+def test_tier_of_another_name_or_with_what_it_has_no_use_for_is_an_error(config, capsys, argv):
+    expect_error(capsys, "table", config, *argv)

@@ -62,4 +62,4 @@ def test_pipeline_example_draws_pictures(monkeypatch, tmp_path, fresh_counters):
         "picture_0.png",
         "picture_1.png",
     ]
-    assert small.transformer.table.reuse_ratio == 0.46
+    assert small.transformer.table.reuse_ratio == 0.7
