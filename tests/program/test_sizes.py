@@ -35,9 +35,8 @@ def test_all_sizes_take_three_captures_and_are_exact(name, captures):
                 assert torch.equal(result, oracle(table.actions[step], **inputs))
             slots = next(iter(denoiser.program.streams.values())).slots
             assert slots.nbytes == denoiser.cache_bytes > 0
-    # the first sizes alone; several samples; one sample; PixArt's square grids are reshaped
-    # otherwise than oblong ones
-    assert len(captures) == 3 + (name == "pixart")
+    # the first sizes alone; several samples; one sample
+    assert len(captures) == 3
     assert len(denoiser._programs) == len(SIZES)
 
 
