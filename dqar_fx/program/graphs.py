@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dqar_fx.capture.capture import CaptureAt
 from dqar_fx.passes import TensorSpec, fix_sizes
 from dqar_fx.passes.support.graphs import fake_mode_of
 from dqar_fx.passes.support.guards import compute_or_reuse
@@ -117,7 +118,8 @@ class GraphsAt(Graphs):
     @cached_property
     def captured(self) -> Capture:
         """The model as a graph, untouched."""
-        return replace(self._origin.captured, gm=self._fix(self._origin.captured.gm))
+        origin = self._origin.captured
+        return CaptureAt(origin, lambda: self._fix(origin.gm))
 
     @cached_property
     def guarded(self) -> fx.GraphModule:
