@@ -22,6 +22,8 @@ from .offloaded import HOOKED
 
 COMPARED = {type(None), bool, int, str, bytes, torch.dtype, torch.device}
 """Types whose values are compared with ``==``."""
+EMPTY = {dict, OrderedDict}
+"""Types of what a module holds hooks and parts in."""
 REGISTERED = ("_parameters", "_buffers")
 """Attributes of a module with tensors that a graph reads by their path."""
 STANDS_IN = "_dqar_fx_stands_in"
@@ -114,8 +116,8 @@ class ValueDescriber:
             return kind, repr(value)  # 0.0 equals -0.0
         if isinstance(value, enum.Enum):
             return kind, value.name
-        if kind in (dict, OrderedDict) and not value:
-            return kind  # most of what a module holds
+        if kind in EMPTY and not value:
+            return kind
         known = self._meet(value)
         if known is None and isinstance(value, nn.Module):
             return ObjectIdentity(value)  # its parameters have other paths than a part's
@@ -123,16 +125,21 @@ class ValueDescriber:
 
     def of_module(self, module: nn.Module) -> Hashable:
         """The description of a module that is described or part of one."""
-        held = (
+        known = self._meet(module)
+        if known is not None:
+            return known
+        return type(module), *(
             (name, self._of_held(name, value))
             for name, value in vars(module).items()
             if not (name == "forward" and hasattr(value, STANDS_IN))
         )
-        return self._meet(module) or (type(module), *held)
 
     def _of_held(self, name: str, value: Any) -> Hashable:
         if name in REGISTERED:
             return self._of_tensors(value)
+        kind = type(value)
+        if kind in EMPTY and not value and name not in HOOKED:
+            return kind  # most of what a module holds
         if name in HOOKED:  # what hooks hold changes as they run
             return ObjectIdentity(value)
         if name == "_modules":
