@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dqar_fx.errors import CaptureError, listing
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
+from dqar_fx.passes.support.collection import no_collection
 from dqar_fx.passes.support.editing import make_module
 from dqar_fx.passes.support.graphs import tensor_value
 from dqar_fx.passes.support.inner_tensors import as_plain, rebuild
@@ -184,7 +185,7 @@ def capture(
     refuse_classes(model)
     refuse_kinds(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     try:
-        with TRACING, torch.no_grad(), warnings.catch_warnings():
+        with TRACING, no_collection(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
             expands = bool(select_passes(AFTER_TRACING, disable))
