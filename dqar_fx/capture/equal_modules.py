@@ -26,6 +26,8 @@ EMPTY = {dict, OrderedDict}
 """Types of what a module holds hooks and parts in."""
 REGISTERED = ("_parameters", "_buffers")
 """Attributes of a module with tensors that a graph reads by their path."""
+TOLD_APART = {*REGISTERED, *HOOKED}
+"""Attributes that are described in a way of their own, also where they hold nothing."""
 STANDS_IN = "_dqar_fx_stands_in"
 """Attribute of a function that counts as the forward that it was put before."""
 
@@ -128,18 +130,20 @@ class ValueDescriber:
         known = self._meet(module)
         if known is not None:
             return known
-        return type(module), *(
-            (name, self._of_held(name, value))
-            for name, value in vars(module).items()
-            if not (name == "forward" and hasattr(value, STANDS_IN))
-        )
+        held: list[Hashable] = [type(module)]
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind in COMPARED and name not in HOOKED:  # most of what a module holds
+                held.append((name, kind, value))
+            elif kind in EMPTY and not value and name not in TOLD_APART:
+                held.append((name, kind))
+            elif not (name == "forward" and hasattr(value, STANDS_IN)):
+                held.append((name, self._of_held(name, value)))
+        return tuple(held)
 
     def _of_held(self, name: str, value: Any) -> Hashable:
         if name in REGISTERED:
             return self._of_tensors(value)
-        kind = type(value)
-        if kind in EMPTY and not value and name not in HOOKED:
-            return kind  # most of what a module holds
         if name in HOOKED:  # what hooks hold changes as they run
             return ObjectIdentity(value)
         if name == "_modules":
