@@ -129,7 +129,7 @@ def over_same_graph(gm: fx.GraphModule) -> fx.GraphModule:
     made = make_module(gm, fx.Graph())
     for own, theirs in zip(holders(made), holders(gm), strict=True):
         own.update(theirs)
-    made.graph = gm.graph
+    made.graph, gm.graph.owning_module = gm.graph, gm
     return made
 
 
