@@ -37,6 +37,7 @@ from dqar_fx.program.lowering import Lowering
 CPU = torch.device("cpu")
 DEPTHS = (2, 14, 28, 56)
 WARMUP_STEPS = 4
+LOWERINGS = ("eager", "regional")
 SCHEDULES = {
     "all computed": lambda steps: dqar_fx.Schedule.compute_all(steps),
     "attention, every 2nd step": lambda steps: dqar_fx.Schedule.interval(steps, 2),
@@ -254,7 +255,7 @@ def run(options: Options) -> None:
     reused = [
         measure_reused(size, compile_as, options.steps, options.repeats)
         for size in sizes
-        for compile_as in ("eager", "regional")
+        for compile_as in LOWERINGS
     ]
     print(format_table(list_columns(depths), rows), sep="\n\n", end="\n\n")
     print(format_table(REUSED_COLUMNS, reused), machine, sep="\n\n")
