@@ -15,8 +15,7 @@ def no_collection() -> Iterator[None]:
     """Put garbage collection off while a program is built.
 
     A build makes some hundred thousand objects that all live on. Python's collector looks
-    through them again and again, finds nothing, and takes a third of the time. Afterwards
-    they count as old at once, and are looked through with all that is.
+    through them again and again, finds nothing, and takes a third of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -24,7 +23,4 @@ def no_collection() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
-            if not gc.get_freeze_count():  # else what others have frozen would thaw, too
-                gc.freeze()
-                gc.unfreeze()
             gc.enable()
