@@ -10,8 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -82,31 +81,6 @@ class Capture:
     def key(self) -> Hashable:
         """What is another one for each graph."""
         return self.gm
-
-
-class CaptureAt(Capture):
-    """A captured graph at other sizes, made when it is looked at: what runs does not need it.
-
-    Args:
-        origin: The graph as it was captured.
-        make: Makes the graph at the sizes.
-    """
-
-    def __init__(self, origin: Capture, make: Callable[[], fx.GraphModule]) -> None:
-        held = {each.name: getattr(origin, each.name) for each in fields(origin)}
-        del held["gm"]
-        vars(self).update(held, _make=make)
-
-    @cached_property
-    def gm(self) -> fx.GraphModule:  # type: ignore[override]  # made when it is read
-        """The graph."""
-        made: fx.GraphModule = vars(self)["_make"]()
-        return made
-
-    @property
-    def key(self) -> Hashable:
-        """What is another one for each graph."""
-        return vars(self)["_make"]
 
 
 @torch.inference_mode(mode=False)

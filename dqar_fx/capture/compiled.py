@@ -67,12 +67,13 @@ def must_have_no_break() -> bool:
 
 def copy_plain(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A deep copy in which nothing is compiled; ``memo`` is as for `copy.deepcopy`."""
-    for module in reversed(list(model.modules())):  # inner ones first
+    modules = list(model.modules())
+    for module in reversed(modules):  # inner ones first
         if find_original(module) is not module:
             memo[id(module)] = copy.deepcopy(find_original(module), memo)
     memo.update(
         (id(held), OrderedDict[Any, Any]())
-        for module in model.modules()
+        for module in modules
         for held in vars(module).values()
         if type(held) is OrderedDict and not held  # most are, and take most of the time
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dqar_fx.capture.capture import CaptureAt
+from dqar_fx.capture.capture import Capture
 from dqar_fx.passes import TensorSpec, fix_sizes
 from dqar_fx.passes.support.graphs import fake_mode_of
 from dqar_fx.passes.support.guards import compute_or_reuse
@@ -19,11 +19,10 @@ from dqar_fx.plan.fix_plan import PlanFixer
 from .free_regions import FreeRegions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from torch import fx
 
-    from dqar_fx.capture.capture import Capture
     from dqar_fx.passes.support.sizes import Sizes
     from dqar_fx.plan.plan import Plan
     from dqar_fx.plan.slots import SlotKey
@@ -77,6 +76,31 @@ class Graphs:
     def at(self, sizes: Sizes, leaves: Sequence[Any]) -> Graphs:
         """The same graphs at other sizes of the inputs."""
         return GraphsAt.of(self, sizes, leaves)
+
+
+class CaptureAt(Capture):
+    """A captured graph at other sizes, made when it is looked at: what runs does not need it.
+
+    Args:
+        origin: The graph as it was captured.
+        make: Makes the graph at the sizes.
+    """
+
+    def __init__(self, origin: Capture, make: Callable[[], fx.GraphModule]) -> None:
+        held = {each.name: getattr(origin, each.name) for each in fields(origin)}
+        del held["gm"]
+        vars(self).update(held, _make=make)
+
+    @cached_property
+    def gm(self) -> fx.GraphModule:  # type: ignore[override]  # made when it is read
+        """The graph."""
+        made: fx.GraphModule = vars(self)["_make"]()
+        return made
+
+    @property
+    def key(self) -> Hashable:
+        """What is another one for each graph."""
+        return vars(self)["_make"]
 
 
 class GraphsAt(Graphs):
