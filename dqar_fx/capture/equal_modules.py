@@ -130,7 +130,7 @@ class ValueDescriber:
         known = self._meet(module)
         if known is not None:
             return known
-        held: list[Hashable] = [type(module)]
+        held: list[Any] = [type(module)]
         for name, value in vars(module).items():
             kind = type(value)
             if kind in COMPARED and name not in HOOKED:  # most of what a module holds
