@@ -92,7 +92,7 @@ class CaptureAt(Capture):
         vars(self).update(held, _make=make)
 
     @cached_property
-    def gm(self) -> fx.GraphModule:  # type: ignore[override]  # made when it is read
+    def gm(self) -> fx.GraphModule:
         """The graph."""
         made: fx.GraphModule = vars(self)["_make"]()
         return made
@@ -100,7 +100,8 @@ class CaptureAt(Capture):
     @property
     def key(self) -> Hashable:
         """What is another one for each graph."""
-        return vars(self)["_make"]
+        key: Hashable = vars(self)["_make"]
+        return key
 
 
 class GraphsAt(Graphs):
