@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from .support.editing import copy_meta
+from .support.editing import copy_node
 from .support.graphs import describe_value
 from .support.marks import AGAIN, BEGIN, END, MARK, Mark, find_marks, is_item_of_mark, items_of
 from .support.module_paths import find_enclosing, module_path, module_stack, rename_path
@@ -143,14 +143,23 @@ class EqualModule:
         first: Path of the block that the region is of.
         path: Of the block that is equal to it.
         above: Record of the modules around that block, from the root down.
+        known: Records in the other block, by the keys of calls in the first one's.
     """
 
     first: str
     path: str
     above: Stack
+    known: dict[tuple[str, ...], Stack] = field(default_factory=dict, compare=False)
 
     def stack(self, stack: Stack) -> Stack:
         """A record of modules in the first block, as one in the other."""
+        calls = tuple(stack)
+        if calls not in self.known:
+            self.known[calls] = self.rename(stack)
+        return self.known[calls]
+
+    def rename(self, stack: Stack) -> Stack:
+        """A record in the first block with the other's names."""
         own, inside = dict(self.above), False
         for key, (path, kind) in stack.items():
             inside = inside or path == self.first
@@ -217,13 +226,9 @@ class Expansion:
             find_enclosing(path, self.stood_in) for _, path in module_stack(node)
         ):
             raise CannotExpand(f"{module_path(node)} is called apart from its block")
-        args, kwargs = fx.map_arg(
-            (node.args, node.kwargs), lambda n: self.find(n, copies, modules)
-        )
         # numbers anew: names must not tell where there was a mark
         name = TRAILING_NUMBER.sub("", node.name) if node.op == "call_function" else node.name
-        copy = self.graph.create_node(node.op, node.target, args, kwargs, name)
-        copy.meta = copy_meta(node)
+        copy = copy_node(self.graph, node, lambda n: self.find(n, copies, modules), name)
         for module in modules:
             copy.meta["nn_module_stack"] = module.stack(copy.meta["nn_module_stack"])
         if node.op == "get_attr":

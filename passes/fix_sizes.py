@@ -119,7 +119,7 @@ def fix_guard(gm: fx.GraphModule, guard: fx.Node, sizes: Sizes) -> int:
     for spec, history in zip(specs, slots, strict=True):
         for buffers in history:
             for buffer, node in zip(FORMATS[cache].specs(spec), buffers, strict=True):
-                node.meta["val"] = buffer.allocate()
+                node.meta["val"] = buffer.make_empty()
     guard.meta["site"] = replace(site, kept=specs)
     guard.meta["val"] = tuple(results)
     return changed

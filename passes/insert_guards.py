@@ -201,7 +201,7 @@ def add_slot(
         meta: dict[str, object] = {
             "slot": key,
             "site_path": match.site.path,
-            "val": spec.allocate(),
+            "val": spec.make_empty(),
         }
     sizes = match.kept[value].meta.get("sizes", ())
     if len(sizes) == len(spec.shape):  # else a flag, or nothing depends on sizes

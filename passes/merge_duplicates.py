@@ -35,7 +35,7 @@ def merge_duplicates(gm: fx.GraphModule, among: Collection[fx.Node] | None = Non
     first: dict[Hashable, fx.Node] = {}
     rewrites = 0
     for node in list(gm.graph.nodes):
-        if not is_pure(node) or not (among is None or node in among):
+        if not (among is None or node in among) or not is_pure(node):
             continue
         key = (node.op, str(node.target), repr(spell_sizes((node.args, node.kwargs))))
         if key in first:

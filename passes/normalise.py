@@ -48,6 +48,14 @@ CONVERSIONS = {
 }
 LIKE_ANOTHER = {aten.to.other, aten.type_as.default}
 SCALINGS = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
+MAYBE_IDENTITY = {
+    *ALIASES,
+    *CONVERSIONS,
+    *SCALINGS,
+    aten.dropout.default,
+    aten.slice.Tensor,
+}
+"""Operators that may return their first argument unchanged."""
 
 
 def normalise(gm: fx.GraphModule) -> int:
@@ -77,7 +85,7 @@ def is_on_one_device(node: fx.Node) -> bool:
 
 def is_identity(node: fx.Node) -> bool:
     """Whether the node returns its first argument unchanged."""
-    if node.op != "call_function":
+    if node.target not in MAYBE_IDENTITY:
         return False
     if node.target in ALIASES:
         return True

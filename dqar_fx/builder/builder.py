@@ -17,7 +17,7 @@ from dqar_fx.passes import (
 )
 from dqar_fx.passes.pipeline import AFTER_SITES, ON_REGIONS, select_before_sites, select_passes
 from dqar_fx.passes.support.attention_spellings import is_candidate
-from dqar_fx.passes.support.runner import fork, ignore, run_passes
+from dqar_fx.passes.support.runner import fork, ignore, over_same_graph, run_passes
 from dqar_fx.plan.plan import make_plan
 from dqar_fx.program.explanation import Explanation
 from dqar_fx.program.fitting import count_kept, table_before_run
@@ -127,7 +127,7 @@ class Builder:
         bound = {"matches": chosen, "cache": self.cache, "history": history}
         late = select_passes(AFTER_SITES, disable, {insert_guards: bound})
         reports += run_passes(graph, late, observe=observe)
-        outlined = fork(graph)
+        outlined = over_same_graph(graph)
         reports += outline(outlined, blocks if options.backend.cuts_blocks else (), observe)
         near_misses += hoisted_attention(outlined)
         return captured.make_program(
@@ -188,12 +188,21 @@ def hoisted_attention(gm: fx.GraphModule) -> list[NoMatch]:
 def outline(
     gm: fx.GraphModule, blocks: Sequence[str], observe: Observer = ignore
 ) -> list[PassReport]:
-    """Outline the conditioning's stages, each inside, then the step."""
+    """Outline the conditioning's stages, each inside, then the step.
+
+    The graphs stay as they are: ``gm`` is given others.
+    """
     passes = select_passes(ON_REGIONS, options={outline_regions: {"blocks": blocks}})
     reports: list[PassReport] = []
+    stages: dict[str, Any] = {}
     for call in gm.graph.find_nodes(op="call_module", sort=True):
-        stage = fork(gm.get_submodule(str(call.target)))  # type: ignore[arg-type]
-        setattr(gm, str(call.target), stage)
-        call.meta["graph"] = fork(stage)
-        reports += run_passes(stage, passes, str(call.target), observe)
-    return reports + run_passes(gm, passes, observe=observe)
+        name = str(call.target)
+        stages[name] = gm.get_submodule(name)
+        stage = over_same_graph(stages[name])
+        setattr(gm, name, stage)
+        reports += run_passes(stage, passes, name, observe)
+    reports += run_passes(gm, passes, observe=observe)
+    for call in gm.graph.find_nodes(op="call_module"):
+        if call.target in stages:
+            call.meta["graph"] = stages[str(call.target)]
+    return reports

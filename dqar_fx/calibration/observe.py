@@ -21,8 +21,8 @@ from dqar_fx.capture.scopes import without_autocast
 from dqar_fx.conditioning.conditioning import AheadPolicy
 from dqar_fx.denoiser.step_denoiser import StepDenoiser
 from dqar_fx.errors import DqarError
+from dqar_fx.passes.support.collection import no_collection
 from dqar_fx.passes.support.graphs import graph_outputs
-from dqar_fx.program.programs import no_collection
 from dqar_fx.program.specialised import SpecialisedPrograms
 from dqar_fx.schedule.schedule import Schedule
 

@@ -164,13 +164,30 @@ def find_layers(model: nn.Module) -> list[tuple[str, Any]]:
     if layers is None:
         return []
     known = (layers.Linear, layers.Embedding, layers._ConvNd)
+    if not holds_any(model, known):
+        return []
     return [(path, each) for path, each in model.named_modules() if isinstance(each, known)]
+
+
+def holds_any(model: nn.Module, kinds: tuple[type, ...]) -> bool:
+    """Whether a module of a model is of some kinds: asked before paths are made for all."""
+    seen, front = set[int](), [model]
+    while front:
+        module = front.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            if isinstance(module, kinds):
+                return True
+            front += [each for each in module._modules.values() if each is not None]
+    return False
 
 
 def has_other_adapters(model: nn.Module) -> bool:
     """Whether a model has layers with adapters that are not known here."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is None:
+        return False
+    if not holds_any(model, (tuners.BaseTunerLayer,)):
         return False
     known = {id(layer) for _, layer in find_layers(model)}
     others = (each for each in model.modules() if id(each) not in known)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dqar_fx.errors import CaptureError, listing
 from dqar_fx.passes.pipeline import AFTER_TRACING, select_passes
+from dqar_fx.passes.support.collection import no_collection
 from dqar_fx.passes.support.editing import make_module
 from dqar_fx.passes.support.graphs import tensor_value
 from dqar_fx.passes.support.inner_tensors import as_plain, rebuild
@@ -46,7 +47,7 @@ from .tensor_data import DataAsOperators, without_kept_results
 from .whole_numbers import keep_symbols
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Hashable, Sequence
 
     from torch.export import ExportedProgram
 
@@ -75,6 +76,11 @@ class Capture:
     cast_on: tuple[str, ...] = ()
     reads: Reads | None = None
     symbolic: SymbolicInputs | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """What is another one for each graph."""
+        return self.gm
 
 
 @torch.inference_mode(mode=False)
@@ -153,7 +159,7 @@ def capture(
     refuse_classes(model)
     refuse_kinds(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     try:
-        with TRACING, torch.no_grad(), warnings.catch_warnings():
+        with TRACING, no_collection(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of export's internals; failures raise
             args, kwargs = separate((args, kwargs))
             expands = bool(select_passes(AFTER_TRACING, disable))

@@ -22,8 +22,12 @@ from .offloaded import HOOKED
 
 COMPARED = {type(None), bool, int, str, bytes, torch.dtype, torch.device}
 """Types whose values are compared with ``==``."""
+EMPTY = {dict, OrderedDict}
+"""Types of what a module holds hooks and parts in."""
 REGISTERED = ("_parameters", "_buffers")
 """Attributes of a module with tensors that a graph reads by their path."""
+TOLD_APART = {*REGISTERED, *HOOKED}
+"""Attributes that are described in a way of their own, also where they hold nothing."""
 STANDS_IN = "_dqar_fx_stands_in"
 """Attribute of a function that counts as the forward that it was put before."""
 
@@ -114,8 +118,8 @@ class ValueDescriber:
             return kind, repr(value)  # 0.0 equals -0.0
         if isinstance(value, enum.Enum):
             return kind, value.name
-        if kind in (dict, OrderedDict) and not value:
-            return kind  # most of what a module holds
+        if kind in EMPTY and not value:
+            return kind
         known = self._meet(value)
         if known is None and isinstance(value, nn.Module):
             return ObjectIdentity(value)  # its parameters have other paths than a part's
@@ -123,12 +127,19 @@ class ValueDescriber:
 
     def of_module(self, module: nn.Module) -> Hashable:
         """The description of a module that is described or part of one."""
-        held = (
-            (name, self._of_held(name, value))
-            for name, value in vars(module).items()
-            if not (name == "forward" and hasattr(value, STANDS_IN))
-        )
-        return self._meet(module) or (type(module), *held)
+        known = self._meet(module)
+        if known is not None:
+            return known
+        held: list[Any] = [type(module)]
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind in COMPARED and name not in HOOKED:  # most of what a module holds
+                held.append((name, kind, value))
+            elif kind in EMPTY and not value and name not in TOLD_APART:
+                held.append((name, kind))
+            elif not (name == "forward" and hasattr(value, STANDS_IN)):
+                held.append((name, self._of_held(name, value)))
+        return tuple(held)
 
     def _of_held(self, name: str, value: Any) -> Hashable:
         if name in REGISTERED:

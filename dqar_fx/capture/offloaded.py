@@ -78,6 +78,8 @@ def moves_weights(hook: Any) -> bool:
 
 def has_moving(module: nn.Module) -> bool:
     """Whether all hooks around a module are such, and there are some."""
+    if HOOKED.keys().isdisjoint(vars(module)):  # as of most, and all modules are asked
+        return False
     hooks = [hook for _, found in find_hooks(module) for hook in found]
     return bool(hooks) and all(map(moves_weights, hooks))
 

@@ -13,6 +13,9 @@ import functools
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+from torch._subclasses import FakeTensor
 from torch.fx.graph_module import _assign_attr
 
 from dqar_fx.passes import CannotExpand
@@ -25,7 +28,8 @@ from .equal_modules import REGISTERED, STANDS_IN
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from torch import fx, nn
+    from torch import fx
+    from torch._subclasses import FakeTensorMode
 
 NOTHING = ("_modules", *REGISTERED)
 """Attributes of a module that are empty dictionaries if it holds nothing."""
@@ -119,10 +123,24 @@ class PutAway:
             if is_away and find_enclosing(name, firsts):
                 _assign_attr(tensor, gm, name)
                 with gm.graph.inserting_after(last):  # in the order of the model
-                    nodes[name] = gm.graph.get_attr(name)
-                value = mode.from_tensor(tensor, static_shapes=True)
-                nodes[name].meta = {**find_like(name, nodes, firsts).meta, "val": value}
+                    nodes[name] = gm.graph.create_node("get_attr", name)
+                nodes[name].meta.update(find_like(name, nodes, firsts).meta)
+                nodes[name].meta["val"] = fake_parameter(tensor, mode)
             last = nodes.get(name, last)
+
+
+def fake_parameter(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """What stands for a parameter or buffer in a graph.
+
+    A mode makes it of any tensor, and takes ten times as long as one of a plain layout needs.
+    """
+    is_plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if not is_plain or tensor.storage_offset():
+        return mode.from_tensor(tensor, static_shapes=True)
+    empty = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+    )
+    return FakeTensor(mode, empty, tensor.device)
 
 
 def find_like(name: str, nodes: Mapping[str, fx.Node], firsts: Mapping[str, str]) -> fx.Node:

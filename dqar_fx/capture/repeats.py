@@ -221,7 +221,8 @@ class RepeatedBlocks:
 
 def is_ordinary(tensor: torch.Tensor) -> bool:
     """Whether a mark's result is like it: no parameter, nothing put off."""
-    return not (isinstance(tensor, nn.Parameter) or tensor.is_conj() or tensor.is_neg())
+    with torch._C.DisableTorchFunction():
+        return not (isinstance(tensor, nn.Parameter) or tensor.is_conj() or tensor.is_neg())
 
 
 def others(leaves: Iterable[Any], known: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -4,7 +4,8 @@ To `torch.export`, ``int`` of a size, and a tensor that is made of one, are the 
 is in this call: the capture would be good for that size alone. While a model is traced, the
 modules of its code have an ``int`` of their own, which gives symbols back as they are, a
 ``len`` that gives one for a tensor, and ``max`` and ``min`` that do not ask which symbol is
-larger; ``torch.tensor`` of a symbol is an operator.
+larger; ``torch.tensor`` of a symbol is an operator, and a reshape that puts sizes into another
+order does not ask which of them are equal.
 
 Left alone are modules that compare a type with ``int``, and those of torch.
 """
@@ -15,6 +16,7 @@ import functools
 import inspect
 import re
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
 
@@ -71,13 +73,41 @@ OWN_NAMES = {
 """What stands for names of Python in a model's code while it is traced."""
 
 
+RESHAPES = (torch.reshape, torch.Tensor.reshape)
+
+
+def shape_asked(args: tuple[Any, ...], kwargs: Any) -> tuple[Any, ...]:
+    """The shape that a reshape is given: numbers, or a sequence of them."""
+    (asked,) = args if len(args) == 1 else (args or kwargs["shape"],)
+    return tuple(asked) if isinstance(asked, (tuple, list)) else (asked,)
+
+
+def has_other_order(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    """Whether a shape has the sizes of another, ones aside, in another order.
+
+    Whether a view is possible depends then on which of them are equal, or multiples.
+    """
+    own, other = (
+        [size.node.expr if isinstance(size, torch.SymInt) else size for size in sizes]
+        for sizes in (before, after)
+    )
+    own, other = ([size for size in sizes if size != 1] for sizes in (own, other))
+    return own != other and Counter(own) == Counter(other)
+
+
 class SymbolsAsTensors(TorchFunctionMode):
-    """While it is on, a tensor that is made of a symbol depends on it."""
+    """While it is on, a tensor that is made of a symbol depends on it.
+
+    What is reshaped to sizes in another order is flattened before, since torch would ask
+    which of these are equal.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Call a function of torch."""
+        if func in RESHAPES and has_other_order(args[0].shape, shape_asked(args[1:], kwargs)):
+            return torch.reshape(args[0].flatten(), shape_asked(args[1:], kwargs))
         if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], torch.SymInt):
             options = {"dtype": torch.int64, **(kwargs or {})}
             return torch.scalar_tensor(args[0], **options)  # type: ignore[arg-type]

@@ -260,7 +260,7 @@ class StepDenoiser(ParameterWrapper):
             StepError: It is unknown, or another thread is inside of a run.
         """
         sessions, ahead = self._sessions, program.ahead
-        call = Call.of(program.roles, leaves, program.captured.gm)
+        call = Call.of(program.roles, leaves, program.captured.key)
         find_scheduler = partial(sessions.find_scheduler, self)
         position = sessions.locate(call, find_scheduler, program.table.num_steps)
         if ahead.is_wanted and position.timesteps is None and call.timestep is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dqar_fx.capture.capture import Capture
 from dqar_fx.passes import FORMATS, TensorSpec, fix_sizes
 from dqar_fx.passes.support.graphs import fake_mode_of
 from dqar_fx.passes.support.guards import compute_or_reuse
@@ -18,11 +19,10 @@ from dqar_fx.plan.fix_plan import PlanFixer
 from .free_regions import FreeRegions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from torch import fx
 
-    from dqar_fx.capture.capture import Capture
     from dqar_fx.passes import CacheFormat
     from dqar_fx.passes.support.sizes import Sizes
     from dqar_fx.plan.plan import Plan
@@ -81,6 +81,32 @@ class Graphs:
         return GraphsAt.of(self, sizes, leaves)
 
 
+class CaptureAt(Capture):
+    """A captured graph at other sizes, made when it is looked at: what runs does not need it.
+
+    Args:
+        origin: The graph as it was captured.
+        make: Makes the graph at the sizes.
+    """
+
+    def __init__(self, origin: Capture, make: Callable[[], fx.GraphModule]) -> None:
+        held = {each.name: getattr(origin, each.name) for each in fields(origin)}
+        del held["gm"]
+        vars(self).update(held, _make=make)
+
+    @cached_property
+    def gm(self) -> fx.GraphModule:
+        """The graph."""
+        made: fx.GraphModule = vars(self)["_make"]()
+        return made
+
+    @property
+    def key(self) -> Hashable:
+        """What is another one for each graph."""
+        key: Hashable = vars(self)["_make"]
+        return key
+
+
 class GraphsAt(Graphs):
     """Graphs at other sizes. Those that only inspection looks at are made when asked for.
 
@@ -121,7 +147,8 @@ class GraphsAt(Graphs):
     @cached_property
     def captured(self) -> Capture:
         """The model as a graph, untouched."""
-        return replace(self._origin.captured, gm=self._fix(self._origin.captured.gm))
+        origin = self._origin.captured
+        return CaptureAt(origin, lambda: self._fix(origin.gm))
 
     @cached_property
     def guarded(self) -> fx.GraphModule:

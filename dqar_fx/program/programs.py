@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections import Counter
 from collections.abc import Hashable
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,6 +16,7 @@ from dqar_fx.capture.offloaded import is_offloaded
 from dqar_fx.capture.symbolic import Unfit
 from dqar_fx.errors import DqarError
 from dqar_fx.notices import warn
+from dqar_fx.passes.support.collection import no_collection
 
 from .fitting import count_kept
 from .packed_weights import PackedWeights
@@ -68,22 +67,6 @@ class ProgramBuilder(Protocol):
 
     def with_schedule(self, schedule: Schedule, /) -> ProgramBuilder:
         """The same builder for another schedule."""
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Put garbage collection off while a program is built.
-
-    A build makes some hundred thousand objects that all live on. Python's collector looks
-    through them again and again, finds nothing, and takes a third of the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class Programs:

@@ -8,6 +8,7 @@ entropies) reads this table.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -68,7 +69,7 @@ class Spelling:
 
 def is_candidate(node: fx.Node) -> bool:
     """Whether the node's target is an attention operator or the softmax of one."""
-    return any(spelling.takes(node.target) for spelling in SPELLINGS)
+    return spelling_of(node.target) is not None
 
 
 def match_operator(node: fx.Node) -> AttentionOperator | None:
@@ -77,10 +78,16 @@ def match_operator(node: fx.Node) -> AttentionOperator | None:
     Raises:
         NoMatch: The node is a candidate but not an attention that can be kept.
     """
-    for spelling in SPELLINGS:
-        if spelling.takes(node.target):
-            return replace(spelling.match(node), variant=spelling.variant)
-    return None
+    spelling = spelling_of(node.target)
+    if spelling is None:
+        return None
+    return replace(spelling.match(node), variant=spelling.variant)
+
+
+@lru_cache(maxsize=1024)
+def spelling_of(target: object) -> Spelling | None:
+    """The spelling whose candidate a target makes a node; None for none."""
+    return next((each for each in SPELLINGS if each.takes(target)), None)
 
 
 def match_fused(node: fx.Node) -> AttentionOperator:

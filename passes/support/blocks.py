@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from .attention_spellings import is_candidate
 from .graphs import is_computing
-from .module_paths import find_enclosing, module_path, module_stack
+from .module_paths import call_key, find_enclosing, module_path, module_stack
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -42,8 +42,16 @@ def find_runs(
     nodes: Iterable[fx.Node], blocks: Collection[str]
 ) -> list[tuple[str, list[fx.Node]]]:
     """``(block path or empty, nodes)`` for each run of computing nodes, in order."""
-    known = frozenset(blocks)
-    owned = ((n, block_call_of(n, known)) for n in nodes if is_computing(n))
+    known, calls = frozenset(blocks), dict[str, tuple[str, str]]()
+
+    def block_call(node: fx.Node) -> tuple[str, str]:
+        """What `block_call_of` gives, which is the same for all nodes of one module call."""
+        key = call_key(node)
+        if key not in calls:
+            calls[key] = block_call_of(node, known)
+        return calls[key]
+
+    owned = ((n, block_call(n)) for n in nodes if is_computing(n))
     grouped = groupby(owned, key=lambda pair: pair[1])
     return [(path, [node for node, _ in pairs]) for (path, _), pairs in grouped]
 
@@ -57,8 +65,8 @@ def block_call_of(node: fx.Node, blocks: Collection[str]) -> tuple[str, str]:
 
 def find_siblings(runs: Iterable[tuple[str, list[fx.Node]]]) -> list[list[list[fx.Node]]]:
     """Runs of blocks, grouped by equal sequences of operators."""
-    groups: dict[tuple[str, ...], list[list[fx.Node]]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[list[fx.Node]]] = defaultdict(list)
     for path, run in runs:
         if path:
-            groups[tuple(str(node.target) for node in run)].append(run)
+            groups[tuple(node.target for node in run)].append(run)
     return list(groups.values())

@@ -7,6 +7,7 @@ parameters last, so that graphs of equal structure can share one compiled functi
 
 from __future__ import annotations
 
+import copy
 import operator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,40 @@ if TYPE_CHECKING:
 def copy_meta(source: fx.Node) -> dict[str, Any]:
     """A record of its own for a copied node: fx copies ``meta`` shallowly."""
     return dict(source.meta)
+
+
+def copy_node(
+    graph: fx.Graph,
+    node: fx.Node,
+    transform: Callable[[fx.Node], Any],
+    name: str | None = None,
+) -> fx.Node:
+    """Copy a node to the end of a graph, with a record of its own.
+
+    Arguments are set once the node is there: fx looks through those that it is given before
+    for symbols, which takes as long as all else.
+
+    Args:
+        graph: The graph.
+        node: The node of another graph, or of this one.
+        transform: Gives what takes the place of each node among the arguments.
+        name: What the name is made of; None for the node's own.
+    """
+    made = graph.create_node(node.op, node.target, name=name or node.name, type_expr=node.type)
+    made.args = fx.map_arg(node.args, transform)
+    if node.kwargs:
+        made.kwargs = fx.map_arg(node.kwargs, transform)
+    made.meta.update(node.meta)
+    return made
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph, whose nodes have the same names."""
+    made, copies = fx.Graph(tracer_cls=graph._tracer_cls), dict[fx.Node, fx.Node]()
+    made.set_codegen(copy.deepcopy(graph._codegen))
+    for node in graph.nodes:
+        copies[node] = copy_node(made, node, copies.__getitem__)
+    return made
 
 
 def make_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
@@ -67,13 +102,12 @@ def extract(
     def copy_of(node: fx.Node) -> fx.Node:
         if node not in copies:  # only graphs are met here first: they are owned, not passed
             root[str(node.target)] = gm.get_submodule(str(node.target))
-            copies[node] = graph.node_copy(node)
-            copies[node].meta = copy_meta(node)
+            copies[node] = copy_node(graph, node, copy_of)
         return copies[node]
 
     for node in (*given, *inputs):
         copies[node] = graph.placeholder(node.name)
-        copies[node].meta = copy_meta(node)
+        copies[node].meta.update(node.meta)
         if parameter_path(node) is not None:
             copies[node].meta["parameter"] = parameter_path(node)
     for node in nodes:
@@ -81,8 +115,7 @@ def extract(
             copy_of(source)
         if node.op == "call_module":
             root[str(node.target)] = gm.get_submodule(str(node.target))
-        copies[node] = graph.node_copy(node, copy_of)
-        copies[node].meta = copy_meta(node)
+        copies[node] = copy_node(graph, node, copy_of)
     graph.output(tuple(copies[node] for node in outputs))
     return make_module(root, graph), inputs
 
@@ -107,7 +140,7 @@ def replace_by_call(
         ]
     caller.meta["val"] = tuple(node.meta.get("val") for node in outputs)
     for node, item in zip(outputs, items, strict=True):
-        item.meta = copy_meta(node)
+        item.meta.update(node.meta)
         node.replace_all_uses_with(
             item, lambda user: user is not caller and user not in inside
         )
@@ -187,8 +220,7 @@ def inline(graph: fx.Graph, inner: fx.GraphModule, inputs: Sequence[fx.Node]) ->
     for node in inner.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        copies[node] = graph.node_copy(node, lambda n: copies[n])
-        copies[node].meta = copy_meta(node)
+        copies[node] = copy_node(graph, node, copies.__getitem__)
     return [copies[node] for node in graph_outputs(inner.graph)]
 
 

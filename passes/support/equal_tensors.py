@@ -50,7 +50,9 @@ def join_equal(
     first = tensors[groups[0][0]]
     if len(groups) < 2 or not is_comparable(first):
         return list(groups)
-    samples = torch.stack([sample_evenly(integer_view(tensors[group[0]])) for group in groups])
+    places = spread_evenly(first.shape, first.device)
+    sampled = [integer_view(tensors[group[0]])[places].expand(NUM_SAMPLED) for group in groups]
+    samples = torch.stack(sampled)
     joined: dict[Hashable, list[list[int]]] = defaultdict(list)
     for group, values in zip(groups, samples.tolist(), strict=True):
         for known in joined[tuple(values)]:
@@ -109,9 +111,8 @@ def sum_bits(tensor: torch.Tensor) -> torch.Tensor:
     return (sums * odd).sum()
 
 
-def sample_evenly(tensor: torch.Tensor) -> torch.Tensor:
-    """``NUM_SAMPLED`` of its values, evenly spaced."""
-    places = torch.arange(NUM_SAMPLED) * (tensor.numel() - 1) // (NUM_SAMPLED - 1)
-    indices = torch.unravel_index(places, tensor.shape) if tensor.dim() else ()
-    found = tensor[tuple(index.to(tensor.device) for index in indices)]
-    return found.expand(NUM_SAMPLED)
+def spread_evenly(shape: torch.Size, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Indices of `NUM_SAMPLED` values of tensors of a shape, evenly spaced."""
+    places = torch.arange(NUM_SAMPLED) * (shape.numel() - 1) // (NUM_SAMPLED - 1)
+    indices = torch.unravel_index(places, shape) if shape else ()
+    return tuple(index.to(device) for index in indices)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from .sizes import spell_sizes
+from .sizes import DEPENDENT, spell_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -137,23 +137,64 @@ def structure_of(gm: fx.GraphModule, describe: Callable[[object], str] | None = 
     Names do not count; operators, constants, and what is described of the inputs do: by
     default shapes, strides, dtypes and devices; numbers that depend on sizes, as expressions.
     """
-    describe = describe or describe_value
-    index: dict[fx.Node, str] = {}
-    lines = []
+    speller = StructureSpeller(gm, describe or describe_value)
     for node in gm.graph.nodes:
-        index[node] = f"%{len(index)}"
-        target: Any = node.target
         if node.op == "placeholder":
-            target = describe(node.meta.get("val"))
-            if "sizes" in node.meta:
-                target = f"{target} {spell_sizes(node.meta['sizes'])}"
-        elif node.op in ("get_attr", "call_module"):
-            inner = gm.get_submodule(str(node.target))
-            assert isinstance(inner, fx.GraphModule), f"{node.target} is not outlined"
+            speller.add_input(node)
+        else:
+            speller.add(node)
+    return "\n".join(speller.lines)
+
+
+class StructureSpeller:
+    """Writes what is equal for graphs, or for parts of one, that compute the same.
+
+    Args:
+        gm: What owns the graphs that nodes call.
+        describe: What is equal for inputs that are alike.
+
+    Attributes:
+        lines: A line for each input and node.
+    """
+
+    def __init__(self, gm: fx.GraphModule, describe: Callable[[object], str]) -> None:
+        self.lines: list[str] = []
+        self._gm, self._describe = gm, describe
+        self._names: dict[fx.Node, str] = {}
+
+    def add_input(self, node: fx.Node) -> None:
+        """Write a node that is an input, whatever it is in its graph."""
+        described = self._describe(node.meta.get("val"))
+        if "sizes" in node.meta:
+            described = f"{described} {spell_sizes(node.meta['sizes'])}"
+        self._note(node, f"placeholder {described} () {{}}")
+
+    def add(self, node: fx.Node) -> None:
+        """Write a node, and before it the graphs of its own that it is the first to read."""
+        target: object = node.target
+        for source in node.all_input_nodes:
+            if source not in self._names:
+                self.add(source)
+        if node.op in ("get_attr", "call_module"):
+            inner = self._gm.get_submodule(str(target))
+            assert isinstance(inner, fx.GraphModule), f"{target} is not outlined"
             target = f"({structure_of(inner)})"
-        args, kwargs = fx.map_arg(spell_sizes((node.args, node.kwargs)), lambda n: index[n])
-        lines.append(f"{node.op} {target} {args} {kwargs}")
-    return "\n".join(lines)
+        args = fx.node.map_aggregate(node.args, self._spell)
+        kwargs = fx.node.map_aggregate(node.kwargs, self._spell) if node.kwargs else {}
+        self._note(node, f"{node.op} {target} {args} {kwargs}")
+
+    def add_output(self, nodes: Iterable[fx.Node]) -> None:
+        """Write what is returned."""
+        self.lines.append(f"output output ({tuple(map(self._spell, nodes))},) {{}}")
+
+    def _note(self, node: fx.Node, line: str) -> None:
+        self._names[node] = f"%{len(self._names)}"
+        self.lines.append(line)
+
+    def _spell(self, each: Any) -> Any:
+        if isinstance(each, fx.Node):
+            return self._names[each]
+        return each.expr if isinstance(each, DEPENDENT) else each
 
 
 def describe_value(value: object) -> str:

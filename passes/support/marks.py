@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,10 @@ torch.library.define(
 def new_like(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape, strides and offset, in a storage of its own."""
     offset = tensor.storage_offset()
+    if type(offset) is int and offset == 0:  # in one operator, as most are
+        return torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+        )
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     size = offset + 1 + sum((size - 1) * stride for size, stride in pairs if size)
     storage = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
@@ -42,8 +47,19 @@ MARK = torch.ops.dqar_fx.mark.default
 def mark(
     given: list[torch.Tensor], like: list[torch.Tensor], role: str, number: int, path: str
 ) -> list[torch.Tensor]:
-    """Put a mark into the graph; its results."""
-    return list(MARK(given, like, role, number, path))
+    """Put a mark into the graph; its results.
+
+    Where it was called from is not noted: it is in no graph that is looked at.
+    """
+    tracing = get_proxy_mode()
+    if tracing is None:
+        return list(MARK(given, like, role, number, path))
+    tracer = tracing.tracer
+    noted, tracer.record_stack_traces = tracer.record_stack_traces, False
+    try:
+        return list(MARK(given, like, role, number, path))
+    finally:
+        tracer.record_stack_traces = noted
 
 
 @dataclass(frozen=True)

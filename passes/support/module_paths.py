@@ -23,14 +23,13 @@ def module_stack(node: fx.Node) -> list[tuple[str, str]]:
 
 def module_path(node: fx.Node) -> str:
     """Path of the innermost module that made the node; empty for the root."""
-    stack = module_stack(node)
-    return stack[-1][1] if stack else ""
+    stack = node.meta.get("nn_module_stack")
+    return str(stack[next(reversed(stack))][0]) if stack else ""
 
 
 def call_key(node: fx.Node) -> str:
     """Call key of the innermost module around a node."""
-    stack = module_stack(node)
-    return stack[-1][0] if stack else ""
+    return next(reversed(node.meta.get("nn_module_stack") or {}), "")
 
 
 def belongs_to(node: fx.Node, key: str) -> bool:

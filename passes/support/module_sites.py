@@ -143,4 +143,9 @@ def numbered(matches: Iterable[Match]) -> list[Match]:
 
 def dense_specs(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
     """Dense specs of tensors with these nodes' shapes."""
-    return tuple(TensorSpec.of(torch.empty_like(node.meta["val"])) for node in nodes)
+    return tuple(dense_spec(node.meta["val"]) for node in nodes)
+
+
+def dense_spec(value: torch.Tensor) -> TensorSpec:
+    """The spec of a dense tensor with a tensor's shape, and its order of strides."""
+    return TensorSpec.of(value if value.is_contiguous() else torch.empty_like(value))

@@ -23,12 +23,18 @@ def count_operators(gm: fx.GraphModule) -> Counter[str]:
     ``stage`` or ``region`` and what is inside of it, a slot that is read as ``read slot``.
     Picking one of several values counts as nothing.
     """
-    found = Counter[str]()
+    found, functions = Counter[str](), Counter[object]()
     for node in gm.graph.nodes:
-        found.update(names_of(node))
+        if node.op == "call_function":  # most nodes are calls of few functions
+            functions[node.target] += 1
+        else:
+            found.update(names_of(node))
         inner = inner_graph(gm, node)
         if inner is not None:
-            found += count_operators(inner)
+            found.update(count_operators(inner))
+    functions.pop(operator.getitem, None)
+    for target, count in functions.items():
+        found[name_of_function(target)] += count
     return found
 
 
@@ -54,19 +60,22 @@ def submodule(gm: fx.GraphModule, owned: fx.Node) -> fx.GraphModule:
 
 
 def names_of(node: fx.Node) -> list[str]:
-    """What a node counts as: one name, or none."""
+    """What a node that calls no function counts as: one name, or none."""
     if node.op == "placeholder" and "slot" in node.meta and is_read(node):
         return [READ]
-    is_call = node.op in ("call_function", "call_module", "call_method")
-    return [name_of(node)] if is_call and node.target is not operator.getitem else []
+    return [name_of(node)] if node.op in ("call_module", "call_method") else []
+
+
+def name_of_function(target: object) -> str:
+    """A function, in a word."""
+    is_operator = isinstance(target, torch._ops.OpOverload)
+    return str(target) if is_operator else str(getattr(target, "__name__", target))
 
 
 def name_of(node: fx.Node) -> str:
     """The operator of a node, in a word."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target)
     if node.op != "call_module":
-        return str(getattr(node.target, "__name__", node.target))
+        return name_of_function(node.target)
     if "stage" in node.meta:
         return "stage"
     return "region" if "block" in node.meta else f"call {node.target}"

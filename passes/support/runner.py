@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .editing import make_module
+from torch import fx
+
+from .editing import copy_graph, make_module
 from .operators import count_changes, count_operators
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterable, Mapping
-
-    from torch import fx
 
     Pass = Callable[[fx.GraphModule], int] | partial[int]
     Observer = Callable[[str, str, fx.GraphModule], None]
@@ -78,25 +78,40 @@ def run_passes(
             name, and that of the graph if it is not the step. None where a graph is only
             looked at: nothing is shown or logged.
     """
-    return [run_pass(gm, each, graph, observe) for each in passes]
+    operators, reports = count_operators(gm), list[PassReport]()
+    for each in passes:
+        report = run_pass(gm, each, graph, observe, operators)
+        operators.update(report.delta)
+        reports.append(report)
+    return reports
 
 
 def run_pass(
-    gm: fx.GraphModule, each: Pass, graph: str = "step", observe: Observer | None = ignore
+    gm: fx.GraphModule,
+    each: Pass,
+    graph: str = "step",
+    observe: Observer | None = ignore,
+    operators: Counter[str] | None = None,
 ) -> PassReport:
-    """Run one pass, then lint and recompile the graph."""
+    """Run one pass, then lint and recompile the graph if the pass has changed it.
+
+    ``operators`` are those of the graph; None to count them.
+    """
     function: Any = each.func if isinstance(each, partial) else each
     name: str = function.__name__
     shown = name if graph == "step" else f"{name}.{graph}"
     if observe is not None:
         observe("before", shown, gm)
-    operators, before, start = count_operators(gm), len(gm.graph.nodes), perf_counter()
+    operators = count_operators(gm) if operators is None else operators
+    before, start = len(gm.graph.nodes), perf_counter()
     rewrites = each(gm)
     ms = 1e3 * (perf_counter() - start)
-    gm.graph.lint()
-    gm.recompile()
+    delta: Mapping[str, int] = {}
+    if rewrites:
+        gm.graph.lint()
+        gm.recompile()
+        delta = count_changes(operators, count_operators(gm))
     nodes = (before, len(gm.graph.nodes))
-    delta = count_changes(operators, count_operators(gm))
     report = PassReport(name, graph, rewrites, nodes, ms, delta)
     if observe is not None:
         logger.debug("%s", report)
@@ -106,4 +121,18 @@ def run_pass(
 
 def fork(gm: fx.GraphModule) -> fx.GraphModule:
     """A graph of its own over the same parameters and submodules."""
-    return make_module(gm, copy.deepcopy(gm.graph))
+    return make_module(gm, copy_graph(gm.graph))
+
+
+def over_same_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    """Another module over the same graph, for passes that give their module a graph anew."""
+    made = make_module(gm, fx.Graph())
+    for own, theirs in zip(holders(made), holders(gm), strict=True):
+        own.update(theirs)
+    made.graph, gm.graph.owning_module = gm.graph, gm
+    return made
+
+
+def holders(gm: fx.GraphModule) -> tuple[dict[str, Any], ...]:
+    """What a module keeps its parts, parameters and buffers in."""
+    return gm._modules, gm._parameters, gm._buffers

@@ -36,10 +36,13 @@ class TensorSpec:
 
     def allocate(self) -> torch.Tensor:
         """A new tensor of zeros."""
-        empty = torch.empty_strided(
+        return self.make_empty().zero_()
+
+    def make_empty(self) -> torch.Tensor:
+        """A new tensor of any values."""
+        return torch.empty_strided(
             self.shape, self.stride, dtype=self.dtype, device=self.device
         )
-        return empty.zero_()
 
 
 @dataclass(frozen=True)

@@ -36,16 +36,20 @@ def test_overhead_tells_calls_from_steps():
     assert found.per_call_us == pytest.approx(slope)
 
 
-def test_overhead_command_prints_and_writes(tmp_path, capsys):
+def test_overhead_command_prints_and_writes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(overhead, "LOWERINGS", ("eager",))  # nothing is compiled in a test
     out = str(tmp_path / "found")
-    assert (
-        overhead.main(["--steps", "6", "--repeats", "1", "--depths", "1", "2", "--out", out])
-        == 0
-    )
+    options = ["--steps", "6", "--repeats", "1", "--depths", "1", "2"]
+    options += ["--tokens", "16", "--width", "32"]
+    assert overhead.main([*options, "--out", out]) == 0
     text = (tmp_path / "found" / "rows.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     tiers = [(row["schedule"], row["capture"]) for row in rows]
     assert tiers == [(n, c) for n in overhead.SCHEDULES for c in ("graph", "blocks")]
+    text = (tmp_path / "found" / "reused.jsonl").read_text()
+    reused = [json.loads(line) for line in text.splitlines()]
+    assert [row["pairs"] for row in reused] == [2 * 2] * 2  # two blocks, two steps behind
+    assert {row["compile"] for row in reused} == {"eager"}
     printed = capsys.readouterr().out
     assert all(name in printed for name in overhead.SCHEDULES)
 

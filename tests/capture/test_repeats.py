@@ -12,8 +12,8 @@ from torch import nn
 from dqar_fx.capture import capture as capturing
 from dqar_fx.capture.capture import capture
 from dqar_fx.passes import expand_repeats
+from dqar_fx.passes.support.collection import no_collection
 from dqar_fx.passes.support.marks import AGAIN, Mark, find_marks
-from dqar_fx.program.programs import no_collection
 from tests.helpers.models import MAKERS, make_dit
 from tests.helpers.repeated_block_models import WIDTH, Tower, compare, inputs
 from tests.helpers.slow_cases import slow_but

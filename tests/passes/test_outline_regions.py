@@ -75,10 +75,10 @@ class region_0(torch.nn.Module):
         sin: "f32[2, 3, 8]" = aten.sin.default(x)
         return (sin,)
 class region_1(torch.nn.Module):
-    def forward(self, getitem: "f32[2, 3, 8]"):
-        neg: "f32[2, 3, 8]" = aten.neg.default(getitem)
+    def forward(self, sin: "f32[2, 3, 8]"):
+        neg: "f32[2, 3, 8]" = aten.neg.default(sin)
         scaled_dot_product_attention: "f32[2, 3, 8]" =
-            aten.scaled_dot_product_attention.default(getitem, neg, getitem)
+            aten.scaled_dot_product_attention.default(sin, neg, sin)
         return (scaled_dot_product_attention,)""",
     )
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 import dqar_fx
 from benchmarks.harness.sized_models import SIZED
 from dqar_fx import Schedule
-from dqar_fx.program import programs
+from dqar_fx.program import graphs, programs
 from tests.helpers.hook_oracle import Oracle
 from tests.helpers.models import Attention, seeded
 from tests.helpers.slow_cases import slow_but
@@ -35,9 +35,8 @@ def test_all_sizes_take_three_captures_and_are_exact(name, captures):
                 assert torch.equal(result, oracle(table.actions[step], **inputs))
             slots = next(iter(denoiser.program.streams.values())).slots
             assert slots.nbytes == denoiser.cache_bytes > 0
-    # the first sizes alone; several samples; one sample; PixArt's square grids are reshaped
-    # otherwise than oblong ones
-    assert len(captures) == 3 + (name == "pixart")
+    # the first sizes alone; several samples; one sample
+    assert len(captures) == 3
     assert len(denoiser._programs) == len(SIZES)
 
 
@@ -77,6 +76,7 @@ PICKY = {
     "square": (lambda x: x + torch.ones(len(x) ** 2).mean(), 2),
     "root": (lambda x: x * x.shape[1] ** 0.5, 2),
     "even": (lambda x: x.cos() if x.shape[1] % 2 == 0 else x, 3),
+    "turned": (lambda x: x.reshape(x.shape[1], x.shape[0], 16).sin().reshape(x.shape), 2),
     "counted": (lambda x: x + torch.arange(x.shape[1]).to(x).reshape(1, -1, 1), 2),
 }
 
@@ -110,6 +110,23 @@ def test_sizes_that_were_equal_by_chance_may_differ():
     for length, other in ((4, 4), (4, 6), (5, 3)):
         inputs = seeded(2, length, 16), torch.ones(2), seeded(2, other, 16)
         assert torch.equal(denoiser(*inputs), model(*inputs))
+
+
+def test_a_call_of_a_new_size_makes_no_graph_of_all_of_the_model(monkeypatch):
+    made, original = [], graphs.fix_sizes
+    monkeypatch.setattr(
+        graphs,
+        "fix_sizes",
+        lambda gm, *args, **options: made.append(gm) or original(gm, *args, **options),
+    )
+    denoiser = dqar_fx.transform(Picky(lambda x: x).eval(), Schedule.interval(2, 2))
+    for length in (4, 5, 6):
+        denoiser(seeded(2, length, 16), torch.ones(2))
+    assert not made
+    captured = denoiser.program.captured
+    assert captured.gm is denoiser.program.captured.gm
+    assert captured.gm.graph.find_nodes(op="placeholder")[0].meta["val"].shape == (2, 6, 16)
+    assert made == [captured.gm]
 
 
 def test_layouts_and_dtypes_are_captured_apart(captures):
