@@ -11,6 +11,8 @@ import torch
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 
+from benchmarks.source_tree import find_version
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -60,7 +62,7 @@ def describe_machine(device: torch.device) -> Machine:
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),  # a class of its own otherwise
         diffusers=importlib.metadata.version("diffusers"),
-        dqar_fx=importlib.metadata.version("dqar_fx"),
+        dqar_fx=find_version(),
         commit=commit,
         dirty=None if commit is None else bool(changes),
     )
