@@ -30,6 +30,7 @@ class Scale:
         pipeline: Arguments of the main job.
         peers: Arguments of the comparison with peers.
         keywords: Of ``torch.compile``, in the place of those of a mode; None for the mode's.
+        is_sample: Whether parts take few of many like cases: enough to run all code.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Scale:
     pipeline: tuple[str, ...]
     peers: tuple[str, ...]
     keywords: Mapping[str, Any] | None = None
+    is_sample: bool = False
 
     def in_mode(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
         """Keywords of ``torch.compile``: those of a mode, unless this scale has its own."""
@@ -128,7 +130,7 @@ SMALL = Scale(
         "latent": (2, 4, 4),
         "text": 8,
     },
-    batches=(2, 1, 3),
+    batches=(2, 1),
     steps=8,
     repeats=2,
     case_s=0.3,
@@ -138,9 +140,10 @@ SMALL = Scale(
     resident=Geometry(2, 64, 2, 16),
     pipeline=("--quick", "--steps", "6"),
     peers=("--quick",),
-    keywords={"backend": "aot_eager"},
+    keywords={"backend": "eager"},
+    is_sample=True,
 )
-"""What rehearses: the same code, and a backend that takes a second where Inductor takes ten."""
+"""What rehearses: the same code, some of the cases, and Dynamo without Inductor behind it."""
 
 
 def choose_scale(device: torch.device, is_small: bool) -> Scale:

@@ -39,7 +39,7 @@ def list_cases(scale: Scale) -> list[Case]:
         for unit in ("regional", "whole")
         for name in SCHEDULES
     ]
-    return [*launched, *replayed]
+    return [*launched, *replayed[: 1 if scale.is_sample else None]]
 
 
 @dataclass(frozen=True)

@@ -71,37 +71,30 @@ SETTINGS: dict[str, Setting] = {
 BASE_DIT = "DiT-XL/2-256"
 
 
+SAMPLED = ("attention, every 2nd, int8", "forecast of order 2", "span, every 3rd")
+"""Settings that a rehearsal takes."""
+
+
 def list_question(scale: Scale) -> list[Case]:
-    """The report's question, plainly and with CUDA graphs; all three batches."""
+    """The report's question, plainly and with CUDA graphs; then other batches, and tuned."""
     first, *others = scale.batches
-    modes = [(first, mode) for mode in MODES] + [(b, m) for b in others for m in MODES]
-    modes.sort(key=lambda each: list(MODES).index(each[1]) // 2)  # what compiles fast is first
-    return [
-        make_case(scale, BASE_DIT, batch, REPORTED, mode, "report")
-        for batch, mode in modes
-        if batch == first or "autotuned" not in mode
-    ]
+    plain, tuned = (list(MODES)[:2], list(MODES)[2:])
+    if scale.is_sample:
+        plain, tuned = plain[:1], tuned[-1:]
+    asked = [(batch, mode) for batch in (first, *others) for mode in plain]
+    asked += [(first, mode) for mode in tuned]
+    return [make_case(scale, BASE_DIT, b, REPORTED, mode, "report") for b, mode in asked]
 
 
 def list_cases(scale: Scale) -> list[Case]:
-    """Settings on the report's model, then other models."""
-    batch = scale.batches[0]
-    modes = ("default", "graphs") if scale.keywords is None else ("default",)
-    own = [
-        make_case(scale, BASE_DIT, batch, setting, mode, "ceiling")
-        for mode in modes
-        for setting in SETTINGS
-        if setting != REPORTED
-    ]
-    models = ("DiT-XL/2-512", "flux", "wan")
-    others = [
-        make_case(scale, model, 2 if model.startswith("DiT") else 1, setting, mode, "ceiling")
-        for mode in modes
-        for model in models
-        for setting in (REPORTED, "forecast of order 2")
-    ]
-    half = len(SETTINGS) - 1
-    return [*own[:half], *others, *own[half:]]
+    """Settings on the report's model, then other models; then both with CUDA graphs."""
+    names = SAMPLED if scale.is_sample else [n for n in SETTINGS if n != REPORTED]
+    asked = [(BASE_DIT, scale.batches[0], name) for name in names]
+    both = (REPORTED, "forecast of order 2")[: 1 if scale.is_sample else None]
+    for model, batch in (("DiT-XL/2-512", 2), ("flux", 1), ("wan", 1)):
+        asked += [(model, batch, name) for name in both]
+    modes = ("default",) if scale.is_sample else ("default", "graphs")
+    return [make_case(scale, *each, mode, "ceiling") for mode in modes for each in asked]
 
 
 def make_case(
