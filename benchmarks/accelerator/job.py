@@ -56,14 +56,15 @@ def run(options: Options) -> int:
         for part, cases in options.list_wanted():
             print(*(key_of(part.name, case.name) for case in cases), sep="\n")
         return 0
-    signal.signal(signal.SIGTERM, interrupt)
     ledger, machine = Ledger(options.out), options.describe_machine()
     with ledger.locked(waits=True):  # a process that was left behind is about to end
         ledger.refuse_other_run(options.scale.name, machine)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         if not options.report:
             Launcher(options, ledger, machine, begun + options.budget_s - RESERVE_S).run()
     finally:
+        signal.signal(signal.SIGTERM, before)
         paths = write_report(ledger.read(), options, machine)
     rows = ledger.read()
     print(paths[0].read_text())

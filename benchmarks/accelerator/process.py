@@ -59,8 +59,7 @@ def run(options: SharedOptions) -> int:
     deadline = time.monotonic() + options.budget_s
     end_with_parent()
     ledger = Ledger(options.out)
-    torch.set_grad_enabled(False)
-    with ledger.locked(waits=True):
+    with torch.no_grad(), ledger.locked(waits=True):
         Measuring(options, ledger, options.describe_machine(), deadline).run()
     return 0
 
@@ -182,7 +181,7 @@ def list_missing(options: SharedOptions, ledger: Ledger) -> list[tuple[Part, lis
 
 def end_after(seconds: float) -> None:
     """End this process after a time, whatever it does, and say where it was."""
-    faulthandler.dump_traceback_later(max(seconds, 0.1), exit=True, file=sys.stderr)
+    faulthandler.dump_traceback_later(max(seconds, 0.1), exit=True, file=sys.__stderr__)
 
 
 def is_broken(device: torch.device) -> bool:

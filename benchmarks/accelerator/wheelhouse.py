@@ -1,6 +1,6 @@
 """List what a machine without a network must be given, beside the source tree.
 
-pip resolves what ``pyproject.toml`` asks for as it would on that machine, and downloads
+pip resolves what ``pyproject.toml`` asks for as it would on that machine, and installs
 nothing. One line for each wheel: its name and version. What the machine has already is left
 out, with what only that asks for.
 
@@ -27,9 +27,8 @@ from benchmarks.harness.errors import InputError
 from benchmarks.harness.options import Command, convert_with, default_is, run_command, several
 from benchmarks.source_tree import TREE
 
-PLATFORMS = tuple(
-    f"manylinux{name}_{{machine}}" for name in ("_2_28", "_2_27", "_2_17", "2014", "_2_5", "1")
-)
+OLDEST_GLIBC, NEWEST_GLIBC = 5, 28
+"""Of version 2, which wheels are built for; pip takes each that is named, no older one."""
 CUDA = "nvidia-cuda-runtime"
 NAMES = several(convert_with(str, "NAME"), none_allowed=True)
 
@@ -120,8 +119,8 @@ def resolve(requirements: Sequence[str], options: Options) -> dict[str, Any]:
         words = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
         words += ["--quiet", "--report", str(path), "--target", folder]
         words += ["--only-binary", ":all:", "--python-version", options.python]
-        for platform in PLATFORMS:
-            words += ["--platform", platform.format(machine=options.machine)]
+        for platform in list_platforms(options.machine):
+            words += ["--platform", platform]
         words += ["--index-url", options.index_url] if options.index_url else []
         ended = subprocess.run([*words, *requirements], capture_output=True, text=True)
         if ended.returncode:
@@ -129,6 +128,12 @@ def resolve(requirements: Sequence[str], options: Options) -> dict[str, Any]:
             raise InputError(f"pip finds nothing that fits: {' '.join(said[-2:])}")
         report: dict[str, Any] = json.loads(path.read_text())
         return report
+
+
+def list_platforms(machine: str) -> list[str]:
+    """Tags of wheels that run on a machine's Linux."""
+    names = [f"_2_{n}" for n in range(NEWEST_GLIBC, OLDEST_GLIBC - 1, -1)]
+    return [f"manylinux{name}_{machine}" for name in (*names, "2014", "2010", "1")]
 
 
 def list_wheels(
