@@ -53,8 +53,10 @@ def run(options: Options) -> int:
     """Measure what has no row, and report; the exit code."""
     begun = time.monotonic()
     if options.list:
-        for part, cases in options.list_wanted():
-            print(*(key_of(part.name, case.name) for case in cases), sep="\n")
+        listed = options.list_wanted()
+        print(
+            "\n".join(key_of(part.name, case.name) for part, cases in listed for case in cases)
+        )
         return 0
     ledger, machine = Ledger(options.out), options.describe_machine()
     with ledger.locked(waits=True):  # a process that was left behind is about to end

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.accelerator import job, options, process
+from benchmarks.accelerator.abilities import ask
 from benchmarks.accelerator.cases import Case, Finding, Part
 from benchmarks.accelerator.job import Launcher, OwnOptions
 from benchmarks.accelerator.ledger import ROWS, Ledger
@@ -128,10 +129,11 @@ def test_a_part_ends_with_its_share_and_leaves_the_rest_to_others(own_parts, tmp
         return Finding(None, "slept")
 
     parts = own_parts(part_of("slow", *[last] * 50), part_of("quick", fine))
-    measure_quickly(tmp_path, parts, budget_s=0.8)
+    ask(CPU)  # once for all
+    measure_quickly(tmp_path, parts, budget_s=2.0)
     found = outcomes(tmp_path)
     assert found["quick/0"] == "holds"
-    assert 1 <= len(found) - 1 <= 5  # of a share of 0.4 s
+    assert 1 <= len(found) - 1 <= 9  # of a share of 1 s
 
 
 def test_cases_that_were_cut_off_come_last(own_parts, tmp_path):
@@ -220,6 +222,7 @@ def test_command_reports_what_is_there_and_what_is_not(own_parts, tmp_path, caps
 
 def test_command_refuses_rows_of_another_run(own_parts, tmp_path, capsys):
     measure_quickly(tmp_path, own_parts(part_of("some", fine)))
+    capsys.readouterr()
     given = ["--device", "cpu", "--out", str(tmp_path)]
     code, error = refuse(job.main, given, capsys)
     assert code == 2
@@ -250,6 +253,7 @@ def test_command_commit_is_what_git_says_or_what_is_given(tmp_path, monkeypatch)
     assert given.describe_machine().commit == "c" * 40
 
 
+@pytest.mark.slow
 def test_command_measures_in_a_process_of_its_own(tmp_path):
     words = ["-m", "benchmarks.accelerator", "--device", "cpu", "--out", str(tmp_path)]
     ended = subprocess.run(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.accelerator import abilities, race
 from benchmarks.accelerator.abilities import ask
@@ -117,6 +118,13 @@ def test_runs_on_cuda_read_nothing_and_refuse_waits_inside(name, sync_modes, mon
     allow_formats(monkeypatch)
     monkeypatch.setattr(Stream, "report_flags", lambda *_: None)
     monkeypatch.setattr(graphs, "list_addresses", lambda _: [0])
+    read = []  # the timesteps, when they come first: before the steps that may not wait
+
+    def tell_values(timesteps):
+        read.append(sync_modes[-1])
+        return list(range(len(timesteps), 0, -1))
+
+    monkeypatch.setattr(FakeTensor, "tolist", tell_values)
     real = make_dit("tiny", identity.TINY, CPU, torch.float32)
     with fake_cuda(), torch.no_grad():
         subject = move_subject(real)
@@ -124,6 +132,7 @@ def test_runs_on_cuda_read_nothing_and_refuse_waits_inside(name, sync_modes, mon
         runs = run_denoiser(denoiser, subject, CUDA)
     assert [len(outputs) for outputs in runs.outputs] == [STEPS] * RUNS
     assert runs.is_settled
+    assert read == ["default"]
     # each inner step of the later runs, and back again
     assert sync_modes.count("error") == (RUNS - 1) * (STEPS - 2)
     assert sync_modes[-1] == "default"

@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import pytest
+
 from benchmarks import source_tree
 from benchmarks.source_tree import TREE, SourceTreeFinder, find_mapped_package, find_version
 
@@ -24,6 +26,7 @@ print(dqar_fx.__file__, dqar_fx.passes.__file__, describe_machine(torch.device("
 """
 
 
+@pytest.mark.slow
 def test_the_mapped_package_is_found_where_nobody_else_finds_it(tmp_path):
     """Of a copy of the tree, by an interpreter that knows of no installation."""
     for name in ("benchmarks", "dqar_fx", "passes"):
