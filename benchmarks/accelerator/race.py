@@ -79,7 +79,7 @@ class Pairs:
 def run_trajectory(model: Model, calls: list[Call], device: torch.device) -> Took:
     """One trajectory from its calls, which are made already."""
     if isinstance(model, Denoiser):
-        model.reset()
+        model._reset_stateful_cache()  # as a pipeline at its end: recorded graphs stay
     synchronise(device)
     with Marks(device) as read:
         start = time.perf_counter()
@@ -126,7 +126,7 @@ def race(stage: Stage, subject: Subject, base: Model, own: Model, steps: int) ->
         run_trajectory(model, calls, stage.device)  # the second time a graph is recorded
     before = Compiled.so_far()
     for number in count_pairs(stage):
-        calls = list(subject.calls(steps))
+        calls = list(subject.calls(steps))  # of a prompt that neither has seen
         turns = [(base, pairs.base), (own, pairs.own)]
         for model, found in turns if number % 2 else reversed(turns):
             found.append(run_trajectory(model, calls, stage.device))
@@ -164,6 +164,10 @@ def count_launches(model: Model, subject: Subject, steps: int, step_ms: float) -
     calls, device = list(subject.calls(steps)), subject.latent.device
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         run_trajectory(model, calls, device)
-    on_device = [e for e in seen.events() if e.device_type.name == "CUDA"]
+    on_device = [
+        event
+        for event in seen.events()
+        if event.device_type.name == "CUDA" and not event.is_user_annotation
+    ]
     busy_ms = sum(event.device_time_total for event in on_device) / 1e3 / steps
     return Launches(len(on_device) / steps, busy_ms, step_ms - busy_ms)

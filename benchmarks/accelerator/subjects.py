@@ -10,10 +10,15 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from benchmarks.accelerator.abilities import ask
 from benchmarks.accelerator.scales import Scale
-from benchmarks.harness.geometry import Geometry, draw_timesteps
+from benchmarks.harness.geometry import NUM_CLASSES, Geometry, draw_timesteps
+from benchmarks.stock.tiny import settled
 
 Call = dict[str, Any]
+
+
+TINY = Geometry(3, 64, 4, 16)
 
 
 @dataclass(frozen=True)
@@ -24,32 +29,60 @@ class Subject:
         name: Of the geometry, with its batch.
         model: On the device, in evaluation mode.
         latent: What it denoises, of each call another one; shape, dtype and device.
-        rest: Its other arguments but the timestep; the same at all steps of a run.
+        prompt: Draws arguments that differ from run to run, and stay within one.
+        fixed: Arguments that never change.
         times: Makes the timesteps of a trajectory, a descending tensor.
     """
 
     name: str
     model: nn.Module
     latent: torch.Tensor
-    rest: Mapping[str, Any]
+    prompt: Callable[[], Mapping[str, torch.Tensor]]
+    fixed: Mapping[str, torch.Tensor]
     times: Callable[[int], torch.Tensor]
 
     def calls(self, steps: int) -> Iterator[Call]:
-        """Keyword arguments of each step: as stock pipelines call."""
-        batch = self.latent.shape[0]
+        """Keyword arguments of each step of a run with a prompt of its own.
+
+        As stock pipelines call: a timestep is an element of one tensor, and what belongs to
+        the prompt is the same tensor at all steps.
+        """
+        rest = move(self.prompt(), self.latent.device, self.latent.dtype)
         for timestep in self.times(steps).to(self.latent.device):
             latent = torch.randn_like(self.latent)
-            yield {"hidden_states": latent, "timestep": timestep.expand(batch), **self.rest}
+            yield {
+                "hidden_states": latent,
+                "timestep": timestep.expand(latent.shape[0]),
+                **rest,
+                **self.fixed,
+            }
 
 
 def make_dit(
-    name: str, geometry: Geometry, device: torch.device, dtype: torch.dtype
+    name: str,
+    geometry: Geometry,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    is_settled: bool = False,
 ) -> Subject:
-    """A class-conditional DiT."""
-    model = place(geometry.build, device, dtype)
+    """A class-conditional DiT; settled, it has weights that let every part matter."""
+    if is_settled:  # they are drawn by a generator of the CPU, the same for all devices
+        model = nn.Module.to(settled(geometry.build()), device, dtype)
+    else:
+        model = build_there(geometry.build, device, dtype)
     latent = geometry.draw_latent().to(device, dtype)
-    labels = {"class_labels": geometry.labels().to(device)}
-    return Subject(f"{name}, batch {geometry.batch}", model, latent, labels, draw_timesteps)
+
+    def draw_prompt() -> dict[str, torch.Tensor]:
+        return {"class_labels": torch.randint(NUM_CLASSES, (geometry.batch,))}
+
+    name = f"{name}, batch {geometry.batch}"
+    return Subject(name, model, latent, draw_prompt, {}, draw_timesteps)
+
+
+def make_tiny(device: torch.device) -> Subject:
+    """A small DiT in float32 whose parts all matter."""
+    return make_dit("tiny", TINY, device, torch.float32, is_settled=True)
 
 
 def make_flux(scale: Scale, device: torch.device, batch: int = 1) -> Subject:
@@ -57,19 +90,21 @@ def make_flux(scale: Scale, device: torch.device, batch: int = 1) -> Subject:
     keywords = dict(scale.flux)
     tokens, text = keywords.pop("tokens"), keywords.pop("text")
     build: Any = FluxTransformer2DModel
-    model = place(lambda: build(**keywords), device, scale.dtype)
-    rest = {
-        "encoder_hidden_states": torch.randn(batch, text, keywords["joint_attention_dim"]),
-        "pooled_projections": torch.randn(batch, keywords["pooled_projection_dim"]),
-        "img_ids": torch.zeros(tokens, 3),
-        "txt_ids": torch.zeros(text, 3),
-    }
-    latent = torch.empty(batch, tokens, keywords["in_channels"])
+    model = build_there(lambda: build(**keywords), device, scale.dtype)
+    fixed = {"img_ids": torch.zeros(tokens, 3), "txt_ids": torch.zeros(text, 3)}
+
+    def draw_prompt() -> dict[str, torch.Tensor]:
+        return {
+            "encoder_hidden_states": torch.randn(batch, text, keywords["joint_attention_dim"]),
+            "pooled_projections": torch.randn(batch, keywords["pooled_projection_dim"]),
+        }
+
     return Subject(
         f"FLUX.1-like, batch {batch}",
         model,
-        latent.to(device, scale.dtype),
-        move(rest, device, scale.dtype),
+        torch.empty(batch, tokens, keywords["in_channels"]).to(device, scale.dtype),
+        draw_prompt,
+        move(fixed, device, scale.dtype),
         lambda steps: torch.linspace(1, 0.05, steps),
     )
 
@@ -79,24 +114,25 @@ def make_wan(scale: Scale, device: torch.device, batch: int = 1) -> Subject:
     keywords = dict(scale.wan)
     size, text = keywords.pop("latent"), keywords.pop("text")
     build: Any = WanTransformer3DModel
-    model = place(lambda: build(**keywords), device, scale.dtype)
-    rest = {"encoder_hidden_states": torch.randn(batch, text, keywords["text_dim"])}
-    latent = torch.empty(batch, keywords["in_channels"], *size)
-    return Subject(
-        f"Wan-1.3B-like, batch {batch}",
-        model,
-        latent.to(device, scale.dtype),
-        move(rest, device, scale.dtype),
-        draw_timesteps,
-    )
+    model = build_there(lambda: build(**keywords), device, scale.dtype)
+
+    def draw_prompt() -> dict[str, torch.Tensor]:
+        return {"encoder_hidden_states": torch.randn(batch, text, keywords["text_dim"])}
+
+    latent = torch.empty(batch, keywords["in_channels"], *size).to(device, scale.dtype)
+    name = f"Wan-1.3B-like, batch {batch}"
+    return Subject(name, model, latent, draw_prompt, {}, draw_timesteps)
 
 
-def place(
+def build_there(
     build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """A model made on the device, where drawing its weights takes no time."""
+    """A model made on the device, where drawing its weights takes no time.
+
+    Tables of positions are made in float64: where there is none, all is made on the CPU.
+    """
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(device if ask(device).float64 else "cpu"):
         model = build()
     # not the model's own ``to``, which warns of modules that it keeps in float32
     return nn.Module.to(model.eval().requires_grad_(False), device, dtype)

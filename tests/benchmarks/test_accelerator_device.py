@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +17,9 @@ from benchmarks.accelerator.parts.graphs import RUNS, SCHEDULES, STEPS, run_deno
 from benchmarks.accelerator.process import Measuring
 from benchmarks.accelerator.scales import FULL, SMALL
 from benchmarks.accelerator.subjects import (
-    Subject,
     make_dit,
     make_flux,
+    make_tiny,
     make_wan,
     waits_refused,
 )
@@ -108,9 +109,8 @@ def sync_modes(monkeypatch):
 def move_subject(subject):
     """Where it has no values, while inside of `fake_cuda`."""
     move_to_fake_cuda(subject.model)
-    labels = torch.zeros(2, dtype=torch.long, device="cuda")
     latent = torch.empty(subject.latent.shape, device="cuda")
-    return Subject("tiny", subject.model, latent, {"class_labels": labels}, subject.times)
+    return replace(subject, latent=latent)
 
 
 @pytest.mark.parametrize("name", slow_but("forecast", of=SCHEDULES))
@@ -125,7 +125,7 @@ def test_runs_on_cuda_read_nothing_and_refuse_waits_inside(name, sync_modes, mon
         return list(range(len(timesteps), 0, -1))
 
     monkeypatch.setattr(FakeTensor, "tolist", tell_values)
-    real = make_dit("tiny", identity.TINY, CPU, torch.float32)
+    real = make_tiny(CPU)
     with fake_cuda(), torch.no_grad():
         subject = move_subject(real)
         denoiser = transform(subject.model, SCHEDULES[name], cache="int8")

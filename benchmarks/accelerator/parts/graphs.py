@@ -9,11 +9,10 @@ from torch._dynamo.utils import counters
 
 import dqar_fx
 from benchmarks.accelerator.cases import Case, Finding, Stage
-from benchmarks.accelerator.parts.identity import TINY, asking_between_runs
+from benchmarks.accelerator.parts.identity import asking_between_runs
 from benchmarks.accelerator.scales import Scale
-from benchmarks.accelerator.subjects import Subject, make_dit
+from benchmarks.accelerator.subjects import Subject, make_tiny
 from benchmarks.harness.timing import Compiled
-from benchmarks.stock.tiny import settled
 from dqar_fx import Denoiser, Schedule
 
 STEPS, RUNS = 6, 3
@@ -79,14 +78,8 @@ class Runs:
 
 
 def find_subject(stage: Stage) -> Subject:
-    """A small model whose parts all matter."""
-
-    def make() -> Subject:
-        subject = make_dit("tiny", TINY, stage.device, torch.float32)
-        settled(subject.model)
-        return subject
-
-    found: Subject = stage.once("tiny", make)
+    """The model of all cases."""
+    found: Subject = stage.once("tiny", lambda: make_tiny(stage.device))
     return found
 
 

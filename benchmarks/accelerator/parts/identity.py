@@ -15,17 +15,15 @@ import dqar_fx
 from benchmarks.accelerator.cases import Case, Finding, Stage
 from benchmarks.accelerator.race import run_trajectory
 from benchmarks.accelerator.scales import Scale
-from benchmarks.accelerator.subjects import make_dit, move, waits_refused
-from benchmarks.harness.geometry import Geometry
+from benchmarks.accelerator.subjects import make_dit, make_tiny, move, waits_refused
 from benchmarks.harness.memory import Memory
-from benchmarks.stock.tiny import seeded, settled
+from benchmarks.stock.tiny import seeded
 from benchmarks.zoo.specimens import Specimen, specimens
 from benchmarks.zoo.trials import TRIALS, Trial
 from dqar_fx.passes import FORMATS, TensorSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODELS = ("DiTTransformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel")
-TINY = Geometry(3, 64, 4, 16)
 STEPS = 6
 AHEAD_ERROR = 2e-5
 """What the documentation states of conditioning that is evaluated ahead, in float32."""
@@ -164,8 +162,7 @@ def round_trip(name: str, is_compiled: bool, stage: Stage) -> Finding:
 
 def flag_nan(stage: Stage) -> Finding:
     """A latent with a NaN is warned of at the run's end, and no step waits to find out."""
-    subject = make_dit("tiny", TINY, stage.device, torch.float32)
-    settled(subject.model)
+    subject = make_tiny(stage.device)
     schedule = dqar_fx.Schedule.interval(STEPS, 2)
     denoiser = dqar_fx.transform(subject.model, schedule, cache="int8")
     run_trajectory(denoiser, list(subject.calls(STEPS)), stage.device)
@@ -193,8 +190,7 @@ def asking_between_runs(device: torch.device, step: int, steps: int) -> Iterator
 
 def compare_ahead(stage: Stage) -> Finding:
     """Conditioning of all steps at once gives what it gives step by step, nearly."""
-    subject = make_dit("tiny", TINY, stage.device, torch.float32)
-    settled(subject.model)
+    subject = make_tiny(stage.device)
     schedule = dqar_fx.Schedule.compute_all(STEPS)
     by_step, ahead = (
         dqar_fx.transform(subject.model, schedule, conditioning=way)
@@ -214,7 +210,8 @@ def compare_ahead(stage: Stage) -> Finding:
 
 def measure_memory(place: str, stage: Stage) -> Finding:
     """Bytes that are allocated between and in steps, against the plan made before."""
-    memory = Memory(stage.device)
+    memory, square = Memory(stage.device), torch.ones(64, 64, device=stage.device)
+    square @ square  # what libraries hold for products is theirs
     gc.collect()
     memory.start()
     geometry = replace(stage.scale.resident, batch=stage.scale.batches[0])

@@ -207,7 +207,7 @@ def describe_launches(
         return {}
     found: dict[str, Any] = {}
     for name, model in (("base", base), ("own", denoiser)):
-        launches = count_launches(model, subject, min(steps, 10), values[f"{name}_step_ms"])
+        launches = count_launches(model, subject, steps, values[f"{name}_step_ms"])
         found |= {
             f"{name}_kernels": launches.kernels,
             f"{name}_busy_ms": launches.busy_ms,
