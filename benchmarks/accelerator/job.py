@@ -33,6 +33,8 @@ from benchmarks.harness.options import run_command
 SAID = "said.txt"
 RESERVE_S = 2.0
 """Kept for the report."""
+END_S = 0.5
+"""What a process takes to end by itself."""
 START_S = 3.0
 """A process with less time than this would do nothing but start."""
 
@@ -120,7 +122,8 @@ class Launcher:
     def arguments(self, left_s: float) -> list[str]:
         """The command line of a process."""
         given = self.options
-        words = ["--budget-s", str(left_s), "--device", str(given.place), "--out"]
+        words = ["--budget-s", str(left_s), "--until", str(time.time() + left_s - END_S)]
+        words += ["--device", str(given.place), "--out"]
         words += [str(given.out), "--only", *given.only]
         words += ["--small"] if given.small else []
         return [*words, *(["--commit", given.commit] if given.commit else [])]

@@ -48,15 +48,18 @@ class ProcessOptions(SharedOptions):
 
     COMMAND = "benchmarks.accelerator.process"
 
+    until: float = float("inf")
+    """Seconds since the epoch by which it ends: its own start takes some."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line of a measuring process; the exit code."""
     return run_command(ProcessOptions, run, argv)
 
 
-def run(options: SharedOptions) -> int:
+def run(options: ProcessOptions) -> int:
     """Run all cases that have no row; the exit code."""
-    deadline = time.monotonic() + options.budget_s
+    deadline = time.monotonic() + min(options.budget_s, options.until - time.time())
     end_with_parent()
     ledger = Ledger(options.out)
     with torch.no_grad(), ledger.locked(waits=True):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from benchmarks.accelerator import abilities, race
+from benchmarks.accelerator import abilities, race, subjects
 from benchmarks.accelerator.abilities import ask
 from benchmarks.accelerator.cases import LACKING, Stage
 from benchmarks.accelerator.parts import graphs, identity
@@ -184,6 +184,28 @@ def test_subjects_are_called_as_pipelines_call(make):
     )
     assert not torch.equal(one["hidden_states"], two["hidden_states"])
     assert subject.model(**one).sample.isfinite().all()
+
+
+@pytest.mark.parametrize("has_float64", [True, False])
+def test_models_are_built_where_tables_of_float64_can_be(has_float64, monkeypatch):
+    found = replace(ask(CPU), float64=has_float64)
+    monkeypatch.setattr(subjects, "ask", lambda device: found)
+    places = []
+
+    def build():
+        places.append(torch.get_default_device().type)
+        return torch.nn.Linear(2, 2, device="cpu")
+
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)
+    subjects.build_there(build, torch.device("meta"), torch.float32)
+    assert places == ["meta" if has_float64 else "cpu"]
+
+
+def test_runs_have_prompts_of_their_own():
+    subject = make_tiny(CPU)
+    (one, again), (other,) = list(subject.calls(2)), list(subject.calls(1))
+    assert one["class_labels"] is again["class_labels"]
+    assert one["class_labels"] is not other["class_labels"]
 
 
 def test_published_sizes_are_those_of_their_models():
