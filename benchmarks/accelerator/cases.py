@@ -1,5 +1,6 @@
 """A case, what it finds, and its row."""
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -73,6 +74,14 @@ class Stage:
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
+
+    def clear(self) -> None:
+        """Let go of all that cases have left: models, graphs, code and memory."""
+        self.made.clear()
+        torch._dynamo.reset()  # or what was compiled would count against limits
+        gc.collect()
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()
 
 
 @dataclass(frozen=True)

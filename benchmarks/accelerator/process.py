@@ -7,7 +7,6 @@ comes last.
 """
 
 import faulthandler
-import gc
 import os
 import sys
 import threading
@@ -123,8 +122,7 @@ class Measuring:
             print(f"{key}: {row.outcome}, {row.word}", flush=True)
             if row.outcome == FAILED and is_broken(stage.device):
                 os._exit(BROKEN)  # all that comes here would fail
-        stage.made.clear()
-        clean_up(stage.device)
+        stage.clear()
 
     def try_case(self, part: Part, case: Case, stage: Stage) -> Row:
         """The row of a case, also of one that fails."""
@@ -196,14 +194,6 @@ def is_broken(device: torch.device) -> bool:
     except RuntimeError:
         return True
     return False
-
-
-def clean_up(device: torch.device) -> None:
-    """Let go of what a part has left: graphs, code and memory."""
-    torch._dynamo.reset()
-    gc.collect()
-    if device.type != "cpu":
-        torch.accelerator.empty_cache()
 
 
 if __name__ == "__main__":

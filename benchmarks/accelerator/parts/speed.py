@@ -137,7 +137,7 @@ def find_subject(stage: Stage, model: str, batch: int) -> Subject:
         return make_dit(model, geometry, stage.device, stage.scale.dtype)
 
     if ("subject", model, batch) not in stage.made:
-        stage.made.clear()
+        stage.clear()
     found: Subject = stage.once(("subject", model, batch), make)
     return found
 
