@@ -39,12 +39,12 @@ def test_a_run_that_is_killed_again_and_again_has_each_row_once(forks, tmp_path)
     random.seed(0)
     path, counts = tmp_path / ROWS, []
     for _ in range(NUM_CUTS):
-        process = forks.Process(target=measure_quickly, args=(str(tmp_path),))
+        begins = forks.Event()
+        given = {"folder": str(tmp_path), "begins": begins}
+        process = forks.Process(target=measure_quickly, kwargs=given)
         process.start()
-        until = time.monotonic() + 60
-        while not path.exists() and time.monotonic() < until:
-            time.sleep(0.005)  # the first one has to start
-        time.sleep(random.uniform(0, 0.25))
+        assert begins.wait(60)
+        time.sleep(random.uniform(0, 0.03))
         process.kill()
         process.join()
         with Ledger(tmp_path).locked(waits=True):
@@ -53,7 +53,7 @@ def test_a_run_that_is_killed_again_and_again_has_each_row_once(forks, tmp_path)
     measure_quickly_in(forks, tmp_path)
     keys = keys_of(path.read_text())
     assert len(keys) == len(set(keys)) == NUM_CASES
-    assert len(set(counts)) > 3, "cut off at several places"
+    assert len(set(counts)) > 3, f"cut off at several places, not {counts}"
 
 
 def measure_quickly_in(forks, folder):
