@@ -38,7 +38,7 @@ def measure(point: Point, device: torch.device = CPU, **keywords: Any) -> Measur
         **keywords: Further ones of ``torch.compile``.
     """
     model = point.geometry.build().to(device)
-    set_up(device)
+    set_up(device, keywords)
     hits = count_hits()
     module, transform_s = build(model, point, device, keywords)
     first, second = (run_trajectory(module, point, device) for _ in range(2))
@@ -59,9 +59,9 @@ def measure(point: Point, device: torch.device = CPU, **keywords: Any) -> Measur
     )
 
 
-def set_up(device: torch.device) -> None:
+def set_up(device: torch.device, keywords: Mapping[str, Any]) -> None:
     """Do once what no measurement should pay for."""
-    set_up_compiler(device)
+    set_up_compiler(device, **keywords)
     torch.export.export(nn.ReLU(), (torch.ones(8),), strict=False)
 
 

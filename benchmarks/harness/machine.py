@@ -6,6 +6,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._inductor import cpp_builder
@@ -92,9 +93,14 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
-def set_up_compiler(device: torch.device) -> None:
-    """Compile something tiny, so that what Inductor does once is not measured with a model."""
-    torch.compile(torch.neg)(torch.ones(8, device=device))
+def set_up_compiler(device: torch.device, **keywords: Any) -> None:
+    """Compile something tiny, so that what a compiler does once is not measured with a model.
+
+    Args:
+        device: Where it runs.
+        **keywords: Of ``torch.compile``.
+    """
+    torch.compile(torch.neg, **keywords)(torch.ones(8, device=device))
 
 
 def count_cores() -> int:

@@ -6,20 +6,19 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.accelerator import job, options, process
-from benchmarks.accelerator.abilities import ask
+from benchmarks.accelerator import cases, job, options, process
 from benchmarks.accelerator.cases import Case, Finding, Part
 from benchmarks.accelerator.job import Launcher, OwnOptions
 from benchmarks.accelerator.ledger import ROWS, Ledger
 from benchmarks.accelerator.parts import PARTS
 from benchmarks.accelerator.parts.speed import MODES, SETTINGS
-from benchmarks.accelerator.process import BROKEN, ProcessOptions
+from benchmarks.accelerator.process import BROKEN, Measuring, ProcessOptions
 from benchmarks.accelerator.scales import FULL, SMALL, choose_scale
 from benchmarks.harness.machine import ROOT
 from dqar_fx.program.compile_options import CompileOptions
@@ -89,8 +88,8 @@ def own_parts(monkeypatch):
 
 
 def part_of(name, *runs, weight=1, needs=()):
-    cases = [Case(str(n), "exact", run, needs) for n, run in enumerate(runs)]
-    return Part(name, weight, lambda _scale: cases)
+    made = [Case(str(n), "exact", run, needs) for n, run in enumerate(runs)]
+    return Part(name, weight, lambda _scale: made)
 
 
 def fine(_stage):
@@ -123,17 +122,23 @@ def test_rows_that_are_there_are_not_made_again(own_parts, tmp_path):
     assert len(made) == len(read(tmp_path)) == 3
 
 
-def test_a_part_ends_with_its_share_and_leaves_the_rest_to_others(own_parts, tmp_path):
-    def last(_stage):
-        time.sleep(0.12)
-        return Finding(None, "slept")
+def test_a_part_ends_with_its_share_and_leaves_the_rest_to_others(
+    own_parts, tmp_path, monkeypatch
+):
+    now = [0.0]
+    for module in (process, cases):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    parts = own_parts(part_of("slow", *[last] * 50), part_of("quick", fine))
-    ask(CPU)  # once for all
-    measure_quickly(tmp_path, parts, budget_s=2.0)
-    found = outcomes(tmp_path)
-    assert found["quick/0"] == "holds"
-    assert 1 <= len(found) - 1 <= 9  # of a share of 1 s
+    def take_time(_stage):
+        now[0] += 0.3
+        return Finding(None, "took 0.3 s")
+
+    own_parts(part_of("one", *[take_time] * 9), part_of("two", *[take_time] * 9, weight=3))
+    ledger = Ledger(tmp_path)
+    given = options.SharedOptions(device=CPU, out=tmp_path)
+    Measuring(given, ledger, MACHINE, 2.8).run()  # of which 0.7 s are for the first
+    parts = [row.part for row in ledger.read()]
+    assert parts == ["one"] * 3 + ["two"] * 7
 
 
 def test_cases_that_were_cut_off_come_last(own_parts, tmp_path):
@@ -141,8 +146,8 @@ def test_cases_that_were_cut_off_come_last(own_parts, tmp_path):
     ledger = Ledger(tmp_path)
     ledger.begin("some/0")
     given = options.SharedOptions(device=CPU, out=tmp_path)
-    ((_, cases),) = process.list_missing(given, ledger)
-    assert [case.name for case in cases] == ["1", "0"]
+    ((_, missing),) = process.list_missing(given, ledger)
+    assert [case.name for case in missing] == ["1", "0"]
     measure_quickly(tmp_path, parts)
     assert list(outcomes(tmp_path)) == ["some/1", "some/0"]
 
