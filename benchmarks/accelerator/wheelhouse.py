@@ -7,7 +7,7 @@ out, with what only that asks for.
 Examples::
 
     python -m benchmarks.accelerator.wheelhouse --python 3.12
-    python -m benchmarks.accelerator.wheelhouse --python 3.12 --extras benchmarks peers
+    python -m benchmarks.accelerator.wheelhouse --python 3.12 --extras pipelines peers
     python -m benchmarks.accelerator.wheelhouse --have have.txt    # pip list --format freeze
     pip download --no-deps -r wheels.txt --dest wheels             # then fetches them
 """
@@ -43,7 +43,7 @@ class Options(Command):
     """Version of the machine's Python."""
     machine: str = "x86_64"
     """Its processor."""
-    extras: Annotated[tuple[str, ...], NAMES] = ("benchmarks",)
+    extras: Annotated[tuple[str, ...], NAMES] = ("pipelines",)
     """Extras of the package that go along."""
     without: Annotated[tuple[str, ...], NAMES] = ()
     """Packages that the machine has in versions of its own, such as torch."""
