@@ -79,6 +79,15 @@ def test_who_writes_is_alone(tmp_path):
         pass
 
 
+def wait_for_growth(path, timeout_s=120):
+    """Until a process that was started has begun something."""
+    before = path.stat().st_size if path.exists() else 0
+    until = time.monotonic() + timeout_s
+    while not path.exists() or path.stat().st_size == before:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def command(folder, budget_s):
     words = ["-m", "benchmarks.accelerator", "--device", "cpu", "--out", str(folder)]
     words += ["--budget-s", str(budget_s), "--only", *ONLY]
@@ -96,7 +105,8 @@ def test_the_command_killed_at_random_moments_goes_on(tmp_path):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(random.uniform(4, 16))
+        wait_for_growth(tmp_path / BEGUN)
+        time.sleep(random.uniform(0, 1.5))
         os.kill(process.pid, signal.SIGTERM if number % 2 else signal.SIGKILL)
         process.wait()
     ended = subprocess.run(
