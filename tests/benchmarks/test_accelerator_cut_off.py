@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from tests.helpers import accelerator_runs
 from tests.helpers.accelerator_runs import NUM_CASES, measure_quickly
 
 NUM_CUTS, NUM_COMMAND_CUTS = 20, 5
-ONLY = ["identity/computes*", "identity/attention*", "identity/blocks*", "identity/*, eager"]
+ONLY = ["identity", "graphs"]
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +78,12 @@ def test_who_writes_is_alone(tmp_path):
         pass
 
 
-def wait_for_growth(path, timeout_s=120):
-    """Until a process that was started has begun something."""
+def wait_for_growth(path, process):
+    """Until a process that was started has begun something, or has found nothing to do."""
     before = path.stat().st_size if path.exists() else 0
-    until = time.monotonic() + timeout_s
-    while not path.exists() or path.stat().st_size == before:
-        assert time.monotonic() < until
+    while process.poll() is None:
+        if path.exists() and path.stat().st_size != before:
+            return
         time.sleep(0.02)
 
 
@@ -105,9 +104,9 @@ def test_the_command_killed_at_random_moments_goes_on(tmp_path):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for_growth(tmp_path / BEGUN)
-        time.sleep(random.uniform(0, 1.5))
-        os.kill(process.pid, signal.SIGTERM if number % 2 else signal.SIGKILL)
+        wait_for_growth(tmp_path / BEGUN, process)
+        time.sleep(random.uniform(0, 3))
+        process.send_signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
         process.wait()
     ended = subprocess.run(
         command(tmp_path, 300), cwd=ROOT.parent, capture_output=True, text=True, check=False
@@ -117,5 +116,5 @@ def test_the_command_killed_at_random_moments_goes_on(tmp_path):
     assert f"{len(keys)} rows" in ended.stdout
     assert "cases were not reached" not in ended.stdout
     rows = map(json.loads, (tmp_path / ROWS).read_text().splitlines())
-    assert {row["outcome"] for row in rows} == {"holds"}
+    assert {row["outcome"] for row in rows} == {"holds", "measured"}
     assert ended.returncode == 0, ended.stderr[-2000:]

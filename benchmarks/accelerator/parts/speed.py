@@ -71,7 +71,7 @@ SETTINGS: dict[str, Setting] = {
 BASE_DIT = "DiT-XL/2-256"
 
 
-SAMPLED = ("attention, every 2nd, int8", "forecast of order 2", "span, every 3rd")
+SAMPLED = ("attention, every 2nd, int8", "span, every 3rd")
 """Settings that a rehearsal takes."""
 
 
