@@ -18,4 +18,9 @@
     python -m benchmarks.scale          # growth of a transformation with layers and steps
     python -m benchmarks.pipelines      # does every stock pipeline do what it must?
     python -m benchmarks.cost_model     # predicted against measured time of trajectories
+    python -m benchmarks.accelerator    # every claim about accelerators, within a budget
 """
+
+from benchmarks.source_tree import find_mapped_package
+
+find_mapped_package()

@@ -8,7 +8,7 @@ are capture, passes and table, Dynamo, Inductor and the C++ compiler.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 
 import dqar_fx
 from benchmarks.compile_cost.rows import Measured, Point
-from benchmarks.harness.machine import set_up_compiler
+from benchmarks.harness.machine import set_up_compiler, synchronise
 from benchmarks.harness.timing import Compiled
 
 CPU = torch.device("cpu")
@@ -29,13 +29,19 @@ Step = tuple[float, Compiled]
 
 
 @torch.no_grad()
-def measure(point: Point) -> Measured:
-    """Compile in this process, with the cache as it is."""
-    model = point.geometry.build()
-    set_up()
+def measure(point: Point, device: torch.device = CPU, **keywords: Any) -> Measured:
+    """Compile in this process, with the cache as it is.
+
+    Args:
+        point: What is compiled.
+        device: Where it runs.
+        **keywords: Further ones of ``torch.compile``.
+    """
+    model = point.geometry.build().to(device)
+    set_up(device, keywords)
     hits = count_hits()
-    module, transform_s = build(model, point)
-    first, second = run_trajectory(module, point), run_trajectory(module, point)
+    module, transform_s = build(model, point, device, keywords)
+    first, second = (run_trajectory(module, point, device) for _ in range(2))
     taken_off = [
         (once_s - again_s, compiled.graphs > 0)
         for (once_s, compiled), (again_s, _) in zip(first, second, strict=True)
@@ -53,29 +59,33 @@ def measure(point: Point) -> Measured:
     )
 
 
-def set_up() -> None:
+def set_up(device: torch.device, keywords: Mapping[str, Any]) -> None:
     """Do once what no measurement should pay for."""
-    set_up_compiler(CPU)
+    set_up_compiler(device, **keywords)
     torch.export.export(nn.ReLU(), (torch.ones(8),), strict=False)
 
 
-def build(model: nn.Module, point: Point) -> tuple[Any, float | None]:
+def build(
+    model: nn.Module, point: Point, device: torch.device, keywords: Mapping[str, Any]
+) -> tuple[Any, float | None]:
     """What is called, and the time of the transformation if there is one."""
     if point.kind == "whole":
-        return torch.compile(model, fullgraph=True), None
-    call = next(point.geometry.draw_calls(point.steps))
+        return torch.compile(model, fullgraph=True, **keywords), None
+    call = next(point.geometry.draw_calls(point.steps, device))
     start = time.perf_counter()
-    denoiser = dqar_fx.transform(model, point.schedule, compile="regional")
+    compiled = {"unit": "regional", **keywords}
+    denoiser = dqar_fx.transform(model, point.schedule, compile=compiled)
     denoiser.prepare(**call)
     return denoiser, time.perf_counter() - start
 
 
-def run_trajectory(model: Any, point: Point) -> list[Step]:
+def run_trajectory(model: Any, point: Point, device: torch.device) -> list[Step]:
     """Each step of a trajectory, called as stock pipelines call."""
     steps = []
-    for call in point.geometry.draw_calls(point.steps):
+    for call in point.geometry.draw_calls(point.steps, device):
         before, start = Compiled.so_far(), time.perf_counter()
         model(**call)
+        synchronise(device)
         steps.append((time.perf_counter() - start, Compiled.so_far() - before))
     return steps
 

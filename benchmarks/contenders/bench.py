@@ -5,6 +5,7 @@ its last: with the scheduler and the guidance between, without the noise and the
 """
 
 import copy
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,9 @@ from benchmarks.harness.macs import count_macs
 from benchmarks.harness.pipelines import Task, load_pipeline, name_classes
 from benchmarks.harness.timing import hooked
 from dqar_fx.calibration.pipeline_run import count_timesteps
+
+CAN_ISOLATE = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+"""Whether copies can have limits of recompiles of their own: since torch 2.13."""
 
 
 class StandIn(nn.Module):
@@ -105,7 +109,8 @@ class Bench:
         Otherwise copies of a model would share those of their code: the ninth to be compiled
         would run in eager mode without a word.
         """
-        return torch.compile(model, isolate_recompiles=True, **keywords)
+        own = {"isolate_recompiles": True} if CAN_ISOLATE else {}
+        return torch.compile(model, **own, **keywords)
 
     def prepare_clone(self) -> None:
         """Make the next clone now: a peer's hooks need one, which is not its memory."""

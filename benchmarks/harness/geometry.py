@@ -89,12 +89,14 @@ class Geometry:
             "class_labels": self.labels(),
         }
 
-    def draw_calls(self, num_steps: int) -> Iterator[dict[str, torch.Tensor]]:
+    def draw_calls(
+        self, num_steps: int, device: torch.device | None = None
+    ) -> Iterator[dict[str, torch.Tensor]]:
         """Keyword arguments of each call of a trajectory; the labels are one tensor."""
-        labels = self.labels()
-        for timestep in draw_timesteps(num_steps):
+        labels = self.labels().to(device)
+        for timestep in draw_timesteps(num_steps).to(device):
             yield {
-                "hidden_states": self.draw_latent(),
+                "hidden_states": self.draw_latent().to(device),
                 "timestep": timestep.expand(self.batch),
                 "class_labels": labels,
             }

@@ -6,10 +6,13 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
+
+from benchmarks.source_tree import find_version
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +63,7 @@ def describe_machine(device: torch.device) -> Machine:
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),  # a class of its own otherwise
         diffusers=importlib.metadata.version("diffusers"),
-        dqar_fx=importlib.metadata.version("dqar_fx"),
+        dqar_fx=find_version(),
         commit=commit,
         dirty=None if commit is None else bool(changes),
     )
@@ -90,9 +93,14 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
-def set_up_compiler(device: torch.device) -> None:
-    """Compile something tiny, so that what Inductor does once is not measured with a model."""
-    torch.compile(torch.neg)(torch.ones(8, device=device))
+def set_up_compiler(device: torch.device, **keywords: Any) -> None:
+    """Compile something tiny, so that what a compiler does once is not measured with a model.
+
+    Args:
+        device: Where it runs.
+        **keywords: Of ``torch.compile``.
+    """
+    torch.compile(torch.neg, **keywords)(torch.ones(8, device=device))
 
 
 def count_cores() -> int:

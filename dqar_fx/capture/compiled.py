@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch._C._dynamo.eval_frame import set_fullgraph_compiled_frame_count
+from torch._C._dynamo import eval_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,8 +60,11 @@ def opaque_itself(function: Function) -> Function:
 
 def must_have_no_break() -> bool:
     """Whether what calls was compiled with ``fullgraph=True``, and no graph of it ran yet."""
-    number = set_fullgraph_compiled_frame_count(-1)
-    set_fullgraph_compiled_frame_count(number)
+    exchange = getattr(eval_frame, "set_fullgraph_compiled_frame_count", None)
+    if exchange is None:  # before torch 2.13 nothing tells
+        return False
+    number: int = exchange(-1)
+    exchange(number)
     return number == 0
 
 

@@ -183,6 +183,9 @@ DATASHEETS = {
     "H100": from_datasheet(
         "H100", {"float16": 989, "bfloat16": 989, "float32": 67}, 3350
     ),  # SXM, dense
+    "H200": from_datasheet(
+        "H200", {"float16": 989, "bfloat16": 989, "float32": 67}, 4800
+    ),  # SXM, dense
     "T4": from_datasheet("T4", {"float16": 65, "float32": 8.1}, 320),
 }
 """Profiles by name, of the makers' public numbers; float32 is without TF32."""

@@ -355,8 +355,8 @@ class Denoiser(StepDenoiser):
             device: None to measure the denoiser's own regions where it is, which compiles
                 those that are not compiled yet and then takes seconds (compiled whole: its
                 operators); a device of this machine to measure operators there, which
-                compiles nothing and is rough; ``"A100"``, ``"H100"`` or ``"T4"`` for
-                predictions from their datasheets; or a profile measured before.
+                compiles nothing and is rough; ``"A100"``, ``"H100"``, ``"H200"`` or ``"T4"``
+                for predictions from their datasheets; or a profile measured before.
 
         Raises:
             DqarError: Nothing has been captured yet, or the device is unknown.

@@ -262,8 +262,8 @@ def test_pair_warm_process_has_the_cold_ones_cache_and_the_last_line_counts(monk
 
 def test_measure_takes_off_the_same_steps_of_a_second_trajectory(monkeypatch):
     times = iter([[(9.0, 2), (1.5, 0), (4.0, 1)], [(1.0, 0), (1.0, 0), (1.0, 1)]])
-    monkeypatch.setattr(process, "set_up", lambda: None)
-    monkeypatch.setattr(process, "build", lambda model, point: (None, None))
+    monkeypatch.setattr(process, "set_up", lambda *_: None)
+    monkeypatch.setattr(process, "build", lambda *_: (None, None))
     monkeypatch.setattr(
         process,
         "run_trajectory",
@@ -276,7 +276,7 @@ def test_measure_takes_off_the_same_steps_of_a_second_trajectory(monkeypatch):
 
 def test_build_captures_the_call_that_follows(monkeypatch):
     point = Point("regional", TINY, 3)
-    denoiser, seconds = process.build(TINY.build(), point)
+    denoiser, seconds = process.build(TINY.build(), point, torch.device("cpu"), {})
     program = denoiser.program
     monkeypatch.setattr(type(program), "run", lambda self, leaves, position: [self])
     with torch.no_grad():

@@ -249,7 +249,7 @@ def test_report_json_and_back_is_equal(report):
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("B200", r"device='B200' is unknown. Known are A100, H100, T4 \(datasheets\)"),
+        ("B200", r"device='B200' is unknown. Known are A100, H100, H200, T4 \(datasheets\)"),
         (7, "device=7: expected the name of a datasheet"),
         ("cpu:x", "device='cpu:x' cannot be measured here"),
     ],

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dqar_fx
 from dqar_fx import Schedule
 from dqar_fx.program.stream import Stream
+from tests.helpers.fake_cuda import allow_formats, fake_cuda, move_to_fake_cuda
 from tests.helpers.models import make_dit
 from tests.helpers.slow_cases import slow_but
 
@@ -131,49 +128,17 @@ def test_no_step_of_a_later_trajectory_allocates_a_slot(name):
     assert counts[0] <= counts[1]
 
 
-class WithoutGuards(TorchFunctionMode):
-    """Indexing and copying without a device guard, which a build without CUDA lacks."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.copy_:
-            return aten.copy_.default(*args)
-        if func is not torch.Tensor.__getitem__:
-            return func(*args, **(kwargs or {}))
-        tensor, index = args
-        dim = 0
-        for each in index if isinstance(index, tuple) else (index,):
-            if each is None:
-                tensor, dim = tensor.unsqueeze(dim), dim + 1
-            elif isinstance(each, slice):
-                tensor = aten.slice.Tensor(tensor, dim, each.start, each.stop, each.step or 1)
-                dim += 1
-            else:
-                tensor = tensor.select(dim, each)
-        return tensor
-
-
 @pytest.mark.parametrize("cache", slow_but("same", of=["same", "int8"]))
 @pytest.mark.parametrize("name", slow_but("forecast", of=SCHEDULES))
 def test_no_step_on_a_cuda_device_reads_from_it(name, cache, monkeypatch):
     """Fake tensors have no values: whatever reads one on the host raises."""
-    # it writes to the device to see whether it can
-    module = import_module("dqar_fx.builder.builder")
-    monkeypatch.setattr(module, "refuse_format", lambda *_: None)
+    allow_formats(monkeypatch)
     asked = []  # of what is not finite: the one question, between trajectories
     monkeypatch.setattr(Stream, "report_flags", lambda *_: asked.append(step))
     case = make_dit(layers=2)
-    with FakeTensorMode(allow_non_fake_inputs=True), WithoutGuards():
+    with fake_cuda():
         model = case.model
-        for parent in model.modules():
-            for key, value in list(parent._parameters.items()):
-                if value is not None:
-                    fake = torch.empty(value.shape, device="cuda")
-                    parent._parameters[key] = torch.nn.Parameter(fake, requires_grad=False)
-            for key, value in list(parent._buffers.items()):
-                if value is not None:
-                    parent._buffers[key] = torch.empty(
-                        value.shape, dtype=value.dtype, device="cuda"
-                    )
+        move_to_fake_cuda(model)
         denoiser = dqar_fx.transform(model, SCHEDULES[name], cache=cache)
         labels = torch.zeros(2, dtype=torch.long, device="cuda")
         for _ in range(2):
