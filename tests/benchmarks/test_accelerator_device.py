@@ -24,6 +24,7 @@ from benchmarks.accelerator.subjects import (
     waits_refused,
 )
 from dqar_fx import transform
+from dqar_fx.program.forecast_noise import ForecastNoise
 from dqar_fx.program.stream import Stream
 from tests.helpers.accelerator_runs import CPU, MACHINE
 from tests.helpers.fake_cuda import allow_formats, fake_cuda, move_to_fake_cuda
@@ -117,6 +118,7 @@ def move_subject(subject):
 def test_runs_on_cuda_read_nothing_and_refuse_waits_inside(name, sync_modes, monkeypatch):
     allow_formats(monkeypatch)
     monkeypatch.setattr(Stream, "report_flags", lambda *_: None)
+    monkeypatch.setattr(ForecastNoise, "report", lambda *_: None)  # between runs, as flags are
     monkeypatch.setattr(graphs, "list_addresses", lambda _: [0])
     read = []  # the timesteps, when they come first: before the steps that may not wait
 

@@ -268,7 +268,7 @@ def test_report_before_capture_says_so(cases):
 def test_report_schedule_that_does_not_fit_says_so(denoiser):
     with pytest.raises(ScheduleError):
         denoiser.report(Schedule.from_actions(["CC"] * 2), device="A100")
-    with pytest.raises(ScheduleError, match=r"expected a dqar_fx\.Schedule, found"):
+    with pytest.raises(ScheduleError, match=r"'linear': expected a dqar_fx\.Schedule, or"):
         denoiser.report("linear", device="A100")
     with pytest.raises(ScheduleError, match="forecasts read 2 steps of each site, but"):
         denoiser.report(SCHEDULES["forecast"], device="A100")

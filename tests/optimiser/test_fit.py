@@ -194,7 +194,9 @@ def test_fit_refuses_no_number_of_steps(pipe):
         fit_forecasts(pipe, INPUTS, rule)
     with pytest.raises(ScheduleError, match="num_steps must be at least 1, found 0"):
         fit_forecasts(pipe, INPUTS, rule, num_steps=0)
-    with pytest.raises(ScheduleError, match=r"has 8 steps, but .* makes 9 of 9"):
+    with pytest.raises(
+        ScheduleError, match=r"has 8 steps, but .* makes 9 evaluations of 9 steps"
+    ):
         fit_forecasts(pipe, INPUTS, PLAIN, num_steps=9)
 
 

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dqar_fx
 from dqar_fx import Schedule
+from dqar_fx.program.forecast_noise import ForecastNoise
 from dqar_fx.program.stream import Stream
 from tests.helpers.fake_cuda import allow_formats, fake_cuda, move_to_fake_cuda
 from tests.helpers.models import make_dit
@@ -133,8 +134,9 @@ def test_no_step_of_a_later_trajectory_allocates_a_slot(name):
 def test_no_step_on_a_cuda_device_reads_from_it(name, cache, monkeypatch):
     """Fake tensors have no values: whatever reads one on the host raises."""
     allow_formats(monkeypatch)
-    asked = []  # of what is not finite: the one question, between trajectories
+    asked = []  # of what is not finite or noisy: all questions, between trajectories
     monkeypatch.setattr(Stream, "report_flags", lambda *_: asked.append(step))
+    monkeypatch.setattr(ForecastNoise, "report", lambda *_: asked.append(step))
     case = make_dit(layers=2)
     with fake_cuda():
         model = case.model
