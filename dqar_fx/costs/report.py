@@ -248,7 +248,7 @@ def compare(
 
 def report_of(denoiser: Denoiser, schedule: Schedule | str | None, device: Device) -> Report:
     """Make what `Denoiser.report` gives."""
-    own = denoiser if schedule is None else with_schedule(denoiser, as_schedule(schedule))
+    own = denoiser if schedule is None else with_schedule(denoiser, schedule)
     profile = profile_of(own, (), device)
     return make_report(own, WorkloadCounter(denoiser.program), profile)
 

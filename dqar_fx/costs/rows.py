@@ -64,7 +64,7 @@ def streams_of(denoiser: Denoiser) -> list[StreamTable]:
     return streams
 
 
-def with_schedule(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
+def with_schedule(denoiser: Denoiser, schedule: Schedule | str) -> Denoiser:
     """Give a denoiser another schedule, for counting only.
 
     One that has no number of steps is made for a run as the denoiser's own table is for.

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from dqar_fx.calibration.pipeline_run import check_pipeline
@@ -22,7 +21,7 @@ from dqar_fx.schedule.schedule import Schedule, as_schedule, check_at_least
 from .arguments import check_call, check_inputs, check_teacher
 from .student import make_student
 from .teacher import Teacher
-from .trials import PipelineJob, psnr
+from .trials import PipelineJob, psnr, to_decibels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -136,14 +135,14 @@ def fit_solver(
 
         def report(number: int, mean_square: float, _: Floats) -> None:
             bar.update(number - bar.n)
-            bar.set_postfix_str(f"{-10 * np.log10(mean_square):.1f} dB")
+            bar.set_postfix_str(f"{to_decibels(mean_square):.1f} dB")
 
         best = student.fit(job, right, start, rounds=rounds, report=report)
     others = teacher.pictures(held_out)
     return FittedSolver(
         student.scheduler(best.parameters),
         student.schedule(best.parameters),
-        psnr(right, student.pictures(best.parameters, job)),
+        to_decibels(best.mean_square),
         start_db,
         psnr(others, student.pictures(best.parameters, held_out)),
         psnr(others, student.pictures(start, held_out)),

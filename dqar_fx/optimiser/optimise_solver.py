@@ -21,7 +21,7 @@ from .front import Front, Point
 from .measure_model import identify
 from .optimise_table import FIT_SEEDS, HELD_OUT_SEEDS, OTHER_SEEDS
 from .optimum import Optimum
-from .patterns import Pattern, Prices
+from .patterns import Prices
 from .solver_search import Judged, SolverSearch
 from .solver_space import SolverSpace
 from .step_costs import measure_prices
@@ -92,20 +92,17 @@ def optimise_solver(
             report=report,
             folder=work,
         )
-        best = search.search(ms, trials, rounds, budget.cache_bytes)
-        plain = search.trials[Pattern("C" * int(ms / prices.computed_ms + 1e-9))]
+        best, plain = search.search(ms, trials, rounds, budget.cache_bytes)
         bar.set_postfix_str("what each part is worth")
         ablation = search.ablate(best, plain, held_out, rounds)
 
-    paths = denoiser.table.sites
-    model = Fingerprint.of(job.pipeline.transformer)
-    full_ms = plain.pattern.ms(prices)
-    points = {trial.pattern: make_point(search, trial) for trial in (plain, best)}
-    front = Front.of(points.values(), paths, full_ms, model)
-    decibels = {plain.pattern: ablation["solver without reuse"]}
-    decibels[best.pattern] = ablation.get("all", decibels[plain.pattern])
-    held = {id(points[pattern]): db for pattern, db in decibels.items()}
-    front = front.with_held_out([held[id(point)] for point in front.points])
+    without_db = ablation["solver without reuse"]
+    points = [
+        make_point(search, plain, without_db),
+        make_point(search, best, ablation.get("all", without_db)),
+    ]
+    full_ms, model = plain.pattern.ms(prices), Fingerprint.of(job.pipeline.transformer)
+    front = Front.of(points, denoiser.table.sites, full_ms, model)
     found = Optimum(front.points[-1], front, None, str(teacher), ablation)
     if folder is not None:
         found.save(folder)
@@ -150,8 +147,8 @@ def run_start(
     run_with(job, space.scheduler(next(space.starts())), num_steps, denoiser)
 
 
-def make_point(search: SolverSearch, trial: Trial) -> Point:
-    """What a trial is on a front."""
+def make_point(search: SolverSearch, trial: Trial, held_out_db: float) -> Point:
+    """What a trial is on a front, given the decibels of its held-out pictures."""
     student, vector = search.student(trial.pattern), np.array(trial.vector)
     schedule = student.schedule(vector)
     assert schedule is not None
@@ -161,6 +158,7 @@ def make_point(search: SolverSearch, trial: Trial) -> Point:
         predicted_error=None,
         cache_bytes=trial.pattern.cache_bytes(search.prices),
         schedule=schedule,
+        held_out_db=held_out_db,
         scheduler=student.scheduler(vector),
     )
 

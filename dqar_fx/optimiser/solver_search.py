@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from .patterns import Pattern, list_patterns
 from .replay import Replay
 from .solver_space import SolverSpace
 from .student import PARTS, Student
-from .trials import psnr
+from .trials import psnr, to_decibels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,8 +109,8 @@ class SolverSearch:
 
     def search(
         self, ms: float, num_trials: int, rounds: int, cache_bytes: int | None
-    ) -> Trial:
-        """Find the best solver and pattern within a time; the first is always the plain one.
+    ) -> tuple[Trial, Trial]:
+        """Find the best solver and pattern within a time, and the best without reuse.
 
         Args:
             ms: Milliseconds of a trajectory in the denoiser.
@@ -124,19 +125,17 @@ class SolverSearch:
             for pattern in others
             if cache_bytes is None or pattern.cache_bytes(self.prices) <= cache_bytes
         ]
-        left = num_trials - 1
-        for pattern in within[: -(-left // 2)]:
+        for pattern in within[: num_trials // 2]:
             self.fit(pattern, 1)
-        while left > 0 and any(trial.pattern.num_read for trial in self.within(ms)):
-            best = next(trial for trial in self.within(ms) if trial.pattern.num_read)
-            moved = [each for each in best.pattern.moves() if each not in self.trials]
-            new = [*moved[:1], *(each for each in within if each not in self.trials)]
-            if len(self.trials) >= num_trials or not new:
+        while len(self.trials) < num_trials:
+            best = next((t for t in self.within(ms) if t.pattern.num_read), None)
+            near = () if best is None else chain(best.pattern.moves(), within)
+            new = next((each for each in near if each not in self.trials), None)
+            if new is None:
                 break
-            self.fit(new[0], 1, best)
-        for trial in self.within(ms)[:1]:
-            self.fit(trial.pattern, rounds)
-        return self.within(ms)[0]
+            self.fit(new, 1, best)
+        self.fit(self.within(ms)[0].pattern, rounds)
+        return self.within(ms)[0], self.trials[plain]
 
     def within(self, ms: float) -> list[Trial]:
         """The trials within a time, the best first."""
@@ -159,32 +158,26 @@ class SolverSearch:
         self, pattern: Pattern, rounds: int, known: Trial | None, near: Trial | None
     ) -> Trial:
         student = self.student(pattern)
-        done = 0 if known is None else known.rounds
+        fitted_on, done = self.fitted_on, 0
         if known is not None:
-            start = np.array(known.vector)
-        elif near is not None and len(near.pattern.letters) == len(pattern.letters):
-            start, _ = student.begin(self.fitted_on.job, self.fitted_on.right)
-            start[: student.space.size] = near.vector[: student.space.size]
+            start, start_db, done = np.array(known.vector), known.fitted_db, known.rounds
         else:
-            start, _ = student.begin(self.fitted_on.job, self.fitted_on.right)
-        rounds_of_fit = [start]
+            start, start_db = student.begin(fitted_on.job, fitted_on.right)
+            if near is not None and len(near.pattern.letters) == len(pattern.letters):
+                start[: student.space.size] = near.vector[: student.space.size]
+                start_db = fitted_on.psnr(student, start)
+        after = [(start, start_db)]
         student.fit(
-            self.fitted_on.job,
-            self.fitted_on.right,
+            fitted_on.job,
+            fitted_on.right,
             start,
             rounds=rounds - done,
-            report=lambda _, __, vector: rounds_of_fit.append(vector),
+            report=lambda _, square, vector: after.append((vector, to_decibels(square))),
         )
-        judged = [self.compared_on.psnr(student, vector) for vector in rounds_of_fit]
+        judged = [self.compared_on.psnr(student, vector) for vector, _ in after]
         best = int(np.argmax(judged))
-        vector = rounds_of_fit[best]
-        return Trial(
-            pattern,
-            tuple(vector.tolist()),
-            rounds,
-            self.fitted_on.psnr(student, vector),
-            judged[best],
-        )
+        vector, fitted_db = after[best]
+        return Trial(pattern, tuple(vector.tolist()), rounds, fitted_db, judged[best])
 
     def student(self, pattern: Pattern) -> Student:
         """What is fitted of a pattern."""

@@ -95,8 +95,6 @@ class TeacherStates:
         Raises:
             ScheduleError: The scheduler does not take outputs as they are.
         """
-        sample = self.sample
-        assert sample is not None, "the first step is always computed"
         zero, one = (self._go(step, value) for value in (0.0, 1.0))
         slope = float((one - zero).mean())
         if not np.isfinite(slope) or abs(slope) < 1e-12:
@@ -108,7 +106,7 @@ class TeacherStates:
         return right.double().flatten()
 
     def _go(self, step: int, output: float) -> torch.Tensor:
-        assert self.sample is not None
+        assert self.sample is not None, "the first step is always computed"
         scheduler = copy.deepcopy(self.scheduler)
         step_of_it = type(scheduler).step  # without those that watch
         timestep = scheduler.timesteps[step]
@@ -142,12 +140,7 @@ def find_timesteps(scheduler: Any, levels: NoiseLevels, num_steps: int) -> Float
     sigmas = getattr(own, "sigmas", None)
     if sigmas is not None and len(sigmas) == len(timesteps) + 1:
         noise = np.asarray(torch.as_tensor(sigmas).double().cpu())[:-1]
-        if levels.is_flow:
-            timesteps = noise * levels.last
-        else:
-            ratios = np.array(levels.log_ratios)[::-1]
-            places = np.arange(len(ratios) - 1, -1, -1.0)
-            timesteps = np.interp(-np.log(noise), ratios, places)
+        timesteps = noise * levels.last if levels.is_flow else levels.at_ratio(-np.log(noise))
     if (np.diff(timesteps) >= 0).any():
         raise ScheduleError(
             f"{type(scheduler).__name__} does not go from noise level to noise level, "

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from dqar_fx.calibration.pipeline_run import substitute
@@ -150,8 +151,12 @@ def psnr(right: torch.Tensor, other: torch.Tensor) -> float:
     It is taken of all pictures together, so that the others do not make up for one that is
     ruined.
     """
-    square = (right - other).double().square().mean()
-    return float(-10 * torch.log10(square.clamp(min=1e-12)))
+    return to_decibels(float((right - other).double().square().mean()))
+
+
+def to_decibels(mean_square: float) -> float:
+    """The PSNR in decibels of values in [0, 1] that differ by so much; NaN for NaN."""
+    return float(-10 * np.log10(np.maximum(mean_square, 1e-12)))
 
 
 def pooled_psnr(one_db: float, other_db: float) -> float:

@@ -96,6 +96,15 @@ class NoiseLevels:
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(alphas) - np.log(sigmas), float)
 
+    def at_ratio(self, ratios: Sequence[float] | Floats) -> Floats:
+        """Timesteps at which ``log(alpha / sigma)`` has these values; `log_ratio` backwards."""
+        wanted = np.asarray(ratios, float)
+        if self.is_flow:
+            return np.asarray(self.last / (1 + np.exp(wanted)))
+        known = np.array(self.log_ratios)
+        places = np.arange(len(known) - 1, -1, -1.0)
+        return np.asarray(np.interp(wanted, known[::-1], places))
+
     def even_timesteps(self, num_steps: int) -> Floats:
         """Timesteps at even distances from the last one to 0, which is left out."""
         return self.last * (1 - np.arange(num_steps) / num_steps)
@@ -112,6 +121,5 @@ class NoiseLevels:
         first, end = self.log_ratio(ends)
         wanted = np.linspace(first, end, num_steps + 1)[:-1]
         if self.is_flow:
-            return np.asarray(np.append(self.last, self.last / (1 + np.exp(wanted[1:]))))
-        known = np.array(self.log_ratios)
-        return np.asarray(np.interp(wanted, known[::-1], np.arange(len(known) - 1, -1, -1.0)))
+            return np.append(self.last, self.at_ratio(wanted[1:]))
+        return self.at_ratio(wanted)
