@@ -202,8 +202,10 @@ class SolverSearch:
         """
         name = f"ablation-{best.pattern.letters}-{best.pattern.order}.json"
         path = None if self.folder is None else self.folder / name
-        if path is not None and path.exists():
-            return dict(json.loads(path.read_text()))
+        of = [plain.pattern.letters, rounds, repr(judged.job.inputs)]
+        known = json.loads(path.read_text()) if path is not None and path.exists() else {}
+        if known.get("of") == of:
+            return dict(known["found"])
         solver = self.student(plain.pattern)
         start, _ = solver.begin(self.fitted_on.job, self.fitted_on.right)
         found = {"neither": judged.psnr(solver, start)}
@@ -219,7 +221,7 @@ class SolverSearch:
                 found["table, with forecasts' weights"] = alone
             found["all"] = judged.psnr(student, np.array(best.vector))
         if path is not None:
-            path.write_text(json.dumps(found) + "\n")
+            path.write_text(json.dumps({"of": of, "found": found}) + "\n")
         return found
 
     def _alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -126,6 +127,14 @@ def test_a_search_goes_on_where_it_was_stopped(pipe, found, folder, monkeypatch)
     assert not fits
     assert str(again) == str(found)
     assert again.scheduler.config == found.scheduler.config
+
+
+def test_what_parts_are_worth_is_judged_anew_on_other_pictures(pipe, found, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    other = optimise(pipe, INPUTS, folder=tmp_path, judged_on=[3, 4], **ASKED)
+    assert other.scheduler.config == found.scheduler.config
+    assert other.ablation.keys() == found.ablation.keys()
+    assert other.ablation["neither"] != found.ablation["neither"]
 
 
 def test_one_folder_sets_a_pipeline_up(found, folder):
