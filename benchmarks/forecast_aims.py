@@ -28,7 +28,14 @@ from benchmarks.harness.options import at_least, quick_flag, run_command, severa
 from benchmarks.harness.pipelines import load_pipeline
 from benchmarks.harness.rows import SHARED, write_rows
 from benchmarks.harness.tables import Column, format_table
-from benchmarks.solvers import FIT_SEED, FitOptions, Setting, make_job, make_solver
+from benchmarks.solvers import (
+    FIT_SEED,
+    FitOptions,
+    Setting,
+    count_work,
+    make_job,
+    make_solver,
+)
 from dqar_fx import Schedule, Teacher
 from dqar_fx.optimiser.teacher import run_with
 from dqar_fx.optimiser.trials import PipelineJob, psnr
@@ -127,8 +134,7 @@ def fit_both(
     for schedule in (plain, fit(None), fit(Teacher(options.teacher))):
         denoiser = dqar_fx.transform(pipe.transformer, schedule, sites=options.sites)
         decibels.append(psnr(right, run_with(job, pipe.scheduler, steps, denoiser)))
-        (stream,) = dqar_fx.summary(denoiser).runs[-1].streams
-        work = steps * (stream.share_of_macs or 1.0)
+        work = count_work(denoiser)
     return (work, *decibels)  # type: ignore[return-value]  # three of them
 
 

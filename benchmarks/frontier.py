@@ -31,6 +31,7 @@ from benchmarks.harness.options import (
     Count,
     Lowering,
     above,
+    as_compile,
     at_least,
     quick_flag,
     run_command,
@@ -143,7 +144,7 @@ def search(pipe: Any, options: Options, evaluations: float) -> Optimum:
         rounds=options.rounds,
         judged_on=make_job(pipe, options, 0, options.pictures).inputs,
         batch_size=min(24, options.fitted_on),
-        compile=None if options.lowering == "eager" else options.lowering,
+        compile=as_compile(options.lowering),
         folder=options.out / f"{evaluations:g}",
         guidance_scale=options.guidance,
     )
@@ -161,7 +162,7 @@ def find_stock(job: PipelineJob, evaluations: float, right: torch.Tensor) -> tup
 def time_pairs(pipe: Any, options: Options, optimum: Optimum, num_steps: int) -> list[float]:
     """The denoiser's time for what was found, by that of an evaluation, for each pair."""
     job = make_job(pipe, options, 0, min(24, options.pictures))
-    lowering = None if options.lowering == "eager" else options.lowering
+    lowering = as_compile(options.lowering)
     assert optimum.scheduler is not None
     plain_solver = Teacher(num_steps).scheduler_for(pipe)
     made = {

@@ -22,6 +22,7 @@ from benchmarks.harness.options import (
     Flag,
     Lowering,
     above,
+    as_compile,
     at_least,
     quick_flag,
     run_command,
@@ -99,7 +100,7 @@ def search(options: Options) -> dqar_fx.Front:
             fit=fit,
             batch_size=options.samples,
             seed=options.seed,
-            compile=None if options.lowering == "eager" else options.lowering,
+            compile=as_compile(options.lowering),
             folder=options.out,
             guidance_scale=options.guidance,
         ).front

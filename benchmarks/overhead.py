@@ -26,7 +26,14 @@ import dqar_fx
 from benchmarks.harness.errors import InputError
 from benchmarks.harness.geometry import Geometry, draw_timesteps
 from benchmarks.harness.machine import describe_machine
-from benchmarks.harness.options import Command, Count, Counts, at_least, run_command
+from benchmarks.harness.options import (
+    Command,
+    Count,
+    Counts,
+    as_compile,
+    at_least,
+    run_command,
+)
 from benchmarks.harness.rows import write_rows
 from benchmarks.harness.tables import Column, format_table
 from benchmarks.harness.timing import Spread, find_quartiles, time_steps
@@ -167,10 +174,13 @@ def measure_reused(
     geometry: Geometry, compile_as: str, steps: int, repeats: int
 ) -> ReusedBlock:
     """Calls of blocks in steps that reuse all of them."""
-    lowered = None if compile_as == "eager" else compile_as
     schedule, timesteps = dqar_fx.Schedule.interval(steps, steps), draw_timesteps(steps)
     denoiser = dqar_fx.transform(
-        geometry.build(), schedule, sites="block", compile=lowered, capture="blocks"
+        geometry.build(),
+        schedule,
+        sites="block",
+        compile=as_compile(compile_as),
+        capture="blocks",
     )
     list(time_steps(denoiser, geometry, timesteps))  # which compiles
     reusing = []

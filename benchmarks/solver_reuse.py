@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import dqar_fx
 from benchmarks import solvers
@@ -29,12 +27,11 @@ from benchmarks.harness.options import at_least, convert_with, quick_flag, run_c
 from benchmarks.harness.pipelines import load_pipeline
 from benchmarks.harness.rows import SHARED, read_rows, write_rows
 from benchmarks.harness.tables import Column, format_table
-from benchmarks.solvers import FIT_SEED, FITTED, Setting, make_job
+from benchmarks.solvers import FIT_SEED, FITTED, Setting, count_work, make_job, read_off
 from dqar_fx import Schedule, Teacher, fit_solver
 from dqar_fx.optimiser.teacher import run_with
 from dqar_fx.optimiser.trials import PipelineJob, psnr
 
-Floats = NDArray[np.float64]
 QUICK = {"patterns": ("CCFC",), "pictures": 2, "fitted_on": 2, "rounds": 1, "teacher": 12}
 
 
@@ -104,7 +101,11 @@ class Options(solvers.FitOptions):
 
 
 def fit_pattern(
-    options: Options, pattern: str, job: PipelineJob, right: torch.Tensor, known: Floats
+    options: Options,
+    pattern: str,
+    job: PipelineJob,
+    right: torch.Tensor,
+    known: dict[int, float],
 ) -> Row:
     """Fit one pattern, and compare a job's pictures with the right ones."""
     schedule = Schedule.from_actions(pattern, orders=options.order)
@@ -124,9 +125,7 @@ def fit_pattern(
         job.pipeline.transformer, fitted.schedule, sites=options.sites
     )
     images = run_with(job, fitted.scheduler, len(pattern), denoiser)
-    (stream,) = dqar_fx.summary(denoiser).runs[-1].streams
-    work = len(pattern) * (stream.share_of_macs or 1.0)
-    inside = len(known) and known[0, 0] <= work <= known[-1, 0]
+    work = count_work(denoiser)
     return Row(
         pattern,
         options.sites,
@@ -134,20 +133,18 @@ def fit_pattern(
         work,
         psnr(right, images),
         fitted.psnr_db,
-        float(np.interp(work, *known.T)) if inside else None,
+        read_off(known, work),
         options.setting,
     )
 
 
-def read_known(folder: Path, options: solvers.FitOptions) -> Floats:
-    """Evaluations and decibels of fitted solvers without reuse, in order: ``[solvers, 2]``."""
-    rows = read_rows(folder / "rows.jsonl", solvers.Row)
-    found = [
-        (row.evaluations, row.psnr_db)
-        for row in rows
-        if row.solver == FITTED and row.run == options.setting
-    ]
-    return np.array(sorted(found), float).reshape(-1, 2)
+def read_known(folder: Path, options: solvers.FitOptions) -> dict[int, float]:
+    """Decibels of fitted solvers without reuse, by their evaluations."""
+    return {
+        row.evaluations: row.psnr_db
+        for row in read_rows(folder / "rows.jsonl", solvers.Row)
+        if row.solver == FITTED and row.run == options.setting and row.psnr_db is not None
+    }
 
 
 COLUMNS = [
@@ -170,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> None:
     """Fit, print and write."""
     known = read_known(options.solvers, options)
-    if not len(known):
+    if not known:
         print(f"{options.solvers} has no fitted solvers of these settings to compare with")
     job = make_job(load_pipeline(options), options, SEED, options.pictures)
     right = Teacher(options.teacher).pictures(job)

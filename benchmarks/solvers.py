@@ -16,15 +16,17 @@ Examples::
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
 import diffusers
+import numpy as np
 import torch
 
+import dqar_fx
 from benchmarks.ablation.protocol import SEED
 from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.options import (
@@ -172,6 +174,20 @@ def make_job(pipe: Any, options: FitOptions, seed: int, pictures: int) -> Pipeli
     known = sorted(name_classes(pipe))
     labels = tuple(known[number % len(known)] for number in range(pictures))
     return PipelineJob(pipe, labels, seed, 0, 24, {"guidance_scale": options.guidance})
+
+
+def count_work(denoiser: Any) -> float:
+    """The latest run's multiply-accumulates by those of one step that computes all."""
+    (stream,) = dqar_fx.summary(denoiser).runs[-1].streams
+    return len(stream.steps) * (stream.share_of_macs or 1.0)
+
+
+def read_off(known: Mapping[int, float], work: float) -> float | None:
+    """Decibels at some work, off the line between numbers of evaluations; None outside."""
+    numbers = sorted(known)
+    if not numbers or not numbers[0] <= work <= numbers[-1]:
+        return None
+    return float(np.interp(work, numbers, [known[number] for number in numbers]))
 
 
 def list_solvers(pipe: Any, evaluations: int) -> Iterator[tuple[str, str, Any, int]]:

@@ -15,13 +15,12 @@ Examples::
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 
 import dqar_fx
@@ -39,8 +38,9 @@ from benchmarks.harness.options import (
 from benchmarks.harness.pipelines import PipelineOptions, load_pipeline, model_name
 from benchmarks.harness.rows import SHARED, append_rows, read_rows, write_rows
 from benchmarks.harness.tables import Column, format_table
+from benchmarks.harness.timing import find_range
 from benchmarks.reference import PIPELINE, SMALL
-from benchmarks.solvers import make_job, make_solver
+from benchmarks.solvers import count_work, make_job, make_solver, read_off
 from dqar_fx import Teacher
 from dqar_fx.optimiser.teacher import TEACHER_STEPS, run_with
 from dqar_fx.optimiser.trials import PipelineJob, psnr
@@ -190,8 +190,7 @@ class Bench:
         """The pictures of a tier, and the evaluations' worth of its multiply-accumulates."""
         denoiser = self.denoiser.with_schedule(tier)
         images = run_with(self.job, scheduler, steps, denoiser)
-        (stream,) = dqar_fx.summary(denoiser).runs[-1].streams
-        return images, len(stream.steps) * (stream.share_of_macs or 1.0)
+        return images, count_work(denoiser)
 
 
 def gain_at(known: Mapping[int, float], work: float, found_db: float) -> float | None:
@@ -202,10 +201,8 @@ def gain_at(known: Mapping[int, float], work: float, found_db: float) -> float |
         work: In evaluations.
         found_db: What is compared.
     """
-    steps = sorted(known)
-    if not steps[0] <= work <= steps[-1]:
-        return None
-    return found_db - float(np.interp(work, steps, [known[each] for each in steps]))
+    without_db = read_off(known, work)
+    return None if without_db is None else found_db - without_db
 
 
 @dataclass(frozen=True)
@@ -241,23 +238,22 @@ class Summary:
     @classmethod
     def of(cls, steps: int, tier: str, rows: Sequence[Row]) -> "Summary":
         """Summarise rows of one tier and number of steps."""
-        gains = [row.gain_db for row in rows if row.gain_db is not None] or [None]
+        own, loss = (find_range([getattr(r, n) for r in rows]) for n in ("own_db", "loss_db"))
+        gains = [row.gain_db for row in rows if row.gain_db is not None]
+        gain = find_range(gains) if gains else None
         return cls(
             steps,
             tier,
             len(TIERS[tier].computed(steps)),
             max(row.evaluations for row in rows),
-            *find_range(row.own_db for row in rows),
-            *find_range(row.loss_db for row in rows),
-            *find_range(gains),
+            own.low,
+            own.high,
+            loss.low,
+            loss.high,
+            None if gain is None else gain.low,
+            None if gain is None else gain.high,
             run=rows[0].run,
         )
-
-
-def find_range(values: Iterable[Any]) -> tuple[Any, Any]:
-    """The lowest and the highest."""
-    found = list(values)
-    return min(found), max(found)
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:

@@ -25,6 +25,11 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 """A switch without its opposite: ``--quick``, or ``--no-even`` where the default is true."""
 
 
+def as_compile(lowering: str) -> str | None:
+    """What ``transform(compile=)`` is given for a lowering."""
+    return None if lowering == "eager" else lowering
+
+
 def convert_with(
     convert: Callable[[str], Any], metavar: str
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any]:

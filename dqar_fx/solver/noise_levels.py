@@ -97,7 +97,7 @@ class NoiseLevels:
             return np.asarray(np.log(alphas) - np.log(sigmas), float)
 
     def at_ratio(self, ratios: Sequence[float] | Floats) -> Floats:
-        """Timesteps at which ``log(alpha / sigma)`` has these values; `log_ratio` backwards."""
+        """Timesteps at which ``log(alpha / sigma)`` has these values; see `log_ratio`."""
         wanted = np.asarray(ratios, float)
         if self.is_flow:
             return np.asarray(self.last / (1 + np.exp(wanted)))
