@@ -106,6 +106,8 @@ class FittingProgram:
         """The weights with which a step comes nearest to the right one."""
         start, view = self._program.weigh(position), self._fitted.view
         right = self._find_right(leaves, position.step)
+        if right is None:
+            return start
 
         def error_of(weights: ForecastWeights) -> torch.Tensor:
             return view(self._program.rehearse(leaves, position, weights)) - right
@@ -128,8 +130,8 @@ class FittingProgram:
                 return weights
         return start
 
-    def _find_right(self, leaves: Sequence[Any], step: int) -> torch.Tensor:
-        """What the scheduler should see: float64, one dimension."""
+    def _find_right(self, leaves: Sequence[Any], step: int) -> torch.Tensor | None:
+        """What the scheduler should see: float64, one dimension; None for anything."""
         view, states = self._fitted.view, self._fitted.states
         if states is None:
             return view(self.captured.gm(*leaves))

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 NEAR = 1e-3
 """Timesteps that are nearer to each other than this are one."""
+LEAST_SLOPE = 1e-6
+"""What a step makes of a unit of output, at least, for its forecast to matter: float32 has no
+more."""
 
 
 @dataclass
@@ -89,19 +92,24 @@ class TeacherStates:
 
         return recording(step, note)
 
-    def aim(self, step: int) -> torch.Tensor:
+    def aim(self, step: int) -> torch.Tensor | None:
         """The output that leads to the teacher's sample: float64, one dimension.
 
+        It is None where the scheduler makes nothing of an output, as in a step between equal
+        noise levels: diffusers ends some lists of Karras' noise levels with such a step.
+
         Raises:
-            ScheduleError: The scheduler does not take outputs as they are.
+            ScheduleError: The sample after the step is no number.
         """
         zero, one = (self._go(step, value) for value in (0.0, 1.0))
         slope = float((one - zero).mean())
-        if not np.isfinite(slope) or abs(slope) < 1e-12:
+        if not np.isfinite(slope):
             raise ScheduleError(
-                f"step {step}: {type(self.scheduler).__name__} makes nothing of what the "
-                "denoiser gives. Expected a solver whose samples follow from it"
+                f"step {step}: {type(self.scheduler).__name__} gives samples that are not "
+                "finite. Expected a solver whose samples follow from the denoiser's output"
             )
+        if abs(slope) < LEAST_SLOPE:
+            return None
         right = (self.states[step].to(zero) - zero) / slope
         return right.double().flatten()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
@@ -273,6 +274,20 @@ def test_forecasts_that_are_fitted_to_a_teacher_are_nearer_to_it():
     }
     assert found["to the teacher"] > found["to the model"] + 0.5
     assert found["to the teacher"] > found["not"] + 0.5
+
+
+@pytest.mark.filterwarnings("ignore:__array")  # of diffusers
+def test_a_step_between_equal_noise_levels_keeps_its_weights():
+    pipe = reference_pipeline()
+    karras = {"timestep_spacing": "trailing", "use_karras_sigmas": True, "solver_order": 3}
+    pipe.scheduler = DEISMultistepScheduler.from_config(pipe.scheduler.config, **karras)
+    schedule = Schedule.from_actions("CCCFCF", orders=1)
+    fitted = fit_forecasts(pipe, [1, 8], schedule, teacher=Teacher(12), guidance_scale=1.5)
+    pipe.scheduler.set_timesteps(6)
+    assert pipe.scheduler.sigmas[-1] == pipe.scheduler.sigmas[-2]
+    weights = np.array(fitted.rule.weights)
+    assert np.allclose(weights[5], [1.5, -0.5])  # a line's, one step after two that were kept
+    assert not np.allclose(weights[3], weights[3][:1])
 
 
 @pytest.mark.parametrize(
